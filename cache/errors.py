@@ -1,0 +1,30 @@
+"""The one exception a user's mistake raises, and the sentence for a misspelt name."""
+
+import difflib
+from collections.abc import Iterable
+
+SHOWN = 25  # names that fit an error still called one line
+
+
+class UserError(ValueError):
+    """Something the user can put right: one line saying what was expected, what came, what to do.
+
+    The command line prints it and exits with 2; any other exception is a bug and keeps its
+    traceback.
+    """
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that is not among `known`, with the nearest ones offered.
+
+    Args:
+        kind: What the name should have been, such as "dataset" or "method".
+        name: What was given.
+        known: Every name that would have been right.
+    """
+    by_case = {candidate.casefold(): candidate for candidate in sorted(known)}
+    near = difflib.get_close_matches(name.casefold(), by_case, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(by_case[n]) for n in near)}? " if near else ""
+    names = list(by_case.values())
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return UserError(f"unknown {kind} {name!r}; {hint}known: {', '.join(names[:SHOWN])}{more}")

@@ -1,0 +1,68 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+TEXT: dict[str, object] = {
+    "context_length": 77,
+    "vocab_size": 49408,
+    "width": 8,
+    "heads": 2,
+    "layers": 2,
+}
+VIT: dict[str, object] = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16}
+RESNET: dict[str, object] = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Real features, images and split files, where a checkout has them beside it."""
+    data = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not data.is_dir():
+        pytest.skip("no shared test data beside this checkout")
+    return data
+
+
+def _random_clip(directory: Path, vision: dict[str, object]) -> Path:
+    torch.manual_seed(0)
+    model = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": TEXT}
+    (directory / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
+    weights = open_clip.CLIP(16, vision, TEXT).state_dict()
+    save_file(weights, directory / "open_clip_model.safetensors")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def random_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a CLIP with random weights and a ViT image tower, 32 x 32 pixels, D = 16."""
+    return _random_clip(tmp_path_factory.mktemp("vit"), VIT)
+
+
+@pytest.fixture(scope="session")
+def random_resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with CLIP's modified ResNet."""
+    return _random_clip(tmp_path_factory.mktemp("resnet"), RESNET)
+
+
+@pytest.fixture
+def draw_photos(tmp_path: Path) -> Callable[..., Path]:
+    """A function that draws a folder of class folders, `n` noisy photos of each class's colour."""
+
+    def draw(n: int = 6, classes: tuple[str, ...] = ("blue", "green", "red")) -> Path:
+        rng = np.random.default_rng(0)
+        for hue, name in enumerate(classes):
+            folder = tmp_path / "photos" / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(0, 80, (40, 50, 3), dtype=np.uint8)
+                pixels[..., hue % 3] += 150
+                Image.fromarray(pixels).save(folder / f"{i:03d}.jpg")
+        return tmp_path / "photos"
+
+    return draw
