@@ -1,0 +1,104 @@
+"""Images into encoder input: the model's own preprocessing, and seeded augmented views."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor, nn
+
+from cache.errors import unknown
+
+RESIZE = {"shorter": "shortest", "squash": "squash"}  # our word, open_clip's word
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """PIL image to pixels (3, H, W), channels standardised as the model wants them.
+
+    Attributes:
+        size: H = W in pixels.
+        mean: Per-channel mean that is taken off, of values in 0..1.
+        std: Per-channel divisor.
+        interpolation: "bicubic", or what else the model was trained with.
+        resize_mode: open_clip's word: "shortest", "squash" or "longest".
+        fill_color: Padding for "longest".
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    resize_mode: str
+    fill_color: int = 0
+
+    @classmethod
+    def of(cls, model: nn.Module, resize: str | None = None) -> "Preprocess":
+        """What open_clip says the model was trained with; `resize` overrides the style."""
+        if resize is not None and resize not in RESIZE:
+            raise unknown("resize", resize, RESIZE)
+        cfg: Mapping[str, Any] = model.visual.preprocess_cfg  # type: ignore[union-attr, assignment]
+        size = cfg["size"]
+        return cls(
+            size=int(size if isinstance(size, int) else size[0]),
+            mean=tuple(cfg["mean"]),
+            std=tuple(cfg["std"]),
+            interpolation=str(cfg["interpolation"]),
+            resize_mode=RESIZE[resize] if resize else str(cfg["resize_mode"]),
+            fill_color=int(cfg["fill_color"]),
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that changes a pixel, for the store's fingerprint."""
+        return asdict(self)
+
+    def centre(self, image: Image.Image) -> Tensor:
+        """The single deterministic crop (3, H, W) that features are stored for."""
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
+        transform = image_transform_v2(PreprocessCfg(**asdict(self)), is_train=False)
+        return transform(image)  # type: ignore[no-any-return]
+
+    def view(self, image: Image.Image, scale: tuple[float, float], key: tuple[int, ...]) -> Tensor:
+        """One augmented view (3, H, W): a random resized crop, flipped half of the time.
+
+        Args:
+            image: RGB.
+            scale: Least and greatest share of the area that the crop keeps; (0.5, 1) is
+                Tip-Adapter's and GDA's, (0.08, 1) CoOp's.
+            key: Seed, row, view number: the crop is a function of these alone, so views do not
+                depend on the order or the process in which images are encoded.
+        """
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import functional as tv
+
+        rng = np.random.default_rng(key)
+        top, left, height, width = crop_box(image.height, image.width, scale, rng)
+        crop = tv.resized_crop(
+            image, top, left, height, width, [self.size, self.size],
+            InterpolationMode(self.interpolation),
+        )  # fmt: skip
+        if rng.random() < 0.5:
+            crop = tv.hflip(crop)
+        return tv.normalize(tv.to_tensor(crop), list(self.mean), list(self.std))  # type: ignore[no-any-return]
+
+
+def crop_box(
+    height: int, width: int, scale: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random crop, aspect ratio between 3:4 and 4:3.
+
+    The rule of Inception-style training (Szegedy et al., 2015, arXiv:1409.4842): area and aspect
+    are drawn up to ten times until the box fits, then the largest centred box is taken.
+    """
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    w = min(width, round(height * 4 / 3))
+    h = min(height, round(width * 4 / 3))
+    return (height - h) // 2, (width - w) // 2, h, w

@@ -1,0 +1,112 @@
+"""Class names and templates into prompt sets, every prompt tied to a class id.
+
+Two text recipes are in use, and both must come out of one store. Tip-Adapter, GDA and their kin
+write "Apply_Lipstick" as "Apply Lipstick"; TaskRes and CLAP prompt with the raw name. Where a name
+has an underscore, both spellings are kept: the sets "templates" and "templates-raw".
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache.errors import UserError
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """P prompts and the class id of each.
+
+    Ids, not names, because names repeat: ImageNet has two classes called "missile".
+    """
+
+    prompts: tuple[str, ...]
+    labels: tuple[int, ...]
+
+    def digest(self) -> str:
+        """SHA-256 of prompts and labels in order."""
+        return hashlib.sha256(json.dumps([self.prompts, self.labels]).encode()).hexdigest()
+
+
+def from_templates(
+    classnames: Sequence[str], templates: Sequence[str], *, raw_names: bool = False
+) -> PromptSet:
+    """Every template filled with every class name, template by template: P = T x C.
+
+    Args:
+        classnames: C names; underscores become spaces unless `raw_names`.
+        templates: T sentences, each with one {} for the name.
+        raw_names: Keep the names as they are spelt.
+
+    Raises:
+        UserError: No template, or one without exactly one {}.
+    """
+    if not templates:
+        raise UserError('no template; give at least one, such as --template "a photo of a {}."')
+    for template in templates:
+        if template.count("{}") != 1:
+            raise UserError(
+                f"a template needs one {{}} where the class name goes; got {template!r}"
+            )
+    names = list(classnames) if raw_names else [name.replace("_", " ") for name in classnames]
+    return PromptSet(
+        prompts=tuple(t.replace("{}", name) for t in templates for name in names),
+        labels=tuple(range(len(names))) * len(templates),
+    )
+
+
+def from_file(path: Path, classnames: Sequence[str]) -> PromptSet:
+    """The prompts of a JSON file {class: [sentence, ...]}, the form CuPL publishes.
+
+    Keys are class names, compared without regard to case, underscores and hyphens, or class ids.
+    Classes of the same name share their sentences.
+
+    Raises:
+        UserError: Not such a file, a class without sentences, or a key that is no class.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read prompts from {path}: {error}") from error
+    if not isinstance(table, dict) or not all(
+        isinstance(v, list) and v and all(isinstance(s, str) for s in v) for v in table.values()
+    ):
+        raise UserError(f"{path}: expected a JSON object of class -> list of sentences")
+    by_id = set(table) == {str(i) for i in range(len(classnames))}
+    keys = [str(i) if by_id else _plain(name) for i, name in enumerate(classnames)]
+    served = {key if by_id else _plain(key): sentences for key, sentences in table.items()}
+    missing = sorted({classnames[i] for i, key in enumerate(keys) if key not in served})
+    strangers = sorted(set(served) - set(keys))
+    if missing:
+        hint = f"; its keys without a class: {', '.join(strangers[:5])}" if strangers else ""
+        raise UserError(
+            f"{path} has no prompts for {len(missing)} of {len(classnames)} classes: "
+            f"{', '.join(missing[:5])}{hint}"
+        )
+    if strangers:
+        raise UserError(f"{path}: keys that are no class: {', '.join(strangers[:5])}")
+    rows = [(sentence, i) for i, key in enumerate(keys) for sentence in served[key]]
+    return PromptSet(tuple(s for s, _ in rows), tuple(i for _, i in rows))
+
+
+def prompt_sets(
+    classnames: Sequence[str], templates: Sequence[str], files: Sequence[Path] = ()
+) -> dict[str, PromptSet]:
+    """All prompt sets a store is to hold, by name.
+
+    "templates"; "templates-raw" where some class name has an underscore; and one set per file,
+    called by the file's stem.
+    """
+    sets = {"templates": from_templates(classnames, templates)}
+    if any("_" in name for name in classnames):
+        sets["templates-raw"] = from_templates(classnames, templates, raw_names=True)
+    for path in files:
+        if path.stem in sets:
+            raise UserError(f"two prompt sets would be called {path.stem!r}; rename {path}")
+        sets[path.stem] = from_file(path, classnames)
+    return sets
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").replace("-", " ").casefold().split())

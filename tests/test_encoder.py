@@ -1,0 +1,143 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+
+from cache.encoder import Encoder, load
+from cache.errors import UserError
+
+PROMPTS = ["a", "a photo of a dog", "a much longer sentence about nothing in particular, really"]
+
+
+@pytest.fixture(scope="module")
+def vit(random_vit: Path) -> Encoder:
+    return load(f"local-dir:{random_vit}", device="cpu")
+
+
+def stock(directory: Path) -> Any:
+    return open_clip.create_model(f"local-dir:{directory}").eval()
+
+
+@pytest.mark.parametrize("tower", ["random_vit", "random_resnet"])
+def test_features_are_the_stock_models(tower: str, request: pytest.FixtureRequest) -> None:
+    directory = request.getfixturevalue(tower)
+    encoder, reference = load(f"local-dir:{directory}", device="cpu"), stock(directory)
+    pixels = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    tokens = encoder.tokenizer(PROMPTS)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.encode_images(pixels), reference.encode_image(pixels))
+        torch.testing.assert_close(
+            encoder.encode_text(PROMPTS), reference.encode_text(tokens), rtol=0, atol=2e-6
+        )
+
+
+def test_text_runs_only_up_to_the_last_end_of_text(vit: Encoder) -> None:
+    lengths = []
+    hook = vit.model.transformer.register_forward_hook(
+        lambda module, args, output: lengths.append(args[0].shape[1])
+    )
+    vit.encode_text(["a"])
+    hook.remove()
+    assert lengths == [3]  # start, "a", end
+
+
+def test_the_identity_tells_what_the_model_is(vit: Encoder) -> None:
+    assert vit.identity["dim"] == vit.dim == 16
+    assert vit.identity["image_size"] == 32
+    assert vit.identity["logit_scale"] == pytest.approx(1 / 0.07)
+    assert vit.identity["quick_gelu"] is False
+    json.dumps(vit.identity)
+
+
+def test_the_weights_digest_changes_with_any_weight(random_vit: Path, vit: Encoder) -> None:
+    from cache.encoder import wrap
+
+    model = stock(random_vit)
+    again = wrap(model, vit.tokenizer, vit.device, name="x", arch="x")
+    assert again.identity["weights"] == vit.identity["weights"]
+    with torch.no_grad():
+        model.ln_final.bias[0] += 1e-3
+    changed = wrap(model, vit.tokenizer, vit.device, name="x", arch="x")
+    assert changed.identity["weights"] != vit.identity["weights"]
+
+
+def test_openai_weights_get_quick_gelu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The tag alone must force it: open_clip's ViT-B-32 is built with GELU and only warns."""
+    from cache import encoder
+
+    torch.manual_seed(0)
+    weights = tmp_path / "weights.pt"
+    torch.save(open_clip.create_model("RN50", force_quick_gelu=True).state_dict(), weights)
+    monkeypatch.setattr(encoder, "_stay_offline_if_cut_off", lambda: None)
+    monkeypatch.setattr(
+        open_clip.factory, "download_pretrained", lambda cfg, cache_dir=None: str(weights)
+    )
+    loaded = load("RN50/openai", device="cpu")
+    assert loaded.identity["quick_gelu"] is True
+    assert loaded.identity["tag"] == "openai"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ViT-B-16", "names no weights; say ViT-B-16/TAG with one of: openai"),
+        ("ViT-B-16/opnai", "unknown weights for ViT-B-16 'opnai'; did you mean 'openai'"),
+        ("vit-b-61/openai", "unknown model 'vit-b-61'; did you mean 'ViT-B-16'"),
+        ("nonsense", "unknown model 'nonsense'"),
+        ("local-dir:/nowhere", "no model in /nowhere"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused_in_one_line(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load(name, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_neither_here_nor_to_be_had_name_the_ways_out(tmp_path: Path) -> None:
+    code = (
+        "from cache.encoder import load\n"
+        "from cache.errors import UserError\n"
+        "try:\n    load('ViT-B-16/openai', device='cpu')\n"
+        "except UserError as error:\n    print(error)\n"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.startswith("cannot get the weights of ViT-B-16/openai (the model hub is out")
+    for way in ("connect once", "HF_HOME", "local-dir:PATH", "--model tiny"):
+        assert way in ran.stdout
+    assert ran.stdout.count("\n") == 1
+    assert ran.stderr == ""
+
+
+def test_a_directory_without_weights_is_refused(tmp_path: Path, random_vit: Path) -> None:
+    config = (random_vit / "open_clip_config.json").read_text()
+    (tmp_path / "open_clip_config.json").write_text(config)
+    with pytest.raises(UserError, match="no model in"):
+        load(f"local-dir:{tmp_path}", device="cpu")
+
+
+def test_an_unknown_precision_is_refused(random_vit: Path) -> None:
+    with pytest.raises(UserError, match="unknown precision 'fp61'; did you mean 'fp16'"):
+        load(f"local-dir:{random_vit}", device="cpu", precision="fp61")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused(random_vit: Path) -> None:
+    with pytest.raises(UserError, match="torch sees no CUDA device"):
+        load(f"local-dir:{random_vit}", device="cuda")
+
+
+def test_bf16_is_close_to_fp32(random_vit: Path, vit: Encoder) -> None:
+    half = load(f"local-dir:{random_vit}", device="cpu", precision="bf16")
+    pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    cosine = torch.cosine_similarity(half.encode_images(pixels), vit.encode_images(pixels))
+    assert cosine.min() > 0.999
+    assert not torch.equal(half.encode_images(pixels), vit.encode_images(pixels))
