@@ -1,0 +1,84 @@
+"""Progress on stderr: a bar in a terminal, plain lines elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A function to call with the number of items just finished.
+
+    Shows how many of `total` there are, the rate, and the time left. `done` items were there
+    before; they count as finished but not towards the rate.
+    """
+    if sys.stderr.isatty():
+        with _bar(what, total, done) as advance:
+            yield advance
+    else:
+        yield _lines(what, total, done)
+
+
+@contextlib.contextmanager
+def _bar(what: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[pace]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(what, total=total, completed=done, pace="")
+        pace = _Pace(total, done)
+
+        def advance(n: int) -> None:
+            bars.update(task, advance=n, pace=pace.after(n))
+
+        yield advance
+
+
+def _lines(what: str, total: int, done: int) -> Callable[[int], None]:
+    pace = _Pace(total, done)
+    last = time.monotonic()
+
+    def advance(n: int) -> None:
+        nonlocal last
+        text = pace.after(n)
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES or pace.done == total:
+            last = now
+            sys.stderr.write(f"{what} {pace.done}/{total} {text}\n")
+            sys.stderr.flush()
+
+    return advance
+
+
+class _Pace:
+    """Rate since the start, and the time the rest will take at it."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.done, self.before = total, done, done
+        self.start = time.monotonic()
+
+    def after(self, n: int) -> str:
+        self.done += n
+        seconds = max(time.monotonic() - self.start, 1e-9)
+        rate = (self.done - self.before) / seconds
+        left = (self.total - self.done) / max(rate, 1e-9)
+        return f"{rate:.1f}/s, {clock(left)} left" if self.done < self.total else f"{rate:.1f}/s"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 12s, 3m20s or 2h05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

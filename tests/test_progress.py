@@ -1,0 +1,46 @@
+import pytest
+
+from cache import progress as module
+from cache.progress import clock, progress
+
+
+def test_plain_lines_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.0)
+    with progress("dtd: images", 10, done=4) as advance:
+        advance(2)
+        advance(4)
+    captured = capsys.readouterr()
+    first, last = captured.err.splitlines()
+    assert first.startswith("dtd: images 6/10 ")
+    assert first.endswith("left")
+    assert last.startswith("dtd: images 10/10 ")
+    assert captured.out == ""
+
+
+def test_lines_are_kept_apart_in_time_but_the_last_always_comes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with progress("images", 100) as advance:
+        for _ in range(100):
+            advance(1)
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_terminal_gets_a_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress("images", 10) as advance:
+        advance(10)
+    assert "10/10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (59.4, "59s"), (59.6, "1m00s"), (3599, "59m59s"), (7500, "2h05m")],
+)
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
