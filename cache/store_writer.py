@@ -1,0 +1,284 @@
+"""Writing a feature store: whole or not at all, and the same bytes for the same content."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cache.atomic import replacing
+from cache.disk import DiskFile
+from cache.errors import UserError
+from cache.hdf5 import datasets, digest, reserve, write_strings
+from cache.store import FORMAT, SCHEMA, SPLITS, canonical_json, fingerprint
+
+
+@contextlib.contextmanager
+def create(
+    path: Path,
+    *,
+    identity: Mapping[str, Any],
+    classnames: Sequence[str],
+    versions: Mapping[str, str],
+    imported: bool = False,
+    skipped: Sequence[str] = (),
+) -> Iterator["StoreWriter"]:
+    """A writer of the store at `path`, which appears when the block ends well.
+
+    Where the block raises, Ctrl-C included, `path` is as it was and nothing else is left. No
+    date goes into the file, and everything has its place before the first feature comes, so
+    equal content gives equal bytes whatever the sizes and the order of the writes.
+
+    Args:
+        path: Where the store goes; one that is there is replaced.
+        identity: What made the features; see `FeatureStore.identity`.
+        classnames: C names by class id.
+        versions: Libraries and their versions.
+        imported: Whether the features were computed elsewhere.
+        skipped: Images that were left out.
+
+    Raises:
+        UserError: The disk is full.
+        ValueError: A declared row was not written.
+    """
+    with replacing(path) as temporary, DiskFile(temporary, "w+") as disk:
+        try:
+            # This version of the format guards all but the features with checksums of its own.
+            with h5py.File(disk, "w", libver=("v110", "v110")) as file:
+                writer = StoreWriter(path, file, disk, identity, classnames)
+                for name, value in (("identity", identity), ("versions", versions)):
+                    write_strings(file, name, canonical_json(value))
+                write_strings(file, "classnames", classnames)
+                write_strings(file, "skipped", skipped)
+                yield writer
+                writer.check_complete()
+                file.flush()
+                for dataset in datasets(file):
+                    dataset.attrs["sha256"] = np.bytes_(digest(temporary, dataset))
+                file.attrs["format"] = np.bytes_(FORMAT)
+                file.attrs["schema"] = SCHEMA
+                file.attrs["fingerprint"] = np.bytes_(fingerprint(identity))
+                file.attrs["imported"] = imported
+                file.attrs["complete"] = True
+        finally:
+            disk.report(path)
+
+
+class StoreWriter:
+    """Takes splits, features and text as they come; made by `create`.
+
+    Attributes:
+        identity: What makes the features.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        file: Any,
+        disk: DiskFile,
+        identity: Mapping[str, Any],
+        classnames: Sequence[str],
+    ) -> None:
+        self.identity = identity
+        self._path, self._file, self._disk = path, file, disk
+        self._n_classes = len(classnames)
+        self._rows: dict[str, NDArray[np.int64]] = {}
+        self._paths: dict[str, Sequence[str]] = {}
+        self._written: dict[str, NDArray[np.bool_]] = {}
+        self._width: tuple[str, int] | None = None
+
+    def split(
+        self,
+        name: str,
+        *,
+        labels: ArrayLike,
+        paths: Sequence[str],
+        dim: int,
+        rows: ArrayLike | None = None,
+        n_views: int = 0,
+        view_rows: ArrayLike | None = None,
+    ) -> None:
+        """Declare a split; its features are written afterwards.
+
+        Args:
+            name: train, val or test.
+            labels: (N,) class ids of all its images.
+            paths: N paths, relative to the dataset's root, POSIX.
+            dim: D.
+            rows: (n,) ascending, the images that are encoded; all N without it.
+            n_views: V, augmented views of each of some images.
+            view_rows: (m,) ascending, the images with views; all that are encoded without it.
+        """
+        ids = np.asarray(labels)
+        if name not in SPLITS:
+            raise ValueError(f"a split is one of {SPLITS}; got {name!r}")
+        if len(ids) == 0:
+            raise UserError(f"the {name} split has no images; leave it out or give it some")
+        if len(paths) != len(ids):
+            raise UserError(f"{name} has {len(ids)} labels and {len(paths)} paths; give one each")
+        self._check_labels(name, ids)
+        self._check_width(f"{name} features", dim)
+        group = self._file.create_group(name)
+        group["labels"] = ids.astype("<i8")
+        write_strings(group, "paths", paths)
+        encoded = _ascending(np.arange(len(ids)) if rows is None else rows, len(ids))
+        if len(encoded) < len(ids):
+            group["rows"] = encoded
+        self._rows[name], self._paths[name] = encoded, paths
+        self._written[f"{name}/features"] = np.zeros(len(encoded), np.bool_)
+        reserve(self._file, f"{name}/features", (len(encoded), dim), "<f2")
+        reserve(self._file, f"{name}/norms", (len(encoded),), "<f4")
+        if n_views:
+            viewed = _ascending(encoded if view_rows is None else view_rows, len(ids))
+            group["view_rows"] = viewed
+            self._written[f"{name}/views"] = np.zeros(len(viewed), np.bool_)
+            reserve(self._file, f"{name}/views", (n_views, len(viewed), dim), "<f2")
+            reserve(self._file, f"{name}/view_norms", (n_views, len(viewed)), "<f4")
+
+    def write(self, split: str, start: int, features: ArrayLike) -> None:
+        """Write (b, D) features, as the encoder gave them, of encoded images `start` onwards.
+
+        Raises:
+            UserError: A feature is not finite or is zero, or the disk is full.
+        """
+        block = np.asarray(features)
+        at = self._claim(f"{split}/features", start, len(block))
+        vectors, norms = self._normalised(split, self._rows[split][at], block)
+        self._file[f"{split}/features"][at] = vectors
+        self._file[f"{split}/norms"][at] = norms
+        self._disk.report(self._path)
+
+    def write_views(self, split: str, start: int, views: ArrayLike) -> None:
+        """Write (V, b, D) views, as the encoder gave them, of viewed images `start` onwards.
+
+        Raises:
+            UserError: A feature is not finite or is zero, or the disk is full.
+        """
+        block = np.asarray(views)
+        at = self._claim(f"{split}/views", start, block.shape[1])
+        vectors, norms = self._normalised(split, self._file[f"{split}/view_rows"][at], block)
+        self._file[f"{split}/views"][:, at] = vectors
+        self._file[f"{split}/view_norms"][:, at] = norms
+        self._disk.report(self._path)
+
+    def text(
+        self, prompt_set: str, embeddings: ArrayLike, labels: ArrayLike, prompts: Sequence[str]
+    ) -> None:
+        """Write the embeddings of one prompt set, in any order, each class served at least once.
+
+        Args:
+            prompt_set: Its name, such as `templates`.
+            embeddings: (P, D), as the encoder gave them.
+            labels: (P,) class ids.
+            prompts: P sentences.
+        """
+        block, ids = np.asarray(embeddings), np.asarray(labels)
+        if not len(block) == len(ids) == len(prompts):
+            raise UserError(
+                f"prompt set {prompt_set} needs one embedding and one label for each prompt; "
+                f"got {len(block)}, {len(ids)} and {len(prompts)}"
+            )
+        self._check_labels(f"prompt set {prompt_set}", ids)
+        self._check_width("text features", block.shape[1])
+        unserved = np.setdiff1d(np.arange(self._n_classes), ids)
+        if unserved.size:
+            raise UserError(
+                f"prompt set {prompt_set} has nothing for {unserved.size} classes, "
+                f"the first is class {unserved[0]}; add a prompt for each"
+            )
+        vectors, norms = _unit_and_norms(block)
+        bad = np.flatnonzero(~_usable(norms))
+        if bad.size:
+            raise UserError(
+                f"text features must be finite and not zero; {bad.size} of {len(block)} are not, "
+                f"the first is of {prompts[bad[0]]!r}"
+            )
+        group = self._file.create_group(f"text/{prompt_set}")
+        group["embeddings"] = vectors.astype("<f4")
+        group["norms"] = norms.astype("<f4")
+        group["labels"] = ids.astype("<i8")
+        write_strings(group, "prompts", prompts)
+        self._disk.report(self._path)
+
+    def check_complete(self) -> None:
+        """Do nothing if there is a split, and each of its declared rows was written.
+
+        Raises:
+            ValueError: Some were not.
+        """
+        if not self._rows:
+            raise ValueError("a store needs a split")
+        for name, written in self._written.items():
+            if not written.all():
+                raise ValueError(f"{name}: {np.sum(~written)} of {len(written)} rows not written")
+
+    def _claim(self, name: str, start: int, count: int) -> slice:
+        written = self._written[name]
+        if start < 0 or start + count > len(written) or written[start : start + count].any():
+            raise ValueError(
+                f"{name}: rows {start}..{start + count - 1} of {len(written)} are beyond the end "
+                "or were written before"
+            )
+        written[start : start + count] = True
+        return slice(start, start + count)
+
+    def _normalised(
+        self, split: str, rows: NDArray[np.int64], block: NDArray[Any]
+    ) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+        vectors, norms = _unit_and_norms(block)
+        bad = np.argwhere(~_usable(norms))
+        if len(bad):
+            row = int(rows[bad[0][-1]])
+            raise UserError(
+                f"{split} features must be finite and not zero; {len(bad)} of {norms.size} are "
+                f"not, the first is row {row} ({self._paths[split][row]}); leave it out, or "
+                "encode with --precision fp32"
+            )
+        return vectors.astype("<f2"), norms.astype("<f4")
+
+    def _check_labels(self, what: str, labels: NDArray[Any]) -> None:
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise UserError(
+                f"{what}: labels must be (N,) integers; got {labels.dtype} {labels.shape}"
+            )
+        if labels.min() < 0 or labels.max() >= self._n_classes:
+            raise UserError(
+                f"{what}: labels must be in 0..{self._n_classes - 1}, for {self._n_classes} "
+                f"class names; got {labels.min()}..{labels.max()}"
+            )
+
+    def _check_width(self, what: str, dim: int) -> None:
+        if self._width is None:
+            self._width = (what, dim)
+        if dim != self._width[1]:
+            raise UserError(
+                f"{what} are {dim} wide and {self._width[0]} {self._width[1]}; "
+                "both must come from one model"
+            )
+
+
+def _ascending(rows: ArrayLike, n_rows: int) -> NDArray[np.int64]:
+    """The rows as they are stored, once it is sure that they can be looked up."""
+    ascending = np.asarray(rows, dtype="<i8")
+    if (
+        not len(ascending)
+        or (np.diff(ascending, prepend=-1) <= 0).any()
+        or (ascending >= n_rows).any()
+    ):
+        raise ValueError(f"rows must ascend within 0..{n_rows - 1}, one at least; got {ascending}")
+    return ascending
+
+
+def _unit_and_norms(block: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    vectors = np.ascontiguousarray(block, dtype=np.float64)  # one layout, so one order of summation
+    norms = np.sqrt(np.square(vectors).sum(axis=-1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return vectors / norms[..., None], norms
+
+
+def _usable(norms: NDArray[np.float64]) -> NDArray[np.bool_]:
+    tiny, huge = float(np.finfo("f4").tiny), float(np.finfo("f4").max)
+    return (norms >= tiny) & (norms <= huge)  # false for NaN as well

@@ -1,0 +1,338 @@
+import os
+import pickle
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cache.errors import UserError
+from cache.identity import differences
+from cache.store import (
+    FeatureStore,
+    default_root,
+    find_stores,
+    fingerprint,
+    model_name,
+    store_path,
+)
+from tests.toy_store import (
+    CLASSNAMES,
+    DIM,
+    IDENTITY,
+    N_VIEWS,
+    SIZES,
+    labels,
+    raw_features,
+    write_toy,
+)
+
+
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    store = write_toy(tmp_path / "toy.h5")
+    for split, size in SIZES.items():
+        raw = raw_features(size, DIM)
+        features = store.features(split)
+        assert features.dtype == np.float32
+        np.testing.assert_allclose(features, unit(raw), atol=2.5e-4)
+        np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=2e-7)
+        np.testing.assert_allclose(store.features(split, unit=False), raw, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(store.norms(split), np.linalg.norm(raw, axis=1), rtol=1e-6)
+        np.testing.assert_array_equal(store.labels(split), labels(split))
+        np.testing.assert_array_equal(store.encoded(split), np.arange(size))
+        assert store.paths(split) == [f"{split}/{row} ü.jpg" for row in range(size)]
+    views = raw_features(N_VIEWS, SIZES["train"], DIM)
+    got = store.views("train", np.arange(SIZES["train"]))
+    np.testing.assert_allclose(got, unit(views), atol=2.5e-4)
+    assert (store.n_views("train"), store.n_views("test")) == (N_VIEWS, 0)
+    assert store.classnames == CLASSNAMES
+    assert (store.splits, store.text_sets, store.skipped) == (
+        ("train", "test"),
+        ("templates",),
+        ("a.jpg",),
+    )
+    assert (store.dataset, store.model, store.logit_scale) == ("toy", "tiny", 50.0)
+    assert (store.n_classes, store.dim, store.imported) == (3, DIM, False)
+    assert store.identity == IDENTITY
+    assert store.fingerprint == fingerprint(IDENTITY)
+    assert store.versions == {"numpy": "2"}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [0],
+        [19],
+        [3, 4, 5],
+        [5, 5, 1, 5],
+        [19, 0, 7, 8, 6],
+        list(range(20)),
+        list(range(20))[::-1],
+    ],
+    ids=str,
+)
+def test_rows_come_in_the_order_asked_for_with_repeats(tmp_path: Path, rows: list[int]) -> None:
+    store = write_toy(tmp_path / "toy.h5")
+    every = np.arange(SIZES["train"])
+    index = np.array(rows, dtype=np.int64)
+    for whole in (True, False):
+        np.testing.assert_array_equal(
+            store.features("train", rows, unit=whole),
+            store.features("train", unit=whole)[index],
+        )
+        np.testing.assert_array_equal(
+            store.views("train", rows, unit=whole),
+            store.views("train", every, unit=whole)[:, index],
+        )
+    np.testing.assert_array_equal(store.norms("train", rows), store.norms("train")[index])
+
+
+def test_a_few_shot_store_reads_by_the_rows_of_the_whole_split(tmp_path: Path) -> None:
+    encoded = [2, 3, 9, 14, 19]
+    store = write_toy(tmp_path / "toy.h5", rows=encoded, view_rows=[3, 14])
+    raw = raw_features(SIZES["train"], DIM)
+    views = raw_features(N_VIEWS, SIZES["train"], DIM)
+    np.testing.assert_array_equal(store.encoded("train"), encoded)
+    assert len(store.labels("train")) == SIZES["train"]
+    got = store.features("train", [19, 2, 9, 2])
+    np.testing.assert_allclose(got, unit(raw[[19, 2, 9, 2]]), atol=2.5e-4)
+    got = store.features("train", [14, 3], unit=False)
+    np.testing.assert_allclose(got, raw[[14, 3]], rtol=1e-3, atol=1e-4)
+    got = store.views("train", [14, 3, 14], unit=False)
+    np.testing.assert_allclose(got, views[:, [14, 3, 14]], rtol=1e-3, atol=1e-4)
+
+
+def test_a_row_that_was_not_encoded_is_refused_with_the_way_to_get_it(tmp_path: Path) -> None:
+    identity = {**IDENTITY, "support_only": {"shots": 2, "seeds": [1, 2]}}
+    store = write_toy(tmp_path / "toy.h5", rows=[2, 9], view_rows=[9], identity=identity)
+    with pytest.raises(
+        UserError, match=r"2 of 20 train images \(seeds \[1, 2\], shots 2\), not row 4"
+    ):
+        store.features("train", [9, 4])
+    with pytest.raises(UserError, match="fewshot extract --dataset toy --model tiny"):
+        store.norms("train", [19])
+    with pytest.raises(UserError, match="not row 0"):
+        store.features("train")
+    with pytest.raises(UserError, match=r"views of 1 of 20 train images .* not row 2"):
+        store.views("train", [2])
+    with pytest.raises(UserError, match="no augmented test views"):
+        store.views("test", [0])
+
+
+@pytest.mark.parametrize(
+    ("rows", "error"),
+    [([20], IndexError), ([-1], IndexError), ([[1]], TypeError), ([True], TypeError)],
+)
+def test_rows_that_are_none_are_refused(tmp_path: Path, rows: Any, error: type[Exception]) -> None:
+    store = write_toy(tmp_path / "toy.h5")
+    with pytest.raises(error, match="rows must be"):
+        store.features("train", rows)
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts bytes as Linux does")
+def test_a_few_rows_are_read_without_the_others(tmp_path: Path) -> None:
+    from cache.store_writer import create
+
+    path = tmp_path / "wide.h5"
+    size, dim = 4000, 512
+    with create(path, identity=IDENTITY, classnames=CLASSNAMES, versions={}) as writer:
+        writer.split("train", labels=np.zeros(size, int), paths=["x"] * size, dim=dim)
+        writer.write("train", 0, raw_features(size, dim))
+    store = FeatureStore.open(path)
+
+    def bytes_read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    before = bytes_read()
+    store.features("train", np.arange(0, size, 100))
+    assert bytes_read() - before < path.stat().st_size / 4
+
+
+def test_text_recipes_equal_their_definitions(tmp_path: Path) -> None:
+    sets = {"templates": 9, "templates-raw": 6, "cupl": 7}
+    store = write_toy(tmp_path / "toy.h5", text=sets)
+
+    def by_hand(name: str, recipe: str) -> NDArray[np.float32]:
+        raw = raw_features(sets[name], DIM, seed=len(name))
+        rows = []
+        for label in range(len(CLASSNAMES)):
+            mine = [raw[p] for p in range(sets[name]) if p % len(CLASSNAMES) == label]
+            if recipe == "unit-mean":
+                mean = sum(vector / np.linalg.norm(vector) for vector in mine) / len(mine)
+                rows.append(mean / np.linalg.norm(mean))
+            else:
+                rows.append(sum(mine) / len(mine))
+        return np.array(rows)
+
+    for recipe, usual in (("unit-mean", "templates"), ("raw-mean", "templates-raw")):
+        assert store.text(recipe).dtype == np.float32
+        np.testing.assert_allclose(store.text(recipe), by_hand(usual, recipe), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            store.text(recipe, "cupl"), by_hand("cupl", recipe), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_the_usual_prompt_set_is_the_templates_else_the_only_one(tmp_path: Path) -> None:
+    without_raw = write_toy(tmp_path / "a.h5", text={"templates": 3, "cupl": 6})
+    np.testing.assert_array_equal(
+        without_raw.text("raw-mean"), without_raw.text("raw-mean", "templates")
+    )
+    only = write_toy(tmp_path / "b.h5", text={"cupl": 6})
+    np.testing.assert_array_equal(only.text(), only.text("unit-mean", "cupl"))
+    several = write_toy(tmp_path / "c.h5", text={"cupl": 6, "waffle": 3})
+    with pytest.raises(UserError, match="name one: cupl, waffle"):
+        several.text()
+    with pytest.raises(UserError, match="unknown prompt set 'culp'; did you mean 'cupl'"):
+        several.text("unit-mean", "culp")
+    with pytest.raises(UserError, match="unknown text recipe 'mean'"):
+        only.text("mean")
+    with pytest.raises(UserError, match="no text features"):
+        write_toy(tmp_path / "d.h5", text={}).text()
+
+
+def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no val split, only train, test"):
+        write_toy(tmp_path / "toy.h5").features("val")
+
+
+def test_a_store_pickles(tmp_path: Path) -> None:
+    store = write_toy(tmp_path / "toy.h5")
+    again = pickle.loads(pickle.dumps(store))
+    assert again == store
+    np.testing.assert_array_equal(again.features("test"), store.features("test"))
+
+
+def test_a_store_replaced_while_in_use_is_refused(tmp_path: Path) -> None:
+    store = write_toy(tmp_path / "toy.h5")
+    time.sleep(0.02)  # past the resolution of file times
+    write_toy(tmp_path / "toy.h5")
+    with pytest.raises(UserError, match="replaced while in use"):
+        store.features("train")
+
+
+def refused(path: Path, match: str) -> None:
+    with pytest.raises(UserError, match=match) as caught:
+        FeatureStore.open(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
+    refused(
+        tmp_path / "dtd" / "x.h5", "no store at .*x.h5; make it with: fewshot extract --dataset dtd"
+    )
+    refused(tmp_path, "cannot read .*: Is a directory")
+    text = tmp_path / "text.h5"
+    text.write_text("not a store")
+    refused(text, "not an HDF5 file")
+    foreign = tmp_path / "foreign.h5"
+    with h5py.File(foreign, "w") as file:
+        file["features"] = np.zeros(3)
+    refused(foreign, "fewshot did not write")
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.99])
+def test_a_store_cut_short_is_refused(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "toy.h5"
+    write_toy(path)
+    with path.open("r+b") as file:
+        file.truncate(int(path.stat().st_size * share))
+    refused(path, "damaged or cut short")
+
+
+def test_an_unfinished_newer_or_altered_store_is_refused(tmp_path: Path) -> None:
+    original = tmp_path / "toy.h5"
+    write_toy(original)
+    for attribute, value, match in (
+        ("complete", False, "never finished"),
+        ("schema", 99, "has schema 99 and this version reads up to 1"),
+        ("fingerprint", "0" * 64, "damaged"),
+    ):
+        path = Path(shutil.copy(original, tmp_path / f"{attribute}.h5"))
+        with h5py.File(path, "r+") as file:
+            file.attrs[attribute] = value
+        refused(path, match)
+    with h5py.File(original, "r+") as file:
+        del file.attrs["complete"]
+    refused(original, "never finished")
+
+
+def test_another_identity_is_refused_key_by_key(tmp_path: Path) -> None:
+    store = write_toy(tmp_path / "toy.h5")
+    store.require({**IDENTITY, "views": {"count": N_VIEWS, "crop_scale": (0.5, 1.0)}})
+    other = {**IDENTITY, "precision": "fp16", "text": {"templates": "b" * 64, "cupl": "c" * 64}}
+    with pytest.raises(UserError) as caught:
+        store.require(other)
+    message = str(caught.value)
+    assert "precision is 'fp32', asked for 'fp16'" in message
+    assert "text.templates is aaaaaaaaaaaa, asked for bbbbbbbbbbbb" in message
+    assert "text.cupl is None, asked for cccccccccccc" in message
+    assert "--if-exists overwrite" in message
+    assert "dataset" not in message
+    assert "\n" not in message
+
+
+def test_differences_are_named_at_any_depth() -> None:
+    assert differences({"a": {"b": {"c": 1}}, "d": 2}, {"a": {"b": {"c": 3}}, "d": 2}) == [
+        "a.b.c is 1, asked for 3"
+    ]
+    assert differences({"a": "x" * 99}, {"a": None}) == [f"a is '{'x' * 56}..., asked for None"]
+
+
+def test_the_fingerprint_hangs_on_content_and_not_on_order() -> None:
+    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        fingerprint({"a": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("ViT-B-16,openai", "ViT-B-16/openai"),
+        ("ViT-B-16, openai ", "ViT-B-16/openai"),
+        ("ViT-B-16/openai", "ViT-B-16/openai"),
+        ("tiny", "tiny"),
+        ("hf-hub:a/b", "hf-hub:a/b"),
+        ("local-dir:/a,b", "local-dir:/a,b"),
+    ],
+)
+def test_a_model_has_one_name(text: str, name: str) -> None:
+    assert model_name(text) == name
+
+
+def test_stores_lie_by_dataset_and_model() -> None:
+    root = Path("r")
+    assert store_path(root, "dtd", "ViT-B-16,openai") == Path("r/dtd/ViT-B-16-openai.h5")
+    assert store_path(root, "dtd", "hf-hub:a/b.c") == Path("r/dtd/hf-hub-a-b.c.h5")
+    assert store_path(root, "my photos/é", "tiny") == Path("r/my-photos--/tiny.h5")
+    here = store_path(root, "d", "local-dir:runs/clip")
+    assert here.name.startswith("local-dir-clip-")
+    assert here == store_path(root, "d", f"local-dir:{Path.cwd() / 'runs/clip'}")
+    assert here != store_path(root, "d", "local-dir:other/clip")
+    with pytest.raises(UserError, match="needs a name"):
+        store_path(root, "..", "tiny")
+
+
+def test_stores_are_found_newest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for age, name in enumerate(("b/new.h5", "a/middle.h5", "c/old.h5")):
+        path = tmp_path / name
+        path.parent.mkdir()
+        path.touch()
+        os.utime(path, (1e9 - age, 1e9 - age))
+    (tmp_path / "a" / ".new.h5.1.tmp").touch()
+    names = [path.name for path in find_stores(tmp_path)]
+    assert names == ["new.h5", "middle.h5", "old.h5"]
+    assert find_stores(tmp_path / "nowhere") == []
+    monkeypatch.setenv("FEWSHOT_STORE", str(tmp_path))
+    assert default_root() == tmp_path
+    monkeypatch.delenv("FEWSHOT_STORE")
+    assert default_root() == Path("features")

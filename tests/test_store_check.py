@@ -1,0 +1,174 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cache.hdf5 import datasets, digest
+from cache.store import FeatureStore
+from cache.store_check import inspect, verify
+from tests.toy_store import IDENTITY, write_toy
+
+FEW = {**IDENTITY, "support_only": {"shots": 1, "seeds": [1]}}
+NAMES = [
+    "classnames",
+    "identity",
+    "skipped",
+    "versions",
+    *(f"test/{name}" for name in ("features", "labels", "norms", "paths")),
+    *(f"train/{name}" for name in ("features", "labels", "norms", "paths", "rows")),
+    *(f"train/{name}" for name in ("view_norms", "view_rows", "views")),
+    *(f"text/templates/{name}" for name in ("embeddings", "labels", "norms", "prompts")),
+]
+
+
+def few_shot(path: Path) -> Path:
+    write_toy(path, rows=[3, 4, 9], identity=FEW)
+    return path
+
+
+def test_a_sound_store_has_no_problems(tmp_path: Path) -> None:
+    write_toy(tmp_path / "whole.h5")
+    assert verify(tmp_path / "whole.h5") == []
+    assert verify(few_shot(tmp_path / "few.h5")) == []
+
+
+def test_every_dataset_is_covered_below(tmp_path: Path) -> None:
+    with h5py.File(few_shot(tmp_path / "toy.h5")) as file:
+        assert {dataset.name for dataset in datasets(file)} == {f"/{name}" for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_changed_byte_is_found(tmp_path: Path, name: str) -> None:
+    path = few_shot(tmp_path / "toy.h5")
+    with h5py.File(path) as file:
+        dataset = file[name]
+        offset = dataset.id.get_offset() + dataset.nbytes // 2
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+    problems = verify(path)
+    if name == "identity":
+        assert problems == [f"{path} is damaged or cut short; delete it and extract again"]
+    else:
+        assert problems == [f"/{name}: its bytes are not the ones that were written"]
+
+
+def test_any_changed_byte_at_all_is_found(tmp_path: Path) -> None:
+    path = few_shot(tmp_path / "toy.h5")
+    content = path.read_bytes()
+    for offset in range(0, len(content), 97):
+        changed = bytearray(content)
+        changed[offset] ^= 0x80
+        path.write_bytes(changed)
+        assert verify(path), f"byte {offset}"
+
+
+def alter(path: Path, name: str, change: Callable[[NDArray[Any]], Any]) -> None:
+    """Replace what a dataset holds, and its digest, as a faulty writer might have written it."""
+    with h5py.File(path, "r+") as file:
+        new = change(file[name][...])
+        del file[name]
+        file[name] = new
+        file.flush()
+        file[name].attrs["sha256"] = np.bytes_(digest(path, file[name]))
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "value", "problem"),
+    [
+        ("train/features", (1, 2), np.nan, "1 vectors are not of unit norm"),
+        ("train/features", 0, 0, "1 vectors are not of unit norm"),
+        ("train/views", (3, 1), 0.1, "1 vectors are not of unit norm"),
+        ("train/norms", 1, np.inf, "1 norms are not finite and above 0"),
+        ("train/view_norms", (0, 1), 0, "1 norms are not finite and above 0"),
+        ("train/labels", 0, 3, "0..3, for 3 class names"),
+        ("train/rows", 0, 4, "not ascending within 0..19"),
+        ("train/view_rows", 2, 20, "not ascending within 0..19"),
+        ("text/templates/labels", 0, -1, "-1..2, for 3 class names"),
+        ("text/templates/embeddings", 0, 1, "1 vectors are not of unit norm"),
+        ("text/templates/norms", 0, -1, "1 norms are not finite and above 0"),
+    ],
+)
+def test_values_that_cannot_be_are_found(
+    tmp_path: Path, name: str, index: Any, value: float, problem: str
+) -> None:
+    def change(values: NDArray[Any]) -> NDArray[Any]:
+        values[index] = value
+        return values
+
+    path = few_shot(tmp_path / "toy.h5")
+    alter(path, name, change)
+    assert verify(path) == [f"/{name}: {problem}"]
+
+
+def test_classes_without_a_prompt_are_found(tmp_path: Path) -> None:
+    path = few_shot(tmp_path / "toy.h5")
+    alter(path, "text/templates/labels", np.ones_like)
+    assert verify(path) == ["/text/templates: 2 classes have no prompt, the first is 0"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["train/paths", "train/norms", "train/features", "text/templates/prompts", "train/view_norms"],
+)
+def test_lengths_that_do_not_fit_are_found(tmp_path: Path, name: str) -> None:
+    path = few_shot(tmp_path / "toy.h5")
+    alter(path, name, lambda values: values[:-1])
+    (problem,) = verify(path)
+    assert problem.startswith(f"/{name}: shape")
+
+
+@pytest.mark.parametrize(
+    ("name", "narrow"), [("train/views", "train/views"), ("train/features", "test/features")]
+)
+def test_widths_that_do_not_fit_are_found(tmp_path: Path, name: str, narrow: str) -> None:
+    path = few_shot(tmp_path / "toy.h5")
+    alter(path, name, lambda values: values[..., :-1])
+    assert any(problem.startswith(f"/{narrow}: shape") for problem in verify(path))
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "problem"),
+    [
+        ("model", {"name": "m", "logit_scale": 1, "dim": 8}, "model.dim 8; the file has 16"),
+        ("dataset", {"name": "d", "sizes": {"train": 20}}, "'test': 11"),
+        ("text", {"cupl": "a"}, "text ['cupl']; the file has ['templates']"),
+        ("views", None, "views.count 0; the file has 4"),
+    ],
+)
+def test_contents_that_the_identity_does_not_mean_are_found(
+    tmp_path: Path, section: str, value: Any, problem: str
+) -> None:
+    path = tmp_path / "toy.h5"
+    write_toy(path, identity={**IDENTITY, section: value})
+    (found,) = verify(path)
+    assert found.startswith("the identity says")
+    assert problem in found
+
+
+def test_rows_left_out_in_silence_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "toy.h5"
+    write_toy(path, rows=[3, 4, 9])
+    assert verify(path) == ["/train: not all images are encoded, and the identity does not say so"]
+
+
+def test_what_is_no_store_is_one_problem(tmp_path: Path) -> None:
+    (problem,) = verify(tmp_path / "toy.h5")
+    assert problem.startswith("no store at")
+
+
+def test_a_store_is_described(tmp_path: Path) -> None:
+    lines = inspect(few_shot(tmp_path / "toy.h5")).splitlines()
+    described = {line[:14].strip(): line[16:] for line in lines}
+    assert described["dataset"].startswith("toy, 3 classes")
+    assert described["train"] == "20 images, 6 to 7 per class, 3 of them encoded, 4 views of 3"
+    assert described["test"] == "11 images, 3 to 4 per class"
+    assert described["text templates"] == "6 prompts, 2 per class"
+    assert described["support only"] == "seeds [1], shots 1"
+    assert described["model"] == "dim 16, logit_scale 50.0, name tiny"
+    assert described["skipped"] == "1 images: a.jpg"
+    assert described["fingerprint"] == FeatureStore.open(tmp_path / "toy.h5").fingerprint

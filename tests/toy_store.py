@@ -1,0 +1,85 @@
+"""A small store of known content."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cache.store import FeatureStore
+from cache.store_writer import create
+
+CLASSNAMES = ("cat", "sea_lion", "über")
+SIZES = {"train": 20, "test": 11}
+DIM = 16
+N_VIEWS = 4
+IDENTITY: dict[str, Any] = {
+    "dataset": {"name": "toy", "sizes": SIZES},
+    "model": {"name": "tiny", "logit_scale": 50.0, "dim": DIM},
+    "precision": "fp32",
+    "text": {"templates": "a" * 64},
+    "views": {"count": N_VIEWS, "crop_scale": [0.5, 1.0]},
+    "support_only": None,
+}
+
+
+def raw_features(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    """Vectors of very different norms, along the last axis."""
+    rng = np.random.default_rng([seed, *shape])
+    vectors = rng.normal(size=shape) * rng.uniform(0.1, 30, size=(*shape[:-1], 1))
+    return vectors.astype(np.float32)
+
+
+def labels(split: str) -> NDArray[np.int64]:
+    return np.arange(SIZES[split]) * 7 % len(CLASSNAMES)
+
+
+def write_toy(
+    path: Path,
+    *,
+    batch: int = 20,
+    backwards: bool = False,
+    rows: ArrayLike | None = None,
+    view_rows: ArrayLike | None = None,
+    text: Mapping[str, int] | None = None,
+    identity: Mapping[str, Any] = IDENTITY,
+) -> FeatureStore:
+    """The toy store; features and views of row i are those of `raw_features` in row i."""
+    with create(
+        path, identity=identity, classnames=CLASSNAMES, versions={"numpy": "2"}, skipped=["a.jpg"]
+    ) as writer:
+        for split, size in SIZES.items():
+            here = np.arange(size) if rows is None or split == "test" else np.asarray(rows)
+            viewed = here if view_rows is None or split == "test" else np.asarray(view_rows)
+            n_views = N_VIEWS if split == "train" else 0
+            writer.split(
+                split,
+                labels=labels(split),
+                paths=[f"{split}/{row} ü.jpg" for row in range(size)],
+                dim=DIM,
+                rows=here,
+                n_views=n_views,
+                view_rows=viewed if n_views else None,
+            )
+            features = raw_features(size, DIM)[here]
+            views = raw_features(N_VIEWS, size, DIM)[:, viewed]
+            steps: list[tuple[Any, int, Any]] = [
+                (writer.write, start, features[start : start + batch])
+                for start in range(0, len(here), batch)
+            ]
+            if n_views:
+                steps += [
+                    (writer.write_views, start, views[:, start : start + batch])
+                    for start in range(0, len(viewed), batch)
+                ]
+            for write, start, block in reversed(steps) if backwards else steps:
+                write(split, start, block)
+        for name, n_prompts in ({"templates": 6} if text is None else text).items():
+            writer.text(
+                name,
+                raw_features(n_prompts, DIM, seed=len(name)),
+                np.arange(n_prompts) % len(CLASSNAMES),
+                [f"prompt {i}" for i in range(n_prompts)],
+            )
+    return FeatureStore.open(path)
