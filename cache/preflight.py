@@ -1,0 +1,236 @@
+"""What is looked at before hours of encoding: is the dataset what its user thinks it is?"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from statistics import median
+from typing import NamedTuple
+
+from cache.source import Source
+
+_CHUNK = 256  # files per task of a thread
+_NAMED = 5  # of many, how many are named
+MISSING = "no such file"
+
+
+class Unreadable(NamedTuple):
+    """An image that cannot be encoded."""
+
+    split: str
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found.
+
+    Attributes:
+        source: What was looked at.
+        counts: Split -> images per class, by class id.
+        problems: Whatever forbids encoding, one line each.
+        notes: What to know before believing a number, one line each.
+        unreadable: Images missing or damaged; they stop a run unless its user skips them.
+    """
+
+    source: Source
+    counts: Mapping[str, tuple[int, ...]]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    unreadable: tuple[Unreadable, ...]
+
+    @property
+    def missing(self) -> tuple[Unreadable, ...]:
+        """The unreadable images of which there is no file."""
+        return tuple(image for image in self.unreadable if image.reason == MISSING)
+
+    def report(self) -> str:
+        """All of it for a terminal; the classes in full where there are at most twenty."""
+        source = self.source
+        n = len(source.classnames)
+        total = sum(map(sum, self.counts.values()))
+        lines = [
+            f"{source.dataset}: {n:,} classes, {total:,} images ({source.origin})",
+            "  split    images  per class min / median / max",
+        ]
+        for split, counts in self.counts.items():
+            spread = f"{min(counts):,} / {median(counts):,g} / {max(counts):,}"
+            lines.append(f"  {split:<5} {sum(counts):>9,}  {spread}")
+        lines += [f"  {row}" for row in (self._header(), *self._class_rows())]
+        lines += [f"problem: {problem}" for problem in self.problems]
+        lines += [f"note: {note}" for note in self.notes]
+        if self.unreadable:
+            lines.append(f"unreadable: {len(self.unreadable):,} images")
+            lines += [f"  {u.split} {u.path}: {u.reason}" for u in self.unreadable[:_NAMED]]
+            if len(self.unreadable) > _NAMED:
+                lines.append(f"  and {len(self.unreadable) - _NAMED:,} more")
+        return "\n".join(lines)
+
+    def table(self) -> str:
+        """The label-name table in full: id, images per split, name."""
+        return "\n".join([self._header(), *self._rows(range(len(self.source.classnames)))])
+
+    def _class_rows(self) -> list[str]:
+        n = len(self.source.classnames)
+        if n <= 20:
+            return self._rows(range(n))
+        first, last = self._rows(range(3)), self._rows(range(n - 2, n))
+        split, counts = next(iter(self.counts.items()))
+        least = sorted(range(n), key=counts.__getitem__)[:3]
+        named = ", ".join(f"{self.source.classnames[c]} {counts[c]:,}" for c in least)
+        return [*first, "...", *last, f"fewest {split} images: {named}"]
+
+    def _header(self) -> str:
+        return f"  id  {'  '.join(f'{split:>6}' for split in self.counts)}  class"
+
+    def _rows(self, classes: Iterable[int]) -> list[str]:
+        return [
+            f"{c:>4}  {'  '.join(f'{counts[c]:>6,}' for counts in self.counts.values())}  "
+            f"{self.source.classnames[c]}"
+            for c in classes
+        ]
+
+
+def check(
+    source: Source,
+    *,
+    rows: Mapping[str, Sequence[int]] | None = None,
+    workers: int = 8,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Preflight:
+    """A pre-flight report: classes, counts, and every file's existence and first bytes.
+
+    Images are not decoded, so one that breaks off half-way shows only when it is encoded.
+
+    Args:
+        source: The dataset.
+        rows: Split -> rows whose files are to be opened; None opens all.
+        workers: Threads that open files.
+        advance: Called with the number of files after each batch of them.
+    """
+    unreadable = tuple(_unreadable(source, rows, workers, advance))
+    n_classes = len(source.classnames)
+    counts = {
+        split: _per_class([item.label for item in items], n_classes)
+        for split, items in source.splits.items()
+    }
+    return Preflight(
+        source=source,
+        counts=counts,
+        problems=(
+            *_class_problems(source),
+            *_count_problems(source, counts),
+            *_unreadable_problems(source, counts, unreadable),
+            *_leaks(source),
+        ),
+        notes=(*source.notes, *_notes(source, counts)),
+        unreadable=unreadable,
+    )
+
+
+def _per_class(labels: Iterable[int], n_classes: int) -> tuple[int, ...]:
+    counted = Counter(labels)
+    return tuple(counted[label] for label in range(n_classes))
+
+
+def _class_problems(source: Source) -> Iterator[str]:
+    n_classes = len(source.classnames)
+    if n_classes < 2:
+        yield f"a classifier needs two classes at least, got {n_classes}"
+    for split, items in source.splits.items():
+        wrong = [item for item in items if not 0 <= item.label < n_classes]
+        if wrong:
+            yield (
+                f"{len(wrong):,} {split} labels are out of range 0..{n_classes - 1}, first: "
+                f"{wrong[0].label} of {wrong[0].path}"
+            )
+
+
+def _count_problems(source: Source, counts: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    if not any(source.splits.values()):
+        yield f"no images in {source.root}"
+    for split in dict.fromkeys([*source.sizes, *source.splits]):
+        got, expected = len(source.splits.get(split, ())), source.sizes.get(split, 0)
+        if source.sizes and got != expected:
+            yield f"{split} must have {expected:,} images, got {got:,}"
+    empty = [c for c, n in enumerate(counts.get("train", ())) if n == 0]
+    if empty:
+        yield f"{_classes(source, empty)} without a train image"
+
+
+def _unreadable_problems(
+    source: Source, counts: Mapping[str, tuple[int, ...]], unreadable: Sequence[Unreadable]
+) -> Iterator[str]:
+    """Skipping unreadable images must not empty a class or a split."""
+    lost = {(image.split, image.path) for image in unreadable}
+    for split, items in source.splits.items():
+        labels = [item.label for item in items if (split, item.path) not in lost]
+        left = _per_class(labels, len(source.classnames))
+        if items and not labels:
+            yield f"none of the {len(items):,} {split} images can be read; is {source.root} right?"
+        elif split == "train":
+            pairs = zip(counts[split], left, strict=True)
+            emptied = [c for c, (before, after) in enumerate(pairs) if before and not after]
+            if emptied:
+                yield f"{_classes(source, emptied)} with no readable train image"
+
+
+def _leaks(source: Source) -> Iterator[str]:
+    splits = list(source.splits)
+    paths = {split: {item.path for item in items} for split, items in source.splits.items()}
+    for i, one in enumerate(splits):
+        for other in splits[i + 1 :]:
+            both = sorted(paths[one] & paths[other])
+            if both:
+                yield f"{len(both):,} images are in {one} and in {other}, first: {both[0]}"
+
+
+def _notes(source: Source, counts: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    for name, times in Counter(source.classnames).items():
+        if times > 1:
+            ids = [str(c) for c, other in enumerate(source.classnames) if other == name]
+            yield f"classes {' and '.join(ids)} are both called {name!r}; they stay apart by id"
+    for split, items in source.splits.items():
+        repeated = len(items) - len({item.path for item in items})
+        if repeated:
+            yield f"{repeated:,} {split} rows repeat an image of the same split"
+        empty = [c for c, n in enumerate(counts[split]) if n == 0]
+        if empty and split != "train":
+            yield f"{_classes(source, empty)} without a {split} image"
+
+
+def _classes(source: Source, ids: Sequence[int]) -> str:
+    named = ", ".join(source.classnames[c] for c in ids[:_NAMED])
+    more = f" and {len(ids) - _NAMED:,} more" if len(ids) > _NAMED else ""
+    return f"{len(ids):,} {'class' if len(ids) == 1 else 'classes'} ({named}{more})"
+
+
+def _unreadable(
+    source: Source,
+    rows: Mapping[str, Sequence[int]] | None,
+    workers: int,
+    advance: Callable[[int], None],
+) -> Iterator[Unreadable]:
+    def faults(batch: Sequence[tuple[str, str]]) -> list[Unreadable]:
+        found = []
+        for split, path in batch:
+            try:
+                source.check_header(path)
+            except FileNotFoundError:
+                found.append(Unreadable(split, path, MISSING))
+            except OSError as error:
+                found.append(Unreadable(split, path, str(error)))
+        return found
+
+    files = (
+        (split, items[row].path)
+        for split, items in source.splits.items()
+        for row in (range(len(items)) if rows is None else rows.get(split, ()))
+    )
+    batches = list(iter(lambda: list(islice(files, _CHUNK)), []))
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for batch, found in zip(batches, pool.map(faults, batches), strict=True):
+            advance(len(batch))
+            yield from found

@@ -1,0 +1,216 @@
+"""A dataset ready to be encoded: its classes, its rows per split, and how to read its images."""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from PIL import Image
+
+from cache import decode
+from cache.errors import UserError
+from cache.layouts import aircraft, digits, folder, imagenet, split_file, table
+from cache.layouts import torchvision_datasets as from_torchvision
+from cache.listing import Item as Item
+from cache.listing import Listing
+from cache.manifest import Manifest
+
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+_READERS: dict[str, Callable[[Manifest, Path], Listing]] = {
+    "split-file": split_file.read,
+    "aircraft": aircraft.read,
+    "imagenet": imagenet.read,
+    "imagenet-variant": imagenet.read_variant,
+    "folder": folder.read,
+    "table": table.read,
+    "digits": digits.read,
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset on disk. Plain data, so that it goes to other processes.
+
+    Attributes:
+        dataset: Its name.
+        root: What the items' paths are relative to.
+        classnames: By class id, as published: underscores are kept, names may repeat.
+        splits: "train", "val" and "test", those that exist, each in its published order.
+        templates: Prompts, with {} for the class name.
+        origin: Where the split came from, in words.
+        exif: Whether images are turned as their EXIF orientation says: yes for users' own
+            photographs, no for benchmarks, whose authors did not.
+        manifest_digest: sha256 of the manifest, in hex; empty where there is none.
+        class_ids: ImageNet's id of each class, where the classes are ImageNet's.
+        sizes: Rows that the manifest says each split must have; empty where it does not say.
+        notes: What a reader should know about how it was found, one line each.
+        bundled: Images come with an installed package rather than from `root`.
+    """
+
+    dataset: str
+    root: Path
+    classnames: tuple[str, ...]
+    splits: Mapping[str, tuple[Item, ...]]
+    templates: tuple[str, ...]
+    origin: str
+    exif: bool = False
+    manifest_digest: str = ""
+    class_ids: tuple[int, ...] | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    bundled: bool = False
+
+    def read(self, path: str) -> Image.Image:
+        """The image at an item's path, as RGB; OSError where it cannot be read to the end."""
+        if self.bundled:
+            return digits.image(path)
+        return decode.read_rgb(self.root / path, exif=self.exif)
+
+    def size(self, path: str) -> int:
+        """Bytes of an item's file; FileNotFoundError where there is none."""
+        return digits.BYTES if self.bundled else (self.root / path).stat().st_size
+
+    def check_header(self, path: str) -> None:
+        """Raise OSError where an item's file is missing, empty or begins as no image does."""
+        if not self.bundled:
+            decode.check_header(self.root / path)
+
+    def without(self, paths: Iterable[str]) -> "Source":
+        """The source less these paths, whose counts no longer need to be the manifest's."""
+        gone = frozenset(paths)
+        splits = {
+            split: tuple(item for item in items if item.path not in gone)
+            for split, items in self.splits.items()
+        }
+        return replace(self, splits=splits, sizes={})
+
+
+def data_root(option: Path | None) -> Path:
+    """The folder that datasets lie in: the option, else $FEWSHOT_DATA, else ./data."""
+    return (option or Path(os.environ.get("FEWSHOT_DATA") or "data")).expanduser()
+
+
+def resolve(manifest: Manifest, data_root: Path, *, download: bool = False) -> Source:
+    """The dataset that a manifest declares, as it lies on disk.
+
+    CoOp's layout comes first. Where its split file is not there, torchvision's copy is taken, with
+    a split that the source's `origin` and `notes` say is another.
+
+    Args:
+        manifest: What to look for.
+        data_root: Where.
+        download: Let torchvision download what is not there.
+
+    Raises:
+        UserError: It is not there, and how to get it; or what is there is not what it should be.
+    """
+    kind = manifest.layout.kind
+    if kind != "digits" and not data_root.is_dir() and not download:
+        raise UserError(
+            f"no data root at {data_root}; give the folder that holds datasets with --data-root or "
+            "FEWSHOT_DATA"
+        )
+    place = from_torchvision.place(manifest)
+    sizes: Mapping[str, int] = {}
+    if kind == "digits" or _wanted(manifest, data_root).exists():
+        listing = _READERS[kind](manifest, data_root)
+        sizes = manifest.sizes
+    elif place and (download or (data_root / place.marker).exists()):
+        listing = from_torchvision.read(manifest, data_root, download=download)
+        listing = replace(listing, notes=(*listing.notes, _other_split(manifest, data_root)))
+    else:
+        raise _absent(manifest, data_root)
+    if manifest.n_classes not in (None, len(listing.classnames)):
+        raise UserError(
+            f"{manifest.name} must have {manifest.n_classes} classes, got "
+            f"{len(listing.classnames)} from {listing.origin} in {listing.root}"
+        )
+    return replace(
+        _source(manifest.name, listing, exif=kind in ("folder", "table")),
+        templates=manifest.templates,
+        manifest_digest=manifest.digest,
+        sizes=sizes,
+        bundled=kind == "digits",
+    )
+
+
+def resolve_folder(path: Path, name: str = "") -> Source:
+    """A user's folder of class folders as a dataset, called after the folder."""
+    listing = folder.read_folder(path)
+    return _source(name or _slug(path), listing, exif=True)
+
+
+def resolve_table(path: Path, name: str = "") -> Source:
+    """A user's CSV or JSON lines as a dataset, called after the file."""
+    listing = table.read_table(path)
+    return _source(name or _slug(path.with_suffix("")), listing, exif=True)
+
+
+def dataset_status(manifest: Manifest, data_root: Path) -> str:
+    """Whether a dataset is on disk, in a few words; looks at two or three paths only."""
+    kind, layout = manifest.layout.kind, manifest.layout
+    if kind == "digits":
+        return "bundled"
+    listed = _wanted(manifest, data_root).exists()
+    images = (data_root / layout.directory / layout.images).is_dir()
+    place = from_torchvision.place(manifest)
+    if listed and (images or kind == "table"):
+        return "on disk (CoOp split)" if kind == "split-file" else "on disk"
+    if listed:
+        return "split file without images"
+    if place and (data_root / place.marker).exists():
+        return f"on disk ({'torchvision split' if place.splits else 'own split'})"
+    return "images without split file" if layout.images and images else "not on disk"
+
+
+def _wanted(manifest: Manifest, data_root: Path) -> Path:
+    """The file or folder whose presence says that a dataset lies in its declared layout."""
+    layout = manifest.layout
+    directory = data_root / layout.directory
+    match layout.kind:
+        case "split-file" | "table":
+            return directory / layout.split_file
+        case "aircraft":
+            return directory / "variants.txt"
+        case "imagenet":
+            return directory / layout.images / "val"
+        case _:
+            return directory / layout.images
+
+
+def _source(dataset: str, listing: Listing, *, exif: bool) -> Source:
+    return Source(
+        dataset=dataset,
+        root=listing.root.absolute(),
+        classnames=listing.classnames,
+        splits=listing.splits,
+        templates=DEFAULT_TEMPLATES,
+        origin=listing.origin,
+        exif=exif,
+        class_ids=listing.class_ids,
+        notes=listing.notes,
+    )
+
+
+def _other_split(manifest: Manifest, data_root: Path) -> str:
+    sizes = ", ".join(f"{split} {size:,}" for split, size in manifest.sizes.items())
+    return (
+        f"no {_wanted(manifest, data_root)}, so this is not CoOp's split ({sizes}) and few-shot "
+        "numbers do not compare with published ones"
+    )
+
+
+def _absent(manifest: Manifest, data_root: Path) -> UserError:
+    place = from_torchvision.place(manifest)
+    other = f", nor torchvision's copy at {data_root / place.marker}" if place else ""
+    how = f"; to get it: {' '.join(manifest.obtain.split())}" if manifest.obtain else ""
+    layout = manifest.layout
+    images = data_root / layout.directory / layout.images
+    split_missing = layout.kind == "split-file" and layout.images and images.is_dir()
+    what = "has images but no split file" if split_missing else "is not"
+    return UserError(f"{manifest.name} {what} at {_wanted(manifest, data_root)}{other}{how}")
+
+
+def _slug(path: Path) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().name).strip("-.") or "folder"
