@@ -1,0 +1,163 @@
+"""Who encodes the shards: this process, several processes, or Ray actors.
+
+All of them map the same function over the missing shards of a plan, so all give the same store.
+"""
+
+import importlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+
+from cache.encoder import Encoder, load
+from cache.errors import UserError, unknown
+from cache.shards import Plan, Shard, encode_shard
+
+ENGINES = ("serial", "process", "ray")
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """How another process gets the same encoder."""
+
+    name: str
+    device: str
+    precision: str
+    resize_mode: str
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> "EncoderSpec":
+        """The spec of an encoder that was loaded by name."""
+        name = str(encoder.identity["name"])
+        return cls(name, encoder.device.type, encoder.precision, encoder.preprocess.resize_mode)
+
+    def load(self) -> Encoder:
+        """The encoder, in whatever process this runs."""
+        style = {"shortest": "shorter", "squash": "squash"}.get(self.resize_mode)
+        return load(self.name, device=self.device, precision=self.precision, resize=style)
+
+
+def run(
+    plan: Plan,
+    shards: list[Shard],
+    encoder: Encoder,
+    advance: Callable[[int], None],
+    workers: int,
+    engine: str = "serial",
+    processes: int = 1,
+) -> None:
+    """Encode these shards.
+
+    Args:
+        plan: What they belong to.
+        shards: Those that are missing.
+        encoder: The model; other processes load their own by its name.
+        advance: Called with numbers of images finished.
+        workers: Decoding threads, of all processes together.
+        engine: "serial", "process" or "ray".
+        processes: Worker processes or actors.
+
+    Raises:
+        UserError: Unknown engine, Ray is not installed, or the cluster is too small.
+    """
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    if engine == "process":
+        _run_processes(plan, shards, EncoderSpec.of(encoder), advance, workers, processes)
+    elif engine == "ray":
+        _run_ray(plan, shards, EncoderSpec.of(encoder), advance, workers, processes)
+    else:
+        for shard in shards:
+            encode_shard(plan, shard, encoder, workers=workers, advance=advance)
+
+
+_worker_encoder: Encoder  # one per worker process, loaded once by its initialiser
+
+
+def _start_worker(spec: EncoderSpec, threads: int) -> None:
+    global _worker_encoder
+    torch.set_num_threads(threads)
+    _worker_encoder = spec.load()
+
+
+def _work(plan: Plan, shard: Shard, workers: int) -> int:
+    encode_shard(plan, shard, _worker_encoder, workers=workers)
+    return len(shard.rows)
+
+
+def _run_processes(
+    plan: Plan,
+    shards: list[Shard],
+    spec: EncoderSpec,
+    advance: Callable[[int], None],
+    workers: int,
+    processes: int,
+) -> None:
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    with ProcessPoolExecutor(
+        processes, get_context("spawn"), _start_worker, (spec, threads)
+    ) as pool:
+        try:
+            futures = [pool.submit(_work, plan, s, max(1, workers // processes)) for s in shards]
+            for future in as_completed(futures):
+                advance(future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _run_ray(
+    plan: Plan,
+    shards: list[Shard],
+    spec: EncoderSpec,
+    advance: Callable[[int], None],
+    workers: int,
+    processes: int,
+) -> None:
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError:
+        raise UserError("--engine ray needs Ray; pip install 'fewshot-clip[ray]'") from None
+    started = not ray.is_initialized()
+    if started:
+        ray.init(include_dashboard=False, log_to_driver=False)
+    try:
+        gpus = 1 if spec.device == "cuda" else 0
+        cpus = 0.5  # Ray hangs without a word when actors hold every CPU
+        _check_room(ray.cluster_resources(), {"CPU": cpus * processes, "GPU": gpus * processes})
+        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=2, max_task_retries=2)(
+            _Actor
+        )
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        actors = [remote.remote(spec, plan, threads, workers) for _ in range(processes)]
+        pool = ray.util.ActorPool(actors)
+        for count in pool.map_unordered(lambda actor, shard: actor.encode.remote(shard), shards):
+            advance(count)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+class _Actor:
+    """One Ray worker: holds the model, encodes what it is given."""
+
+    def __init__(self, spec: EncoderSpec, plan: Plan, threads: int, workers: int) -> None:
+        torch.set_num_threads(threads)
+        self.plan, self.workers, self.encoder = plan, workers, spec.load()
+
+    def encode(self, shard: Shard) -> int:
+        encode_shard(self.plan, shard, self.encoder, workers=self.workers)
+        return len(shard.rows)
+
+
+def _check_room(have: dict[str, Any], need: dict[str, float]) -> None:
+    for kind, wanted in need.items():
+        if wanted > have.get(kind, 0):
+            raise UserError(
+                f"--engine ray wants {wanted:g} {kind} and the cluster has {have.get(kind, 0):g}; "
+                "ask for fewer --processes"
+            )

@@ -1,0 +1,282 @@
+"""A dataset and a frozen CLIP into a feature store, resumable at any moment.
+
+Shards are encoded one by one into a directory beside the store, then the store is assembled from
+them and takes its name last. The directory is named after everything that changes a byte, so shards
+of another model, of other templates or of other images are never taken for these.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from cache import engines
+from cache.encoder import Encoder
+from cache.errors import UserError, unknown
+from cache.parts import Parts
+from cache.progress import progress
+from cache.prompts import PromptSet
+from cache.shards import (
+    Plan,
+    Shard,
+    TextShard,
+    encode_text_shard,
+    image_shards,
+    text_shards,
+)
+from cache.source import Source
+from cache.store import FeatureStore, fingerprint
+from cache.store_writer import StoreWriter, create
+
+IF_EXISTS = ("resume", "skip", "overwrite", "error")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a store is to hold besides one feature per image.
+
+    Attributes:
+        prompts: The prompt sets to encode.
+        views: V, augmented crops per train image.
+        crop_scale: Least and greatest share of the area a view keeps.
+        view_seed: Seed of the views.
+        train_rows: The only train rows to encode, or None for all.
+        support_only: Shots and seeds that `train_rows` serve, as the store records them.
+
+    Raises:
+        UserError: `crop_scale` is no such pair.
+    """
+
+    prompts: Mapping[str, PromptSet]
+    views: int = 0
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    view_seed: int = 0
+    train_rows: NDArray[np.int64] | None = None
+    support_only: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        least, greatest = self.crop_scale
+        if not 0 < least <= greatest <= 1:
+            raise UserError(
+                f"--crop-scale wants two shares of the area, 0 < least <= greatest <= 1; got "
+                f"{least:g} and {greatest:g}"
+            )
+
+    def rows(self, source: Source) -> dict[str, NDArray[np.int64]]:
+        """The rows of each split that are to be encoded."""
+        rows = {split: np.arange(len(items)) for split, items in source.splits.items()}
+        if self.train_rows is not None:
+            rows["train"] = np.unique(self.train_rows)
+        return rows
+
+
+def identity(source: Source, encoder: Encoder, recipe: Recipe) -> dict[str, Any]:
+    """Everything that changes a byte of the store, as nested plain values."""
+    items = [(split, item) for split, items in source.splits.items() for item in items]
+    views = {"count": recipe.views, "crop_scale": recipe.crop_scale, "seed": recipe.view_seed}
+    what = {
+        "dataset": {
+            "name": source.dataset,
+            "origin": source.origin,
+            "split": _digest([[split, item.path, item.label] for split, item in items]),
+            "images": _digest([source.size(item.path) for _, item in items]),
+            "classnames": _digest(source.classnames),
+        },
+        "model": dict(encoder.identity),
+        "preprocessing": {**encoder.preprocess.identity(), "exif": source.exif},
+        "precision": encoder.precision,
+        "text": {name: prompts.digest() for name, prompts in recipe.prompts.items()},
+        "views": views if recipe.views else None,
+        "support_only": recipe.support_only,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(what))
+    return plain
+
+
+def extract(
+    source: Source,
+    encoder: Encoder,
+    recipe: Recipe,
+    store: Path,
+    *,
+    batch_size: int = 64,
+    workers: int = 2,
+    if_exists: str = "resume",
+    skip_unreadable: bool = False,
+    left_out: Sequence[str] = (),
+    part: tuple[int, int] | None = None,
+    engine: str = "serial",
+    processes: int = 1,
+) -> bool:
+    """Build the store at `store`; False where nothing was to be done.
+
+    Args:
+        source: The images, already checked.
+        encoder: The model.
+        recipe: What to encode.
+        store: Where the store goes.
+        batch_size: Crops per forward pass.
+        workers: Threads that decode images.
+        if_exists: "resume" (finish what was begun; a finished store of the same identity is left
+            alone, one of another identity is an error), "skip" (leave any store alone),
+            "overwrite" or "error".
+        skip_unreadable: Leave out images that do not decode, and list them in the store.
+        left_out: Images that were left out before, to be listed as well.
+        part: (i, n): encode only every n-th shard from the i-th (1-based) on, and leave the
+            assembly to a run without it.
+        engine: "serial", "process" or "ray": who encodes the shards.
+        processes: Worker processes or actors of the last two.
+
+    Raises:
+        UserError: The store exists and may not be touched, another process is writing it, or an
+            image cannot be read.
+    """
+    if if_exists not in IF_EXISTS:
+        raise unknown("--if-exists", if_exists, IF_EXISTS)
+    if store.exists() and if_exists == "error":
+        raise UserError(f"{store} exists; --if-exists resume, skip or overwrite says what to do")
+    if store.exists() and if_exists == "skip":
+        return False
+    what = identity(source, encoder, recipe)
+    if store.exists() and if_exists == "resume":
+        FeatureStore.open(store).require(what)
+        return False
+    home = store.with_name(f".{store.stem}.parts")
+    key = fingerprint({"identity": what, "batch_size": batch_size, "skip": skip_unreadable})
+    plan = Plan(
+        source, Parts(home / key[:16]), batch_size, recipe.crop_scale, recipe.view_seed,
+        skip_unreadable,
+    )  # fmt: skip
+    images = image_shards(recipe.rows(source), recipe.views)
+    texts = text_shards({name: p.prompts for name, p in recipe.prompts.items()})
+    with _alone(store, part):
+        for leftover in store.parent.glob(f".{store.name}.*.tmp"):  # of a killed run
+            leftover.unlink()
+        mine = images if part is None else images[part[0] - 1 :: part[1]]
+        missing = [shard for shard in mine if not plan.parts.done(shard.name)]
+        total, left = (sum(len(shard.rows) for shard in shards) for shards in (mine, missing))
+        with progress(f"{source.dataset}: images", total, total - left) as advance:
+            engines.run(plan, missing, encoder, advance, workers, engine, processes)
+        if part is not None:
+            return True
+        missing_text = [shard for shard in texts if not plan.parts.done(shard.name)]
+        with progress(f"{source.dataset}: prompts", sum(len(s.prompts) for s in texts)) as advance:
+            for shard in missing_text:
+                encode_text_shard(plan.parts, shard, encoder)
+                advance(len(shard.prompts))
+        _assemble(store, what, plan, recipe, images, texts, left_out)
+        shutil.rmtree(home)
+    return True
+
+
+@contextlib.contextmanager
+def _alone(store: Path, part: tuple[int, int] | None) -> Iterator[None]:
+    """Hold the store, or one part of it, against a second writer."""
+    suffix = "" if part is None else f".{part[0]}-of-{part[1]}"
+    store.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(store.with_name(f".{store.stem}{suffix}.lock"), blocking=False)
+    try:
+        with lock:
+            yield
+    except Timeout:
+        raise UserError(
+            f"another process is writing {store}; wait for it, or stop it and run this again"
+        ) from None
+
+
+def _assemble(
+    store: Path,
+    what: dict[str, Any],
+    plan: Plan,
+    recipe: Recipe,
+    shards: list[Shard],
+    texts: list[TextShard],
+    left_out: Sequence[str],
+) -> None:
+    """The store from its finished shards; rows that were skipped are left out of every split."""
+    skipped = {
+        (shard.split, int(row)): reason
+        for shard in shards
+        for row, reason in plan.parts.note(shard.name)["skipped"].items()
+    }
+    splits = plan.source.splits
+    notes = [f"{split}/{splits[split][row].path}: {why}" for (split, row), why in skipped.items()]
+    if recipe.train_rows is not None and any(split == "train" for split, _ in skipped):
+        raise UserError(
+            "leaving out train images that do not decode changes the few-shot sample; remove them "
+            f"from the dataset and run this again: {'; '.join(notes)}"
+        )
+    with create(
+        store,
+        identity=what,
+        classnames=plan.source.classnames,
+        versions=versions() | {"manifest": plan.source.manifest_digest[:12]},
+        skipped=[*left_out, *notes],
+    ) as writer:
+        for split, items in splits.items():
+            kept = [row for row in range(len(items)) if (split, row) not in skipped]
+            mine = [shard for shard in shards if shard.split == split]
+            _write_split(writer, plan, recipe, split, kept, mine)
+        for name, prompts in recipe.prompts.items():
+            pieces = [plan.parts.load(t.name)["embeddings"] for t in texts if t.prompt_set == name]
+            embeddings = torch.cat(pieces).numpy()
+            writer.text(name, embeddings, np.array(prompts.labels), list(prompts.prompts))
+
+
+def _write_split(
+    writer: StoreWriter,
+    plan: Plan,
+    recipe: Recipe,
+    split: str,
+    kept: list[int],
+    shards: list[Shard],
+) -> None:
+    items = plan.source.splits[split]
+    encoded = [r for shard in shards for r in plan.parts.load(shard.name)["rows"].tolist()]
+    rows = None if encoded == kept else np.searchsorted(kept, encoded)
+    views = recipe.views if split == "train" else 0
+    writer.split(
+        split,
+        labels=np.array([items[row].label for row in kept], dtype=np.int64),
+        paths=[items[row].path for row in kept],
+        dim=int(writer.identity["model"]["dim"]),
+        rows=rows,
+        n_views=views,
+    )
+    start = 0
+    for shard in shards:
+        tensors = plan.parts.load(shard.name)
+        writer.write(split, start, tensors["features"].numpy())
+        if views:
+            writer.write_views(split, start, tensors["views"].numpy())
+        start += len(tensors["rows"])
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed the features."""
+    names = ("torch", "torchvision", "open_clip_torch", "pillow", "numpy", "h5py", "fewshot-clip")
+    found = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def default_workers() -> int:
+    """Decoding threads that keep a model fed: one per core, four at least, thirty-two at most."""
+    return min(32, max(4, os.cpu_count() or 4))

@@ -1,0 +1,186 @@
+"""The unit of extraction: a fixed slice of one split, encoded and kept as one piece.
+
+A plan is a pure function of what is to be encoded, so killing a run at any moment costs one shard,
+and whoever encodes a shard, here, in another process or on another machine, writes the same bytes.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache.encoder import Encoder
+from cache.errors import UserError
+from cache.images import Preprocess
+from cache.parts import Parts
+from cache.source import Source
+
+ROWS = 512  # half a minute of a ViT-B on two cores: what a kill costs at most
+PROMPTS_PER_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows of one split that are encoded together, each with `views` augmented crops."""
+
+    split: str
+    index: int
+    rows: tuple[int, ...]
+    views: int
+
+    @property
+    def name(self) -> str:
+        """Under which the parts keep it."""
+        return f"{self.split}-{self.index:05d}"
+
+
+@dataclass(frozen=True)
+class TextShard:
+    """Prompts of one set that are encoded together."""
+
+    prompt_set: str
+    index: int
+    prompts: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Under which the parts keep it."""
+        return f"text-{self.prompt_set}-{self.index:05d}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an image becomes pixels, and where encoded shards are kept.
+
+    Attributes:
+        source: The images.
+        parts: The finished shards.
+        batch_size: Crops per forward pass. Part of the plan because the last bit of a matrix
+            product may depend on its shape.
+        crop_scale: Least and greatest share of the area that an augmented view keeps.
+        view_seed: Seed of the views.
+        skip_unreadable: Leave out images that do not decode, instead of stopping.
+    """
+
+    source: Source
+    parts: Parts
+    batch_size: int
+    crop_scale: tuple[float, float]
+    view_seed: int
+    skip_unreadable: bool
+
+
+def image_shards(rows: Mapping[str, NDArray[np.int64]], views: int) -> list[Shard]:
+    """The shards of each split's rows, in store order; views are of train images alone."""
+    return [
+        Shard(split, i, tuple(part.tolist()), views if split == "train" else 0)
+        for split, chosen in rows.items()
+        for i, part in enumerate(np.split(chosen, range(ROWS, len(chosen), ROWS)))
+    ]
+
+
+def text_shards(prompts: Mapping[str, tuple[str, ...]]) -> list[TextShard]:
+    """The shards of each prompt set, in store order."""
+    return [
+        TextShard(name, i // ROWS, all_prompts[i : i + ROWS])
+        for name, all_prompts in prompts.items()
+        for i in range(0, len(all_prompts), ROWS)
+    ]
+
+
+def encode_text_shard(parts: Parts, shard: TextShard, encoder: Encoder) -> None:
+    """Encode prompts and keep their unnormalised embeddings (P, D)."""
+    batches = [
+        encoder.encode_text(list(shard.prompts[i : i + PROMPTS_PER_BATCH]))
+        for i in range(0, len(shard.prompts), PROMPTS_PER_BATCH)
+    ]
+    parts.save(shard.name, {"embeddings": torch.cat(batches)}, {})
+
+
+def encode_shard(
+    plan: Plan,
+    shard: Shard,
+    encoder: Encoder,
+    *,
+    workers: int = 2,
+    advance: Callable[[int], None] = lambda n: None,
+) -> None:
+    """Encode one shard and keep it: rows, features (n, D) and views (V, n, D), unnormalised.
+
+    The note of the piece says which rows were skipped and why.
+
+    Args:
+        plan: What it belongs to.
+        shard: Which rows.
+        encoder: The model.
+        workers: Threads that read and resize images while the model runs.
+        advance: Called with the number of images after each batch.
+
+    Raises:
+        UserError: An image does not decode and the plan does not skip such.
+    """
+    encoded: list[int] = []
+    features: list[Tensor] = []
+    skipped: dict[int, str] = {}
+    for batch in _read_ahead(plan, shard, encoder.preprocess, workers):
+        crops = {row: x for row, x in batch.items() if isinstance(x, Tensor)}
+        unread = {row: x for row, x in batch.items() if isinstance(x, str)}
+        if unread and not plan.skip_unreadable:
+            row, reason = next(iter(unread.items()))
+            path = plan.source.splits[shard.split][row].path
+            raise UserError(
+                f"cannot read {shard.split} image {plan.source.root / path}: {reason}; mend or "
+                "remove it, or leave such images out with --skip-unreadable"
+            )
+        skipped |= unread
+        encoded += crops
+        if crops:
+            flat = encoder.encode_images(torch.cat(list(crops.values())))
+            features.append(flat.view(len(crops), 1 + shard.views, -1))
+        advance(len(batch))
+    stacked = torch.cat(features) if features else torch.empty(0, 1 + shard.views, encoder.dim)
+    tensors = {
+        "rows": torch.tensor(encoded, dtype=torch.int64),
+        "features": stacked[:, 0].contiguous(),
+        "views": stacked[:, 1:].transpose(0, 1).contiguous(),
+    }
+    plan.parts.save(shard.name, tensors, {"skipped": skipped})
+
+
+def _read_ahead(
+    plan: Plan, shard: Shard, preprocess: Preprocess, workers: int
+) -> Iterator[dict[int, Tensor | str]]:
+    """Batches of row -> its crops (1 + V, 3, H, W), or why the image could not be read.
+
+    Threads decode two batches ahead of the model: Pillow lets go of the interpreter while it works,
+    and threads need nothing pickled.
+    """
+    items = plan.source.splits[shard.split]
+
+    def crops(row: int) -> Tensor | str:
+        try:
+            image = plan.source.read(items[row].path)
+        except OSError as error:
+            return str(error) or type(error).__name__
+        views = [
+            preprocess.view(image, plan.crop_scale, (plan.view_seed, row, v))
+            for v in range(shard.views)
+        ]
+        return torch.stack([preprocess.centre(image), *views])
+
+    per_batch = max(1, plan.batch_size // (1 + shard.views))
+    todo = deque(shard.rows[i : i + per_batch] for i in range(0, len(shard.rows), per_batch))
+    ahead: deque[dict[int, Future[Tensor | str]]] = deque()
+    pool = ThreadPoolExecutor(max(1, workers))
+    try:
+        while todo or ahead:
+            while todo and len(ahead) < 3:
+                ahead.append({row: pool.submit(crops, row) for row in todo.popleft()})
+            yield {row: future.result() for row, future in ahead.popleft().items()}
+    finally:
+        pool.shutdown(cancel_futures=True)

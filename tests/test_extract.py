@@ -1,0 +1,312 @@
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from filelock import FileLock
+from PIL import Image
+
+from cache import shards
+from cache.encoder import Encoder, load
+from cache.errors import UserError
+from cache.extract import Recipe, extract, identity
+from cache.manifest import load_manifest
+from cache.prompts import from_templates, prompt_sets
+from cache.source import Source, resolve, resolve_folder
+from cache.store import FeatureStore
+from cache.store_check import verify
+
+
+@pytest.fixture(scope="module")
+def encoder(random_vit: Path) -> Encoder:
+    return load(f"local-dir:{random_vit}", device="cpu")
+
+
+@pytest.fixture
+def photos(draw_photos: Callable[..., Path]) -> Source:
+    return resolve_folder(draw_photos(10))
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "ROWS", 4)
+
+
+def recipe_of(source: Source, **settings: object) -> Recipe:
+    return replace(Recipe(prompt_sets(source.classnames, source.templates)), **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_features_and_text_are_those_of_the_stock_model(
+    photos: Source, encoder: Encoder, random_vit: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "s.h5"
+    assert extract(photos, encoder, recipe_of(photos), store, batch_size=3)
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{random_vit}")
+    model.eval()
+    made = FeatureStore.open(store)
+    assert verify(store) == []
+    with torch.no_grad():
+        for split, items in photos.splits.items():
+            assert made.paths(split) == [item.path for item in items]
+            assert made.labels(split).tolist() == [item.label for item in items]
+            images = [Image.open(photos.root / item.path).convert("RGB") for item in items]
+            expected = model.encode_image(torch.stack([preprocess(i) for i in images])).numpy()
+            np.testing.assert_allclose(
+                made.features(split, unit=False), expected, atol=1e-3 * abs(expected).max()
+            )
+        tokens = open_clip.get_tokenizer(f"local-dir:{random_vit}")
+        text = model.encode_text(tokens([f"a photo of a {n}." for n in photos.classnames]))
+        expected = torch.nn.functional.normalize(text, dim=1).numpy()
+    np.testing.assert_allclose(made.text(), expected, atol=1e-5)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_views_are_those_of_their_seed_row_and_number(
+    photos: Source, encoder: Encoder, tmp_path: Path
+) -> None:
+    store = tmp_path / "s.h5"
+    recipe = recipe_of(photos, views=3, view_seed=7, crop_scale=(0.3, 0.6))
+    extract(photos, encoder, recipe, store, batch_size=8)
+    made = FeatureStore.open(store)
+    assert made.n_views("train") == 3
+    assert made.n_views("test") == 0
+    rows = [11, 2]
+    crops = [
+        encoder.preprocess.view(photos.read(photos.splits["train"][r].path), (0.3, 0.6), (7, r, v))
+        for v in range(3)
+        for r in rows
+    ]
+    expected = encoder.encode_images(torch.stack(crops)).view(3, 2, -1).numpy()
+    got = made.views("train", rows, unit=False)
+    np.testing.assert_allclose(got, expected, atol=1e-3 * abs(expected).max())
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_parts_encoded_apart_assemble_to_the_same_bytes(
+    photos: Source, encoder: Encoder, tmp_path: Path
+) -> None:
+    whole, apart = tmp_path / "whole.h5", tmp_path / "apart.h5"
+    extract(photos, encoder, recipe_of(photos, views=2), whole)
+    for i in (3, 1, 2):
+        extract(photos, encoder, recipe_of(photos, views=2), apart, part=(i, 3))
+        assert not apart.exists()
+    extract(photos, encoder, recipe_of(photos, views=2), apart)
+    assert apart.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob("*.parts")), "finished parts are cleared away"
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_worker_processes_give_the_same_bytes(
+    photos: Source, encoder: Encoder, tmp_path: Path
+) -> None:
+    serial, parallel = tmp_path / "serial.h5", tmp_path / "parallel.h5"
+    extract(photos, encoder, recipe_of(photos), serial)
+    extract(photos, encoder, recipe_of(photos), parallel, engine="process", processes=2)
+    assert parallel.read_bytes() == serial.read_bytes()
+
+
+def command(store: Path, model: Path, *more: str) -> list[str]:
+    arguments = ["extract", "--dataset", "digits", "--model", f"local-dir:{model}"]
+    return [sys.executable, "-m", "cli", *arguments, "--store", str(store), *more]
+
+
+def started_and_stopped(arguments: list[str], store: Path, how: signal.Signals) -> tuple[int, str]:
+    """Run until the first shard is there, then send the signal; exit code and stderr."""
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen(arguments, cwd=root, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(store.glob("digits/.*.parts/*/*.json")):
+        assert process.poll() is None, "ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_was_stopped_resumes_to_the_same_bytes(
+    how: signal.Signals, random_vit: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    code, errors = started_and_stopped(command(tmp_path, random_vit), tmp_path, how)
+    assert code == (130 if how is signal.SIGINT else -9)
+    if how is signal.SIGINT:
+        assert errors.splitlines()[-1].startswith("fewshot: interrupted; the same command")
+        assert "Traceback" not in errors
+    assert not list(tmp_path.glob("digits/*.h5"))
+    again = subprocess.run(
+        command(tmp_path, random_vit), cwd=Path(__file__).parents[1], capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert "images 1797/1797" in again.stderr
+    (resumed,) = tmp_path.glob("digits/*.h5")
+    source = resolve(load_manifest("digits"), tmp_path)
+    undisturbed = tmp_path / "undisturbed.h5"
+    extract(source, encoder, recipe_of(source), undisturbed)
+    assert resumed.read_bytes() == undisturbed.read_bytes()
+    assert sorted(p.name for p in tmp_path.glob("digits/*")) == [
+        f".{resumed.stem}.lock",
+        resumed.name,
+    ]
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_resumed_run_encodes_only_what_is_missing(
+    photos: Source, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "s.h5"
+    extract(photos, encoder, recipe_of(photos), store, part=(1, 2))
+    (parts,) = tmp_path.glob(".s.parts/*")
+    before = {p.name: p.stat().st_mtime_ns for p in parts.iterdir()}
+    torn = parts / "train-00000.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-1])
+    extract(photos, encoder, recipe_of(photos), store, part=(1, 2))
+    after = {p.name: p.stat().st_mtime_ns for p in parts.iterdir()}
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {"train-00000.safetensors", "train-00000.json"}
+
+
+def test_a_second_writer_is_turned_away(photos: Source, encoder: Encoder, tmp_path: Path) -> None:
+    store = tmp_path / "s.h5"
+    with (
+        FileLock(tmp_path / ".s.lock"),
+        pytest.raises(UserError, match="another process is writing"),
+    ):
+        extract(photos, encoder, recipe_of(photos), store)
+    assert not store.exists()
+
+
+def test_what_is_there_is_left_alone_replaced_or_an_error(
+    photos: Source, encoder: Encoder, tmp_path: Path
+) -> None:
+    store = tmp_path / "s.h5"
+    assert extract(photos, encoder, recipe_of(photos), store)
+    first = store.read_bytes()
+    assert not extract(photos, encoder, recipe_of(photos), store)
+    other = Recipe({"templates": from_templates(photos.classnames, ["the {}"])})
+    with pytest.raises(UserError, match=r"text\.templates is .* --if-exists overwrite"):
+        extract(photos, encoder, other, store)
+    with pytest.raises(UserError, match="exists; --if-exists"):
+        extract(photos, encoder, recipe_of(photos), store, if_exists="error")
+    with pytest.raises(UserError, match="unknown --if-exists 'replace'"):
+        extract(photos, encoder, recipe_of(photos), store, if_exists="replace")
+    assert not extract(photos, encoder, other, store, if_exists="skip")
+    assert store.read_bytes() == first
+    assert extract(photos, encoder, other, store, if_exists="overwrite")
+    assert store.read_bytes() != first
+
+
+def test_the_identity_changes_with_everything_that_changes_a_byte(
+    photos: Source, encoder: Encoder, random_resnet: Path
+) -> None:
+    base = recipe_of(photos)
+    items = photos.splits["train"]
+    variants = [
+        identity(photos, encoder, base),
+        identity(photos, encoder, replace(base, views=1)),
+        identity(photos, encoder, replace(base, views=1, view_seed=1)),
+        identity(photos, encoder, replace(base, views=1, crop_scale=(0.1, 1.0))),
+        identity(photos, encoder, replace(base, support_only={"shots": [1]})),
+        identity(photos, encoder, replace(base, prompts={})),
+        identity(photos, replace(encoder, precision="bf16"), base),
+        identity(photos, load(f"local-dir:{random_resnet}", device="cpu"), base),
+        identity(replace(photos, exif=False), encoder, base),
+        identity(replace(photos, classnames=("a", "b", "c")), encoder, base),
+        identity(replace(photos, splits={**photos.splits, "train": items[::-1]}), encoder, base),
+    ]
+    (photos.root / items[0].path).write_bytes(b"another image")
+    variants.append(identity(photos, encoder, base))
+    assert len({str(v) for v in variants}) == len(variants)
+
+
+def test_only_the_support_rows_are_encoded(
+    photos: Source, encoder: Encoder, tmp_path: Path
+) -> None:
+    store = tmp_path / "s.h5"
+    recipe = recipe_of(
+        photos, train_rows=np.array([7, 1]), views=2, support_only={"shots": [1], "seeds": [1]}
+    )
+    extract(photos, encoder, recipe, store)
+    made = FeatureStore.open(store)
+    assert len(made.labels("train")) == len(photos.splits["train"])
+    assert made.features("train", [7, 1]).shape == (2, 16)
+    assert made.views("train", [7]).shape == (2, 1, 16)
+    with pytest.raises(UserError, match="not row 2"):
+        made.features("train", [2])
+    full = tmp_path / "full.h5"
+    extract(photos, encoder, recipe_of(photos), full)
+    np.testing.assert_array_equal(
+        made.features("train", [7, 1]), FeatureStore.open(full).features("train", [7, 1])
+    )
+
+
+def test_an_image_that_breaks_off_stops_the_run_or_is_left_out_and_listed(
+    photos: Source, encoder: Encoder, tmp_path: Path
+) -> None:
+    store = tmp_path / "s.h5"
+    bad = photos.splits["train"][2].path
+    file = photos.root / bad
+    file.write_bytes(file.read_bytes()[:400])
+    with pytest.raises(UserError, match=f"cannot read train image .*{bad}.*--skip-unreadable"):
+        extract(photos, encoder, recipe_of(photos), store)
+    assert not store.exists()
+    extract(photos, encoder, recipe_of(photos), store, skip_unreadable=True)
+    made = FeatureStore.open(store)
+    assert verify(store) == []
+    assert [line.split(":")[0] for line in made.skipped] == [f"train/{bad}"]
+    kept = [item for item in photos.splits["train"] if item.path != bad]
+    assert made.paths("train") == [item.path for item in kept]
+    assert made.labels("train").tolist() == [item.label for item in kept]
+    sound = photos.splits["train"][3]
+    crop = encoder.preprocess.centre(photos.read(sound.path))
+    expected = encoder.encode_images(crop[None]).numpy()
+    np.testing.assert_allclose(
+        made.features("train", [2], unit=False), expected, atol=1e-3 * abs(expected).max()
+    )
+
+
+def test_an_unreadable_support_image_is_never_skipped(
+    photos: Source, encoder: Encoder, tmp_path: Path
+) -> None:
+    file = photos.root / photos.splits["train"][2].path
+    file.write_bytes(file.read_bytes()[:400])
+    recipe = recipe_of(photos, train_rows=np.array([2, 3]), support_only={"shots": [1]})
+    with pytest.raises(UserError, match="changes the few-shot sample"):
+        extract(photos, encoder, recipe, tmp_path / "s.h5", skip_unreadable=True)
+
+
+def test_leftovers_of_a_killed_run_are_cleared(
+    photos: Source, encoder: Encoder, tmp_path: Path
+) -> None:
+    (tmp_path / ".s.h5.123.tmp").write_bytes(b"torn")
+    extract(photos, encoder, recipe_of(photos), tmp_path / "s.h5")
+    assert sorted(p.name for p in tmp_path.glob("*s.*")) == [".s.lock", "s.h5"]
+
+
+def test_an_unknown_engine_is_refused(photos: Source, encoder: Encoder, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown engine 'rya'; did you mean 'ray'"):
+        extract(photos, encoder, recipe_of(photos), tmp_path / "s.h5", engine="rya")
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_ray_actors_give_the_same_bytes(photos: Source, encoder: Encoder, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    serial, actors = tmp_path / "serial.h5", tmp_path / "actors.h5"
+    extract(photos, encoder, recipe_of(photos), serial)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        with pytest.raises(UserError, match="wants 5 CPU and the cluster has 2"):
+            extract(photos, encoder, recipe_of(photos), actors, engine="ray", processes=10)
+        extract(photos, encoder, recipe_of(photos), actors, engine="ray", processes=2)
+    finally:
+        ray.shutdown()
+    assert actors.read_bytes() == serial.read_bytes()

@@ -1,0 +1,46 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from cache.errors import UserError
+from cache.location import find_store
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three stores, each newer than the one before."""
+    for age, name in enumerate(("dtd/tiny.h5", "dtd/ViT-B-16-openai.h5", "mine/tiny.h5")):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        os.utime(path, (age, age))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("dataset", "model", "expected", "others"),
+    [
+        (None, None, "mine/tiny.h5", True),
+        ("dtd", None, "dtd/ViT-B-16-openai.h5", True),
+        ("Describable_Textures", "tiny", "dtd/tiny.h5", False),
+        ("dtd", "ViT-B-16,openai", "dtd/ViT-B-16-openai.h5", False),
+        (None, "ViT-B-16/openai", "dtd/ViT-B-16-openai.h5", False),
+        ("mine", None, "mine/tiny.h5", False),
+    ],
+)
+def test_the_store_that_fits_and_of_several_the_newest(
+    root: Path, dataset: str | None, model: str | None, expected: str, others: bool
+) -> None:
+    assert find_store(root, dataset, model) == (root / expected, others)
+
+
+def test_a_stores_file_is_itself(root: Path) -> None:
+    assert find_store(root / "dtd/tiny.h5") == (root / "dtd/tiny.h5", False)
+
+
+def test_where_there_is_none_the_command_that_makes_it_is_named(root: Path) -> None:
+    with pytest.raises(UserError, match=r"there are dtd/ViT.*extract --dataset eurosat --model x"):
+        find_store(root, "eurosat", "x")
+    with pytest.raises(UserError, match=r"no such store under .*extract --dataset NAME"):
+        find_store(root / "empty")
