@@ -1,0 +1,56 @@
+"""Nearest class mean on CLIP features.
+
+Snell et al., "Prototypical Networks for Few-shot Learning", NeurIPS 2017,
+https://arxiv.org/abs/1703.05175, with cosines for distances and nothing trained.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from cache.errors import UserError
+from fewshot.classifier import Grid, LinearClassifier, required
+from fewshot.covariance import class_means
+from fewshot.support import SupportSet
+
+
+@dataclass(frozen=True)
+class NearestMean:
+    """The cosine to each class's mean feature, times CLIP's inverse temperature.
+
+    The baseline of what the images say alone, so nothing is tuned and text takes no part unless
+    it is given a weight.
+
+    Attributes:
+        text_weight: Share of the class's text feature in its prototype, 0 to 1; at 0 the
+            prototype is the mean of the images.
+        logit_scale: CLIP's inverse temperature.
+    """
+
+    text_weight: float = 0.0
+    logit_scale: float = 100.0
+
+    name: ClassVar[str] = "nearest-mean"
+    grid: ClassVar[Grid] = {}
+    text_recipe: ClassVar[str] = "unit-mean"
+    needs_support: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.text_weight <= 1:
+            raise UserError(f"text_weight must be 0 to 1; got {self.text_weight}; 0 is images only")
+
+    def fit(self, support: SupportSet, text: Tensor | None) -> LinearClassifier:
+        """Prototypes: the renormalised class means, mixed with text and normalised again.
+
+        Raises:
+            UserError: Text has a weight, and there is none.
+        """
+        features, labels = support.samples()
+        prototypes = normalize(class_means(features.double(), labels, support.n_classes))
+        if self.text_weight:
+            anchors = required(text, f"{self.name} with text_weight {self.text_weight}").double()
+            prototypes = normalize(torch.lerp(prototypes, anchors, self.text_weight))
+        return LinearClassifier(self.logit_scale * prototypes.to(features))

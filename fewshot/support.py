@@ -1,0 +1,106 @@
+"""The support set: the few labelled images, as features, that a method learns from."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cache.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class SupportSet:
+    """N labelled images of C classes, checked once, here, so that no method has to.
+
+    Attributes:
+        features: (N, D) float32, unit norm: one centre crop of each image.
+        labels: (N,) int64 in 0..C-1; every class has at least one image.
+        n_classes: C, at least two.
+        views: (V, N, D) float32, unit norm: V augmented crops of the same images in the same
+            order, or None.
+
+    Raises:
+        UserError: Any of this does not hold.
+    """
+
+    features: Tensor
+    labels: Tensor
+    n_classes: int
+    views: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n, shape = len(self.labels), tuple(self.features.shape)
+        if self.features.ndim != 2 or self.labels.ndim != 1 or len(self.features) != n:
+            raise UserError(
+                f"features must be (N, D) and labels (N,); got {shape} and "
+                f"{tuple(self.labels.shape)}; give one label per row"
+            )
+        _check_features("features", self.features)
+        if self.views is not None:
+            if self.views.ndim != 3 or tuple(self.views.shape[1:]) != shape or not len(self.views):
+                raise UserError(
+                    f"views must be (V, N, D) with the features' N and D, {shape}; "
+                    f"got {tuple(self.views.shape)}; leave them out or give V of every image"
+                )
+            _check_features("views", self.views)
+        if self.labels.dtype != torch.int64:
+            raise UserError(f"labels must be int64; got {self.labels.dtype}; use labels.long()")
+        if self.n_classes < 2:
+            raise UserError(f"two classes are needed to tell apart; got {self.n_classes}; add some")
+        outside = self.labels[(self.labels < 0) | (self.labels >= self.n_classes)]
+        if len(outside):
+            raise UserError(
+                f"labels must be 0..{self.n_classes - 1}, for {self.n_classes} classes; "
+                f"got {int(outside[0])}; number the classes from 0"
+            )
+        empty = torch.nonzero(self.counts == 0).flatten().tolist()
+        if empty:
+            raise UserError(
+                f"every one of the {self.n_classes} classes needs an image; "
+                f"{len(empty)} have none, such as class {empty[0]}; leave them out or add some"
+            )
+
+    @property
+    def counts(self) -> Tensor:
+        """(C,) images of each class."""
+        return torch.bincount(self.labels, minlength=self.n_classes)
+
+    @property
+    def shots(self) -> int:
+        """K, the images that the smallest class has."""
+        return int(self.counts.min())
+
+    @property
+    def n_views(self) -> int:
+        """V; 1 where there are no augmented views and the centre crop stands for the image."""
+        return 1 if self.views is None else len(self.views)
+
+    def samples(self) -> tuple[Tensor, Tensor]:
+        """What to train on: features (V*N, D) and labels (V*N,), each view a sample of its own.
+
+        With views the centre crops are not among them, as in the published recipes.
+        """
+        if self.views is None:
+            return self.features, self.labels
+        return self.views.flatten(0, 1), self.labels.repeat(len(self.views))
+
+    def subset(self, rows: Tensor) -> "SupportSet":
+        """The images at `rows` ((n,) indices or an (N,) mask), with all their views."""
+        views = None if self.views is None else self.views[:, rows]
+        return SupportSet(self.features[rows], self.labels[rows], self.n_classes, views)
+
+
+def _check_features(name: str, features: Tensor) -> None:
+    """Raise unless the features are float32, finite and of unit norm."""
+    if features.dtype != torch.float32:
+        raise UserError(f"{name} must be float32; got {features.dtype}; use {name}.float()")
+    bad = int((~torch.isfinite(features)).any(dim=-1).sum())
+    if bad:
+        raise UserError(f"{name} must be finite; {bad} rows are not; extract them again")
+    norms = features.norm(dim=-1).flatten()
+    if len(norms) and float((norms - 1).abs().max()) > 1e-2:
+        worst = int((norms - 1).abs().argmax())
+        raise UserError(
+            f"{name} must have unit norm; row {worst} has {float(norms[worst]):.3g}; "
+            "divide each by its norm"
+        )

@@ -1,0 +1,195 @@
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cli import main
+from fewshot.results import read
+
+ROOT = Path(__file__).parents[1]
+KEYS = {
+    "method", "dataset", "model", "shots", "seed", "tune", "accuracy", "hyperparameters",
+    "n_support", "fit_seconds", "predict_seconds", "fingerprint", "version",
+}  # fmt: skip
+
+
+def imported(dataset: str = "mine", *, val: bool = True, text: bool = True) -> None:
+    """A store of three easy classes, twenty train images each."""
+    rng = np.random.default_rng(0)
+    directions = np.eye(3, 8)
+    arrays: dict[str, Any] = {"text_features": directions + 0.3} if text else {}
+    for split, n in (("train", 60), ("val", 15), ("test", 90)):
+        if split != "val" or val:
+            labels = np.arange(n) % 3
+            arrays[f"{split}_features"] = 2 * directions[labels] + rng.normal(size=(n, 8))
+            arrays[f"{split}_labels"] = labels
+    np.savez("f.npz", **arrays)
+    assert main(["import", "f.npz", "--dataset", dataset, "--model", "ViT-B-32/openai"]) == 0
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An empty folder but for one store."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEWSHOT_STORE", raising=False)
+    imported()
+    capsys.readouterr()
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line of a `fit` that cannot work."""
+    code = main(["fit", *arguments])
+    captured = capsys.readouterr()
+    *notes, last = captured.err.splitlines()
+    assert code == 2
+    assert last.startswith("fewshot: ")
+    assert all(note.startswith("using ") for note in notes)
+    assert captured.out == ""
+    return last
+
+
+def test_json_is_one_object_per_result_and_nothing_else(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["fit", "gda", "--shots", "2,4", "--seed", "1,2,3", "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    results = [json.loads(line) for line in lines]
+    assert [(r["shots"], r["seed"]) for r in results] == [(k, s) for k in (2, 4) for s in (1, 2, 3)]
+    for result in results:
+        assert set(result) >= KEYS
+        assert 0 <= result["accuracy"] <= 1
+        assert result["tune"] == "cv"
+        assert result["n_support"] == 3 * result["shots"]
+    assert [r.to_json() for r in read(Path("runs/results.jsonl"))] == lines
+
+
+def test_a_table_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "gda", "--shots", "4"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["dataset", "model", "method", "tuned", "by", "4", "shots"]
+    assert row.startswith("mine     ViT-B-32/openai  gda")
+
+
+def test_without_a_dataset_the_newest_store_is_used_and_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    imported("other")
+    capsys.readouterr()
+    assert main(["fit", "nearest-mean", "--shots", "1", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["dataset"] == "other"
+    assert captured.err == "using features/other/ViT-B-32-openai.h5\n"
+    assert main(["fit", "nearest-mean", "--shots", "1", "--dataset", "mine", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["dataset"] == "mine"
+    assert captured.err == ""
+
+
+def test_zero_shot_is_one_result_whatever_the_shots(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "zero-shot", "--shots", "1,2", "--seed", "1,2", "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["shots"] == 0
+
+
+def test_a_setting_is_fixed_and_not_tuned_over(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "gda", "--set", "alpha=3.5", "--set", "shrinkage=oas", "--json"]) == 0
+    chosen = json.loads(capsys.readouterr().out)
+    assert chosen["hyperparameters"]["alpha"] == 3.5
+    assert chosen["hyperparameters"]["shrinkage"] == "oas"
+    assert chosen["tune"] == "none"
+
+
+@pytest.mark.parametrize("protocol", ["none", "cv", "val", "full-val"])
+def test_the_tuning_protocol_is_recorded(protocol: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "gda", "--shots", "4", "--tune", protocol, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["tune"] == protocol
+    assert result["n_validation"] == {"val": 12, "full-val": 15}.get(protocol, 0)
+
+
+def test_a_sample_goes_out_and_comes_back(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "gda", "--shots", "2", "--export-sample", "s.json", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert len(json.loads(Path("s.json").read_text())["train"]) == 6
+    assert main(["fit", "gda", "--sample", "s.json", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["shots"], again["seed"]) == (2, 1)
+    assert again["accuracy"] == first["accuracy"]
+
+
+def test_concurrent_runs_append_whole_lines(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cli", "fit", "gda", "--shots", "1", "--seed", "1,2,3,4,5"]
+    command += ["--store", str(tmp_path / "features"), "--results", str(tmp_path / "r.jsonl")]
+
+    def run(_: int) -> None:
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, range(2)))
+    assert len(read(tmp_path / "r.jsonl")) == 10
+
+
+BAD: list[tuple[list[str], str]] = [
+    (["gdaa"], "unknown method 'gdaa'; did you mean 'gda'"),
+    (["gda", "--dataset", "mien"], "there are mine/ViT-B-32-openai; make it with: fewshot extract"),
+    (["gda", "--model", "tiny"], "no such store"),
+    (["gda", "--store", "nowhere"], "no such store under nowhere"),
+    (["gda", "--shots", "21"], "21 train images of every class are needed"),
+    (["gda", "--shots", "0"], "shots must be 1 or more"),
+    (["gda", "--shots", "four"], "--shots wants integers such as 1,2,4; got 'four'"),
+    (["gda", "--seed", ""], "--seed wants integers"),
+    (["gda", "--tune", "test"], "unknown tuning protocol 'test'"),
+    (["gda", "--tune", "cv", "--shots", "1"], "tuning by cv needs two images of every class"),
+    (["gda", "--set", "alpha"], "--set wants NAME=VALUE; got 'alpha'"),
+    (["gda", "--set", "alhpa=1"], "unknown setting of gda 'alhpa'; did you mean 'alpha'"),
+    (["gda", "--set", "alpha=high"], "alpha must be a number; got 'high'"),
+    (["gda", "--set", "alpha=-1"], "alpha must be 0 or more"),
+    (["gda", "--prompts", "mine"], "unknown prompt set 'mine'"),
+    (["gda", "--sample", "none.json"], "cannot read the sample none.json"),
+    (["gda", "--sample", "f", "--export-sample", "f"], "exclude each other"),
+    (["gda", "--shots", "1,2", "--export-sample", "s.json"], "one --shots and one --seed"),
+    (["gda", "--results", "f.npz/r.jsonl"], "f.npz"),
+    ([], "Missing argument"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_fit_refuses_in_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refusal(capsys, *arguments)
+    assert not Path("runs/results.jsonl").exists()
+
+
+@pytest.mark.parametrize("protocol", ["val", "full-val"])
+def test_without_val_its_protocols_are_refused(
+    protocol: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    imported("no-val", val=False)
+    capsys.readouterr()
+    line = refusal(capsys, "gda", "--dataset", "no-val", "--tune", protocol)
+    assert "has no val split" in line
+    assert main(["fit", "gda", "--dataset", "no-val"]) == 0
+
+
+def test_without_text_what_needs_it_is_refused_and_the_rest_works(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    imported("no-text", text=False)
+    capsys.readouterr()
+    assert "needs text features" in refusal(capsys, "zero-shot", "--dataset", "no-text")
+    for method in ("gda", "ridge", "nearest-mean"):
+        assert main(["fit", method, "--dataset", "no-text"]) == 0
+
+
+def test_a_truncated_store_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    store = Path("features/mine/ViT-B-32-openai.h5")
+    store.write_bytes(store.read_bytes()[:-100])
+    assert "damaged or cut short" in refusal(capsys, "gda")

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.covariance import OAS, LedoitWolf
+from torch import Tensor
+
+from fewshot.covariance import Shrinkage, class_means, shared_covariance, shrinkage_intensity
+
+LABELS = torch.tensor([2, 0, 1, 0, 2, 1, 1, 0])
+
+
+def features(dim: int) -> Tensor:
+    return torch.randn(len(LABELS), dim, generator=torch.Generator().manual_seed(1)).double()
+
+
+def pooled_by_loop(x: Tensor, labels: Tensor) -> Tensor:
+    scatter = torch.zeros(x.shape[1], x.shape[1], dtype=x.dtype)
+    for row, label in zip(x, labels, strict=True):
+        residual = row - x[labels == label].mean(dim=0)
+        scatter += torch.outer(residual, residual)
+    return scatter / (len(x) - 1)
+
+
+def test_class_means_equal_a_loop_over_classes() -> None:
+    x = features(4)
+    expected = torch.stack([x[k == LABELS].mean(dim=0) for k in range(3)])
+    torch.testing.assert_close(class_means(x, LABELS, 3), expected)
+
+
+@pytest.mark.parametrize("dim", [3, 20])
+def test_a_given_intensity_mixes_the_pooled_covariance_with_its_mean_variance(dim: int) -> None:
+    x = features(dim)
+    pooled = pooled_by_loop(x, LABELS)
+    expected = 0.7 * pooled + 0.3 * pooled.trace() / dim * torch.eye(dim, dtype=x.dtype)
+    covariance = shared_covariance(x, LABELS, class_means(x, LABELS, 3), 0.3)
+    torch.testing.assert_close(covariance, expected)
+
+
+@pytest.mark.parametrize("dim", [3, 20])
+def test_published_shrinkage_gives_the_published_precision_but_for_its_scale(dim: int) -> None:
+    x, n = features(dim), len(LABELS)
+    pooled = pooled_by_loop(x, LABELS)
+    identity = torch.eye(dim, dtype=x.dtype)
+    published = dim * torch.linalg.pinv((n - 1) * pooled + pooled.trace() * identity)
+    covariance = shared_covariance(x, LABELS, class_means(x, LABELS, 3), "published")
+    intensity = shrinkage_intensity(x, "published")
+    torch.testing.assert_close(
+        intensity * torch.linalg.inv(covariance), published, rtol=1e-8, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "estimator"), [("ledoit-wolf", LedoitWolf), ("oas", OAS)], ids=["ledoit-wolf", "oas"]
+)
+def test_estimated_intensities_are_those_of_centred_residuals(
+    rule: Shrinkage, estimator: type[LedoitWolf]
+) -> None:
+    x = features(3)
+    residuals = x - class_means(x, LABELS, 3)[LABELS]
+    fitted = estimator(assume_centered=True).fit(residuals.numpy())
+    np.testing.assert_allclose(shrinkage_intensity(residuals, rule), fitted.shrinkage_)
+    # Not about the residuals' mean, which is not zero in a class's share of the samples.
+    shifted = residuals + 1
+    assert shrinkage_intensity(shifted, rule) != pytest.approx(fitted.shrinkage_)
+
+
+@pytest.mark.parametrize("rule", ["published", "ledoit-wolf", "oas", 0.5])
+def test_one_sample_per_class_leaves_a_ball_of_the_total_variance(rule: Shrinkage) -> None:
+    x = features(5)[:3]
+    labels = torch.arange(3)
+    covariance = shared_covariance(x, labels, class_means(x, labels, 3), rule)
+    variance = torch.cov(x.T).trace() / 5
+    torch.testing.assert_close(covariance, variance * torch.eye(5, dtype=x.dtype))

@@ -1,0 +1,40 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+WITHOUT_ENCODER = """
+import sys
+sys.modules.update(dict.fromkeys(["open_clip", "torchvision"]))  # importing them now fails
+"""
+STAGE_2 = """
+import torch
+import fewshot
+from torch.nn.functional import normalize
+features = normalize(torch.randn(8, 4))
+support = fewshot.SupportSet(features, torch.tensor([0, 1] * 4), 2)
+for name, method in fewshot.METHODS.items():
+    for protocol in ("none", "cv"):
+        tuned = fewshot.tune(method(), support, features[:2], protocol=protocol)
+        fewshot.predict(tuned.fit(support, features[:2]), features)
+fewshot.GDA(shrinkage="oas").fit(support, None)
+"""
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_stage_2_fits_and_tunes_without_an_encoder_installed() -> None:
+    result = run(WITHOUT_ENCODER + STAGE_2)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("package", ["open_clip", "torchvision"])
+def test_an_import_of_the_encoder_would_be_noticed(package: str) -> None:
+    result = run(WITHOUT_ENCODER + f"import {package}")
+    assert result.returncode == 1
+    assert f"import of {package} halted" in result.stderr

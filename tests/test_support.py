@@ -1,0 +1,81 @@
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from cache.errors import UserError
+from fewshot.support import SupportSet
+
+FEATURES = normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+LABELS = torch.tensor([0, 1, 2, 0, 1, 0])
+VIEWS = torch.stack([FEATURES, -FEATURES])
+
+
+def support(**changes: Any) -> SupportSet:
+    return SupportSet(**{"features": FEATURES, "labels": LABELS, "n_classes": 3, **changes})
+
+
+def test_shots_are_those_of_the_smallest_class() -> None:
+    assert support().counts.tolist() == [3, 2, 1]
+    assert support().shots == 1
+
+
+def test_without_views_the_samples_are_the_centre_crops() -> None:
+    features, labels = support().samples()
+    torch.testing.assert_close(features, FEATURES)
+    torch.testing.assert_close(labels, LABELS)
+    assert support().n_views == 1
+
+
+def test_with_views_each_view_is_a_sample_with_its_images_label() -> None:
+    features, labels = support(views=VIEWS).samples()
+    torch.testing.assert_close(features, torch.cat([FEATURES, -FEATURES]))
+    torch.testing.assert_close(labels, torch.cat([LABELS, LABELS]))
+    assert support(views=VIEWS).n_views == 2
+
+
+@pytest.mark.parametrize("rows", [torch.tensor([0, 1, 2]), torch.arange(6) < 3])
+def test_a_subset_takes_the_views_along(rows: torch.Tensor) -> None:
+    part = support(views=VIEWS).subset(rows)
+    assert part.views is not None
+    torch.testing.assert_close(part.features, FEATURES[:3])
+    torch.testing.assert_close(part.views, VIEWS[:, :3])
+    torch.testing.assert_close(part.labels, LABELS[:3])
+
+
+def nan_in_row_two() -> torch.Tensor:
+    features = FEATURES.clone()
+    features[2, 0] = torch.nan
+    return features
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": LABELS[:5]}, r"got \(6, 4\) and \(5,\)"),
+        ({"features": FEATURES[:, 0]}, r"features must be \(N, D\).*got \(6,\)"),
+        ({"labels": LABELS[:, None]}, r"got \(6, 4\) and \(6, 1\)"),
+        ({"features": nan_in_row_two()}, "features must be finite; 1 rows are not"),
+        ({"features": FEATURES.double()}, "features must be float32; got torch.float64"),
+        ({"features": 2 * FEATURES}, r"unit norm; row \d has 2;"),
+        ({"labels": LABELS.int()}, "labels must be int64; got torch.int32"),
+        ({"labels": LABELS - 1}, r"labels must be 0\.\.2, for 3 classes; got -1"),
+        ({"labels": LABELS + 1}, r"labels must be 0\.\.2, for 3 classes; got 3"),
+        ({"n_classes": 4}, "4 classes needs an image; 1 have none, such as class 3"),
+        ({"labels": 0 * LABELS, "n_classes": 1}, "two classes are needed to tell apart; got 1"),
+        ({"views": VIEWS[:, :5]}, r"views must be \(V, N, D\).*got \(2, 5, 4\)"),
+        ({"views": FEATURES}, r"views must be \(V, N, D\).*got \(6, 4\)"),
+        ({"views": VIEWS[:0]}, r"got \(0, 6, 4\)"),
+        ({"views": 0.5 * VIEWS}, r"views must have unit norm; row \d has 0.5"),
+        ({"views": torch.stack([FEATURES, nan_in_row_two()])}, "views must be finite"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_came(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        support(**changes)
+
+
+def test_an_empty_set_lacks_every_class() -> None:
+    with pytest.raises(UserError, match="3 have none, such as class 0"):
+        support(features=FEATURES[:0], labels=LABELS[:0])

@@ -1,0 +1,239 @@
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from cache.errors import UserError
+from fewshot import GDA, METHODS, SupportSet, ZeroShot, tune, tuning
+from fewshot.classifier import Grid, LinearClassifier, Method, variants
+from fewshot.tuning import Score, best, cross_validation, default_protocol, sweep
+
+N_CLASSES = 5
+
+
+def vectors(seed: int, *shape: int) -> Tensor:
+    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def task(shots: int = 6, noise: float = 1.0, n_views: int = 0) -> tuple[SupportSet, Tensor]:
+    centres = vectors(0, N_CLASSES, 16)
+    labels = torch.arange(N_CLASSES).repeat(shots)
+    features = normalize(centres[labels] + noise * vectors(1, len(labels), 16))
+    views = normalize(features + 0.3 * vectors(2, n_views, len(labels), 16), dim=-1)
+    support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
+    return support, normalize(centres + vectors(3, N_CLASSES, 16))
+
+
+def validation(n: int = 200) -> tuple[Tensor, Tensor]:
+    labels = torch.arange(n) % N_CLASSES
+    return normalize(vectors(0, N_CLASSES, 16)[labels] + vectors(9, n, 16)), labels
+
+
+@dataclass(frozen=True)
+class Stretched:
+    """A method without a sweep of its own: zero-shot, stretched."""
+
+    factor: float = 1.0
+
+    name: ClassVar[str] = "stretched"
+    grid: ClassVar[Grid] = {"factor": (0.01, 8.0, 9999.0)}
+    text_recipe: ClassVar[str] = "unit-mean"
+    needs_support: ClassVar[bool] = True
+
+    def fit(self, support: SupportSet, text: Tensor | None) -> LinearClassifier:
+        assert text is not None
+        return LinearClassifier(self.factor * text)
+
+
+def scores(**counts: tuple[int, float]) -> dict[Method, Score]:
+    return {
+        Stretched(float(name[1:])): Score(correct, loss) for name, (correct, loss) in counts.items()
+    }
+
+
+def test_the_default_is_cv_wherever_an_image_can_be_held_out() -> None:
+    assert [default_protocol(shots) for shots in (0, 1, 2, 16)] == ["none", "none", "cv", "cv"]
+
+
+def test_no_tuning_leaves_the_method_as_it_is() -> None:
+    support, text = task()
+    method = GDA(alpha=3.5)
+    assert tune(method, support, text, protocol="none", validation=validation()) is method
+
+
+def test_a_method_without_a_grid_is_left_as_it_is() -> None:
+    support, text = task()
+    for protocol in tuning.PROTOCOLS:
+        assert tune(ZeroShot(), support, text, protocol=protocol) == ZeroShot()
+
+
+def test_fields_outside_the_grid_stand() -> None:
+    support, text = task()
+    tuned = tune(GDA(shrinkage="oas"), support, text, protocol="cv")
+    assert tuned.shrinkage == "oas"
+    assert tuned.alpha in GDA.grid["alpha"]
+
+
+def test_a_given_grid_replaces_the_methods_own() -> None:
+    support, text = task()
+    tuned = tune(GDA(), support, text, protocol="cv", grid={"alpha": (5.5, 5.25)})
+    assert tuned.alpha in (5.5, 5.25)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.grid])
+@pytest.mark.parametrize("protocol", ["cv", "val"])
+def test_tuning_finds_what_a_loop_over_refits_finds(name: str, protocol: str) -> None:
+    support, text = task()
+    method = METHODS[name]()
+    folds = list(cross_validation(support)) if protocol == "cv" else [(support, *validation())]
+    by_hand: dict[Method, Score] = {}
+    for variant in variants(method, method.grid):
+        logits = torch.cat([variant.fit(train, text).logits(x) for train, x, _ in folds])
+        labels = torch.cat([y for _, _, y in folds])
+        correct = int((logits.argmax(dim=1) == labels).sum())
+        by_hand[variant] = Score(correct, float(cross_entropy(logits, labels, reduction="sum")))
+    tuned = tune(method, support, text, protocol=protocol, validation=validation())
+    assert tuned == best(by_hand, sum(len(y) for _, _, y in folds))
+    assert len({score.loss for score in by_hand.values()}) == len(by_hand)
+
+
+def test_a_method_without_a_sweep_is_fitted_for_every_candidate() -> None:
+    support, text = task()
+    query, _ = validation()
+    swept = list(sweep(Stretched(), Stretched.grid, support, text, query))
+    assert [variant.factor for variant, _ in swept] == [0.01, 8.0, 9999.0]
+    torch.testing.assert_close(swept[1][1], 8 * query @ text.T)
+    assert tune(Stretched(), support, text, protocol="val", validation=validation()).factor == 8.0
+
+
+def test_weak_text_asks_for_more_of_the_images_and_weak_images_for_less() -> None:
+    support, text = task(noise=0.5)
+    noise = vectors(7, N_CLASSES, 16)
+    trusting = tune(GDA(), support, noise, protocol="cv")
+    hopeless, _ = task(noise=20.0)
+    doubting = tune(GDA(), hopeless, text, protocol="val", validation=validation())
+    assert trusting.alpha > doubting.alpha
+
+
+def test_a_score_sums_over_all_it_was_given() -> None:
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    labels = torch.tensor([0, 1, 1])
+    parts = Score()
+    for rows in (slice(0, 2), slice(2, 3)):
+        parts.add(logits[rows], labels[rows])
+    assert parts.correct == 2
+    assert parts.loss == pytest.approx(float(cross_entropy(logits, labels, reduction="sum")))
+
+
+def test_a_clear_lead_in_accuracy_outweighs_log_loss() -> None:
+    chosen = best(scores(f1=(90, 500.0), f2=(50, 10.0)), 100)
+    assert chosen == Stretched(1.0)
+
+
+def test_within_a_standard_error_of_the_best_log_loss_decides() -> None:
+    # The best of 100 has 80 right: a standard error of 4, so 76 is as good and 75 is not.
+    chosen = best(scores(f1=(80, 60.0), f2=(76, 50.0), f3=(75, 40.0)), 100)
+    assert chosen == Stretched(2.0)
+
+
+def test_more_images_leave_less_to_log_loss() -> None:
+    chosen = best(scores(f1=(8000, 6000.0), f2=(7600, 5000.0)), 10000)
+    assert chosen == Stretched(1.0)
+
+
+def test_of_equals_the_first_is_chosen() -> None:
+    assert best(scores(f2=(5, 1.0), f1=(5, 1.0)), 10) == Stretched(2.0)
+
+
+def test_a_log_loss_that_is_no_number_loses() -> None:
+    assert best(scores(f1=(5, float("nan")), f2=(5, 9.0)), 10) == Stretched(2.0)
+
+
+@pytest.mark.parametrize(("shots", "n_folds"), [(2, 2), (3, 3), (4, 4), (16, 4)])
+def test_folds_hold_every_image_out_once_and_are_stratified(shots: int, n_folds: int) -> None:
+    support, _ = task(shots)
+    folds = list(cross_validation(support))
+    assert len(folds) == n_folds
+    held = torch.cat([features for _, features, _ in folds])
+    assert {tuple(row) for row in held.tolist()} == {tuple(r) for r in support.features.tolist()}
+    assert len(held) == len(support.labels)
+    for train, features, labels in folds:
+        assert len(train.labels) + len(labels) == len(support.labels)
+        assert not {tuple(r) for r in train.features.tolist()} & {
+            tuple(r) for r in features.tolist()
+        }
+        counts = torch.bincount(labels, minlength=N_CLASSES)
+        assert counts.max() - counts.min() <= 1
+        assert train.shots >= 1
+
+
+def test_classes_of_unequal_size_are_all_trained_on_in_every_fold() -> None:
+    labels = torch.tensor([0] * 9 + [1] * 2 + [2] * 5)
+    support = SupportSet(vectors(0, 16, 8), labels, 3)
+    folds = list(cross_validation(support))
+    assert len(folds) == 2
+    assert [train.shots for train, _, _ in folds] == [1, 1]
+
+
+def test_a_held_out_image_takes_all_its_views_along() -> None:
+    support, _ = task(4, n_views=3)
+    assert support.views is not None
+    image_of = {
+        tuple(view.tolist()): image for views in support.views for image, view in enumerate(views)
+    }
+    row_of = {tuple(row.tolist()): image for image, row in enumerate(support.features)}
+    for train, features, _ in cross_validation(support):
+        assert train.views is not None
+        trained_on = {image_of[tuple(view.tolist())] for view in train.views.flatten(0, 1)}
+        held_out = {row_of[tuple(row.tolist())] for row in features}
+        assert len(train.views) == 3
+        assert not trained_on & held_out
+        assert len(trained_on) + len(held_out) == 20
+
+
+def test_folds_stop_once_enough_images_were_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    support, _ = task(16)  # four folds of 20
+    monkeypatch.setattr(tuning, "ENOUGH", 30)
+    assert len(list(cross_validation(support))) == 2
+
+
+def test_cross_validation_at_one_shot_names_the_default() -> None:
+    support, text = task(1)
+    with pytest.raises(UserError, match=r"cv needs two images of every class.*got 1.*use none"):
+        tune(GDA(), support, text, protocol="cv")
+
+
+@pytest.mark.parametrize("protocol", ["val", "full-val"])
+def test_a_protocol_without_its_images_is_refused(protocol: str) -> None:
+    support, text = task()
+    with pytest.raises(UserError, match=f"tuning by {protocol} needs validation images"):
+        tune(GDA(), support, text, protocol=protocol)
+
+
+def test_a_misspelt_protocol_is_named_with_the_nearest() -> None:
+    support, text = task()
+    with pytest.raises(UserError, match="unknown tuning protocol 'full_val'; did you mean"):
+        tune(GDA(), support, text, protocol="full_val")
+
+
+def test_tuning_by_cv_ignores_validation_images_it_is_given() -> None:
+    support, text = task()
+    features, labels = validation()
+    wrong = tune(GDA(), support, text, protocol="cv", validation=(features, labels.flip(0)))
+    assert wrong == tune(GDA(), support, text, protocol="cv")
+
+
+def test_alpha_chosen_on_fewer_shots_is_near_the_one_best_for_all() -> None:
+    support, text = task(16)
+    chosen = tune(GDA(), support, text, protocol="cv")
+    n = validation(4000)
+    losses = {
+        alpha: float(
+            cross_entropy(replace(chosen, alpha=alpha).fit(support, text).logits(n[0]), n[1])
+        )
+        for alpha in GDA.grid["alpha"]
+    }
+    assert losses[chosen.alpha] < 1.1 * min(losses.values())
