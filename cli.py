@@ -1,0 +1,510 @@
+"""The command line: parse, one call, print.
+
+Results go to stdout, progress and reports to stderr. What a user can put right is one line and exit
+code 2; Ctrl-C is 130. Heavy imports wait until a command needs them.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cache.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cache.source import Source
+    from cache.store import FeatureStore
+    from fewshot.sampling import Sample
+
+DEFAULT_MODEL = "ViT-B-16/openai"
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="fewshot",
+    help="Few-shot adaptation of CLIP on cached features: encode once, fit in seconds.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Dataset = Annotated[
+    str | None,
+    typer.Option(help="A name from `fewshot datasets`, a folder of images, or a CSV or JSONL."),
+]
+ManifestFile = Annotated[
+    Path | None, typer.Option("--manifest", help="Your own manifest (TOML) instead of a name.")
+]
+DataRoot = Annotated[
+    Path | None, typer.Option(help="Where datasets lie. [default: $FEWSHOT_DATA or ./data]")
+]
+Model = Annotated[
+    str, typer.Option(help="As open_clip names it: ViT-B-16/openai, hf-hub:…, local-dir:…, tiny.")
+]
+StoreRoot = Annotated[
+    Path | None,
+    typer.Option("--store", help="Where stores lie. [default: $FEWSHOT_STORE or ./features]"),
+]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    try:
+        code = app(args=arguments, standalone_mode=False) or 0
+    except UserError as error:
+        return _complain(str(error), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        return 0
+    except OSError as error:
+        if error.errno not in _SURROUNDINGS:
+            raise
+        return _complain(f"{error.strerror}: {error.filename or 'writing'}", 2)
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # typer's own, of a class it keeps private
+        if usage is None:
+            raise
+        return _complain(f"{usage().rstrip('.')}; see fewshot --help", 2)
+    if code == INTERRUPTED:
+        return _complain("interrupted; the same command takes up where this one stopped", code)
+    return int(code)
+
+
+_SURROUNDINGS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EFBIG,
+    errno.ENOTDIR,
+}
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"fewshot: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+@app.command()
+def extract(
+    dataset: Dataset = None,
+    manifest: ManifestFile = None,
+    data_root: DataRoot = None,
+    model: Model = DEFAULT_MODEL,
+    store: StoreRoot = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto (fp32 on a CPU, fp16 on CUDA), fp32, bf16 or fp16.")
+    ] = "auto",
+    resize: Annotated[
+        str | None,
+        typer.Option(help="shorter or squash. [default: what the model was trained with]"),
+    ] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(help="A prompt with {} for the class name, instead of the dataset's own."),
+    ] = None,
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Option(help="JSON of class -> sentences (CuPL's form), encoded as well."),
+    ] = None,
+    views: Annotated[int, typer.Option(min=0, help="Augmented views per train image.")] = 0,
+    crop_scale: Annotated[
+        tuple[float, float], typer.Option(help="Least and greatest share of the area of a view.")
+    ] = (0.5, 1.0),
+    view_seed: Annotated[int, typer.Option(min=0, help="Seed of the views.")] = 0,
+    support_only: Annotated[
+        str | None,
+        typer.Option(metavar="SHOTS", help="Encode only the train images of these few-shot sets."),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds of those few-shot sets.")] = "1,2,3",
+    if_exists: Annotated[str, typer.Option(help="resume, skip, overwrite or error.")] = "resume",
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
+    ] = False,
+    download: Annotated[
+        bool, typer.Option("--download", help="Let torchvision fetch the data, where it can.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Crops per forward pass.")] = 64,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads that decode images. [default: per core]")
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Encode the I-th of N parts only; a plain run assembles."),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="serial, process or ray.")] = "serial",
+    processes: Annotated[int, typer.Option(min=1, help="Workers of process and ray.")] = 2,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and report only.")] = False,
+) -> None:
+    """Encode a dataset's images and prompts once, into a feature store."""
+    from cache.extract import Recipe, default_workers
+    from cache.extract import extract as extract_to
+    from cache.prompts import prompt_sets
+    from cache.store import default_root, store_path
+
+    part = _part(shard)
+    source = _source(dataset, manifest, data_root, download)
+    rows, only = _support_rows(source, support_only, seeds)
+    source, left_out = _checked(source, rows, skip_unreadable)
+    rows, only = _support_rows(source, support_only, seeds)
+    recipe = Recipe(
+        prompts=prompt_sets(source.classnames, template or source.templates, prompts or ()),
+        views=views,
+        crop_scale=crop_scale,
+        view_seed=view_seed,
+        train_rows=rows,
+        support_only=only,
+    )
+    path = store_path(store or default_root(), source.dataset, model)
+    images = sum(len(chosen) for chosen in recipe.rows(source).values())
+    if dry_run:
+        sentences = sum(len(p.prompts) for p in recipe.prompts.values())
+        _say(f"would encode {images} images and {sentences} prompts with {model} into {path}")
+        return
+    from cache.encoder import load
+
+    encoder = load(model, device=device, precision=precision, resize=resize)
+    built = extract_to(
+        source,
+        encoder,
+        recipe,
+        path,
+        batch_size=batch_size,
+        workers=workers or default_workers(),
+        if_exists=if_exists,
+        skip_unreadable=skip_unreadable,
+        left_out=left_out,
+        part=part,
+        engine=engine,
+        processes=processes,
+    )
+    if shard and built:
+        _say(f"part {shard} of {path} is encoded; the command without --shard assembles all")
+    else:
+        print(path if built else f"{path} (already there)")
+
+
+def _source(
+    dataset: str | None, manifest: Path | None, root: Path | None, download: bool = False
+) -> "Source":
+    """The dataset that was named, found on disk."""
+    from cache.manifest import load_manifest
+    from cache.source import data_root, resolve, resolve_folder, resolve_table
+
+    if dataset is None and manifest is None:
+        raise UserError("say which dataset: --dataset NAME, FOLDER or TABLE, or --manifest FILE")
+    path = Path(dataset or "")
+    if manifest is None and path.suffix.lower() in (".csv", ".jsonl"):
+        return resolve_table(path)
+    try:
+        declared = load_manifest(dataset or "", manifest)
+    except UserError:
+        if manifest is None and path.is_dir():
+            return resolve_folder(path)
+        raise
+    return resolve(declared, data_root(root), download=download)
+
+
+def _support_rows(
+    source: "Source", shots: str | None, seeds: str
+) -> tuple["NDArray[np.int64] | None", dict[str, list[int]] | None]:
+    """The train rows of the few-shot sets asked for, and which those sets are."""
+    if shots is None:
+        return None, None
+    import numpy as np
+
+    from fewshot.sampling import draw
+
+    labels = [item.label for item in source.splits.get("train", ())]
+    only = {"shots": _numbers("--support-only", shots), "seeds": _numbers("--seeds", seeds)}
+    rows = [
+        draw(labels, source.classnames, shots=k, seed=seed).train
+        for k in only["shots"]
+        for seed in only["seeds"]
+    ]
+    return np.unique(np.concatenate(rows)), only
+
+
+def _checked(
+    source: "Source", train_rows: "NDArray[np.int64] | None", skip: bool
+) -> tuple["Source", list[str]]:
+    """The source after its pre-flight report, and the images left out of it."""
+    from cache.preflight import check
+    from cache.progress import progress
+
+    rows = {split: range(len(items)) for split, items in source.splits.items()}
+    if train_rows is not None:
+        rows |= {"train": train_rows.tolist()}
+    with progress(f"{source.dataset}: files", sum(map(len, rows.values()))) as advance:
+        report = check(source, rows=rows, advance=advance)
+    _say(report.report())
+    if report.problems:
+        raise UserError(f"{source.dataset} cannot be encoded: {'; '.join(report.problems)}")
+    if report.unreadable and not skip:
+        split, path, reason = report.unreadable[0]
+        raise UserError(
+            f"{len(report.unreadable)} images cannot be read, the first {split} {path} ({reason}); "
+            "mend or remove them, or leave them out with --skip-unreadable"
+        )
+    left_out = [f"{split}/{path}: {reason}" for split, path, reason in report.unreadable]
+    return source.without(path for _, path, _ in report.unreadable), left_out
+
+
+def _part(shard: str | None) -> tuple[int, int] | None:
+    if shard is None:
+        return None
+    index, _, count = shard.partition("/")
+    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise UserError(f"--shard wants I/N with 1 <= I <= N, such as 1/4; got {shard!r}")
+    return int(index), int(count)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """The integers of a list such as 1,2,4."""
+    try:
+        numbers = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} wants integers such as 1,2,4; got {text!r}") from None
+    return list(dict.fromkeys(numbers))
+
+
+@app.command()
+def fit(
+    method: Annotated[str, typer.Argument(help="zero-shot, nearest-mean, gda or ridge.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="Whose store. [default: the one extracted last]")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Which model's store. [default: the one extracted last]")
+    ] = None,
+    shots: Annotated[str, typer.Option(metavar="K[,K…]", help="Images per class.")] = "16",
+    seed: Annotated[
+        str, typer.Option(metavar="S[,S…]", help="What draws them; published results: 1,2,3.")
+    ] = "1",
+    tune: Annotated[
+        str | None,
+        typer.Option(help="none, cv, val or full-val. [default: cv, and none at one shot]"),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Fix a hyper-parameter."),
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Which prompt set of the store. [default: templates]")
+    ] = None,
+    sample: Annotated[
+        Path | None, typer.Option(help="Take the few shots from this file instead of drawing.")
+    ] = None,
+    export_sample: Annotated[
+        Path | None, typer.Option(help="Write the few shots that are drawn to this file.")
+    ] = None,
+    store: StoreRoot = None,
+    results: Annotated[
+        Path, typer.Option(help="Where results are appended, one JSON line each.")
+    ] = Path("runs/results.jsonl"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per result, not a table.")
+    ] = False,
+) -> None:
+    """Adapt from a few labelled images per class, and test."""
+    from cache.store import FeatureStore
+    from fewshot.evaluate import evaluate
+    from fewshot.results import append
+    from fewshot.settings import configure
+    from fewshot.tables import accuracy_table
+
+    fixed = _settings("--set", settings)
+    chosen = configure(method, fixed)  # a mistake in it shows before a store is looked for
+    draws = [(k, s) for k in _numbers("--shots", shots) for s in _numbers("--seed", seed)]
+    opened = FeatureStore.open(_store(store, dataset, model))
+    chosen = configure(method, fixed, logit_scale=opened.logit_scale)
+    few = _sample(opened, draws, sample, export_sample)
+    if few is not None or not chosen.needs_support:
+        draws = draws[:1]
+    done = []
+    for k, s in draws:
+        result = evaluate(
+            opened, chosen, shots=k, seed=s, tune=tune, fixed=fixed, prompt_set=prompts, sample=few
+        )
+        append(results, result)
+        done.append(result)
+        if as_json:
+            print(result.to_json(), flush=True)
+    if not as_json:
+        print(accuracy_table(done))
+
+
+def _store(root: Path | None, dataset: str | None, model: str | None) -> Path:
+    """The store that is meant; where that takes a choice, says which."""
+    from cache.location import find_store
+    from cache.store import default_root
+
+    path, chosen = find_store(root or default_root(), dataset, model)
+    if chosen or dataset is None:
+        _say(f"using {path}")
+    return path
+
+
+def _sample(
+    store: "FeatureStore", draws: list[tuple[int, int]], given: Path | None, export: Path | None
+) -> "Sample | None":
+    """The few shots of a file, or those that are to be written to one."""
+    from fewshot.sample_file import read_sample, write_sample
+    from fewshot.sampling import draw
+
+    if given is not None and export is not None:
+        raise UserError("--sample and --export-sample exclude each other; copy the file instead")
+    if given is not None:
+        return read_sample(given, store)
+    if export is None:
+        return None
+    if len(draws) > 1:
+        raise UserError("--export-sample writes one sample; give one --shots and one --seed")
+    val = store.labels("val") if "val" in store.splits else None
+    [(shots, seed)] = draws
+    few = draw(store.labels("train"), store.classnames, shots=shots, seed=seed, val_labels=val)
+    write_sample(export, few, store)
+    return few
+
+
+@app.command(name="import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="An .npz, or a folder of .pt feature files.")],
+    dataset: Annotated[str, typer.Option(help="What to call the dataset.")],
+    model: Annotated[str, typer.Option(help="Which model made the features.")],
+    array: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=KEY", help="Which array is which: train_features=train16_x."),
+    ] = None,
+    store: StoreRoot = None,
+    if_exists: Annotated[str, typer.Option(help="error, skip or overwrite.")] = "error",
+) -> None:
+    """Make a store of features that were computed elsewhere."""
+    from cache.imports import import_file
+    from cache.store import default_root
+
+    arrays = _settings("--array", array)
+    root = store or default_root()
+    print(import_file(file, dataset, model, root, arrays=arrays, if_exists=if_exists))
+
+
+def _settings(option: str, pairs: list[str] | None) -> dict[str, str]:
+    """NAME=VALUE pairs of a repeatable option."""
+    settings = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise UserError(f"{option} wants NAME=VALUE; got {pair!r}")
+        settings[name] = value
+    return settings
+
+
+@app.command()
+def inspect(path: Annotated[Path, typer.Argument(help="A store.")]) -> None:
+    """Show what a store holds and what made it."""
+    from cache.store_check import inspect as describe_store
+
+    print(describe_store(path))
+
+
+@app.command()
+def verify(path: Annotated[Path, typer.Argument(help="A store.")]) -> None:
+    """Read all of a store again and compare it with its digests."""
+    from cache.store_check import verify as problems_of
+
+    problems = problems_of(path)
+    if problems:
+        raise UserError(f"{path} is damaged: {'; '.join(problems)}; extract it again")
+    print(f"{path}: whole and unchanged")
+
+
+@app.command()
+def datasets(
+    name: Annotated[str | None, typer.Argument(help="Show this one in full.")] = None,
+    manifest: ManifestFile = None,
+    data_root: DataRoot = None,
+    store: StoreRoot = None,
+) -> None:
+    """List the datasets, what is on disk and what is extracted; or show one."""
+    from cache import source
+    from cache.manifest import all_manifests, describe, load_manifest
+    from cache.store import default_root, find_stores
+
+    if name or manifest:
+        print(describe(load_manifest(name or "", manifest)))
+        return
+    extracted: dict[str, list[str]] = {}
+    for path in find_stores(store or default_root()):
+        extracted.setdefault(path.parent.name, []).append(path.stem)
+    rows = [
+        (
+            m.name,
+            str(m.n_classes or ""),
+            source.dataset_status(m, source.data_root(data_root)),
+            ", ".join(extracted.pop(m.name, [])),
+        )
+        for m in all_manifests()
+    ]
+    rows += [(name, "", "your own", ", ".join(models)) for name, models in extracted.items()]
+    _table(("dataset", "classes", "on disk", "extracted with"), rows)
+
+
+@app.command()
+def demo(
+    store: StoreRoot = None,
+    plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("runs/demo.png"),
+) -> None:
+    """Run the main job on what ships: a tiny CLIP and real handwritten digits."""
+    from cache.encoder import load
+    from cache.extract import Recipe, default_workers
+    from cache.extract import extract as extract_to
+    from cache.manifest import load_manifest
+    from cache.progress import progress
+    from cache.prompts import prompt_sets
+    from cache.source import data_root, resolve
+    from cache.store import FeatureStore, default_root, store_path
+    from fewshot import demo as main_job
+    from fewshot.tables import accuracy_table
+
+    root = store or default_root()
+    path = store_path(root, "digits", "tiny")
+    print("$ fewshot extract --dataset digits --model tiny", flush=True)
+    source = resolve(load_manifest("digits"), data_root(None))
+    recipe = Recipe(prompt_sets(source.classnames, source.templates))
+    extract_to(source, load("tiny"), recipe, path, workers=default_workers())
+    images = sum(map(len, source.splits.values()))
+    print(f"{images} handwritten digits, encoded once by the bundled CLIP: {path}\n")
+    shots, seeds = (",".join(map(str, numbers)) for numbers in (main_job.SHOTS, main_job.SEEDS))
+    print("$ fewshot fit zero-shot --dataset digits --model tiny")
+    print(f"$ fewshot fit gda --dataset digits --model tiny --shots {shots} --seed {seeds}")
+    with progress("fits", len(main_job.SHOTS) * len(main_job.SEEDS)) as advance:
+        results = main_job.run(FeatureStore.open(path), advance)
+    print(accuracy_table(results))
+    print("Accuracy on the test split in %, mean over three seeds ± 95 % interval.\n")
+    main_job.plot(results, plot)
+    print(f"Accuracy against shots is drawn in {plot}. Now your own: fewshot extract --help")
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
