@@ -15,6 +15,10 @@ import typer
 
 from cache.errors import UserError
 
+# Threads that wait for one another should sleep, not spin: decoding images beside a running model
+# is then several times faster. Set here because torch reads it once, when it is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -153,8 +157,8 @@ def extract(
     """Encode a dataset's images and prompts once, into a feature store."""
     from cache.extract import Recipe, default_workers
     from cache.extract import extract as extract_to
+    from cache.location import default_root, store_path
     from cache.prompts import prompt_sets
-    from cache.store import default_root, store_path
 
     part = _part(shard)
     source = _source(dataset, manifest, data_root, download)
@@ -168,6 +172,7 @@ def extract(
         view_seed=view_seed,
         train_rows=rows,
         support_only=only,
+        left_out=left_out,
     )
     path = store_path(store or default_root(), source.dataset, model)
     images = sum(len(chosen) for chosen in recipe.rows(source).values())
@@ -187,7 +192,6 @@ def extract(
         workers=workers or default_workers(),
         if_exists=if_exists,
         skip_unreadable=skip_unreadable,
-        left_out=left_out,
         part=part,
         engine=engine,
         processes=processes,
@@ -350,8 +354,7 @@ def fit(
 
 def _store(root: Path | None, dataset: str | None, model: str | None) -> Path:
     """The store that is meant; where that takes a choice, says which."""
-    from cache.location import find_store
-    from cache.store import default_root
+    from cache.location import default_root, find_store
 
     path, chosen = find_store(root or default_root(), dataset, model)
     if chosen or dataset is None:
@@ -395,7 +398,7 @@ def import_(
 ) -> None:
     """Make a store of features that were computed elsewhere."""
     from cache.imports import import_file
-    from cache.store import default_root
+    from cache.location import default_root
 
     arrays = _settings("--array", array)
     root = store or default_root()
@@ -441,8 +444,8 @@ def datasets(
 ) -> None:
     """List the datasets, what is on disk and what is extracted; or show one."""
     from cache import source
+    from cache.location import default_root, find_stores
     from cache.manifest import all_manifests, describe, load_manifest
-    from cache.store import default_root, find_stores
 
     if name or manifest:
         print(describe(load_manifest(name or "", manifest)))
@@ -472,11 +475,12 @@ def demo(
     from cache.encoder import load
     from cache.extract import Recipe, default_workers
     from cache.extract import extract as extract_to
+    from cache.location import default_root, store_path
     from cache.manifest import load_manifest
     from cache.progress import progress
     from cache.prompts import prompt_sets
     from cache.source import data_root, resolve
-    from cache.store import FeatureStore, default_root, store_path
+    from cache.store import FeatureStore
     from fewshot import demo as main_job
     from fewshot.tables import accuracy_table
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from cache.errors import UserError, unknown
 from cache.images import Preprocess
-from cache.store import model_name
+from cache.location import model_name
 
 TINY = Path(__file__).parent / "tiny"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -53,6 +53,7 @@ class Recipe:
         view_seed: Seed of the views.
         train_rows: The only train rows to encode, or None for all.
         support_only: Shots and seeds that `train_rows` serve, as the store records them.
+        left_out: "split/path: reason" of images that were taken out of the source as unreadable.
 
     Raises:
         UserError: `crop_scale` is no such pair.
@@ -64,6 +65,7 @@ class Recipe:
     view_seed: int = 0
     train_rows: NDArray[np.int64] | None = None
     support_only: Mapping[str, Any] | None = None
+    left_out: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         least, greatest = self.crop_scale
@@ -89,6 +91,10 @@ def identity(source: Source, encoder: Encoder, recipe: Recipe) -> dict[str, Any]
         "dataset": {
             "name": source.dataset,
             "origin": source.origin,
+            "sizes": {
+                split: len(items) + sum(note.startswith(f"{split}/") for note in recipe.left_out)
+                for split, items in source.splits.items()
+            },
             "split": _digest([[split, item.path, item.label] for split, item in items]),
             "images": _digest([source.size(item.path) for _, item in items]),
             "classnames": _digest(source.classnames),
@@ -114,7 +120,6 @@ def extract(
     workers: int = 2,
     if_exists: str = "resume",
     skip_unreadable: bool = False,
-    left_out: Sequence[str] = (),
     part: tuple[int, int] | None = None,
     engine: str = "serial",
     processes: int = 1,
@@ -132,7 +137,6 @@ def extract(
             alone, one of another identity is an error), "skip" (leave any store alone),
             "overwrite" or "error".
         skip_unreadable: Leave out images that do not decode, and list them in the store.
-        left_out: Images that were left out before, to be listed as well.
         part: (i, n): encode only every n-th shard from the i-th (1-based) on, and leave the
             assembly to a run without it.
         engine: "serial", "process" or "ray": who encodes the shards.
@@ -175,7 +179,7 @@ def extract(
             for shard in missing_text:
                 encode_text_shard(plan.parts, shard, encoder)
                 advance(len(shard.prompts))
-        _assemble(store, what, plan, recipe, images, texts, left_out)
+        _assemble(store, what, plan, recipe, images, texts)
         shutil.rmtree(home)
     return True
 
@@ -202,7 +206,6 @@ def _assemble(
     recipe: Recipe,
     shards: list[Shard],
     texts: list[TextShard],
-    left_out: Sequence[str],
 ) -> None:
     """The store from its finished shards; rows that were skipped are left out of every split."""
     skipped = {
@@ -222,7 +225,7 @@ def _assemble(
         identity=what,
         classnames=plan.source.classnames,
         versions=versions() | {"manifest": plan.source.manifest_digest[:12]},
-        skipped=[*left_out, *notes],
+        skipped=[*recipe.left_out, *notes],
     ) as writer:
         for split, items in splits.items():
             kept = [row for row in range(len(items)) if (split, row) not in skipped]

@@ -1,7 +1,8 @@
 """Images into encoder input: the model's own preprocessing, and seeded augmented views."""
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,10 +57,7 @@ class Preprocess:
 
     def centre(self, image: Image.Image) -> Tensor:
         """The single deterministic crop (3, H, W) that features are stored for."""
-        from open_clip.transform import PreprocessCfg, image_transform_v2
-
-        transform = image_transform_v2(PreprocessCfg(**asdict(self)), is_train=False)
-        return transform(image)  # type: ignore[no-any-return]
+        return _open_clips(self)(image)
 
     def view(self, image: Image.Image, scale: tuple[float, float], key: tuple[int, ...]) -> Tensor:
         """One augmented view (3, H, W): a random resized crop, flipped half of the time.
@@ -83,6 +81,15 @@ class Preprocess:
         if rng.random() < 0.5:
             crop = tv.hflip(crop)
         return tv.normalize(tv.to_tensor(crop), list(self.mean), list(self.std))  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _open_clips(preprocess: Preprocess) -> Callable[[Image.Image], Tensor]:
+    """open_clip's own transform, which takes as long to build as to run."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    cfg = PreprocessCfg(**asdict(preprocess))
+    return image_transform_v2(cfg, is_train=False)  # type: ignore[no-any-return]
 
 
 def crop_box(

@@ -10,7 +10,8 @@ from cache.errors import UserError, unknown
 from cache.foreign import Arrays, open_arrays
 from cache.imported import Imported, recognise
 from cache.listing import SPLIT_RULE
-from cache.store import FeatureStore, canonical_json, model_name, store_path
+from cache.location import model_name, store_path
+from cache.store import FeatureStore, canonical_json
 from cache.store_writer import create
 
 IF_EXISTS = ("resume", "skip", "overwrite", "error")

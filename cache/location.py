@@ -1,10 +1,42 @@
-"""Which store is meant."""
+"""Where stores lie, how models are called, and which store is meant."""
 
+import hashlib
+import os
+import re
 from pathlib import Path
 
 from cache.errors import UserError
 from cache.manifest import all_manifests, load_manifest
-from cache.store import find_stores, store_path
+
+
+def default_root() -> Path:
+    """The folder of stores: `$FEWSHOT_STORE`, else `./features`."""
+    return Path(os.environ.get("FEWSHOT_STORE") or "features")
+
+
+def model_name(text: str) -> str:
+    """The one spelling of a model's name: `ViT-B-16,openai` becomes `ViT-B-16/openai`."""
+    text = text.strip()
+    if ":" in text:  # hf-hub:OWNER/NAME and local-dir:PATH mean what they say
+        return text
+    return "/".join(part.strip() for part in text.split(",", maxsplit=1))
+
+
+def store_path(root: Path, dataset: str, model: str) -> Path:
+    """Where the store of a dataset and a model lies: `root/<dataset>/<model>.h5`.
+
+    A model in a folder is told apart by its absolute path: folders of one name are common.
+    """
+    model = model_name(model)
+    if model.startswith("local-dir:"):
+        folder = Path(model.removeprefix("local-dir:")).absolute()
+        model = f"local-dir-{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+    return root / _slug(dataset) / f"{_slug(model)}.h5"
+
+
+def find_stores(root: Path) -> list[Path]:
+    """Every store under `root`, the newest first."""
+    return sorted(root.glob("*/*.h5"), key=lambda path: (-path.stat().st_mtime_ns, path))
 
 
 def find_store(
@@ -45,3 +77,10 @@ def _canonical(dataset: str) -> str:
     """A dataset's name for any of its aliases; other names are the user's own and stay."""
     names = {name.lower() for m in all_manifests() for name in (m.name, *m.aliases)}
     return load_manifest(dataset).name if dataset.lower() in names else dataset
+
+
+def _slug(name: str) -> str:
+    slug = re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip(".")
+    if not slug:
+        raise UserError(f"a dataset or model needs a name with a letter or digit; got {name!r}")
+    return slug

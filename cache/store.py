@@ -15,8 +15,6 @@ it can be read and nothing else.
 
 import hashlib
 import json
-import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,36 +33,6 @@ from cache.recipes import class_text
 FORMAT = "fewshot feature store"
 SCHEMA = 1
 SPLITS = ("train", "val", "test")
-
-
-def default_root() -> Path:
-    """The folder of stores: `$FEWSHOT_STORE`, else `./features`."""
-    return Path(os.environ.get("FEWSHOT_STORE") or "features")
-
-
-def model_name(text: str) -> str:
-    """The one spelling of a model's name: `ViT-B-16,openai` becomes `ViT-B-16/openai`."""
-    text = text.strip()
-    if ":" in text:  # hf-hub:OWNER/NAME and local-dir:PATH mean what they say
-        return text
-    return "/".join(part.strip() for part in text.split(",", maxsplit=1))
-
-
-def store_path(root: Path, dataset: str, model: str) -> Path:
-    """Where the store of a dataset and a model lies: `root/<dataset>/<model>.h5`.
-
-    A model in a folder is told apart by its absolute path: folders of one name are common.
-    """
-    model = model_name(model)
-    if model.startswith("local-dir:"):
-        folder = Path(model.removeprefix("local-dir:")).absolute()
-        model = f"local-dir-{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
-    return root / _slug(dataset) / f"{_slug(model)}.h5"
-
-
-def find_stores(root: Path) -> list[Path]:
-    """Every store under `root`, the newest first."""
-    return sorted(root.glob("*/*.h5"), key=lambda path: (-path.stat().st_mtime_ns, path))
 
 
 def canonical_json(value: Any) -> str:
@@ -328,13 +296,6 @@ class FeatureStore:
             )
         with self._open() as file:
             yield file[split]
-
-
-def _slug(name: str) -> str:
-    slug = re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip(".")
-    if not slug:
-        raise UserError(f"a dataset or model needs a name with a letter or digit; got {name!r}")
-    return slug
 
 
 def _whole(dataset: Any, dtype: type[np.generic]) -> NDArray[Any]:

@@ -72,7 +72,10 @@ def inspect(path: Path) -> str:
 def _identity_problems(store: FeatureStore, file: Any) -> Iterator[str]:
     """Where the contents are not what the identity says they are."""
     expected = store.identity
-    sizes = {split: len(file[split]["labels"]) for split in store.splits}
+    sizes = {
+        split: len(file[split]["labels"]) + sum(s.startswith(f"{split}/") for s in store.skipped)
+        for split in store.splits
+    }
     views = max((store.n_views(split) for split in store.splits), default=0)
     found = {
         "model.dim": (store.dim, expected["model"].get("dim")),

@@ -1,6 +1,7 @@
 """A method from its name and settings given as text, as on a command line."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -49,10 +50,8 @@ def _parsed(field: str, text: str, kind: Any) -> Any:
             if text.lower() in ("true", "false"):
                 return text.lower() == "true"
         else:
-            try:
+            with suppress(ValueError):
                 return one(text)
-            except ValueError:
-                continue
     raise UserError(f"{field} must be {_words(kinds)}; got {text!r}")
 
 

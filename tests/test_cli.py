@@ -9,7 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from cache.store import FeatureStore, find_stores
+from cache.location import find_stores
+from cache.store import FeatureStore
 from cli import main
 from fewshot.sampling import draw
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from cache.errors import UserError
-from cache.imports import import_file
+from cache.imports import BLOCK, import_file
 from cache.store import FeatureStore
 from cache.store_check import verify
 
@@ -136,6 +136,13 @@ def test_text_of_several_templates_is_averaged_as_unit_vectors(tmp_path: Path) -
     with h5py.File(store.path) as file:
         sentences = list(file["text/imported/prompts"].asstr()[1:5])
     assert sentences == ["a photo of a b_c.", "a photo of a d.", "art of a a", "art of a b_c"]
+
+
+def test_rows_beyond_one_block_are_there(tmp_path: Path) -> None:
+    size = BLOCK + 3
+    file = npz(tmp_path / "f.npz", test_features=features(size), test_labels=labels(size))
+    raw = imported(file, tmp_path).features("test", unit=False)
+    np.testing.assert_allclose(raw, features(size), rtol=1e-3, atol=3e-3)
 
 
 def test_a_tip_adapter_folder_becomes_a_store(tmp_path: Path) -> None:
@@ -281,7 +288,7 @@ def test_a_npz_is_imported_without_torch(tmp_path: Path) -> None:
         import sys
         sys.modules.update(torch=None, open_clip=None, torchvision=None)
         from pathlib import Path
-        from cache.imports import import_file
+        from cache.imports import BLOCK, import_file
         import_file(Path({str(file)!r}), "toy", "m", Path({str(tmp_path)!r}))
     """
     root = Path(__file__).parents[1]

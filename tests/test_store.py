@@ -12,14 +12,8 @@ from numpy.typing import NDArray
 
 from cache.errors import UserError
 from cache.identity import differences
-from cache.store import (
-    FeatureStore,
-    default_root,
-    find_stores,
-    fingerprint,
-    model_name,
-    store_path,
-)
+from cache.location import default_root, find_stores, model_name, store_path
+from cache.store import FeatureStore, fingerprint
 from tests.toy_store import (
     CLASSNAMES,
     DIM,

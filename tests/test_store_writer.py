@@ -23,7 +23,7 @@ def begin(path: Path) -> Any:
 
 def write(
     path: Path,
-    *blocks: tuple[int, NDArray[np.float32]],
+    *blocks: tuple[int, NDArray[Any]],
     error: BaseException | None = None,
     text: tuple[Any, ...] = (),
     **changes: Any,
@@ -56,6 +56,24 @@ def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
     time.sleep(1.1)  # HDF5 would date its objects to the second
     write_toy(pieces, batch=3, backwards=True)
     assert whole.read_bytes() == pieces.read_bytes()
+
+
+def test_neither_layout_nor_precision_nor_size_of_the_input_matters(tmp_path: Path) -> None:
+    features = raw_features(6, DIM)
+    stores = []
+    for name, block in (
+        ("plain", features),
+        ("columns", np.asfortranarray(features)),
+        ("double", features.astype(np.float64)),
+        ("huge", features * np.float32(2.0**100)),
+    ):
+        write(tmp_path / name, (0, block))
+        stores.append(FeatureStore.open(tmp_path / name))
+    plain, columns, double, huge = stores
+    assert columns.path.read_bytes() == plain.path.read_bytes()
+    assert double.path.read_bytes() == plain.path.read_bytes()
+    np.testing.assert_array_equal(huge.features("train"), plain.features("train"))
+    np.testing.assert_array_equal(huge.norms("train"), plain.norms("train") * 2.0**100)
 
 
 def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
