@@ -71,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _SURROUNDINGS:
             raise
-        return _complain(f"{error.strerror}: {error.filename or 'writing'}", 2)
+        where = f" at {error.filename}" if error.filename else ""
+        return _complain(f"{error.strerror}{where}; mend that, and the same command goes on", 2)
     except Exception as error:
         usage = getattr(error, "format_message", None)  # typer's own, of a class it keeps private
         if usage is None:

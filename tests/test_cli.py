@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -196,6 +197,32 @@ def test_corrupt_images_are_refused_or_left_out_and_listed(
     store = FeatureStore.open(extracted(photos, random_vit, "--skip-unreadable"))
     assert len(store.skipped) == 1
     assert "red/000.jpg" in store.skipped[0]
+
+
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="no file size limit to stand in for a full disk"
+)
+def test_a_disk_that_fills_up_is_one_line_and_loses_nothing(
+    draw_photos: Callable[..., Path], random_vit: Path
+) -> None:
+    photos = draw_photos()
+    arguments = ["extract", "--dataset", str(photos), "--model", f"local-dir:{random_vit}"]
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))\n"
+        "import cli; sys.exit(cli.main(sys.argv[2:]))"
+    )
+    here = os.environ | {"PYTHONPATH": str(ROOT)}
+    for limit in (100, 1000, 4000):  # in a shard, in a later shard, in the store
+        command = [sys.executable, "-c", code, str(limit), *arguments]
+        ran = subprocess.run(command, env=here, capture_output=True, text=True, check=False)
+        assert ran.returncode == 2, ran.stderr
+        assert ran.stderr.splitlines()[-1].startswith("fewshot: ")
+        assert "File too large" in ran.stderr.splitlines()[-1]
+        assert "Traceback" not in ran.stderr
+        assert not list(Path("features").rglob("*.tmp"))
+        assert not find_stores(Path("features"))
+    assert extracted(photos, random_vit).exists()
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify"])
