@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cache.errors import UserError
+from cache.errors import UserError, unknown
 
 # Threads that wait for one another should sleep, not spin: decoding images beside a running model
 # is then several times faster. Set here because torch reads it once, when it is imported.
@@ -122,6 +122,10 @@ def extract(
         list[str] | None,
         typer.Option(help="A prompt with {} for the class name, instead of the dataset's own."),
     ] = None,
+    template_set: Annotated[
+        list[str] | None,
+        typer.Option(help="Another set of the dataset's templates, encoded as well."),
+    ] = None,
     prompts: Annotated[
         list[Path] | None,
         typer.Option(help="JSON of class -> sentences (CuPL's form), encoded as well."),
@@ -166,8 +170,10 @@ def extract(
     rows, only = _support_rows(source, support_only, seeds)
     source, left_out = _checked(source, rows, skip_unreadable)
     rows, only = _support_rows(source, support_only, seeds)
+    further = {name: _template_set(source, name) for name in template_set or ()}
+    templates = template or source.templates
     recipe = Recipe(
-        prompts=prompt_sets(source.classnames, template or source.templates, prompts or ()),
+        prompts=prompt_sets(source.classnames, templates, prompts or (), further),
         views=views,
         crop_scale=crop_scale,
         view_seed=view_seed,
@@ -267,6 +273,12 @@ def _checked(
         )
     left_out = [f"{split}/{path}: {reason}" for split, path, reason in report.unreadable]
     return source.without(path for _, path, _ in report.unreadable), left_out
+
+
+def _template_set(source: "Source", name: str) -> tuple[str, ...]:
+    if name not in source.template_sets:
+        raise unknown(f"template set of {source.dataset}", name, source.template_sets)
+    return source.template_sets[name]
 
 
 def _part(shard: str | None) -> tuple[int, int] | None:
@@ -395,7 +407,7 @@ def import_(
         typer.Option(metavar="NAME=KEY", help="Which array is which: train_features=train16_x."),
     ] = None,
     store: StoreRoot = None,
-    if_exists: Annotated[str, typer.Option(help="error, skip or overwrite.")] = "error",
+    if_exists: Annotated[str, typer.Option(help="error, skip, resume or overwrite.")] = "error",
 ) -> None:
     """Make a store of features that were computed elsewhere."""
     from cache.imports import import_file

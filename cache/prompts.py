@@ -7,7 +7,7 @@ has an underscore, both spellings are kept: the sets "templates" and "templates-
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,16 +91,24 @@ def from_file(path: Path, classnames: Sequence[str]) -> PromptSet:
 
 
 def prompt_sets(
-    classnames: Sequence[str], templates: Sequence[str], files: Sequence[Path] = ()
+    classnames: Sequence[str],
+    templates: Sequence[str],
+    files: Sequence[Path] = (),
+    further: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, PromptSet]:
     """All prompt sets a store is to hold, by name.
 
-    "templates"; "templates-raw" where some class name has an underscore; and one set per file,
-    called by the file's stem.
+    "templates"; "templates-raw" where some class name has an underscore; the further sets of
+    templates; and one set per file, called by the file's stem.
+
+    Raises:
+        UserError: A bad template or file, or two sets of one name.
     """
     sets = {"templates": from_templates(classnames, templates)}
     if any("_" in name for name in classnames):
         sets["templates-raw"] = from_templates(classnames, templates, raw_names=True)
+    for name, more in (further or {}).items():
+        sets[name] = from_templates(classnames, more)
     for path in files:
         if path.stem in sets:
             raise UserError(f"two prompt sets would be called {path.stem!r}; rename {path}")

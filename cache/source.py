@@ -42,6 +42,7 @@ class Source:
         exif: Whether images are turned as their EXIF orientation says: yes for users' own
             photographs, no for benchmarks, whose authors did not.
         manifest_digest: sha256 of the manifest, in hex; empty where there is none.
+        template_sets: Further sets of prompts that the manifest has, by name.
         class_ids: ImageNet's id of each class, where the classes are ImageNet's.
         sizes: Rows that the manifest says each split must have; empty where it does not say.
         notes: What a reader should know about how it was found, one line each.
@@ -56,6 +57,7 @@ class Source:
     origin: str
     exif: bool = False
     manifest_digest: str = ""
+    template_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     class_ids: tuple[int, ...] | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -109,7 +111,7 @@ def resolve(manifest: Manifest, data_root: Path, *, download: bool = False) -> S
     if kind != "digits" and not data_root.is_dir() and not download:
         raise UserError(
             f"no data root at {data_root}; give the folder that holds datasets with --data-root or "
-            "FEWSHOT_DATA"
+            f"FEWSHOT_DATA; fewshot datasets {manifest.name} says how to get this one"
         )
     place = from_torchvision.place(manifest)
     sizes: Mapping[str, int] = {}
@@ -129,6 +131,7 @@ def resolve(manifest: Manifest, data_root: Path, *, download: bool = False) -> S
     return replace(
         _source(manifest.name, listing, exif=kind in ("folder", "table")),
         templates=manifest.templates,
+        template_sets=manifest.template_sets,
         manifest_digest=manifest.digest,
         sizes=sizes,
         bundled=kind == "digits",

@@ -159,6 +159,7 @@ BAD_EXTRACT: list[tuple[list[str], str]] = [
     (["--dataset", "digits", "--model", "ViT-B-17/openai"], "unknown model 'ViT-B-17'"),
     (["--dataset", "digits", "--template", "a photo"], "one {} where the class name goes"),
     (["--dataset", "digits", "--prompts", "none.json"], "cannot read prompts from none.json"),
+    (["--dataset", "digits", "--template-set", "x"], "unknown template set of digits 'x'"),
     (["--dataset", "digits", "--support-only", "x"], "--support-only wants integers"),
     (["--dataset", "digits", "--support-only", "1000"], "1000"),
     (["--dataset", "digits", "--model", "tiny", "--shard", "3/2"], "--shard wants I/N"),

@@ -26,8 +26,8 @@ train = 30
 [layout]
 kind = "folder"
 directory = "mine"
-[classnames.rename]
-a = "ant"
+[classnames]
+rename.a = "ant"
 """
 
 
@@ -165,7 +165,8 @@ def test_a_manifest_of_ones_own_under_another_name_is_refused(tmp_path: Path) ->
         ('name = "mine"', 'name = "a b"', r"bad.toml: name: expected a text like .*, got 'a b'"),
         ("n_classes = 3", 'n_classes = "3"', r"n_classes: expected a whole number .*, got '3'"),
         ("n_classes = 3", "n_classes = 1", r"n_classes: expected .* of at least 2, got 1"),
-        ("n_classes = 3", "n_classes = true", r"n_classes: expected .*, got True"),
+        ("train = 30", "train = true", r"sizes.train: expected .*, got True"),
+        ("rename.a", "renames.a", r"'classnames.renames'; did you mean 'classnames.rename'"),
         ("n_classes", "n_clases", r"unknown key in .* 'n_clases'; did you mean 'n_classes'"),
         ("train = 30", "trian = 30", r"'sizes.trian'; did you mean 'sizes.train'"),
         ("train = 30", "train = -1", r"sizes.train: expected .* at least 1, got -1"),
@@ -175,10 +176,10 @@ def test_a_manifest_of_ones_own_under_another_name_is_refused(tmp_path: Path) ->
         ("[sizes]", "[layout.x]", r"unknown key in .* 'layout.x'"),
         ('["a photo of a {}."]', '["a photo"]', r"templates: expected templates with one \{\}"),
         ('["a photo of a {}."]', '["{} or {}"]', r"templates: .*, got '\{\} or \{\}'"),
-        ('["a photo of a {}."]', '["{name}"]', r"templates: .*, got '\{name\}'"),
+        ('["a photo of a {}."]', '["{n} {}"]', r"templates: .*, got '\{n\} \{\}'"),
         ('["a photo of a {}."]', "[]", r"templates: expected a list of templates, got \[\]"),
         ('["a photo of a {}."]', '"a {}"', r"templates: expected a list of texts, got 'a \{\}'"),
-        ('a = "ant"', "a = 3", r"classnames.rename.a: expected a text, got 3"),
+        ('rename.a = "ant"', "rename.a = 3", r"classnames.rename.a: expected a text, got 3"),
         ("[layout]", "[lay", r"bad.toml is not a valid TOML file"),
         ('kind = "folder"', 'kind = "folder"\nchecksum = "md5:1"', r"layout.checksum: expected"),
         ("[sizes]", 'torchvision = "DDT"\n[sizes]', r"torchvision: expected one of .*, got 'DDT'"),

@@ -167,6 +167,8 @@ def test_counts_other_than_the_manifests_are_a_problem(tmp_path: Path) -> None:
         "train must have 4 images, got 3",
         "test must have 0 images, got 2",
     )
+    no_val = replace(pets, splits={s: SPLITS[s] for s in ("train", "test")}, sizes={"val": 2})
+    assert "val must have 2 images, got 0" in check(no_val).problems
 
 
 def test_names_that_repeat_are_noted_and_kept_apart(tmp_path: Path) -> None:
@@ -208,7 +210,9 @@ def test_an_empty_class_folder_is_a_problem(tmp_path: Path) -> None:
         (tmp_path / path).parent.mkdir()
         Image.new("RGB", (2, 2)).save(tmp_path / path)
     (tmp_path / "c").mkdir()
-    assert check(resolve_folder(tmp_path)).problems == ("1 class (c) without a train image",)
+    preflight = check(resolve_folder(tmp_path))
+    assert preflight.problems == ("1 class (c) without a train image",)
+    assert preflight.notes == ()
 
 
 def test_a_gap_in_class_ids_is_a_problem(tmp_path: Path) -> None:

@@ -24,6 +24,12 @@ def test_both_spellings_are_kept_only_where_a_name_has_an_underscore() -> None:
     assert sets["templates-raw"].prompts == ("a red_fox.", "a dog.")
 
 
+def test_further_sets_of_templates_stand_beside_the_usual_ones() -> None:
+    sets = prompt_sets(["cat"], ["a {}."], further={"two": ["{}", "the {}"]})
+    assert sets["two"].prompts == ("cat", "the cat")
+    assert sets["templates"].prompts == ("a cat.",)
+
+
 def test_classes_of_one_name_keep_their_own_ids() -> None:
     assert from_templates(["missile", "missile"], ["a {}."]).labels == (0, 1)
 
