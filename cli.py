@@ -219,7 +219,7 @@ def _source(
     if dataset is None and manifest is None:
         raise UserError("say which dataset: --dataset NAME, FOLDER or TABLE, or --manifest FILE")
     path = Path(dataset or "")
-    if manifest is None and path.suffix.lower() in (".csv", ".jsonl"):
+    if manifest is None and path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".ndjson"):
         return resolve_table(path)
     try:
         declared = load_manifest(dataset or "", manifest)

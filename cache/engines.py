@@ -75,18 +75,30 @@ def run(
             encode_shard(plan, shard, encoder, workers=workers, advance=advance)
 
 
-_worker_encoder: Encoder  # one per worker process, loaded once by its initialiser
+class Worker:
+    """What one process or actor holds: the plan and its own copy of the model."""
+
+    def __init__(self, plan: Plan, spec: EncoderSpec, workers: int, processes: int) -> None:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+        self.plan, self.encoder = plan, spec.load()
+        self.workers = max(1, workers // processes)
+
+    def encode(self, shard: Shard) -> int:
+        """Encode the shard; its number of images."""
+        encode_shard(self.plan, shard, self.encoder, workers=self.workers)
+        return len(shard.rows)
 
 
-def _start_worker(spec: EncoderSpec, threads: int) -> None:
-    global _worker_encoder
-    torch.set_num_threads(threads)
-    _worker_encoder = spec.load()
+_worker: Worker  # of a worker process, made by its initialiser
 
 
-def _work(plan: Plan, shard: Shard, workers: int) -> int:
-    encode_shard(plan, shard, _worker_encoder, workers=workers)
-    return len(shard.rows)
+def _start(*arguments: Any) -> None:
+    global _worker
+    _worker = Worker(*arguments)
+
+
+def _work(shard: Shard) -> int:
+    return _worker.encode(shard)
 
 
 def _run_processes(
@@ -97,13 +109,10 @@ def _run_processes(
     workers: int,
     processes: int,
 ) -> None:
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    with ProcessPoolExecutor(
-        processes, get_context("spawn"), _start_worker, (spec, threads)
-    ) as pool:
+    arguments = (plan, spec, workers, processes)
+    with ProcessPoolExecutor(processes, get_context("spawn"), _start, arguments) as pool:
         try:
-            futures = [pool.submit(_work, plan, s, max(1, workers // processes)) for s in shards]
-            for future in as_completed(futures):
+            for future in as_completed([pool.submit(_work, shard) for shard in shards]):
                 advance(future.result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -129,29 +138,17 @@ def _run_ray(
         gpus = 1 if spec.device == "cuda" else 0
         cpus = 0.5  # Ray hangs without a word when actors hold every CPU
         _check_room(ray.cluster_resources(), {"CPU": cpus * processes, "GPU": gpus * processes})
-        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=2, max_task_retries=2)(
-            _Actor
-        )
-        threads = max(1, (os.cpu_count() or 1) // processes)
-        actors = [remote.remote(spec, plan, threads, workers) for _ in range(processes)]
-        pool = ray.util.ActorPool(actors)
+        resources = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 2, "max_task_retries": 2}
+        remote = ray.remote(**resources)(Worker)
+        arguments = (ray.put(plan), spec, workers, processes)
+        pool = ray.util.ActorPool([remote.remote(*arguments) for _ in range(processes)])
         for count in pool.map_unordered(lambda actor, shard: actor.encode.remote(shard), shards):
             advance(count)
+    except UserError as error:  # wrapped by Ray, with the actor's traceback in its text
+        raise getattr(error, "cause", error) from None
     finally:
         if started:
             ray.shutdown()
-
-
-class _Actor:
-    """One Ray worker: holds the model, encodes what it is given."""
-
-    def __init__(self, spec: EncoderSpec, plan: Plan, threads: int, workers: int) -> None:
-        torch.set_num_threads(threads)
-        self.plan, self.workers, self.encoder = plan, workers, spec.load()
-
-    def encode(self, shard: Shard) -> int:
-        encode_shard(self.plan, shard, self.encoder, workers=self.workers)
-        return len(shard.rows)
 
 
 def _check_room(have: dict[str, Any], need: dict[str, float]) -> None:

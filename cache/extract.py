@@ -85,7 +85,9 @@ class Recipe:
 
 def identity(source: Source, encoder: Encoder, recipe: Recipe) -> dict[str, Any]:
     """Everything that changes a byte of the store, as nested plain values."""
-    items = [(split, item) for split, items in source.splits.items() for item in items]
+    splits = source.splits
+    items = [(split, item) for split, items in splits.items() for item in items]
+    encoded = [splits[split][row] for split, rows in recipe.rows(source).items() for row in rows]
     views = {"count": recipe.views, "crop_scale": recipe.crop_scale, "seed": recipe.view_seed}
     what = {
         "dataset": {
@@ -96,7 +98,7 @@ def identity(source: Source, encoder: Encoder, recipe: Recipe) -> dict[str, Any]
                 for split, items in source.splits.items()
             },
             "split": _digest([[split, item.path, item.label] for split, item in items]),
-            "images": _digest([source.size(item.path) for _, item in items]),
+            "images": _digest([source.size(item.path) for item in encoded]),
             "classnames": _digest(source.classnames),
         },
         "model": dict(encoder.identity),

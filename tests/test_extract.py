@@ -121,7 +121,14 @@ def command(store: Path, model: Path, *more: str) -> list[str]:
 def started_and_stopped(arguments: list[str], store: Path, how: signal.Signals) -> tuple[int, str]:
     """Run until the first shard is there, then send the signal; exit code and stderr."""
     root = Path(__file__).parents[1]
-    process = subprocess.Popen(arguments, cwd=root, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        arguments,
+        cwd=root,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job, and all it starts, ignores Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+    )
     deadline = time.monotonic() + 120
     while not list(store.glob("digits/.*.parts/*/*.json")):
         assert process.poll() is None, "ended before it could be stopped"
@@ -248,6 +255,14 @@ def test_only_the_support_rows_are_encoded(
     )
 
 
+def test_a_train_image_that_no_few_shot_set_needs_may_be_missing(
+    photos: Source, encoder: Encoder, tmp_path: Path
+) -> None:
+    (photos.root / photos.splits["train"][0].path).unlink()
+    recipe = recipe_of(photos, train_rows=np.array([7, 1]), support_only={"shots": [1]})
+    assert extract(photos, encoder, recipe, tmp_path / "s.h5")
+
+
 def test_an_image_that_breaks_off_stops_the_run_or_is_left_out_and_listed(
     photos: Source, encoder: Encoder, tmp_path: Path
 ) -> None:
@@ -307,6 +322,10 @@ def test_ray_actors_give_the_same_bytes(photos: Source, encoder: Encoder, tmp_pa
         with pytest.raises(UserError, match="wants 5 CPU and the cluster has 2"):
             extract(photos, encoder, recipe_of(photos), actors, engine="ray", processes=10)
         extract(photos, encoder, recipe_of(photos), actors, engine="ray", processes=2)
+        file = photos.root / photos.splits["train"][2].path
+        file.write_bytes(file.read_bytes()[:400])
+        with pytest.raises(UserError, match=r"\Acannot read train image .*--skip-unreadable\Z"):
+            extract(photos, encoder, recipe_of(photos), tmp_path / "b.h5", engine="ray")
     finally:
         ray.shutdown()
     assert actors.read_bytes() == serial.read_bytes()
