@@ -440,8 +440,10 @@ def inspect(path: Annotated[Path, typer.Argument(help="A store.")]) -> None:
 @app.command()
 def verify(path: Annotated[Path, typer.Argument(help="A store.")]) -> None:
     """Read all of a store again and compare it with its digests."""
+    from cache.store import FeatureStore
     from cache.store_check import verify as problems_of
 
+    FeatureStore.open(path)  # what is no store at all says so by itself
     problems = problems_of(path)
     if problems:
         raise UserError(f"{path} is damaged: {'; '.join(problems)}; extract it again")

@@ -186,6 +186,14 @@ def test_a_folder_with_one_class_is_refused(
     assert "two classes" in refusal(capsys, "extract", "--dataset", str(photos))
 
 
+def test_an_empty_class_is_refused_and_named(
+    draw_photos: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = draw_photos()
+    (photos / "violet").mkdir()
+    assert "1 class (violet) without" in refusal(capsys, "extract", "--dataset", str(photos))
+
+
 def test_corrupt_images_are_refused_or_left_out_and_listed(
     draw_photos: Callable[..., Path], random_vit: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,6 +238,10 @@ def test_a_disk_that_fills_up_is_one_line_and_loses_nothing(
 def test_what_is_no_store_is_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("text.h5").write_text("hello")
     assert "not an HDF5 file" in refusal(capsys, command, "text.h5")
+    with h5py.File("foreign.h5", "w") as file:
+        file["x"] = [1]
+    line = refusal(capsys, command, "foreign.h5")
+    assert line.startswith("fewshot: foreign.h5 is an HDF5 file that fewshot did not write")
     assert "no store at none.h5" in refusal(capsys, command, "none.h5")
 
 

@@ -189,6 +189,20 @@ def test_without_text_what_needs_it_is_refused_and_the_rest_works(
         assert main(["fit", method, "--dataset", "no-text"]) == 0
 
 
+def test_a_class_without_a_train_image_is_refused_and_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rng = np.random.default_rng(0)
+    arrays: dict[str, Any] = {"text_features": rng.normal(size=(3, 8))}
+    for split, classes in (("train", 2), ("test", 3)):
+        arrays |= {f"{split}_features": rng.normal(size=(12, 8))}
+        arrays |= {f"{split}_labels": np.arange(12) % classes}
+    np.savez("g.npz", **arrays)
+    assert main(["import", "g.npz", "--dataset", "gap", "--model", "x"]) == 0
+    capsys.readouterr()
+    assert "'class 2' (class 2) has 0" in refusal(capsys, "gda", "--dataset", "gap")
+
+
 def test_a_truncated_store_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     store = Path("features/mine/ViT-B-32-openai.h5")
     store.write_bytes(store.read_bytes()[:-100])
