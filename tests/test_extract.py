@@ -329,3 +329,15 @@ def test_ray_actors_give_the_same_bytes(photos: Source, encoder: Encoder, tmp_pa
     finally:
         ray.shutdown()
     assert actors.read_bytes() == serial.read_bytes()
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_shards_cover_each_row_once_in_order_with_views_of_train_alone() -> None:
+    rows = {"train": np.arange(10), "test": np.array([1, 5])}
+    made = shards.image_shards(rows, views=3)
+    assert [(s.name, s.rows, s.views) for s in made] == [
+        ("train-00000", (0, 1, 2, 3), 3),
+        ("train-00001", (4, 5, 6, 7), 3),
+        ("train-00002", (8, 9), 3),
+        ("test-00000", (1, 5), 0),
+    ]

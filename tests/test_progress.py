@@ -44,3 +44,13 @@ def test_a_terminal_gets_a_bar(
 )
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_what_was_done_before_counts_not_towards_the_rate(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter([0.0, 0.0, 20.0, 20.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    with progress("images", 1000, done=900) as advance:
+        advance(40)
+    assert capsys.readouterr().err == "images 940/1000 2.0/s, 30s left\n"
