@@ -164,9 +164,10 @@ def extract(
     from cache.extract import extract as extract_to
     from cache.location import default_root, store_path
     from cache.prompts import prompt_sets
+    from cache.source import find
 
     part = _part(shard)
-    source = _source(dataset, manifest, data_root, download)
+    source = find(dataset, manifest, root=data_root, download=download)
     rows, only = _support_rows(source, support_only, seeds)
     source, left_out = _checked(source, rows, skip_unreadable)
     rows, only = _support_rows(source, support_only, seeds)
@@ -209,27 +210,6 @@ def extract(
         print(path if built else f"{path} (already there)")
 
 
-def _source(
-    dataset: str | None, manifest: Path | None, root: Path | None, download: bool = False
-) -> "Source":
-    """The dataset that was named, found on disk."""
-    from cache.manifest import load_manifest
-    from cache.source import data_root, resolve, resolve_folder, resolve_table
-
-    if dataset is None and manifest is None:
-        raise UserError("say which dataset: --dataset NAME, FOLDER or TABLE, or --manifest FILE")
-    path = Path(dataset or "")
-    if manifest is None and path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".ndjson"):
-        return resolve_table(path)
-    try:
-        declared = load_manifest(dataset or "", manifest)
-    except UserError:
-        if manifest is None and path.is_dir():
-            return resolve_folder(path)
-        raise
-    return resolve(declared, data_root(root), download=download)
-
-
 def _support_rows(
     source: "Source", shots: str | None, seeds: str
 ) -> tuple["NDArray[np.int64] | None", dict[str, list[int]] | None]:
@@ -263,16 +243,7 @@ def _checked(
     with progress(f"{source.dataset}: files", sum(map(len, rows.values()))) as advance:
         report = check(source, rows=rows, advance=advance)
     _say(report.report())
-    if report.problems:
-        raise UserError(f"{source.dataset} cannot be encoded: {'; '.join(report.problems)}")
-    if report.unreadable and not skip:
-        split, path, reason = report.unreadable[0]
-        raise UserError(
-            f"{len(report.unreadable)} images cannot be read, the first {split} {path} ({reason}); "
-            "mend or remove them, or leave them out with --skip-unreadable"
-        )
-    left_out = [f"{split}/{path}: {reason}" for split, path, reason in report.unreadable]
-    return source.without(path for _, path, _ in report.unreadable), left_out
+    return report.passed(skip_unreadable=skip)
 
 
 def _template_set(source: "Source", name: str) -> tuple[str, ...]:

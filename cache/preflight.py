@@ -8,6 +8,7 @@ from itertools import islice
 from statistics import median
 from typing import NamedTuple
 
+from cache.errors import UserError
 from cache.source import Source
 
 _CHUNK = 256  # files per task of a thread
@@ -67,6 +68,24 @@ class Preflight:
             if len(self.unreadable) > _NAMED:
                 lines.append(f"  and {len(self.unreadable) - _NAMED:,} more")
         return "\n".join(lines)
+
+    def passed(self, *, skip_unreadable: bool) -> tuple[Source, list[str]]:
+        """The source as it may be encoded, and "split/path: reason" of each image left out of it.
+
+        Raises:
+            UserError: There are problems, or unreadable images that are not to be skipped.
+        """
+        if self.problems:
+            problems = "; ".join(self.problems)
+            raise UserError(f"{self.source.dataset} cannot be encoded: {problems}")
+        if self.unreadable and not skip_unreadable:
+            split, path, reason = self.unreadable[0]
+            raise UserError(
+                f"{len(self.unreadable)} images cannot be read, the first {split} {path} "
+                f"({reason}); mend or remove them, or leave them out with --skip-unreadable"
+            )
+        left_out = [f"{split}/{path}: {reason}" for split, path, reason in self.unreadable]
+        return self.source.without(path for _, path, _ in self.unreadable), left_out
 
     def table(self) -> str:
         """The label-name table in full: id, images per split, name."""

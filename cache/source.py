@@ -14,8 +14,9 @@ from cache.layouts import aircraft, digits, folder, imagenet, split_file, table
 from cache.layouts import torchvision_datasets as from_torchvision
 from cache.listing import Item as Item
 from cache.listing import Listing
-from cache.manifest import Manifest
+from cache.manifest import Manifest, load_manifest
 
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _READERS: dict[str, Callable[[Manifest, Path], Listing]] = {
     "split-file": split_file.read,
@@ -91,6 +92,38 @@ class Source:
 def data_root(option: Path | None) -> Path:
     """The folder that datasets lie in: the option, else $FEWSHOT_DATA, else ./data."""
     return (option or Path(os.environ.get("FEWSHOT_DATA") or "data")).expanduser()
+
+
+def find(
+    dataset: str | None,
+    manifest: Path | None = None,
+    *,
+    root: Path | None = None,
+    download: bool = False,
+) -> Source:
+    """The dataset that a user means, found on disk.
+
+    Args:
+        dataset: A name or alias, a folder of images, or a table of them.
+        manifest: A manifest of the user's own; `dataset` may then be left out.
+        root: Where named datasets lie; see `data_root`.
+        download: Let torchvision download what is not there.
+
+    Raises:
+        UserError: Nothing was named, or it is unknown, or not to be found.
+    """
+    if dataset is None and manifest is None:
+        raise UserError("say which dataset: --dataset NAME, FOLDER or TABLE, or --manifest FILE")
+    path = Path(dataset or "")
+    if manifest is None and path.suffix.lower() in TABLES:
+        return resolve_table(path)
+    try:
+        declared = load_manifest(dataset or "", manifest)
+    except UserError:
+        if manifest is None and path.is_dir():
+            return resolve_folder(path)
+        raise
+    return resolve(declared, data_root(root), download=download)
 
 
 def resolve(manifest: Manifest, data_root: Path, *, download: bool = False) -> Source:
