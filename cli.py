@@ -36,6 +36,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # it would take "[default: ...]" in a help text for markup
 )
 
 Dataset = Annotated[
@@ -159,7 +160,7 @@ def extract(
     processes: Annotated[int, typer.Option(min=1, help="Workers of process and ray.")] = 2,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and report only.")] = False,
 ) -> None:
-    """Encode a dataset's images and prompts once, into a feature store."""
+    """Encode images and prompts once, into a feature store."""
     from cache.extract import Recipe, default_workers
     from cache.extract import extract as extract_to
     from cache.location import default_root, store_path
@@ -428,7 +429,7 @@ def datasets(
     data_root: DataRoot = None,
     store: StoreRoot = None,
 ) -> None:
-    """List the datasets, what is on disk and what is extracted; or show one."""
+    """List datasets, on disk and extracted, or show one."""
     from cache import source
     from cache.location import default_root, find_stores
     from cache.manifest import all_manifests, describe, load_manifest
@@ -457,7 +458,7 @@ def demo(
     store: StoreRoot = None,
     plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("runs/demo.png"),
 ) -> None:
-    """Run the main job on what ships: a tiny CLIP and real handwritten digits."""
+    """Run the main job on a tiny CLIP and real digits."""
     from cache.encoder import load
     from cache.extract import Recipe, default_workers
     from cache.extract import extract as extract_to

@@ -62,6 +62,13 @@ def test_help_is_quick_and_needs_neither_torch_nor_open_clip() -> None:
         assert command in ran.stdout
 
 
+def test_help_tells_defaults_that_depend_on_the_environment(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["extract", "--help"]) == 0
+    assert "[default: $FEWSHOT_DATA or ./data]" in " ".join(capsys.readouterr().out.split())
+
+
 def test_extract_prints_the_store_and_leaves_reports_to_stderr(
     draw_photos: Callable[..., Path], random_vit: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
