@@ -378,6 +378,9 @@ def import_(
         list[str] | None,
         typer.Option(metavar="NAME=KEY", help="Which array is which: train_features=train16_x."),
     ] = None,
+    logit_scale: Annotated[
+        float, typer.Option(min=0, help="The model's inverse temperature.")
+    ] = 100.0,
     store: StoreRoot = None,
     if_exists: Annotated[str, typer.Option(help="error, skip, resume or overwrite.")] = "error",
 ) -> None:
@@ -387,7 +390,17 @@ def import_(
 
     arrays = _settings("--array", array)
     root = store or default_root()
-    print(import_file(file, dataset, model, root, arrays=arrays, if_exists=if_exists))
+    path = import_file(
+        file,
+        dataset,
+        model,
+        root,
+        arrays=arrays,
+        if_exists=if_exists,
+        logit_scale=logit_scale,
+        say=_say,
+    )
+    print(path)
 
 
 def _settings(option: str, pairs: list[str] | None) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ def import_file(
     arrays: Mapping[str, str] | None = None,
     if_exists: str = "error",
     logit_scale: float = 100.0,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """The path of a store made from a `.npz`, a `.pt` or a folder of `.pt` files.
 
@@ -45,6 +46,7 @@ def import_file(
         if_exists: "error", "skip" (leave any store alone), "overwrite", or "resume" (leave a
             store of the same arrays alone, refuse another).
         logit_scale: The model's inverse temperature.
+        say: Is told which array was taken for what, and which for nothing.
 
     Raises:
         UserError: The file cannot be read, an array is missing or of the wrong shape, labels
@@ -59,6 +61,10 @@ def import_file(
         raise UserError(f"{path} exists; --if-exists skip or overwrite says what to do")
     found = open_arrays(file)
     imported = recognise(found, arrays or {})
+    say("taken: " + ", ".join(f"{target} = {name}" for target, name in imported.names.items()))
+    unused = sorted(set(found.names) - set(imported.names.values()))
+    if unused:
+        say(f"not used: {', '.join(unused)}; --array NAME=KEY says what such an array is")
     identity = {
         "dataset": _dataset_identity(dataset, file.name, imported),
         "model": {"name": model_name(model), "logit_scale": logit_scale},

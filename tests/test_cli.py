@@ -268,10 +268,21 @@ def features_file(path: Path, **changes: object) -> Path:
 def test_import_makes_a_store_that_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     features_file(Path("f.npz"))
     assert main(["import", "f.npz", "--dataset", "mine", "--model", "ViT-B-16,openai"]) == 0
-    path = capsys.readouterr().out.strip()
-    store = FeatureStore.open(Path(path))
+    captured = capsys.readouterr()
+    assert "train_features = train_features" in captured.err
+    assert "not used" not in captured.err
+    store = FeatureStore.open(Path(captured.out.strip()))
     assert store.imported
     assert (store.dataset, store.model) == ("mine", "ViT-B-16/openai")
+
+
+def test_import_names_the_arrays_it_does_not_use(capsys: pytest.CaptureFixture[str]) -> None:
+    features_file(Path("f.npz"), text_features=None, text_average=np.ones((3, 8)))
+    arguments = ["import", "f.npz", "--dataset", "mine", "--model", "x", "--logit-scale", "30"]
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert "not used: text_average; --array NAME=KEY" in captured.err
+    assert FeatureStore.open(Path(captured.out.strip())).logit_scale == 30.0
 
 
 NAN = np.full((30, 8), np.nan)
