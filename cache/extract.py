@@ -167,8 +167,6 @@ def extract(
     images = image_shards(recipe.rows(source), recipe.views)
     texts = text_shards({name: p.prompts for name, p in recipe.prompts.items()})
     with _alone(store, part):
-        for leftover in store.parent.glob(f".{store.name}.*.tmp"):  # of a killed run
-            leftover.unlink()
         mine = images if part is None else images[part[0] - 1 :: part[1]]
         missing = [shard for shard in mine if not plan.parts.done(shard.name)]
         total, left = (sum(len(shard.rows) for shard in shards) for shards in (mine, missing))
@@ -177,10 +175,13 @@ def extract(
         if part is not None:
             return True
         missing_text = [shard for shard in texts if not plan.parts.done(shard.name)]
-        with progress(f"{source.dataset}: prompts", sum(len(s.prompts) for s in texts)) as advance:
+        total, left = (sum(len(s.prompts) for s in shards) for shards in (texts, missing_text))
+        with progress(f"{source.dataset}: prompts", total, total - left) as advance:
             for shard in missing_text:
                 encode_text_shard(plan.parts, shard, encoder)
                 advance(len(shard.prompts))
+        for leftover in store.parent.glob(f".{store.name}.*.tmp"):  # of a killed run
+            leftover.unlink()
         _assemble(store, what, plan, recipe, images, texts)
         shutil.rmtree(home)
     return True
