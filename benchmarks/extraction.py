@@ -1,6 +1,8 @@
 """Extraction from JPEG files against the bare forward pass on tensors already in memory.
 
-    python benchmarks/extraction.py [--images 384] [--batch-size 64] [--rounds 3]
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/extraction.py [--images 384] [--batch-size 64]
+
+with that policy because the command line sets it.
 
 Both run the same ViT-B/32 (random weights) at the same batch size, in turns, on the same images of
 500 x 375 pixels; extraction also reads, decodes, resizes, and writes its shard. Prints the ratio of
