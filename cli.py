@@ -33,7 +33,6 @@ INTERRUPTED = 130
 app = typer.Typer(
     name="fewshot",
     help="Few-shot adaptation of CLIP on cached features: encode once, fit in seconds.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # it would take "[default: ...]" in a help text for markup
@@ -61,7 +60,8 @@ StoreRoot = Annotated[
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code."""
     try:
-        code = app(args=arguments, standalone_mode=False) or 0
+        given = sys.argv[1:] if arguments is None else arguments
+        code = app(args=given or ["--help"], standalone_mode=False) or 0
     except UserError as error:
         return _complain(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
@@ -80,7 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return _complain(f"{usage().rstrip('.')}; see fewshot --help", 2)
     if code == INTERRUPTED:
-        return _complain("interrupted; the same command takes up where this one stopped", code)
+        return _complain(
+            "interrupted; the same command starts again, an extraction where it was", code
+        )
     return int(code)
 
 

@@ -62,6 +62,12 @@ def test_help_is_quick_and_needs_neither_torch_nor_open_clip() -> None:
         assert command in ran.stdout
 
 
+def test_no_arguments_are_a_question_for_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "Commands:" in capsys.readouterr().out.splitlines()
+    assert "No such command 'fti'" in refusal(capsys, "fti")
+
+
 def test_help_tells_defaults_that_depend_on_the_environment(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
