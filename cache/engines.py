@@ -5,6 +5,7 @@ All of them map the same function over the missing shards of a plan, so all give
 
 import importlib
 import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -94,6 +95,7 @@ _worker: Worker  # of a worker process, made by its initialiser
 
 def _start(*arguments: Any) -> None:
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent; shards are finished
     _worker = Worker(*arguments)
 
 
