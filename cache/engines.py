@@ -67,13 +67,15 @@ def run(
     """
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
-    if engine == "process":
-        _run_processes(plan, shards, EncoderSpec.of(encoder), advance, workers, processes)
-    elif engine == "ray":
-        _run_ray(plan, shards, EncoderSpec.of(encoder), advance, workers, processes)
-    else:
+    if engine == "serial":
         for shard in shards:
             encode_shard(plan, shard, encoder, workers=workers, advance=advance)
+        return
+    run_in = {"process": _run_processes, "ray": _run_ray}[engine]
+    run_in(shards, advance, (plan, EncoderSpec.of(encoder), workers, processes))
+
+
+Setup = tuple[Plan, EncoderSpec, int, int]  # what a `Worker` is made of
 
 
 class Worker:
@@ -103,16 +105,9 @@ def _work(shard: Shard) -> int:
     return _worker.encode(shard)
 
 
-def _run_processes(
-    plan: Plan,
-    shards: list[Shard],
-    spec: EncoderSpec,
-    advance: Callable[[int], None],
-    workers: int,
-    processes: int,
-) -> None:
-    arguments = (plan, spec, workers, processes)
-    with ProcessPoolExecutor(processes, get_context("spawn"), _start, arguments) as pool:
+def _run_processes(shards: list[Shard], advance: Callable[[int], None], setup: Setup) -> None:
+    *_, processes = setup
+    with ProcessPoolExecutor(processes, get_context("spawn"), _start, setup) as pool:
         try:
             for future in as_completed([pool.submit(_work, shard) for shard in shards]):
                 advance(future.result())
@@ -121,18 +116,12 @@ def _run_processes(
             raise
 
 
-def _run_ray(
-    plan: Plan,
-    shards: list[Shard],
-    spec: EncoderSpec,
-    advance: Callable[[int], None],
-    workers: int,
-    processes: int,
-) -> None:
+def _run_ray(shards: list[Shard], advance: Callable[[int], None], setup: Setup) -> None:
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError:
         raise UserError("--engine ray needs Ray; pip install 'fewshot-clip[ray]'") from None
+    plan, spec, workers, processes = setup
     started = not ray.is_initialized()
     if started:
         ray.init(include_dashboard=False, log_to_driver=False)

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+
+from cache.store import FeatureStore
+from cli import main
+from fewshot.demo import SEEDS, SHOTS, run
+from fewshot.results import Result
+from fewshot.tables import curves
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the demo has run."""
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("FEWSHOT_STORE", raising=False)
+        assert main(["demo"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(demo: Path) -> list[Result]:
+    return run(FeatureStore.open(demo / "features" / "digits" / "tiny.h5"))
+
+
+def test_the_demo_leaves_a_store_and_a_plot(demo: Path) -> None:
+    assert (demo / "features" / "digits" / "tiny.h5").is_file()
+    assert (demo / "runs" / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_demo_fits_zero_shot_once_and_gda_for_all_shots_and_seeds(
+    results: list[Result],
+) -> None:
+    fits = [(r.method, r.shots, r.seed) for r in results]
+    assert fits == [("zero-shot", 0, 0), *(("gda", k, s) for k in SHOTS for s in SEEDS)]
+
+
+def test_the_bundled_model_reads_digits_and_learns_from_shots(results: list[Result]) -> None:
+    zero_shot, gda = curves(results).values()
+    assert zero_shot[0][1] >= 0.68
+    means = {shots: mean for shots, mean, _ in gda}
+    assert means[16] >= 0.91
+    assert means[16] >= means[1] + 0.02
+
+
+def test_a_second_demo_encodes_nothing_and_prints_the_table_and_the_commands(
+    demo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(demo)
+    assert main(["demo", "--plot", "again.png"]) == 0
+    captured = capsys.readouterr()
+    assert "images" not in captured.err
+    lines = captured.out.splitlines()
+    assert "$ fewshot extract --dataset digits --model tiny" in lines
+    assert sum(line.startswith("$ fewshot fit ") for line in lines) == 2
+    [row] = [line for line in lines if line.startswith("digits   tiny   gda")]
+    assert row.count("±") == len(SHOTS)
+    assert Path("again.png").is_file()
