@@ -62,6 +62,36 @@ def test_help_is_quick_and_needs_neither_torch_nor_open_clip() -> None:
         assert command in ran.stdout
 
 
+def test_threads_sleep_while_they_wait_unless_told_otherwise() -> None:
+    def policy(**given: str) -> str:
+        clean = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+        code = "import os, cli; print(os.environ['OMP_WAIT_POLICY'])"
+        command = [sys.executable, "-c", code]
+        ran = subprocess.run(
+            command, cwd=ROOT, env=clean | given, capture_output=True, text=True, check=True
+        )
+        return ran.stdout.strip()
+
+    assert policy() == "PASSIVE"
+    assert policy(OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "ndjson"])
+def test_a_table_is_known_by_its_suffix(
+    suffix: str, draw_photos: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = draw_photos()
+    rows = [(f"photos/{p.parent.name}/{p.name}", p.parent.name) for p in photos.glob("*/*.jpg")]
+    if "json" in suffix:
+        lines = [json.dumps({"path": path, "label": label}) for path, label in rows]
+    else:
+        comma = "," if suffix == "csv" else "\t"
+        lines = [comma.join(row) for row in [("path", "label"), *rows]]
+    Path(f"table.{suffix}").write_text("\n".join(lines) + "\n")
+    assert main(["extract", "--dataset", f"table.{suffix}", "--dry-run"]) == 0
+    assert "would encode 18 images" in capsys.readouterr().err
+
+
 def test_no_arguments_are_a_question_for_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     assert "Commands:" in capsys.readouterr().out.splitlines()
@@ -216,7 +246,10 @@ def test_corrupt_images_are_refused_or_left_out_and_listed(
     line = refusal(capsys, "extract", *arguments)
     assert "1 images cannot be read" in line
     assert "red/000.jpg" in line
-    store = FeatureStore.open(extracted(photos, random_vit, "--skip-unreadable"))
+    path = extracted(photos, random_vit, "--skip-unreadable")
+    assert main(["verify", str(path)]) == 0
+    store = FeatureStore.open(path)
+    assert store.identity["dataset"]["sizes"] == {"train": 9, "val": 3, "test": 6}
     assert len(store.skipped) == 1
     assert "red/000.jpg" in store.skipped[0]
 

@@ -80,6 +80,8 @@ def test_a_table_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
 def test_without_a_dataset_the_newest_store_is_used_and_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    assert main(["fit", "nearest-mean", "--shots", "1", "--json"]) == 0
+    assert capsys.readouterr().err == "using features/mine/ViT-B-32-openai.h5\n"
     imported("other")
     capsys.readouterr()
     assert main(["fit", "nearest-mean", "--shots", "1", "--json"]) == 0

@@ -105,11 +105,13 @@ def test_parts_encoded_apart_assemble_to_the_same_bytes(
 
 @pytest.mark.usefixtures("small_shards")
 def test_worker_processes_give_the_same_bytes(
-    photos: Source, encoder: Encoder, tmp_path: Path
+    photos: Source, encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     serial, parallel = tmp_path / "serial.h5", tmp_path / "parallel.h5"
     extract(photos, encoder, recipe_of(photos), serial)
+    capsys.readouterr()
     extract(photos, encoder, recipe_of(photos), parallel, engine="process", processes=2)
+    assert "images 30/30" in capsys.readouterr().err
     assert parallel.read_bytes() == serial.read_bytes()
 
 
