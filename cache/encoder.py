@@ -65,13 +65,28 @@ class Encoder:
             features: Tensor = self.model.encode_image(pixels.to(self.device, non_blocking=True))
         return features.float().cpu()
 
-    @torch.inference_mode()
+    @property
+    def text_projection(self) -> Tensor | None:
+        """(W, D) float32 on the CPU, the matrix that ends the text tower; None if it has none."""
+        projection = _projection(self.model)
+        return None if projection is None else projection.detach().float().cpu()
+
     def encode_text(self, prompts: list[str]) -> Tensor:
         """Unnormalised text features (P, D), float32 on the CPU, of P prompts."""
+        return self.encode_text_pooled(prompts)[0]
+
+    @torch.inference_mode()
+    def encode_text_pooled(self, prompts: list[str]) -> tuple[Tensor, Tensor | None]:
+        """As `encode_text`, with what the tower made of them before its projection.
+
+        Returns:
+            Features (P, D) and pooled (P, W), `pooled @ text_projection` being the features; no
+            pooled where the tower does not end in such a matrix.
+        """
         tokens = self.tokenizer(prompts).to(self.device)
         with self._autocast():
-            features = _encode_tokens(self.model, tokens)
-        return features.float().cpu()
+            features, pooled = _encode_tokens(self.model, tokens)
+        return features.float().cpu(), None if pooled is None else pooled.float().cpu()
 
     @contextlib.contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -130,7 +145,7 @@ def wrap(
     preprocess = Preprocess.of(model, resize)
     weights = _digest(model)
     with torch.inference_mode():
-        dim = int(_encode_tokens(model, tokenizer(["a"])).shape[1])
+        dim = int(_encode_tokens(model, tokenizer(["a"]))[0].shape[1])
     identity = {
         "name": name,
         "arch": arch,
@@ -251,22 +266,37 @@ def _digest(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _encode_tokens(model: Any, tokens: Tensor) -> Tensor:
-    """Text features (P, D) of tokens (P, L), padding cut off where that is exact.
+def _encode_tokens(model: Any, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Text features (P, D) of tokens (P, L), and (P, W) what `_projection` made them of, if it did.
 
-    CLIP's text tower is causal and pools at the end-of-text token, so positions after the last one
-    of the batch change nothing; leaving them out is about six times faster.
+    Padding is cut off where that is exact: CLIP's text tower is causal and pools at the end-of-text
+    token, so positions after the last one of the batch change nothing; leaving them out is about
+    six times faster.
     """
-    causal = getattr(model, "attn_mask", None)
-    if causal is None or getattr(model, "text_pool_type", None) != "argmax":
-        features: Tensor = model.encode_text(tokens)
-        return features
+    if not _is_clips(model):
+        return model.encode_text(tokens), None
+    causal = model.attn_mask
     end = tokens.argmax(dim=1)  # end-of-text has the highest id
     length = int(end.max()) + 1
     x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
     x = model.ln_final(model.transformer(x, attn_mask=causal[:length, :length]))
     pooled: Tensor = x[torch.arange(len(x), device=x.device), end]
-    projection = model.text_projection
-    if projection is not None:
-        pooled = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
-    return pooled
+    last = model.text_projection
+    if last is None:
+        return pooled, None
+    features: Tensor = last(pooled) if isinstance(last, nn.Module) else pooled @ last
+    return features, None if _projection(model) is None else pooled
+
+
+def _is_clips(model: Any) -> bool:
+    """Whether the text tower is CLIP's own, whose parts open_clip keeps on the model itself."""
+    causal = getattr(model, "attn_mask", None)
+    return causal is not None and getattr(model, "text_pool_type", None) == "argmax"
+
+
+def _projection(model: Any) -> Tensor | None:
+    """The (W, D) matrix that alone takes pooled text into the joint space, if one does."""
+    last: Any = model.text_projection if _is_clips(model) else None
+    if isinstance(last, nn.Linear):
+        return last.weight.T if getattr(last, "bias", None) is None else None
+    return last if isinstance(last, Tensor) else None

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cache import engines
 from cache.encoder import Encoder
@@ -89,7 +90,7 @@ def identity(source: Source, encoder: Encoder, recipe: Recipe) -> dict[str, Any]
     items = [(split, item) for split, items in splits.items() for item in items]
     encoded = [splits[split][row] for split, rows in recipe.rows(source).items() for row in rows]
     views = {"count": recipe.views, "crop_scale": recipe.crop_scale, "seed": recipe.view_seed}
-    what = {
+    what: dict[str, Any] = {
         "dataset": {
             "name": source.dataset,
             "origin": source.origin,
@@ -108,6 +109,8 @@ def identity(source: Source, encoder: Encoder, recipe: Recipe) -> dict[str, Any]
         "views": views if recipe.views else None,
         "support_only": recipe.support_only,
     }
+    if source.class_ids is not None:
+        what["dataset"]["class_ids"] = source.class_ids
     plain: dict[str, Any] = json.loads(json.dumps(what))
     return plain
 
@@ -182,7 +185,7 @@ def extract(
                 advance(len(shard.prompts))
         for leftover in store.parent.glob(f".{store.name}.*.tmp"):  # of a killed run
             leftover.unlink()
-        _assemble(store, what, plan, recipe, images, texts)
+        _assemble(store, what, plan, recipe, images, texts, encoder.text_projection)
         shutil.rmtree(home)
     return True
 
@@ -209,6 +212,7 @@ def _assemble(
     recipe: Recipe,
     shards: list[Shard],
     texts: list[TextShard],
+    projection: Tensor | None,
 ) -> None:
     """The store from its finished shards; rows that were skipped are left out of every split."""
     skipped = {
@@ -235,9 +239,15 @@ def _assemble(
             mine = [shard for shard in shards if shard.split == split]
             _write_split(writer, plan, recipe, split, kept, mine)
         for name, prompts in recipe.prompts.items():
-            pieces = [plan.parts.load(t.name)["embeddings"] for t in texts if t.prompt_set == name]
-            embeddings = torch.cat(pieces).numpy()
-            writer.text(name, embeddings, np.array(prompts.labels), list(prompts.prompts))
+            pieces = [plan.parts.load(t.name) for t in texts if t.prompt_set == name]
+            embeddings = torch.cat([piece["embeddings"] for piece in pieces]).numpy()
+            labels, sentences = np.array(prompts.labels), list(prompts.prompts)
+            pooled = None
+            if projection is not None:
+                pooled = torch.cat([piece["pooled"] for piece in pieces]).numpy()
+            writer.text(name, embeddings, labels, sentences, pooled)
+        if projection is not None and recipe.prompts:
+            writer.text_projection(projection.numpy())
 
 
 def _write_split(

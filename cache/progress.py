@@ -3,13 +3,22 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
+class Advance(Protocol):
+    """What to call with the number of items just finished, and a note on how it goes."""
+
+    def __call__(self, n: int, note: str = "", /) -> None:
+        """Show it."""
+        ...
+
+
 @contextlib.contextmanager
-def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
     """A function to call with the number of items just finished.
 
     Shows how many of `total` there are, the rate, and the time left. `done` items were there
@@ -23,7 +32,7 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int], N
 
 
 @contextlib.contextmanager
-def _bar(what: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+def _bar(what: str, total: int, done: int) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -37,23 +46,23 @@ def _bar(what: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
         task = bars.add_task(what, total=total, completed=done, pace="")
         pace = _Pace(total, done)
 
-        def advance(n: int) -> None:
-            bars.update(task, advance=n, pace=pace.after(n))
+        def advance(n: int, note: str = "", /) -> None:
+            bars.update(task, advance=n, pace=f"{pace.after(n)} {note}")
 
         yield advance
 
 
-def _lines(what: str, total: int, done: int) -> Callable[[int], None]:
+def _lines(what: str, total: int, done: int) -> Advance:
     pace = _Pace(total, done)
     last = time.monotonic()
 
-    def advance(n: int) -> None:
+    def advance(n: int, note: str = "", /) -> None:
         nonlocal last
         text = pace.after(n)
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES or pace.done == total:
             last = now
-            sys.stderr.write(f"{what} {pace.done}/{total} {text}\n")
+            sys.stderr.write(f"{what} {pace.done}/{total} {text} {note}".rstrip() + "\n")
             sys.stderr.flush()
 
     return advance

@@ -50,7 +50,7 @@ class TextShard:
     @property
     def name(self) -> str:
         """Under which the parts keep it."""
-        return f"text-{self.prompt_set}-{self.index:05d}"
+        return f"prompts-{self.prompt_set}-{self.index:05d}"
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,19 @@ def text_shards(prompts: Mapping[str, tuple[str, ...]]) -> list[TextShard]:
 
 
 def encode_text_shard(parts: Parts, shard: TextShard, encoder: Encoder) -> None:
-    """Encode prompts and keep their unnormalised embeddings (P, D)."""
+    """Encode prompts and keep their unnormalised embeddings (P, D).
+
+    With them, where the text tower ends in a projection, what it projected: pooled (P, W).
+    """
     batches = [
-        encoder.encode_text(list(shard.prompts[i : i + PROMPTS_PER_BATCH]))
+        encoder.encode_text_pooled(list(shard.prompts[i : i + PROMPTS_PER_BATCH]))
         for i in range(0, len(shard.prompts), PROMPTS_PER_BATCH)
     ]
-    parts.save(shard.name, {"embeddings": torch.cat(batches)}, {})
+    tensors = {"embeddings": torch.cat([embeddings for embeddings, _ in batches])}
+    pooled = [before for _, before in batches if before is not None]
+    if pooled:
+        tensors["pooled"] = torch.cat(pooled)
+    parts.save(shard.name, tensors, {})
 
 
 def encode_shard(

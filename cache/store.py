@@ -7,6 +7,8 @@
     <split>/rows                       (n,) the images encoded, where not all N were
     <split>/views, view_norms          (V, m, D), (V, m): augmented views of the images in view_rows
     text/<prompt set>/                 embeddings (P, D) float32, unit norm; norms, labels, prompts
+    text/<prompt set>/pooled           (P, W) float32, the same before the text tower's projection,
+    text_projection                    (W, D) float32; neither where a tower does not end in one
 
 Unit features in float16 are off by 6e-5 at most, and their norms by 5e-4: reading makes them
 float32 of unit norm again. Every matrix lies in one piece and uncompressed, so that a few rows of
@@ -216,6 +218,40 @@ class FeatureStore:
         with self._open() as file:
             group = file["text"][name]
             return class_text(recipe, *(group[k][:] for k in ("embeddings", "norms", "labels")))
+
+    def prompts(
+        self, recipe: str = "unit-mean", prompt_set: str | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """(P, D) unit-norm embeddings of the prompts that `text` averages, and (P,) class ids."""
+        with self._open() as file:
+            group = file["text"][self._prompt_set(recipe, prompt_set)]
+            embeddings = _whole(group["embeddings"], np.float32)
+            return embeddings, _whole(group["labels"], np.int64)
+
+    def text_tower(
+        self, prompt_set: str | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """What the `raw-mean` text was just before the text tower's last layer, and that layer.
+
+        Args:
+            prompt_set: As in `text` with the recipe `raw-mean`.
+
+        Returns:
+            (C, W) class means and the (W, D) projection, their product being that text; None
+            where the store has no such thing: imported, of a model whose text tower ends otherwise,
+            or extracted before stores held it.
+
+        Raises:
+            UserError: No such set, no text at all, or several sets and none named.
+        """
+        name = self._prompt_set("raw-mean", prompt_set)
+        with self._open() as file:
+            group = file["text"][name]
+            if "pooled" not in group or "text_projection" not in file:
+                return None
+            pooled, labels = group["pooled"][:], group["labels"][:]
+            means = class_text("raw-mean", pooled, np.ones(len(labels), np.float32), labels)
+            return means, _whole(file["text_projection"], np.float32)
 
     def require(self, identity: Mapping[str, Any]) -> None:
         """Do nothing if the store was made just so.

@@ -12,6 +12,7 @@ from cache.hdf5 import datasets, digest, reading
 from cache.store import FeatureStore
 
 UNIT_TOLERANCE = 1e-3  # float16 keeps a component to 2^-11 of itself, and so the norm
+PROJECTED_TOLERANCE = 2e-2  # of the norm: the projection may have run in bfloat16
 BLOCK = 16_384
 
 
@@ -33,6 +34,7 @@ def verify(path: Path) -> list[str]:
                 *_identity_problems(store, file),
                 *(p for split in store.splits for p in _split_problems(store, file[split])),
                 *(p for name in store.text_sets for p in _text_problems(store, file["text"][name])),
+                *(p for name in store.text_sets for p in _tower_problems(store, file, name)),
             ]
     except UserError as error:
         return [str(error)]
@@ -59,6 +61,9 @@ def inspect(path: Path) -> str:
         for name in store.text_sets:
             counts = np.bincount(file["text"][name]["labels"][:], minlength=store.n_classes)
             lines[f"text {name}"] = f"{counts.sum()} prompts, {_range(counts)} per class"
+            if "pooled" in file["text"][name]:
+                pooled = file["text"][name]["pooled"].shape[1]
+                lines[f"text {name}"] += f", {pooled} wide before the projection"
     if store.identity.get("support_only"):
         lines["support only"] = _words(store.identity["support_only"])
     if store.skipped:
@@ -121,6 +126,30 @@ def _text_problems(store: FeatureStore, group: Any) -> Iterator[str]:
     unserved = np.setdiff1d(np.arange(store.n_classes), labels)
     if unserved.size:
         yield f"{group.name}: {unserved.size} classes have no prompt, the first is {unserved[0]}"
+
+
+def _tower_problems(store: FeatureStore, file: Any, prompt_set: str) -> Iterator[str]:
+    """Text from before the projection that the projection does not take to the embeddings."""
+    group = file["text"][prompt_set]
+    if "pooled" not in group:
+        return
+    if "text_projection" not in file:
+        yield f"{group.name}/pooled: there is no text_projection"
+        return
+    pooled, projection = group["pooled"], file["text_projection"]
+    embeddings, norms = group["embeddings"][:], group["norms"][:]
+    if len(pooled) != len(embeddings) or projection.shape != (*pooled.shape[1:], store.dim):
+        yield (
+            f"{pooled.name}: shape {pooled.shape}, which a projection of shape {projection.shape} "
+            f"does not take to {embeddings.shape}"
+        )
+    elif embeddings.shape == (len(norms), store.dim):  # else that is what is wrong
+        with np.errstate(invalid="ignore", over="ignore"):
+            off = pooled[:] @ projection[:] - norms[:, None] * embeddings
+            # Written so that NaN counts as bad.
+            bad = int(np.sum(~(np.linalg.norm(off, axis=1) <= PROJECTED_TOLERANCE * norms)))
+        if bad:
+            yield f"{pooled.name}: {bad} vectors are not projected to the embeddings"
 
 
 def _label_problems(store: FeatureStore, group: Any) -> Iterator[str]:

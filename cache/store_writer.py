@@ -165,7 +165,12 @@ class StoreWriter:
         self._disk.report(self._path)
 
     def text(
-        self, prompt_set: str, embeddings: ArrayLike, labels: ArrayLike, prompts: Sequence[str]
+        self,
+        prompt_set: str,
+        embeddings: ArrayLike,
+        labels: ArrayLike,
+        prompts: Sequence[str],
+        pooled: ArrayLike | None = None,
     ) -> None:
         """Write the embeddings of one prompt set, in any order, each class served at least once.
 
@@ -174,6 +179,8 @@ class StoreWriter:
             embeddings: (P, D), as the encoder gave them.
             labels: (P,) class ids.
             prompts: P sentences.
+            pooled: (P, W), what the text tower made of them before its last projection, where it
+                ends in one; the projection itself then goes to `text_projection`.
         """
         block, ids = np.asarray(embeddings), np.asarray(labels)
         if not len(block) == len(ids) == len(prompts):
@@ -201,6 +208,13 @@ class StoreWriter:
         group["norms"] = norms.astype("<f4")
         group["labels"] = ids.astype("<i8")
         write_strings(group, "prompts", prompts)
+        if pooled is not None:
+            group["pooled"] = np.asarray(pooled, dtype="<f4")
+        self._disk.report(self._path)
+
+    def text_projection(self, projection: ArrayLike) -> None:
+        """Write the (W, D) matrix that ends the text tower: `pooled @ projection` is the text."""
+        self._file["text_projection"] = np.asarray(projection, dtype="<f4")
         self._disk.report(self._path)
 
     def check_complete(self) -> None:

@@ -51,6 +51,21 @@ class Table:
             raise self.error(key, f"a whole number of at least {at_least}", value)
         return value
 
+    def integers(self, key: str) -> tuple[int, ...]:
+        """The list of whole numbers under a key, or the one; empty where there is none."""
+        value = self._get(key)
+        numbers = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+            raise self.error(key, "whole numbers", value)
+        return tuple(numbers)
+
+    def boolean(self, key: str) -> bool | None:
+        """True or false under a key; None where there is neither."""
+        value = self._get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self.error(key, "true or false", value)
+        return value
+
     def text(
         self,
         key: str,

@@ -37,6 +37,64 @@ def test_features_are_the_stock_models(tower: str, request: pytest.FixtureReques
         )
 
 
+@pytest.mark.parametrize("name", ["tiny", "random_vit", "random_resnet"])
+def test_pooled_text_times_the_projection_is_the_text(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    model = name if name == "tiny" else f"local-dir:{request.getfixturevalue(name)}"
+    encoder = load(model, device="cpu")
+    features, pooled = encoder.encode_text_pooled(PROMPTS)
+    projection = encoder.text_projection
+    assert pooled is not None
+    assert projection is not None
+    assert projection.shape == (pooled.shape[1], encoder.dim)
+    torch.testing.assert_close(pooled @ projection, features, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(encoder.encode_text(PROMPTS), features, rtol=0, atol=0)
+
+
+def with_projection(encoder: Encoder, directory: Path, projection: object) -> tuple[Any, Encoder]:
+    from cache.encoder import wrap
+
+    model = stock(directory)
+    del model.text_projection
+    model.text_projection = projection
+    return model, wrap(model, encoder.tokenizer, encoder.device, name="x", arch="x")
+
+
+def test_a_projection_that_is_a_layer_without_bias_is_its_weight(
+    random_vit: Path, vit: Encoder
+) -> None:
+    layer = torch.nn.Linear(8, 16, bias=False)
+    model, encoder = with_projection(vit, random_vit, layer)
+    features, pooled = encoder.encode_text_pooled(PROMPTS)
+    assert pooled is not None
+    assert encoder.text_projection is not None
+    torch.testing.assert_close(encoder.text_projection, layer.weight.T, rtol=0, atol=0)
+    torch.testing.assert_close(pooled @ layer.weight.T, features, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        expected = model.encode_text(encoder.tokenizer(PROMPTS))
+    torch.testing.assert_close(features, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["none", "bias", "mlp", "not causal"])
+def test_a_text_tower_that_ends_in_no_matrix_has_no_pooled_text(
+    kind: str, random_vit: Path, vit: Encoder
+) -> None:
+    last = {
+        "none": None,
+        "bias": torch.nn.Linear(8, 16),
+        "mlp": torch.nn.Sequential(torch.nn.Linear(8, 16, bias=False), torch.nn.ReLU()),
+        "not causal": torch.nn.Parameter(torch.eye(8)),
+    }[kind]
+    model, encoder = with_projection(vit, random_vit, last)
+    if kind == "not causal":
+        model.attn_mask = None
+    features, pooled = encoder.encode_text_pooled(PROMPTS)
+    assert pooled is None
+    assert encoder.text_projection is None
+    assert torch.isfinite(features).all()
+
+
 def test_text_runs_only_up_to_the_last_end_of_text(vit: Encoder) -> None:
     lengths = []
     hook = vit.model.transformer.register_forward_hook(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import open_clip
 import pytest
@@ -66,6 +67,42 @@ def test_features_and_text_are_those_of_the_stock_model(
         text = model.encode_text(tokens([f"a photo of a {n}." for n in photos.classnames]))
         expected = torch.nn.functional.normalize(text, dim=1).numpy()
     np.testing.assert_allclose(made.text(), expected, atol=1e-5)
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("model", ["random_vit", "tiny"])
+def test_text_from_before_the_projection_is_stored_with_it(
+    model: str, photos: Source, encoder: Encoder, tmp_path: Path
+) -> None:
+    encoder = load("tiny", device="cpu") if model == "tiny" else encoder
+    sets = prompt_sets([f"light_{name}" for name in photos.classnames], ["a {}", "no {}", "{}"])
+    extract(photos, encoder, replace(recipe_of(photos), prompts=sets), tmp_path / "s.h5")
+    assert verify(tmp_path / "s.h5") == []
+    made = FeatureStore.open(tmp_path / "s.h5")
+    assert made.text_sets == ("templates", "templates-raw")
+    for name in (*made.text_sets, None):
+        tower = made.text_tower(name)
+        assert tower is not None
+        np.testing.assert_allclose(
+            tower[0] @ tower[1], made.text("raw-mean", name), rtol=1e-5, atol=1e-5
+        )
+    with h5py.File(made.path) as file:
+        for group in file["text"].values():
+            embeddings = group["embeddings"][:] * group["norms"][:][:, None]
+            projected = group["pooled"][:] @ file["text_projection"][:]
+            np.testing.assert_allclose(projected, embeddings, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_whose_text_tower_ends_in_no_matrix_makes_a_store_without(
+    photos: Source, random_vit: Path, tmp_path: Path
+) -> None:
+    encoder = load(f"local-dir:{random_vit}", device="cpu")
+    matrix = encoder.model.text_projection
+    del encoder.model.text_projection
+    encoder.model.text_projection = torch.nn.Linear(*matrix.shape)
+    extract(photos, encoder, recipe_of(photos), tmp_path / "s.h5")
+    assert verify(tmp_path / "s.h5") == []
+    assert FeatureStore.open(tmp_path / "s.h5").text_tower() is None
 
 
 @pytest.mark.usefixtures("small_shards")

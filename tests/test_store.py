@@ -20,7 +20,9 @@ from tests.toy_store import (
     IDENTITY,
     N_VIEWS,
     SIZES,
+    WIDTH,
     labels,
+    projection,
     raw_features,
     write_toy,
 )
@@ -173,6 +175,34 @@ def test_text_recipes_equal_their_definitions(tmp_path: Path) -> None:
         np.testing.assert_allclose(
             store.text(recipe, "cupl"), by_hand("cupl", recipe), rtol=1e-5, atol=1e-6
         )
+
+
+def test_the_text_before_the_projection_makes_the_raw_mean_text(tmp_path: Path) -> None:
+    sets = {"templates": 9, "templates-raw": 6, "cupl": 7}
+    store = write_toy(tmp_path / "toy.h5", text=sets, tower=True)
+    for name in (None, "templates", "cupl"):
+        tower = store.text_tower(name)
+        assert tower is not None
+        pooled, last = tower
+        assert (pooled.shape, last.shape) == ((3, WIDTH), (WIDTH, DIM))
+        assert pooled.dtype == last.dtype == np.float32
+        np.testing.assert_array_equal(last, projection())
+        expected = store.text("raw-mean", name)
+        np.testing.assert_allclose(pooled @ last, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="unknown prompt set 'culp'"):
+        store.text_tower("culp")
+    assert write_toy(tmp_path / "without.h5").text_tower() is None
+
+
+def test_the_text_before_the_projection_changes_nothing_else(tmp_path: Path) -> None:
+    without, store = write_toy(tmp_path / "a.h5"), write_toy(tmp_path / "b.h5", tower=True)
+    assert store.fingerprint == without.fingerprint
+    assert store.text_sets == without.text_sets
+    assert store.splits == without.splits
+    for recipe in ("unit-mean", "raw-mean"):
+        np.testing.assert_array_equal(store.text(recipe), without.text(recipe))
+    with h5py.File(store.path) as file:
+        assert file.attrs["schema"] == 1
 
 
 def test_the_usual_prompt_set_is_the_templates_else_the_only_one(tmp_path: Path) -> None:

@@ -21,12 +21,13 @@ NAMES = [
     *(f"test/{name}" for name in ("features", "labels", "norms", "paths")),
     *(f"train/{name}" for name in ("features", "labels", "norms", "paths", "rows")),
     *(f"train/{name}" for name in ("view_norms", "view_rows", "views")),
-    *(f"text/templates/{name}" for name in ("embeddings", "labels", "norms", "prompts")),
+    *(f"text/templates/{name}" for name in ("embeddings", "labels", "norms", "pooled", "prompts")),
+    "text_projection",
 ]
 
 
-def few_shot(path: Path) -> Path:
-    write_toy(path, rows=[3, 4, 9], identity=FEW)
+def few_shot(path: Path, *, tower: bool = False) -> Path:
+    write_toy(path, rows=[3, 4, 9], identity=FEW, tower=tower)
     return path
 
 
@@ -34,16 +35,17 @@ def test_a_sound_store_has_no_problems(tmp_path: Path) -> None:
     write_toy(tmp_path / "whole.h5")
     assert verify(tmp_path / "whole.h5") == []
     assert verify(few_shot(tmp_path / "few.h5")) == []
+    assert verify(few_shot(tmp_path / "tower.h5", tower=True)) == []
 
 
 def test_every_dataset_is_covered_below(tmp_path: Path) -> None:
-    with h5py.File(few_shot(tmp_path / "toy.h5")) as file:
+    with h5py.File(few_shot(tmp_path / "toy.h5", tower=True)) as file:
         assert {dataset.name for dataset in datasets(file)} == {f"/{name}" for name in NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_changed_byte_is_found(tmp_path: Path, name: str) -> None:
-    path = few_shot(tmp_path / "toy.h5")
+    path = few_shot(tmp_path / "toy.h5", tower=True)
     with h5py.File(path) as file:
         dataset = file[name]
         offset = dataset.id.get_offset() + dataset.nbytes // 2
@@ -103,6 +105,56 @@ def test_values_that_cannot_be_are_found(
     path = few_shot(tmp_path / "toy.h5")
     alter(path, name, change)
     assert verify(path) == [f"/{name}: {problem}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("text/templates/pooled", lambda pooled: pooled * (1 + np.eye(6, 1) / 20), "1"),
+        ("text/templates/pooled", lambda pooled: pooled * np.nan, "6"),
+        ("text_projection", lambda matrix: -matrix, "6"),
+    ],
+)
+def test_text_that_the_projection_does_not_take_to_the_embeddings_is_found(
+    tmp_path: Path, name: str, change: Callable[[NDArray[Any]], NDArray[Any]], problem: str
+) -> None:
+    path = few_shot(tmp_path / "toy.h5", tower=True)
+    alter(path, name, change)
+    assert verify(path) == [
+        f"/text/templates/pooled: {problem} vectors are not projected to the embeddings"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("text/templates/pooled", lambda pooled: pooled[1:], "(5, 20), which a projection"),
+        ("text_projection", lambda matrix: matrix[1:], "(19, 16) does not take to (6, 16)"),
+        ("text_projection", lambda matrix: matrix[:, 1:], "of shape (20, 15)"),
+        ("text_projection", lambda matrix: matrix[0], "of shape (16,)"),
+    ],
+)
+def test_a_projection_that_does_not_fit_the_text_before_it_is_found(
+    tmp_path: Path, name: str, change: Callable[[NDArray[Any]], NDArray[Any]], problem: str
+) -> None:
+    path = few_shot(tmp_path / "toy.h5", tower=True)
+    alter(path, name, change)
+    (found,) = verify(path)
+    assert found.startswith("/text/templates/pooled: shape ")
+    assert problem in found
+
+
+def test_text_from_before_a_projection_that_is_missing_is_found(tmp_path: Path) -> None:
+    path = few_shot(tmp_path / "toy.h5", tower=True)
+    with h5py.File(path, "r+") as file:
+        del file["text_projection"]
+    assert verify(path) == ["/text/templates/pooled: there is no text_projection"]
+
+
+def test_norms_that_do_not_fit_are_all_that_is_found(tmp_path: Path) -> None:
+    path = few_shot(tmp_path / "toy.h5", tower=True)
+    alter(path, "text/templates/norms", lambda norms: norms[1:])
+    assert verify(path) == ["/text/templates/norms: shape (5,), should be (6,)"]
 
 
 def test_classes_without_a_prompt_are_found(tmp_path: Path) -> None:
@@ -168,6 +220,8 @@ def test_a_store_is_described(tmp_path: Path) -> None:
     assert described["train"] == "20 images, 6 to 7 per class, 3 of them encoded, 4 views of 3"
     assert described["test"] == "11 images, 3 to 4 per class"
     assert described["text templates"] == "6 prompts, 2 per class"
+    tower = inspect(few_shot(tmp_path / "tower.h5", tower=True))
+    assert "6 prompts, 2 per class, 20 wide before the projection" in tower
     assert described["support only"] == "seeds [1], shots 1"
     assert described["model"] == "dim 16, logit_scale 50.0, name tiny"
     assert described["skipped"] == "1 images: a.jpg"

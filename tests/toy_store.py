@@ -14,6 +14,7 @@ CLASSNAMES = ("cat", "sea_lion", "über")
 SIZES = {"train": 20, "test": 11}
 DIM = 16
 N_VIEWS = 4
+WIDTH = 20  # of the text tower, before its projection
 IDENTITY: dict[str, Any] = {
     "dataset": {"name": "toy", "sizes": SIZES},
     "model": {"name": "tiny", "logit_scale": 50.0, "dim": DIM},
@@ -31,6 +32,11 @@ def raw_features(*shape: int, seed: int = 0) -> NDArray[np.float32]:
     return vectors.astype(np.float32)
 
 
+def projection() -> NDArray[np.float32]:
+    """The (W, D) matrix that ends the text tower."""
+    return np.random.default_rng(9).normal(size=(WIDTH, DIM)).astype(np.float32)
+
+
 def labels(split: str) -> NDArray[np.int64]:
     return np.arange(SIZES[split]) * 7 % len(CLASSNAMES)
 
@@ -44,8 +50,12 @@ def write_toy(
     view_rows: ArrayLike | None = None,
     text: Mapping[str, int] | None = None,
     identity: Mapping[str, Any] = IDENTITY,
+    tower: bool = False,
 ) -> FeatureStore:
-    """The toy store; features and views of row i are those of `raw_features` in row i."""
+    """The toy store; features and views of row i are those of `raw_features` in row i.
+
+    With `tower`, it also has the text from before the projection.
+    """
     with create(
         path, identity=identity, classnames=CLASSNAMES, versions={"numpy": "2"}, skipped=["a.jpg"]
     ) as writer:
@@ -76,10 +86,14 @@ def write_toy(
             for write, start, block in reversed(steps) if backwards else steps:
                 write(split, start, block)
         for name, n_prompts in ({"templates": 6} if text is None else text).items():
+            embeddings = raw_features(n_prompts, DIM, seed=len(name))
             writer.text(
                 name,
-                raw_features(n_prompts, DIM, seed=len(name)),
+                embeddings,
                 np.arange(n_prompts) % len(CLASSNAMES),
                 [f"prompt {i}" for i in range(n_prompts)],
+                embeddings @ np.linalg.pinv(projection()) if tower else None,
             )
+        if tower:
+            writer.text_projection(projection())
     return FeatureStore.open(path)
