@@ -19,16 +19,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from benchmarks.noise_store import write
 from cache.store import FeatureStore
-from cache.store_writer import create
 from fewshot import GDA, SupportSet, ZeroShot, draw, predict, tune
+from fewshot.text import Text
 
 CLASSES, DIM, SHOTS = 1000, 512, 16
 SIZES = {"train": 1_281_167, "test": 50_000}
-BLOCK = 65_536
 
 DRAW = """
 import json, sys, time
@@ -50,27 +49,6 @@ print(json.dumps({"seconds": seconds, "grown": resident() - before, "rows": len(
 """
 
 
-def write(path: Path) -> None:
-    """The store, if it is not there."""
-    if path.exists():
-        return
-    rng = np.random.default_rng(0)
-    means = rng.normal(size=(CLASSES, DIM)).astype(np.float32)
-    identity = {"dataset": {"name": "noise"}, "model": {"name": "noise", "logit_scale": 100.0}}
-    names = [f"class {k}" for k in range(CLASSES)]
-    with create(path, identity=identity, classnames=names, versions={}) as writer:
-        for split, size in SIZES.items():
-            labels = np.sort(rng.integers(CLASSES, size=size))
-            paths = [f"{k}/{i}.JPEG" for i, k in enumerate(labels)]
-            writer.split(split, labels=labels, paths=paths, dim=DIM)
-            for start in range(0, size, BLOCK):
-                mine = labels[start : start + BLOCK]
-                noise = rng.standard_normal((len(mine), DIM), dtype=np.float32)
-                writer.write(split, start, 0.4 * means[mine] + noise)
-        text = 0.3 * means + rng.normal(size=means.shape)
-        writer.text("templates", text, np.arange(CLASSES), names)
-
-
 def seconds(work: Callable[[], object]) -> float:
     """Wall time of one call."""
     start = time.perf_counter()
@@ -86,7 +64,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         path = (options.folder or Path(directory)) / "noise.h5"
-        write(path)
+        write(path, classes=CLASSES, dim=DIM, sizes=SIZES)
         for _ in range(options.rounds):
             ran = subprocess.run(
                 [sys.executable, "-c", DRAW, path], capture_output=True, text=True, check=True
@@ -101,7 +79,7 @@ def main() -> None:
         labels = torch.from_numpy(store.labels("train")[sample.train])
         features = torch.from_numpy(store.features("train", sample.train))
         support = SupportSet(features, labels, CLASSES)
-        text = torch.from_numpy(store.text())
+        text = Text(torch.from_numpy(store.text()))
         test = torch.from_numpy(store.features("test"))
 
         def zero_shot() -> None:

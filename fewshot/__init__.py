@@ -1,34 +1,80 @@
 """Stage 2: few-shot methods on cached features; never imports an encoder."""
 
 from fewshot.classifier import Classifier, LinearClassifier, Method, predict
-from fewshot.evaluate import evaluate
-from fewshot.methods import GDA, METHODS, NearestMean, Ridge, ZeroShot
+from fewshot.evaluate import base_to_new, evaluate, transfer
+from fewshot.fitting import Fitted, fit
+from fewshot.methods import (
+    APE,
+    APET,
+    CLAP,
+    GDA,
+    GDAEM,
+    METHODS,
+    ZSLP,
+    CLIPAdapter,
+    CrossModal,
+    LinearProbe,
+    LPPlusPlus,
+    NearestMean,
+    ProKeR,
+    Ridge,
+    TaskRes,
+    TextProbe,
+    TipAdapter,
+    TipAdapterF,
+    TipX,
+    TransCLIP,
+    ZeroShot,
+)
 from fewshot.results import Result
 from fewshot.sample_file import read_sample, write_sample
-from fewshot.sampling import Sample, base_new, draw
+from fewshot.sampling import Sample, base_new, draw, draw_imbalanced
 from fewshot.settings import configure
 from fewshot.support import SupportSet
+from fewshot.text import Text
 from fewshot.tuning import PROTOCOLS, tune
 
 __all__ = [
+    "APE",
+    "APET",
+    "CLAP",
     "GDA",
+    "GDAEM",
     "METHODS",
     "PROTOCOLS",
+    "ZSLP",
+    "CLIPAdapter",
     "Classifier",
+    "CrossModal",
+    "Fitted",
+    "LPPlusPlus",
     "LinearClassifier",
+    "LinearProbe",
     "Method",
     "NearestMean",
+    "ProKeR",
     "Result",
     "Ridge",
     "Sample",
     "SupportSet",
+    "TaskRes",
+    "Text",
+    "TextProbe",
+    "TipAdapter",
+    "TipAdapterF",
+    "TipX",
+    "TransCLIP",
     "ZeroShot",
     "base_new",
+    "base_to_new",
     "configure",
     "draw",
+    "draw_imbalanced",
     "evaluate",
+    "fit",
     "predict",
     "read_sample",
+    "transfer",
     "tune",
     "write_sample",
 ]

@@ -61,3 +61,26 @@ def shrinkage_intensity(residuals: Tensor, shrinkage: Shrinkage) -> float:
     if shrinkage == "oas":
         return float(covariance.oas(array, assume_centered=True)[1])
     return float(covariance.ledoit_wolf_shrinkage(array, assume_centered=True))
+
+
+def soft_covariance(
+    features: Tensor, shares: Tensor, means: Tensor, shrinkage: Literal["published"] | float
+) -> Tensor:
+    """(D, D) mean over the classes of sum_i w_ik (x_i - mu_k)(x_i - mu_k)', shrunk.
+
+    Where classes are not known but probable. Shrunk as in `shared_covariance`.
+
+    Args:
+        features: (N, D).
+        shares: (N, C) weights w, which sum to about one over the images of each class.
+        means: (C, D).
+        shrinkage: The intensity, or GDA's rule for N samples.
+    """
+    n, dim = features.shape
+    sums = shares.T @ features  # (C, D)
+    cross = sums.T @ means
+    scatter = (features * shares.sum(dim=1)[:, None]).T @ features - cross - cross.T
+    scatter = (scatter + means.T @ (means * shares.sum(dim=0)[:, None])) / len(means)
+    intensity = dim / (dim + n - 1) if shrinkage == "published" else float(shrinkage)
+    identity = torch.eye(dim, dtype=features.dtype, device=features.device)
+    return (1 - intensity) * scatter + intensity * scatter.trace() / dim * identity

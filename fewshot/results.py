@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import warnings
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,22 +22,33 @@ class Result:
         method: The method's name.
         dataset: The dataset's name.
         model: The CLIP model's name.
-        setting: Which task it was, such as few-shot or zero-shot.
-        shots: K, images per class that the method learnt from; 0 for zero-shot.
-        seed: What drew them.
+        setting: Which task it was; results of different settings are never averaged. One of
+            zero-shot, few-shot, imbalanced, unsupervised, base-to-new, domain-generalisation and
+            cross-dataset, with `transductive` before it where the test images were classified
+            together.
+        fitted_on: The dataset that was learnt from.
+        shots: K, images per class that the method learnt from, or of the largest class where they
+            differ; 0 for zero-shot.
+        seed: What drew them; 0 where nothing was drawn.
         tune: The tuning protocol.
-        accuracy: Top-1 over the whole test split, 0..1.
+        imbalance: How unequal the classes were made; None where they are alike.
+        accuracy: Top-1 over the whole test split, 0..1; from base to new, the harmonic mean.
         per_class_accuracy: Mean over the classes of the accuracy within each, 0..1.
+        accuracies: Those of parts of the test split: `base` and `new`, or `many`, `medium`, `few`.
         hyperparameters: The method's fields, as tuned.
+        fixed: Those of them that were set and not tuned.
+        measures: What the classifier tells of itself, such as `trained_parameters`.
         text_recipe: How text features were made of the prompts; None where there was no text.
         prompt_set: Which prompts were asked for; None for the dataset's own.
-        n_support: N, images in the support set.
+        n_classes: C of the test split.
+        n_support: N, images that were learnt from.
         n_views: V, augmented views of each; 1 is its centre crop alone.
         n_validation: Labelled images besides the support set that tuning looked at.
         n_test: Images of the test split.
         fit_seconds: Tuning and fitting, from features in memory.
         predict_seconds: Classifying the test split, from features in memory.
-        fingerprint: The feature store's.
+        predictions: The file of predictions, where they were saved.
+        fingerprint: The store's that was tested on.
         version: This program's.
     """
 
@@ -45,22 +56,51 @@ class Result:
     dataset: str
     model: str
     setting: str
+    fitted_on: str
     shots: int
     seed: int
     tune: str
+    imbalance: str | None
     accuracy: float
     per_class_accuracy: float
+    accuracies: dict[str, float]
     hyperparameters: dict[str, Any]
+    fixed: list[str]
+    measures: dict[str, float]
     text_recipe: str | None
     prompt_set: str | None
+    n_classes: int
     n_support: int
     n_views: int
     n_validation: int
     n_test: int
     fit_seconds: float
     predict_seconds: float
+    predictions: str | None
     fingerprint: str
     version: str
+
+    def cell(self) -> dict[str, object]:
+        """What was asked for, apart from what came out: equal for two runs of the same thing."""
+        return {
+            "method": self.method,
+            "fixed": {name: self.hyperparameters[name] for name in self.fixed},
+            "dataset": self.dataset,
+            "model": self.model,
+            "setting": self.setting,
+            "fitted_on": self.fitted_on,
+            "shots": self.shots,
+            "seed": self.seed,
+            "tune": self.tune,
+            "imbalance": self.imbalance,
+            "prompt_set": self.prompt_set,
+            "n_views": self.n_views,
+            "fingerprint": self.fingerprint,
+        }
+
+    def saved_as(self, predictions: str) -> "Result":
+        """The same with the file of its predictions."""
+        return replace(self, predictions=predictions)
 
     def to_json(self) -> str:
         """One line, without its end."""

@@ -5,6 +5,7 @@ https://arxiv.org/abs/2109.01134; base and new classes: "Conditional Prompt Lear
 Vision-Language Models", CVPR 2022, https://arxiv.org/abs/2203.05557.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,6 +69,70 @@ def draw(
     return Sample(
         shots, seed, train, _draw_split(rng, "val", val_labels, classnames, min(shots, VAL_SHOTS))
     )
+
+
+def draw_imbalanced(
+    train_labels: ArrayLike,
+    classnames: Sequence[str],
+    *,
+    profile: str,
+    shots: int,
+    seed: int,
+) -> Sample:
+    """Rows of a train split that is cut down to unequal classes.
+
+    `long-tail:R`: the classes in an order drawn by the seed, class i of 0..C-1 has
+    K R^(-i / (C - 1)) images, rounded: from K down to K / R, as Cao et al. cut CIFAR
+    (https://arxiv.org/abs/1906.07413). `step:R`: half of the classes have K and the others K / R.
+    `natural`: the whole train split as it is, whatever K.
+
+    Args:
+        train_labels: (N,) class ids of the train split, in its published order.
+        classnames: C names by class id.
+        profile: One of these three, with a number R of 1 or more.
+        shots: K, images of the largest class.
+        seed: Any integer.
+
+    Returns:
+        A sample whose `shots` are those of its largest class.
+
+    Raises:
+        UserError: Another profile, no shots, or a class with fewer images than its share.
+    """
+    labels = np.asarray(train_labels, np.int64)
+    kind, _, number = profile.partition(":")
+    if profile == "natural":
+        require_shots("train", labels, classnames, 1, exactly=False)
+        return Sample(int(np.bincount(labels).max()), seed, np.arange(len(labels)))
+    try:
+        ratio = float(number)
+    except ValueError:
+        ratio = 0.0
+    if kind not in ("long-tail", "step") or not 1 <= ratio < math.inf:
+        raise UserError(
+            f"imbalance must be long-tail:R or step:R with R of 1 or more, or natural; "
+            f"got {profile!r}; long-tail:100 is the usual one"
+        )
+    if shots < 1:
+        raise UserError(f"shots must be 1 or more; got {shots}; they are the largest class's")
+    n_classes = len(classnames)
+    position = np.arange(n_classes) / max(1, n_classes - 1)
+    if kind == "step":
+        position = (np.arange(n_classes) >= (n_classes + 1) // 2).astype(float)
+    rng = random.Random(seed)
+    order = rng.sample(range(n_classes), n_classes)
+    counts = np.empty(n_classes, np.int64)
+    counts[order] = np.maximum(1, np.rint(shots * ratio**-position))
+    drawn = []
+    for k, count in enumerate(counts):
+        rows = np.flatnonzero(labels == k)
+        if len(rows) < count:
+            raise UserError(
+                f"{profile} from {shots} shots wants {count} train images of {classnames[k]!r} "
+                f"(class {k}), which has {len(rows)}; use fewer shots"
+            )
+        drawn.append(rows[rng.sample(range(len(rows)), int(count))])
+    return Sample(int(counts.max()), seed, np.concatenate(drawn))
 
 
 def base_new(n_classes: int) -> tuple[range, range]:

@@ -1,20 +1,26 @@
 """A method from its name and settings given as text, as on a command line."""
 
+import inspect
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields, replace
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cache.errors import UserError, unknown
-from fewshot.classifier import Method
+from fewshot.classifier import Grid, Method
 from fewshot.methods import METHODS
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+AnyMethod = TypeVar("AnyMethod", bound="DataclassInstance")
 
 
 def configure(
     name: str, settings: Mapping[str, str] | None = None, *, logit_scale: float | None = None
 ) -> Method:
-    """The method of that name with some of its fields set.
+    """The cached method of that name with some of its fields set.
 
     Args:
         name: One of `METHODS`.
@@ -27,16 +33,47 @@ def configure(
     if name not in METHODS:
         raise unknown("method", name, METHODS)
     method = METHODS[name]()
+    if logit_scale is not None and "logit_scale" in {field.name for field in fields(method)}:
+        method = replace(method, logit_scale=logit_scale)
+    return with_settings(method, settings or {}, name)
+
+
+def with_settings(method: AnyMethod, settings: Mapping[str, str], name: str) -> AnyMethod:
+    """The dataclass with some of its fields set from text.
+
+    Raises:
+        UserError: No such field, or a value that the field cannot take.
+    """
     names = [field.name for field in fields(method)]
     types = get_type_hints(type(method))
     values: dict[str, Any] = {}
-    if logit_scale is not None and "logit_scale" in names:
-        values["logit_scale"] = logit_scale
-    for field, text in (settings or {}).items():
+    for field, text in settings.items():
         if field not in names:
             raise unknown(f"setting of {name}", field, names)
         values[field] = _parsed(field, text, types[field])
     return replace(method, **values)
+
+
+def describe(name: str, methods: Mapping[str, type[Any]] = METHODS) -> str:
+    """A method's documentation, and each setting with what it accepts, its default and its grid.
+
+    Raises:
+        UserError: No such method.
+    """
+    if name not in methods:
+        raise unknown("method", name, methods)
+    method = methods[name]
+    grid: Grid = getattr(method, "grid", {})
+    types = get_type_hints(method)
+    lines = [inspect.cleandoc(method.__doc__ or ""), "", "Settings (--set NAME=VALUE):"]
+    for field in fields(method):
+        kind = types[field.name]
+        kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+        lines.append(f"    {field.name}: {_words(kinds)}; default {field.default}")
+        if field.name in grid:
+            tried = ", ".join(f"{value}" for value in grid[field.name])
+            lines.append(f"        tuning tries {tried}")
+    return "\n".join(lines)
 
 
 def _parsed(field: str, text: str, kind: Any) -> Any:

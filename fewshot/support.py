@@ -1,6 +1,6 @@
 """The support set: the few labelled images, as features, that a method learns from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ class SupportSet:
         n_classes: C, at least two.
         views: (V, N, D) float32, unit norm: V augmented crops of the same images in the same
             order, or None.
+        unit_norm: False where features and views are as the encoder gave them, any norm.
 
     Raises:
         UserError: Any of this does not hold.
@@ -27,6 +28,7 @@ class SupportSet:
     labels: Tensor
     n_classes: int
     views: Tensor | None = None
+    unit_norm: bool = True
 
     def __post_init__(self) -> None:
         n, shape = len(self.labels), tuple(self.features.shape)
@@ -35,14 +37,14 @@ class SupportSet:
                 f"features must be (N, D) and labels (N,); got {shape} and "
                 f"{tuple(self.labels.shape)}; give one label per row"
             )
-        _check_features("features", self.features)
+        _check_features("features", self.features, self.unit_norm)
         if self.views is not None:
             if self.views.ndim != 3 or tuple(self.views.shape[1:]) != shape or not len(self.views):
                 raise UserError(
                     f"views must be (V, N, D) with the features' N and D, {shape}; "
                     f"got {tuple(self.views.shape)}; leave them out or give V of every image"
                 )
-            _check_features("views", self.views)
+            _check_features("views", self.views, self.unit_norm)
         if self.labels.dtype != torch.int64:
             raise UserError(f"labels must be int64; got {self.labels.dtype}; use labels.long()")
         if self.n_classes < 2:
@@ -87,18 +89,18 @@ class SupportSet:
     def subset(self, rows: Tensor) -> "SupportSet":
         """The images at `rows` ((n,) indices or an (N,) mask), with all their views."""
         views = None if self.views is None else self.views[:, rows]
-        return SupportSet(self.features[rows], self.labels[rows], self.n_classes, views)
+        return replace(self, features=self.features[rows], labels=self.labels[rows], views=views)
 
 
-def _check_features(name: str, features: Tensor) -> None:
-    """Raise unless the features are float32, finite and of unit norm."""
+def _check_features(name: str, features: Tensor, unit_norm: bool) -> None:
+    """Raise unless the features are float32, finite and, if they should be, of unit norm."""
     if features.dtype != torch.float32:
         raise UserError(f"{name} must be float32; got {features.dtype}; use {name}.float()")
     bad = int((~torch.isfinite(features)).any(dim=-1).sum())
     if bad:
         raise UserError(f"{name} must be finite; {bad} rows are not; extract them again")
     norms = features.norm(dim=-1).flatten()
-    if len(norms) and float((norms - 1).abs().max()) > 1e-2:
+    if unit_norm and len(norms) and float((norms - 1).abs().max()) > 1e-2:
         worst = int((norms - 1).abs().argmax())
         raise UserError(
             f"{name} must have unit norm; row {worst} has {float(norms[worst]):.3g}; "

@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from cache.errors import UserError, unknown
 from fewshot.classifier import AnyMethod, Grid, Sweeper, variants
 from fewshot.support import SupportSet
+from fewshot.text import Text
 
 PROTOCOLS = ("none", "cv", "val", "full-val")
 MAX_FOLDS = 4
@@ -47,7 +48,7 @@ def default_protocol(shots: int) -> str:
 def tune(
     method: AnyMethod,
     support: SupportSet,
-    text: Tensor | None,
+    text: Text | None,
     *,
     protocol: str,
     validation: tuple[Tensor, Tensor] | None = None,
@@ -58,7 +59,7 @@ def tune(
     Args:
         method: Where the grid says nothing, its fields stand.
         support: The support set.
-        text: (C, D) text features or None.
+        text: The classes' text or None.
         protocol: One of `PROTOCOLS`.
         validation: Features (M, D) and labels (M,) of the validation images, for `val` and
             `full-val`; which images those are is the caller's choice.
@@ -89,7 +90,7 @@ def tune(
 
 
 def sweep(
-    method: AnyMethod, grid: Grid, support: SupportSet, text: Tensor | None, query: Tensor
+    method: AnyMethod, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
 ) -> Iterator[tuple[AnyMethod, Tensor]]:
     """Each variant of the grid with its (M, C) logits of the (M, D) query.
 

@@ -9,6 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+# What tests compute is small: a second thread costs more than it brings, above all beside others.
+torch.set_num_threads(1)
+
 TEXT: dict[str, object] = {
     "context_length": 77,
     "vocab_size": 49408,

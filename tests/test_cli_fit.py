@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cli import main
+from fewshot.predictions import read_predictions
 from fewshot.results import read
 
 ROOT = Path(__file__).parents[1]
@@ -116,6 +117,46 @@ def test_the_tuning_protocol_is_recorded(protocol: str, capsys: pytest.CaptureFi
     assert result["n_validation"] == {"val": 12, "full-val": 15}.get(protocol, 0)
 
 
+def test_base_to_new_reports_both_halves(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "zero-shot", "--base-to-new", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["setting"] == "base-to-new"
+    base, new = (result["accuracies"][half] for half in ("base", "new"))
+    assert result["accuracy"] == pytest.approx(2 * base * new / (base + new))
+
+
+def test_what_was_learnt_on_one_store_is_tested_on_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    imported("art")
+    imported("paint")
+    capsys.readouterr()
+    ask = ["fit", "gda", "--dataset", "mine", "--shots", "2", "--test-on", "art,paint", "--json"]
+    assert main(ask) == 0
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(r["dataset"], r["fitted_on"]) for r in results] == [
+        ("art", "mine"),
+        ("paint", "mine"),
+    ]
+    assert {r["setting"] for r in results} == {"domain-generalisation"}
+
+
+def test_classes_may_be_made_unequal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "gda", "--shots", "16", "--imbalance", "long-tail:4", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["setting"], result["imbalance"]) == ("imbalanced", "long-tail:4")
+    assert result["n_support"] == 16 + 8 + 4
+
+
+def test_predictions_are_saved_where_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "gda", "--shots", "1,2", "--save-predictions", "said", "--json"]) == 0
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert sorted(Path("said").iterdir()) == sorted(Path(r["predictions"]) for r in results)
+    for result in results:
+        said = read_predictions(Path(result["predictions"]))
+        assert (said.predicted == said.labels).mean() == pytest.approx(result["accuracy"])
+
+
 def test_a_sample_goes_out_and_comes_back(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "gda", "--shots", "2", "--export-sample", "s.json", "--json"]) == 0
     first = json.loads(capsys.readouterr().out)
@@ -156,6 +197,10 @@ BAD: list[tuple[list[str], str]] = [
     (["gda", "--prompts", "mine"], "unknown prompt set 'mine'"),
     (["gda", "--sample", "none.json"], "cannot read the sample none.json"),
     (["gda", "--sample", "f", "--export-sample", "f"], "exclude each other"),
+    (["gda", "--base-to-new", "--imbalance", "natural"], "exclude one another"),
+    (["gda", "--test-on", "mine", "--sample", "s.json"], "exclude one another"),
+    (["gda", "--imbalance", "steep"], "imbalance must be long-tail:R or step:R"),
+    (["ridge", "--base-to-new"], "ridge knows no classes but those it has images of"),
     (["gda", "--shots", "1,2", "--export-sample", "s.json"], "one --shots and one --seed"),
     (["gda", "--results", "f.npz/r.jsonl"], "f.npz"),
     ([], "Missing argument"),

@@ -1,10 +1,18 @@
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
 from sklearn.covariance import OAS, LedoitWolf
 from torch import Tensor
 
-from fewshot.covariance import Shrinkage, class_means, shared_covariance, shrinkage_intensity
+from fewshot.covariance import (
+    Shrinkage,
+    class_means,
+    shared_covariance,
+    shrinkage_intensity,
+    soft_covariance,
+)
 
 LABELS = torch.tensor([2, 0, 1, 0, 2, 1, 1, 0])
 
@@ -71,3 +79,21 @@ def test_one_sample_per_class_leaves_a_ball_of_the_total_variance(rule: Shrinkag
     covariance = shared_covariance(x, labels, class_means(x, labels, 3), rule)
     variance = torch.cov(x.T).trace() / 5
     torch.testing.assert_close(covariance, variance * torch.eye(5, dtype=x.dtype))
+
+
+@pytest.mark.parametrize("shrinkage", ["published", 0.3])
+def test_the_soft_covariance_is_the_mean_of_the_classes_weighted_ones(
+    shrinkage: Literal["published"] | float,
+) -> None:
+    x = features(4)
+    weights = torch.rand(8, 3, generator=torch.Generator().manual_seed(2)).double()
+    means = torch.randn(3, 4, generator=torch.Generator().manual_seed(3)).double()
+    mean = torch.zeros(4, 4).double()
+    for k in range(3):
+        for row, weight in zip(x, weights[:, k], strict=True):
+            mean += weight * torch.outer(row - means[k], row - means[k]) / 3
+    intensity = 4 / (4 + 8 - 1) if shrinkage == "published" else 0.3
+    ball = mean.trace() / 4 * torch.eye(4).double()
+    torch.testing.assert_close(
+        soft_covariance(x, weights, means, shrinkage), (1 - intensity) * mean + intensity * ball
+    )

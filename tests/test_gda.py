@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 
 from cache.errors import UserError
 from fewshot import GDA, SupportSet, ZeroShot
+from fewshot.text import Text
 from fewshot.tuning import sweep
 
 N_CLASSES = 5
@@ -17,13 +18,13 @@ def vectors(seed: int, *shape: int) -> Tensor:
     return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def task(shots: int = 6, dim: int = 12, n_views: int = 0) -> tuple[SupportSet, Tensor, Tensor]:
+def task(shots: int = 6, dim: int = 12, n_views: int = 0) -> tuple[SupportSet, Text, Tensor]:
     centres = vectors(0, N_CLASSES, dim)
     labels = torch.arange(N_CLASSES).repeat(shots)
     features = normalize(centres[labels] + vectors(1, len(labels), dim))
     views = normalize(features + 0.3 * vectors(2, n_views, len(labels), dim), dim=-1)
     support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
-    return support, vectors(3, N_CLASSES, dim), vectors(4, 40, dim)
+    return support, Text(vectors(3, N_CLASSES, dim)), vectors(4, 40, dim)
 
 
 def published_logits(
@@ -50,7 +51,7 @@ def test_in_the_published_unit_the_logits_are_the_papers(
     alpha: float, dim: int, n_views: int
 ) -> None:
     support, text, query = task(dim=dim, n_views=n_views)
-    expected = published_logits(*support.samples(), text, query, alpha)
+    expected = published_logits(*support.samples(), text.features, query, alpha)
     logits = GDA(alpha, alpha_unit="published").fit(support, text).logits(query)
     torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-4)
 
@@ -81,7 +82,7 @@ def test_alpha_means_the_same_with_every_image_listed_twice_as_a_view() -> None:
 @pytest.mark.parametrize("text_given", [True, False])
 def test_the_units_differ_by_a_factor_alone(text_given: bool) -> None:
     support, text, query = task()
-    zero_shot = 100 * query @ text.T if text_given else torch.zeros(40, N_CLASSES)
+    zero_shot = 100 * query @ text.features.T if text_given else torch.zeros(40, N_CLASSES)
     lead, published = (
         GDA(1.0, alpha_unit=unit).fit(support, text if text_given else None).logits(query)
         - zero_shot
@@ -152,6 +153,125 @@ def test_class_means_that_coincide_are_refused() -> None:
         GDA().fit(support, None)
 
 
+def long_tailed() -> tuple[SupportSet, Tensor]:
+    """Classes of 1 to 200 images, and their counts."""
+    counts = torch.tensor([200, 40, 7, 2, 1])
+    labels = torch.arange(N_CLASSES).repeat_interleave(counts)
+    features = normalize(vectors(0, N_CLASSES, 12)[labels] + vectors(1, len(labels), 12))
+    order = torch.randperm(250, generator=torch.Generator().manual_seed(5))
+    return SupportSet(features[order], labels[order], N_CLASSES), counts
+
+
+@pytest.mark.parametrize("alpha", [0.1, 10.0])
+def test_with_unequal_classes_the_logits_are_the_papers_too(alpha: float) -> None:
+    support, _ = long_tailed()
+    _, text, query = task()
+    expected = published_logits(support.features, support.labels, text.features, query, alpha)
+    logits = GDA(alpha, alpha_unit="published").fit(support, text).logits(query)
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_with_unequal_classes_the_lead_is_the_same_mean_over_classes() -> None:
+    support, _ = long_tailed()
+    means = torch.stack([support.features[support.labels == k].mean(0) for k in range(N_CLASSES)])
+    logits = GDA(alpha=3.0).fit(support, None).logits(means)
+    leads = logits.diagonal() - logits.mean(dim=1)
+    assert float(leads.mean()) == pytest.approx(3 * math.sqrt(250 / N_CLASSES), rel=1e-4)
+
+
+def test_empirical_priors_favour_the_head_of_a_long_tail_by_the_log_of_its_share() -> None:
+    support, counts = long_tailed()
+    query = vectors(4, 40, 12)
+    uniform, empirical = (
+        GDA(1.0, priors=priors, alpha_unit="published").fit(support, None).logits(query)
+        for priors in ("uniform", "empirical")
+    )
+    shift = 12 / (12 + 250 - 1) * (counts / 50).log()
+    torch.testing.assert_close(empirical - uniform, shift.expand(40, -1), rtol=1e-3, atol=1e-4)
+
+
+N_NEW = 3
+
+
+def new_task(n_views: int = 0) -> tuple[SupportSet, Text, Tensor]:
+    support, _, query = task(n_views=n_views)
+    return support, Text(vectors(7, N_NEW, 12)), query
+
+
+def borrowed_by_loop(support: SupportSet, new: Text, k: int) -> list[tuple[Tensor, Tensor]]:
+    """The mean of each new class, and its neighbours' residuals about the text."""
+    samples = support.samples()[0].double()
+    result = []
+    for t in new.features.double():
+        near = samples[torch.argsort(samples @ t, descending=True)[:k]]
+        result.append((torch.cat([near, t.expand(16, -1)]).mean(dim=0), near - t))
+    return result
+
+
+@pytest.mark.parametrize(("k", "n_views"), [(8, 0), (8, 4), (64, 4), (64, 0)])
+def test_new_classes_are_the_papers_with_the_published_covariance_and_unit(
+    k: int, n_views: int
+) -> None:
+    support, new, query = new_task(n_views)
+    means, precisions = [], []
+    for mean, residuals in borrowed_by_loop(support, new, k):
+        n, dim = residuals.shape
+        covariance = residuals.T @ residuals / (n - 1)
+        ridge = covariance.trace() * torch.eye(dim).double()
+        means.append(mean)
+        precisions.append(dim * torch.linalg.pinv((n - 1) * covariance + ridge))
+    mu, precision = torch.stack(means), torch.stack(precisions).mean(dim=0)
+    gaussian = query.double() @ precision @ mu.T - (mu @ precision * mu).sum(dim=1) / 2
+    expected = 100 * query.double() @ new.features.double().T + 0.1 * gaussian
+    gda = GDA(0.1, alpha_unit="published", neighbours=k, new_covariance="published")
+    logits = gda.fit_new(support, None, new).logits(query)
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_views", [0, 4])
+def test_new_classes_share_the_base_classes_covariance_and_unit(n_views: int) -> None:
+    support, new, query = new_task(n_views)
+    samples, labels = (part.double() for part in support.samples())
+    n, dim = samples.shape
+    base = torch.stack([samples[labels == k].mean(dim=0) for k in range(N_CLASSES)])
+    residuals = samples - base[labels.long()]
+    covariance = residuals.T @ residuals / (n - 1)
+    ridge = covariance.trace() * torch.eye(dim).double()
+    precision = dim * torch.linalg.inv((n - 1) * covariance + ridge)
+    mu = torch.stack([mean for mean, _ in borrowed_by_loop(support, new, 8)])
+    gaussian = query.double() @ precision @ mu.T - (mu @ precision * mu).sum(dim=1) / 2
+    expected = 100 * query.double() @ new.features.double().T + 0.1 * gaussian
+    gda = GDA(0.1, alpha_unit="published", neighbours=8)
+    logits = gda.fit_new(support, None, new).logits(query)
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("new_covariance", ["shared", "published"])
+def test_of_new_classes_alpha_is_the_lead_that_one_image_gives(new_covariance: str) -> None:
+    support, new, _ = new_task()
+    gda = GDA(alpha=3.0, neighbours=8, new_covariance=new_covariance)  # type: ignore[arg-type]
+    mu = torch.stack([mean for mean, _ in borrowed_by_loop(support, new, 8)]).float()
+    gaussian = gda.fit_new(support, None, new).logits(mu) - 100 * mu @ new.features.T
+    leads = gaussian.diagonal() - gaussian.mean(dim=1)
+    assert float(leads.mean()) == pytest.approx(3.0, rel=1e-4)
+
+
+def test_at_alpha_zero_new_classes_are_zero_shot_and_the_base_text_plays_no_part() -> None:
+    support, new, query = new_task()
+    base = Text(vectors(8, N_CLASSES, 12))
+    zero_shot = ZeroShot().fit(None, new).logits(query)
+    torch.testing.assert_close(GDA(alpha=0.0).fit_new(support, base, new).logits(query), zero_shot)
+    with_text = GDA().fit_new(support, base, new).logits(query)
+    torch.testing.assert_close(GDA().fit_new(support, None, new).logits(query), with_text)
+    assert not torch.allclose(with_text, zero_shot, atol=0.1)
+
+
+def test_new_classes_whose_text_is_the_same_are_refused() -> None:
+    support, _, _ = new_task()
+    with pytest.raises(UserError, match="gda needs class means that differ"):
+        GDA().fit_new(support, None, Text(vectors(7, 1, 12).expand(2, -1)))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -162,6 +282,8 @@ def test_class_means_that_coincide_are_refused() -> None:
         ({"shrinkage": "ledoit"}, "unknown shrinkage 'ledoit'; did you mean 'ledoit-wolf'"),
         ({"priors": "unifrom"}, "unknown priors 'unifrom'; did you mean 'uniform'"),
         ({"alpha_unit": "nats"}, "unknown alpha unit 'nats'"),
+        ({"new_covariance": "share"}, "unknown new covariance 'share'; did you mean 'shared'"),
+        ({"neighbours": 1}, "neighbours must be 2 or more; got 1"),
     ],
 )
 def test_hyper_parameters_outside_their_range_are_refused(

@@ -14,11 +14,13 @@ import torch
 import fewshot
 from torch.nn.functional import normalize
 features = normalize(torch.randn(8, 4))
+text = fewshot.Text(features[:2])
 support = fewshot.SupportSet(features, torch.tensor([0, 1] * 4), 2)
-for name, method in fewshot.METHODS.items():
+for name, kind in fewshot.METHODS.items():
+    method = kind(epochs=2) if hasattr(kind(), "epochs") else kind()
     for protocol in ("none", "cv"):
-        tuned = fewshot.tune(method(), support, features[:2], protocol=protocol)
-        fewshot.predict(tuned.fit(support, features[:2]), features)
+        tuned = fewshot.tune(method, support, text, protocol=protocol)
+        fewshot.predict(tuned.fit(support, text), features)
 fewshot.GDA(shrinkage="oas").fit(support, None)
 """
 

@@ -5,6 +5,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -12,31 +13,40 @@ from filelock import FileLock
 from cache.errors import UserError
 from fewshot.results import Result, append, read
 
+HYPERPARAMETERS = {"alpha": 8.0, "shrinkage": "published"}
 RESULT = Result(
     method="gda",
     dataset="dtd",
     model="RN50/openai",
     setting="few-shot",
+    fitted_on="dtd",
     shots=4,
     seed=1,
     tune="cv",
+    imbalance=None,
     accuracy=0.5625,
     per_class_accuracy=0.5,
-    hyperparameters={"alpha": 8.0, "shrinkage": "published"},
+    accuracies={},
+    hyperparameters=HYPERPARAMETERS,
+    fixed=["shrinkage"],
+    measures={},
     text_recipe=None,
     prompt_set=None,
+    n_classes=47,
     n_support=188,
     n_views=1,
     n_validation=0,
     n_test=1692,
     fit_seconds=0.25,
     predict_seconds=0.125,
+    predictions=None,
     fingerprint="0" * 64,
     version="0.1.0",
 )
 PROMISED = (
     "method dataset model shots seed tune accuracy hyperparameters n_support fit_seconds "
-    "predict_seconds fingerprint version"
+    "predict_seconds fingerprint version setting fitted_on imbalance accuracies fixed measures "
+    "n_classes predictions"
 )
 
 
@@ -47,11 +57,37 @@ def test_a_result_is_one_json_line_and_back() -> None:
     assert set(PROMISED.split()) <= set(json.loads(line))
 
 
+def test_what_came_out_does_not_change_the_cell_and_what_was_asked_for_does() -> None:
+    cell = RESULT.cell()
+    came_out: dict[str, Any] = {
+        "accuracy": 0.1, "per_class_accuracy": 0.1, "accuracies": {"base": 0.1},
+        "measures": {"residual_size": 0.1}, "fit_seconds": 9.0, "predict_seconds": 9.0,
+        "predictions": "p.npz", "version": "9",
+        "hyperparameters": {**HYPERPARAMETERS, "alpha": 1.0},
+    }  # fmt: skip
+    for name, value in came_out.items():
+        assert replace(RESULT, **{name: value}).cell() == cell, name
+    asked: dict[str, Any] = {
+        "method": "ridge", "dataset": "sun", "model": "tiny", "setting": "imbalanced",
+        "fitted_on": "sun", "shots": 2, "seed": 2, "tune": "none", "imbalance": "step:2",
+        "prompt_set": "cupl", "n_views": 2, "fingerprint": "1", "fixed": ["alpha", "shrinkage"],
+        "hyperparameters": {**HYPERPARAMETERS, "shrinkage": "oas"},
+    }  # fmt: skip
+    for name, value in asked.items():
+        assert replace(RESULT, **{name: value}).cell() != cell, name
+
+
+def test_saving_predictions_changes_the_result_only_by_their_file() -> None:
+    saved = RESULT.saved_as("p.npz")
+    assert saved.predictions == "p.npz"
+    assert replace(saved, predictions=None) == RESULT
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         (RESULT.to_json()[:50], "it is not JSON"),
-        ("[1]", "missing or unknown: accuracy, dataset"),
+        ("[1]", "missing or unknown: accuracies, accuracy, dataset"),
         (RESULT.to_json()[:-1] + ', "colour": 1}', "missing or unknown: colour"),
     ],
 )
@@ -124,6 +160,7 @@ def test_a_run_waits_for_another_to_finish_its_line(tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
+from typing import Any
 from cache.errors import UserError
 from fewshot.results import Result, append
 path, line = Path(sys.argv[1]), sys.argv[2]

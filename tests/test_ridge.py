@@ -10,6 +10,7 @@ from torch.nn.functional import normalize, one_hot
 
 from cache.errors import UserError
 from fewshot import Ridge, SupportSet, ZeroShot
+from fewshot.text import Text
 from fewshot.tuning import sweep
 
 N_CLASSES = 5
@@ -19,12 +20,12 @@ def vectors(seed: int, *shape: int) -> Tensor:
     return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def task(shots: int, dim: int, n_views: int = 0) -> tuple[SupportSet, Tensor, Tensor]:
+def task(shots: int, dim: int, n_views: int = 0) -> tuple[SupportSet, Text, Tensor]:
     labels = torch.arange(N_CLASSES).repeat(shots)[:-2]  # the last two classes lack an image
     features = vectors(1, len(labels), dim)
     views = vectors(2, n_views, len(labels), dim)
     support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
-    return support, vectors(3, N_CLASSES, dim), vectors(4, 40, dim)
+    return support, Text(vectors(3, N_CLASSES, dim)), vectors(4, 40, dim)
 
 
 more_samples_and_more_dimensions = pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_the_fit_is_scikit_learns_ridge_on_what_the_text_leaves_of_the_targets(
     targets = 7.0 * (one_hot(labels, N_CLASSES) - 1 / N_CLASSES).double()
     zero_shot = torch.zeros(40, N_CLASSES).double()
     if with_text:
-        anchor = 30.0 * (text - text.mean(dim=0)).double()
+        anchor = 30.0 * (text.features - text.features.mean(dim=0)).double()
         targets = targets - samples.double() @ anchor.T
         zero_shot = query.double() @ anchor.T
     reference = LeastSquares(alpha=penalty, fit_intercept=False, solver="svd").fit(

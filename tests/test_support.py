@@ -44,6 +44,13 @@ def test_a_subset_takes_the_views_along(rows: torch.Tensor) -> None:
     torch.testing.assert_close(part.labels, LABELS[:3])
 
 
+def test_features_of_any_norm_are_taken_where_they_should_be_as_the_encoder_gave_them() -> None:
+    given = support(features=3 * FEATURES, views=0.5 * VIEWS, unit_norm=False)
+    assert not given.subset(torch.tensor([0, 1, 2])).unit_norm
+    with pytest.raises(UserError, match="features must be finite; 1 rows are not"):
+        support(features=nan_in_row_two(), unit_norm=False)
+
+
 def nan_in_row_two() -> torch.Tensor:
     features = FEATURES.clone()
     features[2, 0] = torch.nan

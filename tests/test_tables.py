@@ -1,55 +1,100 @@
-from dataclasses import replace
+import csv
+import io
 
-from fewshot.results import Result
-from fewshot.tables import accuracy_table, curves
+from fewshot.tables import (
+    Number,
+    Table,
+    accuracy_table,
+    comma_separated,
+    curves,
+    latex,
+    markdown,
+    text,
+)
+from tests.toy_results import RESULT, result, zero_shot
 
-RESULT = Result(
-    method="gda",
-    dataset="dtd",
-    model="tiny",
-    setting="few-shot",
-    shots=4,
-    seed=1,
-    tune="cv",
-    accuracy=0.5,
-    per_class_accuracy=0.5,
-    hyperparameters={},
-    text_recipe="unit-mean",
-    prompt_set=None,
-    n_support=4,
-    n_views=1,
-    n_validation=0,
-    n_test=10,
-    fit_seconds=0.1,
-    predict_seconds=0.1,
-    fingerprint="f",
-    version="0",
+TABLE = Table(
+    "50 % of a_b",
+    ("class", "images", "accuracy"),
+    [("cat|dog & co", 10, Number(81.25, 1.5)), ("sea_lion", 7, Number(100 / 3)), ("über", 0, "")],
+    ("A note on a_b.",),
 )
 
 
 def test_seeds_are_averaged_and_nothing_else_is() -> None:
-    results = [replace(RESULT, seed=s, accuracy=a) for s, a in enumerate((0.5, 0.6, 0.7), start=1)]
-    results += [replace(RESULT, tune="val", accuracy=0.9), replace(RESULT, model="other")]
+    results = [result(seed=s, accuracy=a) for s, a in enumerate((0.5, 0.6, 0.7), start=1)]
+    results += [result(tune="val", accuracy=0.9), result(model="other")]
     rows = curves(results)
-    assert [(row[1], row[3]) for row in rows] == [("tiny", "cv"), ("tiny", "val"), ("other", "cv")]
-    [(shots, mean, half)] = rows["dtd", "tiny", "gda", "cv"]
+    assert [(row.model, row.tune) for row in rows] == [
+        ("tiny", "cv"),
+        ("tiny", "val"),
+        ("other", "cv"),
+    ]
+    [(shots, mean, half)] = next(iter(rows.values()))
     assert (shots, round(mean, 6)) == (4, 0.6)
     assert round(half, 4) == 0.2484  # 4.303 x 0.1 / sqrt(3)
 
 
 def test_one_shot_defaults_begin_the_row_of_cv() -> None:
-    one = replace(RESULT, shots=1, tune="none", accuracy=0.25)
+    one = result(shots=1, tune="none", accuracy=0.25)
     assert [len(points) for points in curves([one, RESULT]).values()] == [2]
-    assert [row[3] for row in curves([one])] == ["none"]
-    untuned = replace(RESULT, tune="none")
-    assert [row[3] for row in curves([untuned, RESULT])] == ["none", "cv"]
+    assert [row.tune for row in curves([one])] == ["none"]
+    untuned = result(tune="none")
+    assert [row.tune for row in curves([untuned, RESULT])] == ["none", "cv"]
 
 
 def test_the_table_has_a_column_per_number_of_shots_in_percent() -> None:
-    zero = replace(RESULT, method="zero-shot", shots=0, seed=0, tune="none", accuracy=0.4)
-    results = [zero, replace(RESULT, shots=1, seed=2), RESULT, replace(RESULT, seed=2)]
+    results = [zero_shot(accuracy=0.4), result(shots=1, seed=2), RESULT, result(seed=2)]
     assert accuracy_table(results).splitlines() == [
         "dataset  model  method     tuned by  no shots  1 shot  4 shots",
         "dtd      tiny   zero-shot  none      40.0",
         "dtd      tiny   gda        cv                  50.0    50.0 ± 0.0",
     ]
+
+
+def test_the_table_tells_settings_apart_where_there_are_several() -> None:
+    target = result(dataset="imagenet_a", fitted_on="imagenet", setting="domain-generalisation")
+    lines = accuracy_table([result(imbalance="step:10", setting="imbalanced"), target]).splitlines()
+    assert "imbalanced step:10" in lines[1]
+    assert "domain-generalisation imagenet" in lines[2]
+
+
+def test_text_is_aligned_and_followed_by_its_notes() -> None:
+    assert text(TABLE).splitlines() == [
+        "class         images  accuracy",
+        "cat|dog & co  10      81.2 ± 1.5",
+        "sea_lion      7       33.3",
+        "über          0",
+        "A note on a_b.",
+    ]
+
+
+def test_markdown_escapes_bars_and_puts_numbers_to_the_right() -> None:
+    head, rule, first, *_ = markdown(TABLE).splitlines()
+    assert head == "| class | images | accuracy |"
+    assert rule == "| :--- | ---: | ---: |"
+    assert first == r"| cat\|dog & co | 10 | 81.2 ± 1.5 |"
+
+
+def test_latex_escapes_what_means_something_to_it() -> None:
+    lines = latex(TABLE).splitlines()
+    assert r"\caption{50 \% of a\_b}" in lines
+    assert r"\begin{tabular}{lrr}" in lines
+    assert r"cat|dog \& co & 10 & 81.2 $\pm$ 1.5 \\" in lines
+    assert r"sea\_lion & 7 & 33.3 \\" in lines
+
+
+def test_csv_keeps_all_digits_and_gives_intervals_their_own_column() -> None:
+    head, *rows = csv.reader(io.StringIO(comma_separated(TABLE)))
+    assert head == ["class", "images", "accuracy", "accuracy ±"]
+    assert rows == [
+        ["cat|dog & co", "10", "81.25", "1.5"],
+        ["sea_lion", "7", str(100 / 3), ""],
+        ["über", "0", "", ""],
+    ]
+
+
+def test_a_difference_has_its_sign_and_zero_is_not_negative() -> None:
+    assert str(Number(0.25, signed=True, digits=2)) == "+0.25"
+    assert str(Number(-0.04, signed=True)) == "+0.0"
+    assert str(Number(-0.06, signed=True)) == "-0.1"

@@ -1,16 +1,70 @@
 """The methods by name; each is a file with its paper's equations and little else."""
 
 from fewshot.classifier import Method
+from fewshot.methods.ape import APE
+from fewshot.methods.ape_t import APET
+from fewshot.methods.clap import CLAP
+from fewshot.methods.clip_adapter import CLIPAdapter
+from fewshot.methods.cross_modal import CrossModal
 from fewshot.methods.gda import GDA
+from fewshot.methods.gda_em import GDAEM
+from fewshot.methods.linear_probe import LinearProbe
+from fewshot.methods.lp_plus_plus import LPPlusPlus
 from fewshot.methods.nearest_mean import NearestMean
+from fewshot.methods.proker import ProKeR
 from fewshot.methods.ridge import Ridge
+from fewshot.methods.taskres import TaskRes
+from fewshot.methods.text_probe import TextProbe
+from fewshot.methods.tip_adapter import TipAdapter
+from fewshot.methods.tip_adapter_f import TipAdapterF
+from fewshot.methods.tip_x import TipX
+from fewshot.methods.transclip import TransCLIP
 from fewshot.methods.zero_shot import ZeroShot
+from fewshot.methods.zs_lp import ZSLP
 
-__all__ = ["GDA", "METHODS", "NearestMean", "Ridge", "ZeroShot"]
+__all__ = [
+    "APE",
+    "APET",
+    "CLAP",
+    "GDA",
+    "GDAEM",
+    "METHODS",
+    "ZSLP",
+    "CLIPAdapter",
+    "CrossModal",
+    "LPPlusPlus",
+    "LinearProbe",
+    "NearestMean",
+    "ProKeR",
+    "Ridge",
+    "TaskRes",
+    "TextProbe",
+    "TipAdapter",
+    "TipAdapterF",
+    "TipX",
+    "TransCLIP",
+    "ZeroShot",
+]
 
 METHODS: dict[str, type[Method]] = {
     "zero-shot": ZeroShot,
     "nearest-mean": NearestMean,
     "gda": GDA,
+    "gda-em": GDAEM,
     "ridge": Ridge,
+    "proker": ProKeR,
+    "tip-adapter": TipAdapter,
+    "tip-adapter-f": TipAdapterF,
+    "tip-x": TipX,
+    "ape": APE,
+    "ape-t": APET,
+    "transclip": TransCLIP,
+    "linear-probe": LinearProbe,
+    "text-probe": TextProbe,
+    "lp++": LPPlusPlus,
+    "zs-lp": ZSLP,
+    "clap": CLAP,
+    "cross-modal": CrossModal,
+    "taskres": TaskRes,
+    "clip-adapter": CLIPAdapter,
 }

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 from torch.nn.functional import normalize
 
 from cache.errors import UserError
-from fewshot.classifier import Grid, LinearClassifier, required
+from fewshot.classifier import LinearClassifier, Method
 from fewshot.covariance import class_means
 from fewshot.support import SupportSet
+from fewshot.text import Text, required
 
 
 @dataclass(frozen=True)
-class NearestMean:
+class NearestMean(Method):
     """The cosine to each class's mean feature, times CLIP's inverse temperature.
 
     The baseline of what the images say alone, so nothing is tuned and text takes no part unless
@@ -34,15 +34,12 @@ class NearestMean:
     logit_scale: float = 100.0
 
     name: ClassVar[str] = "nearest-mean"
-    grid: ClassVar[Grid] = {}
-    text_recipe: ClassVar[str] = "unit-mean"
-    needs_support: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.text_weight <= 1:
             raise UserError(f"text_weight must be 0 to 1; got {self.text_weight}; 0 is images only")
 
-    def fit(self, support: SupportSet, text: Tensor | None) -> LinearClassifier:
+    def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
         """Prototypes: the renormalised class means, mixed with text and normalised again.
 
         Raises:

@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.nn.functional import linear, one_hot
 
 from cache.errors import UserError
-from fewshot.classifier import Grid, LinearClassifier, variants
+from fewshot.classifier import Grid, LinearClassifier, Method, variants
 from fewshot.support import SupportSet
+from fewshot.text import Text
 
 
 @dataclass(frozen=True)
-class Ridge:
+class Ridge(Method):
     """The weights nearest the text's that put the right class ahead by a margin.
 
     With W0 the zero-shot weights, logit_scale T less its mean over the classes (a shift that all
@@ -51,15 +52,13 @@ class Ridge:
 
     name: ClassVar[str] = "ridge"
     grid: ClassVar[Grid] = {"penalty": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)}
-    text_recipe: ClassVar[str] = "unit-mean"
-    needs_support: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("penalty", "margin"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{name} must be more than 0; got {getattr(self, name)}")
 
-    def fit(self, support: SupportSet, text: Tensor | None) -> LinearClassifier:
+    def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
         """Fit in closed form."""
         anchor = self._anchor(support, text)
         basis, spectrum, targets = self._factor(support, anchor)
@@ -67,7 +66,7 @@ class Ridge:
         return LinearClassifier(weight.to(support.features))
 
     def sweep(
-        self, grid: Grid, support: SupportSet, text: Tensor | None, query: Tensor
+        self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
     ) -> Iterator[tuple[Self, Tensor]]:
         """Factor once for all penalties; see `Sweeper`."""
         penalties = grid.get("penalty", (self.penalty,))
@@ -80,12 +79,12 @@ class Ridge:
                 shrunk = targets / (spectrum + penalty)[:, None]
                 yield replace(method, penalty=penalty), anchored + projected @ shrunk.to(query)
 
-    def _anchor(self, support: SupportSet, text: Tensor | None) -> Tensor:
+    def _anchor(self, support: SupportSet, text: Text | None) -> Tensor:
         """(C, D) weights W0 at which an infinite penalty holds the solution."""
         if text is None:
             dim = support.features.shape[1]
             return support.features.new_zeros(support.n_classes, dim, dtype=torch.float64)
-        return self.logit_scale * (text - text.mean(dim=0)).double()
+        return self.logit_scale * (text.features - text.features.mean(dim=0)).double()
 
     def _factor(self, support: SupportSet, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Basis B (D, R), spectrum e (R,) and targets Z (R, C): W - W0 = (B (e + penalty)^-1 Z)'.

@@ -7,14 +7,13 @@ https://arxiv.org/abs/2103.00020.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from fewshot.classifier import Grid, LinearClassifier, required
+from fewshot.classifier import LearnsFrom, LinearClassifier, Method
 from fewshot.support import SupportSet
+from fewshot.text import Text, required
 
 
 @dataclass(frozen=True)
-class ZeroShot:
+class ZeroShot(Method):
     """The cosine to each class's text, times CLIP's inverse temperature.
 
     Attributes:
@@ -24,14 +23,16 @@ class ZeroShot:
     logit_scale: float = 100.0
 
     name: ClassVar[str] = "zero-shot"
-    grid: ClassVar[Grid] = {}
-    text_recipe: ClassVar[str] = "unit-mean"
-    needs_support: ClassVar[bool] = False
+    learns_from: ClassVar[LearnsFrom] = "text"
 
-    def fit(self, support: SupportSet | None, text: Tensor | None) -> LinearClassifier:
+    def fit(self, support: SupportSet | None, text: Text | None) -> LinearClassifier:
         """Nothing is learnt: the weights are the text features; the support is not looked at.
 
         Raises:
             UserError: There is no text.
         """
         return LinearClassifier(self.logit_scale * required(text, self.name))
+
+    def fit_new(self, support: SupportSet | None, text: Text | None, new: Text) -> LinearClassifier:
+        """The same of the new classes; the old ones play no part."""
+        return self.fit(None, new)

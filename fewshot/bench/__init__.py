@@ -1,0 +1,1 @@
+"""The benchmark: every cell of a plan, run once, whatever happens in between."""

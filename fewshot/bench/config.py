@@ -1,0 +1,174 @@
+"""What a benchmark is asked to do, by flags, by a TOML file, or by a file and flags over it.
+
+A file has the keys
+
+    methods = ["gda", "ridge"]        # or "all"
+    datasets = "all"
+    shots = [1, 2, 4, 8, 16]
+    seeds = [1, 2, 3]
+    out = "runs/alpha"
+
+    [set]
+    alpha = [0.1, 0.3, 0.5]           # of every method that has it
+    ridge.penalty = 1.0               # of this one
+
+and every one can be left out, as can those that are named like flags and not shown here.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cache.errors import UserError, unknown
+from cache.location import default_root
+from cache.toml_table import Table
+from fewshot.sampling import draw_imbalanced
+from fewshot.tuning import PROTOCOLS as TUNING
+
+ALL = ("all",)
+TRANSFERS = ("domain-generalisation", "cross-dataset")
+PROTOCOLS = ("few-shot", "base-to-new", *TRANSFERS)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What to run, all combinations of it.
+
+    Attributes:
+        methods: Names, or `ALL`.
+        datasets: Names, or `ALL` that have a store; where learning is transferred, the targets.
+        models: Names, or `ALL` that have a store.
+        shots: K, images per class; 0 for methods that can do without.
+        seeds: What draws them.
+        tune: The tuning protocol; None for the default.
+        settings: `FIELD` or `METHOD.FIELD` -> the values to try, as text.
+        prompts: Prompt sets of the stores; none for the datasets' own.
+        protocol: One of `PROTOCOLS`.
+        source: The dataset to learn, where learning is transferred.
+        imbalance: How unequal the classes are to be; see `sampling.draw_imbalanced`.
+        jobs: Worker processes.
+        out: The folder of results.
+        store: The folder of stores.
+        predictions: Whether to save predictions.
+
+    Raises:
+        UserError: A value that will not do, or two that exclude each other.
+    """
+
+    methods: tuple[str, ...] = ALL
+    datasets: tuple[str, ...] = ALL
+    models: tuple[str, ...] = ALL
+    shots: tuple[int, ...] = (1, 2, 4, 8, 16)
+    seeds: tuple[int, ...] = (1, 2, 3)
+    tune: str | None = None
+    settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
+    protocol: str = "few-shot"
+    source: str | None = None
+    imbalance: str | None = None
+    jobs: int = 1
+    out: Path = Path("runs/bench")
+    store: Path = field(default_factory=default_root)
+    predictions: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("methods", "datasets", "models", "shots", "seeds"):
+            if not getattr(self, name):
+                raise UserError(f"{name} must name one or more; got none; leave it out for all")
+        if min(self.shots) < 0:
+            raise UserError(f"shots must be 0 or more; got {min(self.shots)}; 0 is without images")
+        if self.jobs < 1:
+            raise UserError(f"jobs must be 1 or more; got {self.jobs}")
+        if self.protocol not in PROTOCOLS:
+            raise unknown("protocol", self.protocol, PROTOCOLS)
+        if self.tune is not None and self.tune not in TUNING:
+            raise unknown("tuning protocol", self.tune, TUNING)
+        if (self.source is None) == (self.protocol in TRANSFERS):
+            wants = "needs a source" if self.source is None else "takes no source"
+            raise UserError(f"{self.protocol} {wants}, the dataset that is learnt for others")
+        if self.imbalance is not None and self.protocol != "few-shot":
+            raise UserError(f"imbalance goes with few-shot alone; got {self.protocol}; drop one")
+        if self.imbalance is not None:  # drawn from two images, to hear now what is wrong with it
+            draw_imbalanced([0, 1], ["a", "b"], profile=self.imbalance, shots=1, seed=1)
+
+
+def configured(flags: Mapping[str, Any], config: Path | None = None) -> Bench:
+    """The benchmark that the flags describe, over the file's where they leave something open.
+
+    Args:
+        flags: By the names of `Bench`'s attributes; None is not given. Settings are overridden
+            one by one.
+        config: A TOML file.
+
+    Raises:
+        UserError: The file cannot be read or says something unknown, or what `Bench` raises.
+    """
+    values = {} if config is None else _read(config)
+    given = {name: value for name, value in flags.items() if value is not None}
+    settings = {**values.get("settings", {}), **given.get("settings", {})}
+    return Bench(**{**values, **given, "settings": settings})
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """`["alpha=1,2", "gda.shrinkage=oas"]` as names and the values to try.
+
+    Raises:
+        UserError: Not of this form, or one name twice.
+    """
+    settings: dict[str, tuple[str, ...]] = {}
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        values = _words(text)
+        if not name or not values:
+            raise UserError(f"--set wants [METHOD.]NAME=VALUE[,VALUE...]; got {pair!r}")
+        if name in settings:
+            raise UserError(f"--set {name} is given twice; list its values: {name}=A,B")
+        settings[name] = values
+    return settings
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        table = Table(tomllib.loads(file.read_text(encoding="utf-8")), str(file))
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not TOML: {error}") from None
+    values: dict[str, Any] = {
+        **{key: _names(table, key) for key in ("methods", "datasets", "models", "prompts")},
+        **{key: table.integers(key) for key in ("shots", "seeds")},
+        **{key: table.text(key) for key in ("tune", "protocol", "source", "imbalance")},
+        **{key: Path(table.text(key)) for key in ("out", "store") if table.text(key)},
+        "jobs": table.integer("jobs", at_least=1),
+        "predictions": table.boolean("predictions"),
+        "settings": _settings(table.table("set")),
+    }
+    table.refuse_unread()
+    asked = {*table.content, "settings"}
+    return {key: value for key, value in values.items() if key in asked and value != ""}
+
+
+def _names(table: Table, key: str) -> tuple[str, ...]:
+    """A list of names, or a text of names with commas between, as a flag has them."""
+    if isinstance(table.content.get(key), str):
+        return _words(table.text(key))
+    return table.texts(key)
+
+
+def _settings(table: Table, prefix: str = "") -> dict[str, tuple[str, ...]]:
+    settings: dict[str, tuple[str, ...]] = {}
+    for key, value in table.content.items():
+        if isinstance(value, dict) and not prefix:
+            settings |= _settings(table.table(key), f"{key}.")
+            continue
+        values = value if isinstance(value, list) else [value]
+        if not values or not all(isinstance(one, str | int | float) for one in values):
+            raise table.error(key, "a value or a list of values", value)
+        settings[prefix + key] = tuple(str(one) for one in values)
+    return settings
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))

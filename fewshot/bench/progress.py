@@ -1,0 +1,120 @@
+"""How far a benchmark is: cells done, the cell at hand, and the time left by kinds of cells."""
+
+import contextlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from cache import progress
+from fewshot.bench.plan import Cell
+
+Kind = tuple[object, ...]
+
+
+class Pace:
+    """The time that the cells left will take, from that of the finished ones most like them.
+
+    Most like is a cell of the same method, dataset and shots; where none is finished, of the
+    same method and shots, of the same method, of any.
+    """
+
+    def __init__(self, cells: Iterable[Cell], jobs: int) -> None:
+        self.jobs = jobs
+        self.remaining = Counter(_kinds(cell.what)[0] for cell in cells)
+        self.total: dict[Kind, tuple[float, int]] = {}
+
+    def learn(self, what: Mapping[str, Any], seconds: float) -> None:
+        """A cell, as `Result.cell` says it, took so long."""
+        for kind in _kinds(what):
+            total, n = self.total.get(kind, (0.0, 0))
+            self.total[kind] = total + seconds, n + 1
+
+    def finish(self, cell: Cell) -> None:
+        """The cell is not among those left any more."""
+        self.remaining[_kinds(cell.what)[0]] -= 1
+
+    def left(self) -> float | None:
+        """Seconds; None before anything is known."""
+        if not self.total:
+            return None
+        return sum(n * self._estimate(kind) for kind, n in self.remaining.items()) / self.jobs
+
+    def _estimate(self, kind: Kind) -> float:
+        method, _, shots = kind
+        for like in (kind, (method, shots), (method,), ()):
+            if like in self.total:
+                total, n = self.total[like]
+                return total / n
+        return 0.0
+
+
+def _kinds(what: Mapping[str, Any]) -> tuple[Kind, ...]:
+    """From the closest kind to the kind that all are of."""
+    method, shots = what["method"], what["shots"]
+    return (method, what["fitted_on"], shots), (method, shots), (method,), ()
+
+
+class Display:
+    """Progress on stderr: a bar in a terminal, else a plain line now and then.
+
+    Args:
+        total: Cells in all.
+        done: Those done before.
+        pace: What tells the time left.
+    """
+
+    def __init__(self, total: int, done: int, pace: Pace) -> None:
+        self.total, self.done, self.pace = total, done, pace
+        self.current = ""
+        self.last = time.monotonic()
+        self.bar: Any = None
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator["Display"]:
+        """The display, while it is to be seen."""
+        if not sys.stderr.isatty():
+            yield self
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, console=Console(stderr=True)) as self.bar:
+            self.bar.add_task("", total=self.total, completed=self.done)
+            yield self
+
+    def started(self, cell: Cell) -> None:
+        """The cell is at hand."""
+        self.current = str(cell)
+        self._show()
+
+    def finished(self, cell: Cell) -> None:
+        """The cell is done, well or not."""
+        self.done += 1
+        self.pace.finish(cell)
+        self._show()
+
+    def say(self, line: str) -> None:
+        """A line that stays, above the bar."""
+        if self.bar is None:
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+        else:
+            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _show(self) -> None:
+        left = self.pace.left()
+        words = [] if left is None else [f"{progress.clock(left)} left"]
+        words += [self.current]
+        if self.done == self.total:
+            words = []
+        if self.bar is not None:
+            self.bar.update(0, completed=self.done, description=", ".join(words))
+            return
+        now = time.monotonic()
+        finished = self.done == self.total
+        if now - self.last >= progress.SECONDS_BETWEEN_LINES or finished:
+            self.last = now
+            self.say(f"{self.done}/{self.total} cells{''.join(f', {word}' for word in words)}")

@@ -1,0 +1,123 @@
+"""LP++: a linear probe that mixes image weights and text by learnt multipliers.
+
+Huang et al., "LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP", CVPR 2024,
+https://arxiv.org/abs/2404.02285. Step sizes and starting points come from the data. As in the
+authors' code there are a bias and momentum, and the multipliers take a step every ten epochs.
+Unlike it, the bias starts at zero rather than at random, and the multipliers' gradient is that of
+their epoch: the code never clears it, so that it sums up over the whole training, which
+`alpha_gradient` can bring back. Nor is the best epoch picked on validation images as it goes;
+`epochs` can be tuned like any other setting.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, one_hot
+
+from cache.errors import UserError, unknown
+from fewshot.classifier import Grid, LinearClassifier, Method, variants
+from fewshot.support import SupportSet
+from fewshot.text import Text, required
+
+AlphaGradient = Literal["epoch", "sum"]
+ALPHA_EVERY = 10
+
+
+@dataclass(frozen=True)
+class LPPlusPlus(Method):
+    """Logits f.(w_k + alpha_k t_k) + b_k: no logit scale, alpha takes its place.
+
+    With N samples F, one-hot labels and K images per class, the mean cross-entropy is minimised by
+    gradient steps over all samples at once:
+
+        w_k = sum of f_i over class k         steps of 4 N / lambda_max(F'F), with momentum
+        alpha_k = 250 mean_k mean_i f_i.t_k   steps of N / (4 max_k sum_i (f_i.t_k)^2)
+
+    The views of an image are samples, and share its weight in the sum that w starts as.
+
+    Attributes:
+        epochs: Steps of w and b.
+        momentum: Of those steps; the paper's own have none.
+        alpha_gradient: `epoch`: alpha's gradient where it stands; `sum`: the sum of its gradients
+            in all epochs so far, as in the authors' code.
+    """
+
+    epochs: int = 300
+    momentum: float = 0.9
+    alpha_gradient: AlphaGradient = "epoch"
+
+    name: ClassVar[str] = "lp++"
+    grid: ClassVar[Grid] = {"epochs": (1, 3, 10, 30, 100, 200, 300)}
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise UserError(f"epochs must be 1 or more; got {self.epochs}")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"momentum must be 0 or more and less than 1; got {self.momentum}")
+        if self.alpha_gradient not in get_args(AlphaGradient):
+            raise unknown("alpha gradient", self.alpha_gradient, get_args(AlphaGradient))
+
+    def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
+        """Train.
+
+        Raises:
+            UserError: There is no text.
+        """
+        return self._train(support, text, {self.epochs})[self.epochs]
+
+    def sweep(
+        self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
+    ) -> Iterator[tuple[Self, Tensor]]:
+        """Train once, stopping by at every number of epochs; see `Sweeper`."""
+        stops = grid.get("epochs", (self.epochs,))
+        # One training for all settings but epochs, wherever in the grid these stand.
+        trained: dict[Self, dict[int, LinearClassifier]] = {}
+        for method in variants(self, grid):
+            key = replace(method, epochs=1)
+            if key not in trained:
+                trained[key] = method._train(support, text, set(stops))
+            yield method, trained[key][method.epochs].logits(query)
+
+    def _train(
+        self, support: SupportSet, text: Text | None, stops: set[int]
+    ) -> dict[int, LinearClassifier]:
+        """The classifier after each of these numbers of epochs."""
+        anchors = required(text, self.name)
+        features, labels = support.samples()
+        columns, n = features.T.contiguous(), len(features)
+        hot = one_hot(labels, support.n_classes).to(features)
+        sums = linear(hot.T, columns)  # (C, D)
+        cosines = linear(features, anchors)  # (N, C)
+        own = (hot * cosines).sum(dim=0) / hot.sum(dim=0)
+        weight = sums / support.n_views
+        alpha = (250 * own.mean()).expand(support.n_classes).clone()
+        bias = torch.zeros_like(alpha)
+        lr = 4 * n / float(torch.linalg.eigvalsh(_gram(features))[-1])
+        lr_alpha = n / (4 * float(cosines.square().sum(dim=0).max()))
+        weight_step, bias_step = torch.zeros_like(weight), torch.zeros_like(bias)
+        gradient = torch.zeros_like(alpha)
+        found = {}
+        for epoch in range(1, max(stops) + 1):
+            logits = torch.addmm(bias, features, weight.T).addcmul_(cosines, alpha)
+            error = (torch.softmax(logits, dim=1) - hot) / n
+            weight_step = self.momentum * weight_step + (columns @ error).T
+            bias_step = self.momentum * bias_step + error.sum(dim=0)
+            own_gradient = (error * cosines).sum(dim=0)
+            weight, bias = weight - lr * weight_step, bias - lr * bias_step
+            gradient = gradient + own_gradient if self.alpha_gradient == "sum" else own_gradient
+            if epoch % ALPHA_EVERY == 0:
+                alpha = alpha - lr_alpha * gradient
+            if epoch in stops:
+                measures = {"trained_parameters": float(weight.numel() + 2 * len(alpha))}
+                mixed = weight + alpha[:, None] * anchors
+                found[epoch] = LinearClassifier(mixed, bias, measures)
+        return found
+
+
+def _gram(features: Tensor) -> Tensor:
+    """F'F or FF', whichever is smaller, in double: the largest eigenvalue is the same."""
+    x = features.double()
+    return x.T @ x if len(x) >= x.shape[1] else x @ x.T

@@ -1,0 +1,73 @@
+"""Tip-Adapter: the support images vote for their classes, by their likeness to the query.
+
+Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022,
+https://arxiv.org/abs/2207.09519. Differs from the authors' code in three ways: a key is the mean of
+the views' unit-norm features, where theirs is of the features before normalisation; all is single
+precision, theirs half; and (alpha, beta) are one pair for every dataset rather than a table of
+them, tuned on a grid of its own. Their search itself is `tip_search.published_search`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from torch import Tensor
+
+from fewshot.classifier import Grid, Method
+from fewshot.key_value_cache import (
+    CacheClassifier,
+    KeyValueCache,
+    check_not_negative,
+    keys_of,
+    sweep_votes,
+)
+from fewshot.support import SupportSet
+from fewshot.text import Text, required
+from fewshot.tip_search import published_grid
+
+
+@dataclass(frozen=True)
+class TipAdapter(Method):
+    """Zero-shot logits plus votes of a key-value cache; nothing is trained.
+
+    With a key F_i for each of the N support images, their one-hot labels L and a query f,
+
+        logits(f) = logit_scale f.t + alpha exp(-beta (1 - f.F)) L.
+
+    Attributes:
+        alpha: Weight of the votes, the residual ratio; 0 is zero-shot CLIP.
+        beta: Sharpness: how fast a vote fades with the distance; at 0 all images vote alike.
+        logit_scale: CLIP's inverse temperature.
+    """
+
+    # Within 1 % of the best accuracy of any pair at every K from 1 to 8, and 2 % at 16, on UCF101's
+    # validation split and on held-out images of WHU-RS19. The more shots, the sharper is best.
+    alpha: float = 10.0
+    beta: float = 11.0
+    logit_scale: float = 100.0
+
+    name: ClassVar[str] = "tip-adapter"
+    grid: ClassVar[Grid] = {
+        "beta": (1.0, 2.0, 4.0, 5.5, 8.0, 11.0, 16.0, 22.0, 32.0, 45.0),
+        "alpha": (0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0),
+    }
+    published_grid: ClassVar[Grid] = published_grid("ucf101")
+
+    def __post_init__(self) -> None:
+        check_not_negative(alpha=self.alpha, beta=self.beta)
+
+    def fit(self, support: SupportSet, text: Text | None) -> CacheClassifier:
+        """Store the keys.
+
+        Raises:
+            UserError: There is no text.
+        """
+        weight = self.logit_scale * required(text, self.name)
+        cache = KeyValueCache(keys_of(support), support.labels, support.n_classes)
+        return CacheClassifier(weight, cache, self.alpha, self.beta)
+
+    def sweep(
+        self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
+    ) -> Iterator[tuple[Self, Tensor]]:
+        """Votes once per beta, in which alpha is linear; see `Sweeper`."""
+        return sweep_votes(self, grid, support, text, query)

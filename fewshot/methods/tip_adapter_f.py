@@ -1,0 +1,118 @@
+"""Tip-Adapter-F: Tip-Adapter's keys, trained.
+
+Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022,
+https://arxiv.org/abs/2207.09519. Differs from the authors' code where that looks at the test split:
+theirs keeps the epoch of best test accuracy and reports the better of two test accuracies; here the
+last epoch counts. All is single precision, and (alpha, beta) are tuned on a grid of its own.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+
+from fewshot.classifier import Grid, Method
+from fewshot.key_value_cache import (
+    CacheClassifier,
+    KeyValueCache,
+    check_not_negative,
+    check_positive,
+    keys_of,
+    sweep_votes,
+)
+from fewshot.support import SupportSet
+from fewshot.text import Text, required
+from fewshot.tip_search import published_grid
+from fewshot.training import cosine_by_step, minimise
+
+
+@dataclass(frozen=True)
+class TipAdapterF(Method):
+    """Tip-Adapter with keys moved by gradient descent; text and values stay.
+
+    The keys start as Tip-Adapter's and lower the cross-entropy of
+
+        logits(f) = logit_scale f.t + train_alpha exp(-train_beta (1 - f.F)) L
+
+    on the support images, an augmented view at a time. Afterwards alpha and beta replace the
+    pair that was trained with, and the keys stay as they are.
+
+    Attributes:
+        alpha: Weight of the votes when classifying; 0 is zero-shot CLIP.
+        beta: Their sharpness when classifying.
+        train_alpha: Weight of the votes while training.
+        train_beta: Their sharpness while training.
+        lr: AdamW's learning rate at the start, from where half a cosine leads to 0.
+        weight_decay: AdamW's.
+        epochs: Passes over the support set.
+        batch_size: Images per step.
+        seed: Of the order of the images.
+        logit_scale: CLIP's inverse temperature.
+    """
+
+    # Published by dataset, 1.17 to 10. On UCF101's validation split and on held-out images of
+    # WHU-RS19, 10 beats 3, 5 and 7 at 1 to 4 shots and is within 0.3 % of their best at 8 and 16.
+    alpha: float = 10.0
+    beta: float = 1.0
+    train_alpha: float = 10.0
+    train_beta: float = 1.0
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    epochs: int = 20
+    batch_size: int = 256
+    seed: int = 1
+    logit_scale: float = 100.0
+
+    name: ClassVar[str] = "tip-adapter-f"
+    grid: ClassVar[Grid] = {
+        "beta": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
+        "alpha": (0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0),
+    }
+    published_grid: ClassVar[Grid] = published_grid("ucf101")
+
+    def __post_init__(self) -> None:
+        check_not_negative(
+            alpha=self.alpha,
+            beta=self.beta,
+            train_alpha=self.train_alpha,
+            train_beta=self.train_beta,
+            weight_decay=self.weight_decay,
+            epochs=self.epochs,
+        )
+        check_positive(lr=self.lr, batch_size=self.batch_size)
+
+    def fit(self, support: SupportSet, text: Text | None) -> CacheClassifier:
+        """Train the keys.
+
+        Raises:
+            UserError: There is no text.
+        """
+        weight = self.logit_scale * required(text, self.name)
+        keys = keys_of(support).clone().requires_grad_()
+        cache = KeyValueCache(keys, support.labels, support.n_classes)
+
+        def loss(features: Tensor, labels: Tensor) -> Tensor:
+            votes = cache.votes(features, self.train_beta)
+            return cross_entropy(linear(features, weight) + self.train_alpha * votes, labels)
+
+        minimise(
+            loss,
+            torch.optim.AdamW([keys], lr=self.lr, eps=1e-4, weight_decay=self.weight_decay),
+            cosine_by_step(self.lr),
+            support,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+        trained = replace(cache, keys=keys.detach())
+        measures = {"trained_parameters": keys.numel()}
+        return CacheClassifier(weight, trained, self.alpha, self.beta, measures)
+
+    def sweep(
+        self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
+    ) -> Iterator[tuple[Self, Tensor]]:
+        """Train once for all alphas and betas; see `Sweeper`."""
+        return sweep_votes(self, grid, support, text, query)

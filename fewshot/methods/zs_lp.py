@@ -1,0 +1,133 @@
+"""ZS-LP: class prototypes that start as the text, trained on the images alone.
+
+The baseline of Silva-Rodriguez et al., "A Closer Look at the Few-Shot Adaptation of Large
+Vision-Language Models", CVPR 2024, https://arxiv.org/abs/2312.12730; `clap` is this with a
+penalty. The authors draw each epoch's batches from 20 views of every image at once; here an epoch
+is one view of every image, which makes as many steps. Where there are fewer images than a batch
+holds, theirs is filled with further views, ours is smaller.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear, normalize
+
+from cache.errors import UserError
+from fewshot.classifier import LinearClassifier, Method
+from fewshot.support import SupportSet
+from fewshot.text import Text, required
+from fewshot.training import cosine_by_epoch, minimise
+
+TYPICAL_NORM = 10.0  # of what CLIP's text tower puts out, about 7 to 11
+
+
+@dataclass(frozen=True)
+class ZSLP(Method):
+    """Logits logit_scale f.w_k / |w_k|, with prototypes w_k trained from the text t_k.
+
+    t_k is the mean of the text embeddings as the encoder gave them, and the step size hangs on its
+    norm. Where that is about one, as in features imported normalised, it is taken times ten.
+
+    Attributes:
+        lr: Learning rate of SGD with momentum 0.9; Dassl's cosine after a warm-up epoch.
+        epochs: Passes over the images.
+        batch_size: Images per step; an epoch's last batch is left out where it is not full.
+        logit_scale: CLIP's inverse temperature.
+        seed: Of the batches.
+    """
+
+    lr: float = 0.1
+    epochs: int = 300
+    batch_size: int = 256
+    logit_scale: float = 100.0
+    seed: int = 1
+
+    name: ClassVar[str] = "zs-lp"
+    text_recipe: ClassVar[str] = "raw-mean"
+
+    def __post_init__(self) -> None:
+        check_training(self.lr, self.epochs, self.batch_size)
+
+    def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
+        """Train the prototypes.
+
+        Raises:
+            UserError: There is no text.
+        """
+        start = raw_text(required(text, self.name))
+        weights = start.new_zeros(len(start))
+        return learn_prototypes(
+            support,
+            start,
+            weights,
+            lr=self.lr,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            logit_scale=self.logit_scale,
+            seed=self.seed,
+        )
+
+
+def raw_text(features: Tensor) -> Tensor:
+    """(C, D) text features as the encoder may have given them, where they were normalised."""
+    return TYPICAL_NORM * features if float(features.norm(dim=1).mean()) < 2 else features
+
+
+def check_training(lr: float, epochs: int, batch_size: int) -> None:
+    """Raise unless the settings are in their ranges."""
+    if not 0 < lr < math.inf:
+        raise UserError(f"lr must be more than 0; got {lr}")
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if value < 1:
+            raise UserError(f"{name} must be 1 or more; got {value}")
+
+
+def learn_prototypes(
+    support: SupportSet,
+    start: Tensor,
+    weights: Tensor,
+    *,
+    lr: float,
+    epochs: int,
+    batch_size: int,
+    logit_scale: float,
+    seed: int,
+) -> LinearClassifier:
+    """Prototypes trained by cross-entropy + mean_k lambda_k |w_k - t_k|^2.
+
+    Args:
+        support: The images.
+        start: (C, D) t, where the prototypes begin and are held.
+        weights: (C,) lambda.
+        lr: As `ZSLP`'s, like the rest.
+        epochs: Passes over the images.
+        batch_size: Images per step.
+        logit_scale: CLIP's inverse temperature.
+        seed: Of the batches.
+    """
+    prototypes = start.clone().requires_grad_()
+
+    def loss(features: Tensor, labels: Tensor) -> Tensor:
+        logits = logit_scale * linear(features, normalize(prototypes))
+        distances = (prototypes - start).square().sum(dim=1)
+        return cross_entropy(logits, labels) + (weights * distances).mean()
+
+    minimise(
+        loss,
+        torch.optim.SGD([prototypes], lr=lr, momentum=0.9),
+        cosine_by_epoch(lr, epochs),
+        support,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        drop_last=True,
+    )
+    learnt = prototypes.detach()
+    measures = {
+        "trained_parameters": float(learnt.numel()),
+        "residual_size": float(((learnt - start).norm(dim=1) / start.norm(dim=1)).mean()),
+    }
+    return LinearClassifier(logit_scale * normalize(learnt), measures=measures)

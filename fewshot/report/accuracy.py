@@ -1,0 +1,134 @@
+"""The section of one task: accuracies, their averages, curves, costs and hyper-parameters."""
+
+from collections.abc import Iterator
+
+from fewshot.groups import Cells, Task, by_dataset, datasets_of, over_datasets, over_seeds
+from fewshot.report.content import Curves, Section
+from fewshot.report.cost import cost, cost_places, hyperparameters
+from fewshot.report.lines import (
+    INTERVAL,
+    Incomplete,
+    average_heads,
+    count_seeds,
+    heads,
+    missing,
+    over,
+    series_names,
+)
+from fewshot.report.parts import base_new, base_new_average, imbalanced, imbalanced_average
+from fewshot.tables import Cell, Number, Table, by_shots, points, shots_name
+
+
+def section(task: Task, rows: Cells, zero_shot: Cells) -> Section:
+    """All there is to say of a task.
+
+    Args:
+        task: Which.
+        rows: Its results.
+        zero_shot: Rows of zero-shot CLIP, drawn as levels on the same dataset and model.
+    """
+    made = Section(str(task))
+    kind = task.setting.removeprefix("transductive ")
+    several = len(datasets_of(rows)) > 1
+    if kind == "base-to-new":
+        made.blocks["accuracy"] = base_new(rows)
+        if several:
+            made.blocks["average"] = base_new_average(rows)
+    elif kind == "imbalanced":
+        made.blocks["accuracy"] = imbalanced(rows)
+        if several:
+            made.blocks["average"] = imbalanced_average(rows)
+    else:
+        made.blocks["accuracy"] = _by_shots(rows)
+        if several:
+            made.blocks["average"] = _average(rows)
+    if kind in ("few-shot", "base-to-new", "imbalanced"):
+        levels = zero_shot if kind != "base-to-new" else {}
+        for curves in _curves(rows, levels):
+            made.blocks[f"curves-{curves.title}"] = curves
+    for title, places in cost_places(rows):
+        made.blocks[title] = places
+    made.blocks["cost"] = cost(rows)
+    chosen = hyperparameters(rows)
+    if chosen.rows:
+        made.blocks["hyper-parameters"] = chosen
+    return made
+
+
+def _by_shots(rows: Cells) -> Table:
+    lines = points(rows)
+    all_shots = sorted({shots for line in lines.values() for shots, _, _ in line})
+    return Table(
+        "Accuracy",
+        ("dataset", "method", "tuned by", *map(shots_name, all_shots), "seeds"),
+        [
+            (*head, *by_shots(lines[row], all_shots), count_seeds(list(rows[row].values())))
+            for row, head in heads(rows)
+        ],
+        (INTERVAL,),
+    )
+
+
+def _average(rows: Cells) -> Table:
+    datasets = datasets_of(rows)
+    incomplete = Incomplete(datasets)
+    all_shots = sorted({shots for by in rows.values() for shots in by})
+    lines: list[list[Cell]] = []
+    for name, tune, found in average_heads(rows):
+        line: list[Cell] = [name, tune]
+        for shots in all_shots:
+            here = found.get(shots)
+            if here is None:
+                line.append("")
+                continue
+            instead = incomplete.cell(f"{name} ({tune})", shots, here)
+            if instead is None:
+                _, mean, half = over_datasets(list(here.values()), datasets)
+                line.append(Number(100 * mean, 100 * half))
+            else:
+                line.append(instead)
+        lines.append([*line, count_seeds([g for here in found.values() for g in here.values()])])
+    header = ("method", "tuned by", *map(shots_name, all_shots), "seeds")
+    notes = (INTERVAL, over(datasets), *incomplete.notes())
+    return Table("Average over datasets", header, lines, notes)
+
+
+def _curves(rows: Cells, zero_shot: Cells) -> Iterator[Curves]:
+    """Accuracy against shots on each dataset, and on average; nothing where shots do not vary."""
+    if len({shots for by in rows.values() for shots in by if shots}) < 2:
+        return
+    names = series_names(rows)
+    lines = points(rows)
+    datasets = datasets_of(rows)
+    models = {row.model for row in rows}
+    levels = {
+        row.dataset: by[0]
+        for row, by in zero_shot.items()
+        if row.model in models and 0 in by and not row.prompt_set and not row.fixed
+    }
+    for dataset in datasets:
+        series = {names[row]: line for row, line in lines.items() if row.dataset == dataset}
+        learnt = {name: [p for p in line if p[0]] for name, line in series.items()}
+        level = {name: line[0][1] for name, line in series.items() if not line[0][0]}
+        if dataset in levels:
+            level["zero-shot"] = over_seeds(levels[dataset])[1]
+        yield Curves(dataset, {name: line for name, line in learnt.items() if line}, level)
+    if len(datasets) < 2:
+        return
+    averages = {}
+    for row, found in by_dataset(rows).items():
+        complete = [
+            over_datasets(list(here.values()), datasets)
+            for shots, here in found.items()
+            if shots and not missing(datasets, here)
+        ]
+        if complete:
+            averages[row] = complete
+    if averages:
+        shown = series_names(averages)
+        level = {}
+        if all(dataset in levels for dataset in datasets):
+            groups = [levels[dataset] for dataset in datasets]
+            level["zero-shot"] = over_datasets(groups, datasets)[1]
+        title = f"average of {len(datasets)} datasets"
+        yield Curves(title, {shown[row]: line for row, line in averages.items()}, level)

@@ -1,0 +1,89 @@
+"""What a report consists of: sections of tables and drawings, before any of it has a form."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewshot.groups import Point
+from fewshot.plots import Place
+from fewshot.tables import Table
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Accuracy against shots: series -> its points, and levels of what uses no shots; in 0..1."""
+
+    title: str
+    series: Mapping[str, Sequence[Point]]
+    levels: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Single points: the series, x, y, and the name of each."""
+
+    title: str
+    x: str
+    y: str
+    points: Sequence[Place]
+    log: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """Maps of the same M points, coloured by class.
+
+    Attributes:
+        title: What they show.
+        panels: Name -> (M, 2) coordinates.
+        labels: (M,) ids of the classes shown.
+        names: Of these classes.
+    """
+
+    title: str
+    panels: Mapping[str, NDArray[np.float64]]
+    labels: NDArray[np.int64]
+    names: Sequence[str]
+
+
+Block = Table | Curves | Places | Maps
+
+
+@dataclass
+class Section:
+    """A part of a report.
+
+    Attributes:
+        title: Its heading.
+        notes: Sentences below it.
+        blocks: Name -> what it shows. Names are those of files and unique within the section.
+    """
+
+    title: str
+    notes: list[str] = field(default_factory=list)
+    blocks: dict[str, Block] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The title as part of a file's name."""
+        return slug(self.title)
+
+
+@dataclass
+class Report:
+    """A title, what was read, and the sections."""
+
+    title: str
+    notes: list[str]
+    sections: list[Section]
+
+
+MAIN = ("accuracy", "average", "published")  # the tables that matter most, by their block's name
+
+
+def slug(text: str) -> str:
+    """Lower-case letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

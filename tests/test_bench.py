@@ -1,0 +1,282 @@
+import json
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from filelock import FileLock
+
+from cache import progress
+from cache.errors import UserError
+from cli import main
+from fewshot.bench.attempt import Failure, attempt
+from fewshot.bench.config import Bench
+from fewshot.bench.plan import Cell, plan
+from fewshot.bench.progress import Display, Pace
+from fewshot.bench.run import Outcome, command, pending, run
+from fewshot.classifier import LinearClassifier, Method
+from fewshot.methods import METHODS
+from fewshot.predictions import read_predictions
+from fewshot.results import read
+from fewshot.support import SupportSet
+from fewshot.text import Text
+from tests.small_stores import NAMES, write_store
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """Eight cells on two datasets."""
+    write_store(tmp_path / "features", "one")
+    write_store(tmp_path / "features", "two", seed=1)
+    return Bench(
+        methods=("gda", "nearest-mean"), shots=(1, 2), seeds=(1,), store=tmp_path / "features",
+        out=tmp_path / "out",
+    )  # fmt: skip
+
+
+def ran(bench: Bench) -> tuple[Outcome, str]:
+    """What came of it, and what was said."""
+    said: list[str] = []
+    return run(bench, plan(bench), said.append), "\n".join(said)
+
+
+def log(bench: Bench) -> Path:
+    return bench.out / "results.jsonl"
+
+
+def test_every_cell_has_a_result_in_the_log(bench: Bench) -> None:
+    outcome, said = ran(bench)
+    assert said == f"8 cells, 0 of them done before; into {bench.out}"
+    assert [result for _, result in outcome.runs] == read(log(bench))
+    assert all(what == result.cell() for what, result in outcome.runs if result)
+    assert not outcome.failures
+    assert not (bench.out / "failures.jsonl").exists()
+
+
+def test_predictions_are_saved_unless_they_are_not_wanted(bench: Bench) -> None:
+    ran(replace(bench, datasets=("one",)))
+    for result in read(log(bench)):
+        assert result.predictions is not None
+        saved = read_predictions(Path(result.predictions))
+        assert (saved.predicted == saved.labels).mean() == result.accuracy
+    ran(replace(bench, datasets=("two",), predictions=False))
+    assert {r.predictions is None for r in read(log(bench)) if r.dataset == "two"} == {True}
+
+
+def test_what_is_done_is_skipped_and_the_rest_run(bench: Bench) -> None:
+    first, _ = ran(bench)
+    whole = log(bench).read_text()
+    lines = whole.splitlines(keepends=True)
+    log(bench).write_text("".join(lines[:3]) + lines[3][:40])  # as if killed at the fourth
+    left = bench.out / "predictions" / ".gda.npz.1.tmp"
+    left.touch()
+    second, said = ran(bench)
+    assert "8 cells, 3 of them done before" in said
+    assert "line 4 skipped" in said
+    assert not left.exists()
+    assert [r.accuracy for _, r in second.runs if r] == [r.accuracy for _, r in first.runs if r]
+    whole = log(bench).read_text()
+    _, said = ran(bench)
+    assert "8 cells, 8 of them done before" in said
+    assert log(bench).read_text() == whole
+
+
+def test_a_store_that_was_made_anew_is_run_anew(bench: Bench) -> None:
+    ran(bench)
+    write_store(bench.store, "two", seed=7)
+    said: list[str] = []
+    tasks = pending(bench, plan(bench), said.append)
+    assert {cell.what["dataset"] for task in tasks for cell in task} == {"two"}
+    assert said == [f"8 cells, 4 of them done before; into {bench.out}"]
+
+
+def test_a_failing_cell_is_told_and_the_others_run(bench: Bench) -> None:
+    write_store(bench.store, "two", text=())
+    bench = replace(bench, methods=("zero-shot", "nearest-mean"))
+    outcome, said = ran(bench)
+    assert [what["dataset"] for what, result in outcome.runs if result is None] == ["two"]
+    [(error, [cell])] = outcome.failures.items()
+    assert error.startswith("zero-shot needs text features")
+    assert "1 cell failed, told one by one in" in said
+    assert f"  zero-shot two toy: {error}\n    {command(bench, cell)}" in said
+    [told] = map(json.loads, (bench.out / "failures.jsonl").read_text().splitlines())
+    assert told == {"cell": cell.what, "error": error, "again": command(bench, cell)}
+    write_store(bench.store, "two")
+    outcome, said = ran(bench)
+    assert not outcome.failures
+    assert not (bench.out / "failures.jsonl").exists()
+
+
+def test_an_error_of_many_cells_is_told_once(bench: Bench, capsys: Any) -> None:
+    outcome, said = ran(replace(bench, shots=(1, 21)))
+    assert sum(map(len, outcome.failures.values())) == 4
+    assert said.count("21 train images") == 1
+    assert capsys.readouterr().err.count("21 train images") == 1
+    assert " and 3 more: 21 train images of every class are needed" in said
+    assert len((bench.out / "failures.jsonl").read_text().splitlines()) == 4
+
+
+@dataclass(frozen=True)
+class Broken(Method):
+    """A method with a bug."""
+
+    name: ClassVar[str] = "broken"
+
+    def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
+        raise ZeroDivisionError("a bug\nof two lines")
+
+
+def test_a_bug_costs_its_cell_and_keeps_its_traceback(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "broken", Broken)
+    bench = replace(bench, methods=("broken", "gda"), datasets=("one",), shots=(2,))
+    outcome, _ = ran(bench)
+    assert list(outcome.failures) == ["ZeroDivisionError: a bug of two lines"]
+    assert [result is None for _, result in outcome.runs] == [True, False]
+    told = json.loads((bench.out / "failures.jsonl").read_text())
+    assert 'raise ZeroDivisionError("a bug' in told["trace"]
+
+
+def test_of_targets_that_share_a_fit_one_can_fail(bench: Bench) -> None:
+    write_store(bench.store, "bare", text=(), names=(*NAMES, "elk"))
+    write_store(bench.store, "whole", names=(*NAMES, "elk"))
+    bench = replace(
+        bench, methods=("gda",), shots=(2,), protocol="cross-dataset", source="one",
+        datasets=("bare", "whole"),
+    )  # fmt: skip
+    outcome, _ = ran(bench)
+    assert [(what["dataset"], result is None) for what, result in outcome.runs] == [
+        ("bare", True),
+        ("whole", False),
+    ]
+
+
+def test_a_result_of_another_cell_than_planned_is_not_taken_for_it(bench: Bench) -> None:
+    cell = plan(bench).cells[0]
+    write_store(bench.store, "one", seed=3)
+    [outcome], _ = attempt(None, [cell])
+    assert isinstance(outcome, Failure)
+    assert "was replaced while the benchmark ran" in outcome.error
+
+
+def test_two_benchmarks_on_one_folder_are_refused(bench: Bench) -> None:
+    bench.out.mkdir()
+    with (
+        FileLock(bench.out / ".lock"),
+        pytest.raises(UserError, match="another benchmark is writing to"),
+    ):
+        ran(bench)
+    ran(bench)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(bench: Bench) -> None:
+    bench.out.write_text("a file")
+    with pytest.raises(UserError, match=r"cannot make the folder .*: File exists"):
+        ran(bench)
+
+
+def test_several_processes_reach_what_one_does(bench: Bench) -> None:
+    one, _ = ran(bench)
+    two, _ = ran(replace(bench, jobs=2, out=bench.out.with_name("out2")))
+    assert [what for what, _ in two.runs] == [what for what, _ in one.runs]
+    for (_, mine), (_, theirs) in zip(one.runs, two.runs, strict=True):
+        assert mine is not None
+        assert theirs is not None
+        assert mine.accuracy == theirs.accuracy
+        assert mine.hyperparameters == theirs.hyperparameters
+
+
+AGAIN: list[dict[str, Any]] = [
+    {},
+    {"settings": {"alpha": ("2.5",)}, "prompts": ("templates",), "tune": "val"},
+    {"methods": ("zero-shot",)},
+    {"protocol": "base-to-new"},
+    {"imbalance": "step:2"},
+    {"imbalance": "natural"},
+    {"protocol": "domain-generalisation", "source": "one"},
+]
+
+
+@pytest.mark.parametrize("asked", AGAIN)
+def test_the_command_that_is_told_repeats_the_cell(asked: dict[str, Any], bench: Bench) -> None:
+    values: dict[str, Any] = {"methods": ("gda",), "shots": (2,), **asked}
+    bench = replace(bench, **values)
+    cell = plan(bench).cells[-1]
+    program, *arguments = shlex.split(command(bench, cell))
+    assert program == "fewshot"
+    assert main(arguments) == 0
+    assert [result.cell() for result in read(log(bench))] == [cell.what]
+
+
+def cell(method: str, dataset: str, shots: int) -> Cell:
+    what = {"method": method, "dataset": dataset, "fitted_on": dataset, "shots": shots}
+    what |= {"model": "toy", "seed": 1, "prompt_set": None}
+    return Cell(what, "few-shot", {}, shots, Path(), Path())
+
+
+def test_the_time_left_is_that_of_the_cells_most_alike() -> None:
+    gda, far, ridge = cell("gda", "one", 4), cell("gda", "two", 16), cell("ridge", "one", 4)
+    pace = Pace([gda, gda, far, ridge], jobs=1)
+    assert pace.left() is None
+    pace.learn(gda.what, 2.0)
+    assert pace.left() == 4 * 2.0
+    pace.finish(gda)
+    assert pace.left() == 3 * 2.0
+    pace.learn(ridge.what, 10.0)
+    assert pace.left() == 2.0 + 2.0 + 10.0
+    pace.learn(cell("gda", "three", 16).what, 30.0)
+    assert pace.left() == 2.0 + 30.0 + 10.0
+    assert Pace([], 1).left() is None
+
+
+def test_several_processes_halve_the_time_left() -> None:
+    one = cell("gda", "one", 4)
+    pace = Pace([one] * 4, jobs=2)
+    pace.learn(one.what, 3.0)
+    assert pace.left() == 6.0
+
+
+def test_plain_lines_tell_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    cells = [cell("gda", "one", 1), cell("gda", "one", 1)]
+    pace = Pace(cells, jobs=1)
+    with Display(3, 1, pace).shown() as display:
+        display.started(cells[0])
+        pace.learn(cells[0].what, 75.0)
+        display.finished(cells[0])
+        display.started(cells[1])
+        display.finished(cells[1])
+    assert capsys.readouterr().err.splitlines() == [
+        "1/3 cells, gda one toy 1 shot, seed 1",
+        "2/3 cells, 1m15s left, gda one toy 1 shot, seed 1",
+        "2/3 cells, 1m15s left, gda one toy 1 shot, seed 1",
+        "3/3 cells",
+    ]
+
+
+def test_plain_lines_are_kept_apart_in_time(capsys: pytest.CaptureFixture[str]) -> None:
+    one = cell("gda", "one", 1)
+    with Display(50, 0, Pace([one] * 50, jobs=1)).shown() as display:
+        for _ in range(50):
+            display.started(one)
+            display.finished(one)
+    assert capsys.readouterr().err == "50/50 cells\n"
+
+
+def test_a_terminal_gets_a_bar_and_lines_above_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    one = cell("gda", "one", 4)
+    with Display(2, 1, Pace([one], jobs=1)).shown() as display:
+        display.started(one)
+        display.say("failed: [red] is no markup")
+        display.finished(one)
+    shown = capsys.readouterr().err
+    assert "failed: [red] is no markup" in shown
+    assert "2/2" in shown

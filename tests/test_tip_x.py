@@ -1,0 +1,119 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from cache.errors import UserError
+from fewshot import SupportSet
+from fewshot.methods.tip_adapter import TipAdapter
+from fewshot.methods.tip_x import TipX
+from fewshot.text import Text
+from fewshot.tuning import sweep
+
+N_CLASSES = 5
+
+
+def vectors(seed: int, *shape: int) -> Tensor:
+    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def task(n_views: int = 0) -> tuple[SupportSet, Text, Tensor]:
+    centres = vectors(0, N_CLASSES, 12)
+    labels = torch.arange(N_CLASSES).repeat(4)[:-2]
+    features = normalize(centres[labels] + vectors(1, len(labels), 12))
+    views = normalize(features + 0.3 * vectors(2, n_views, len(labels), 12), dim=-1)
+    support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
+    return support, Text(normalize(centres + vectors(3, N_CLASSES, 12))), vectors(4, 40, 12)
+
+
+def naive_logits(method: TipX, support: SupportSet, text: Text, query: Tensor) -> Tensor:
+    """Pair by pair in double precision; phi from all pairs of a crop and a key of the support."""
+    t = text.features.double()
+    keys = support.features if support.views is None else normalize(support.views.mean(dim=0))
+    keys = keys.double()
+
+    def distribution(f: Tensor) -> Tensor:
+        return (t @ f / method.temperature).softmax(dim=0)
+
+    def divergence(f: Tensor, key: Tensor) -> float:
+        p, q = distribution(f), distribution(key)
+        return float(sum(p[c] * math.log(p[c] / q[c]) for c in range(N_CLASSES)))
+
+    crops = support.features.double()
+    least = min(float(f @ key) for f in crops for key in keys)
+    largest = max(divergence(f, key) for f in crops for key in keys)
+    logits = torch.zeros(len(query), N_CLASSES, dtype=torch.float64)
+    for m, f in enumerate(query.double()):
+        logits[m] = method.logit_scale * t @ f
+        for key, label in zip(keys, support.labels, strict=True):
+            likeness = 1 - (1 - least) * divergence(f, key) / largest
+            logits[m, label] += method.alpha * math.exp(-method.beta * (1 - float(f @ key)))
+            logits[m, label] += method.gamma * likeness
+    return logits
+
+
+@pytest.mark.parametrize("n_views", [0, 3])
+@pytest.mark.parametrize("temperature", [0.5, 0.05])
+def test_the_logits_are_the_papers_key_by_key(temperature: float, n_views: int) -> None:
+    support, text, query = task(n_views)
+    method = TipX(2.0, 4.0, 3.0, temperature, logit_scale=30.0)
+    expected = naive_logits(method, support, text, query)
+    logits = method.fit(support, text).logits(query)
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_the_scale_does_not_hang_on_how_many_rows_a_block_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    support, text, query = task(2)
+    whole = TipX().fit(support, text).logits(query)
+    monkeypatch.setattr("fewshot.methods.tip_x.BLOCK", 5 * len(support.labels))
+    torch.testing.assert_close(TipX().fit(support, text).logits(query), whole)
+
+
+def test_gamma_zero_is_tip_adapter() -> None:
+    support, text, query = task()
+    torch.testing.assert_close(
+        TipX(2.0, 3.0, 0.0).fit(support, text).logits(query),
+        TipAdapter(2.0, 3.0).fit(support, text).logits(query),
+    )
+
+
+def test_where_all_images_look_alike_every_vote_by_divergence_is_one() -> None:
+    support, text, query = task()
+    same = Text(text.features[:1].expand(N_CLASSES, -1))  # the class distributions are uniform
+    logits = TipX(0.0, 1.0, 2.0, logit_scale=0.0).fit(support, same).logits(query)
+    torch.testing.assert_close(logits, (2.0 * support.counts).expand(40, -1))
+
+
+def test_a_sweep_over_scoring_and_temperature_equals_fitting_each() -> None:
+    support, text, query = task(2)
+    grid = {
+        "gamma": (0.0, 3.0),
+        "temperature": (0.5, 0.1),
+        "beta": (1.0, 6.0),
+        "alpha": (0.5, 4.0),
+    }
+    swept = list(sweep(TipX(), grid, support, text, query))
+    assert len({method for method, _ in swept}) == 16
+    for method, logits in swept:
+        expected = method.fit(support, text).logits(query)
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_it_says_that_it_needs_text() -> None:
+    with pytest.raises(UserError, match="tip-x needs text features"):
+        TipX().fit(task()[0], None)
+
+
+@pytest.mark.parametrize("field", ["alpha", "beta", "gamma"])
+def test_weights_and_sharpness_below_zero_are_refused(field: str) -> None:
+    with pytest.raises(UserError, match=rf"{field} must be 0 or more; got -1"):
+        TipX(**{field: -1.0})
+
+
+def test_a_temperature_of_zero_is_refused() -> None:
+    with pytest.raises(UserError, match=r"temperature must be more than 0; got 0"):
+        TipX(temperature=0.0)
