@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -81,7 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain(f"{usage().rstrip('.')}; see fewshot --help", 2)
     if code == INTERRUPTED:
         return _complain(
-            "interrupted; the same command starts again, an extraction where it was", code
+            "interrupted; the same command starts again, an extraction or a bench where it was",
+            code,
         )
     return int(code)
 
@@ -275,7 +276,7 @@ def _numbers(option: str, text: str) -> list[int]:
 
 @app.command()
 def fit(
-    method: Annotated[str, typer.Argument(help="zero-shot, nearest-mean, gda or ridge.")],
+    method: Annotated[str, typer.Argument(help="Its name; `fewshot methods` lists them.")],
     dataset: Annotated[
         str | None, typer.Option(help="Whose store. [default: the one extracted last]")
     ] = None,
@@ -303,6 +304,20 @@ def fit(
     export_sample: Annotated[
         Path | None, typer.Option(help="Write the few shots that are drawn to this file.")
     ] = None,
+    base_to_new: Annotated[
+        bool, typer.Option("--base-to-new", help="Learn half of the classes, test both halves.")
+    ] = False,
+    test_on: Annotated[
+        str | None,
+        typer.Option(metavar="DATASET[,…]", help="Test on these instead, having learnt this one."),
+    ] = None,
+    imbalance: Annotated[
+        str | None,
+        typer.Option(help="Unequal classes: long-tail:100, step:10, or natural (all images)."),
+    ] = None,
+    save_predictions: Annotated[
+        Path | None, typer.Option(help="A folder for predictions, for `fewshot compare`.")
+    ] = None,
     store: StoreRoot = None,
     results: Annotated[
         Path, typer.Option(help="Where results are appended, one JSON line each.")
@@ -313,30 +328,357 @@ def fit(
 ) -> None:
     """Adapt from a few labelled images per class, and test."""
     from cache.store import FeatureStore
-    from fewshot.evaluate import evaluate
+    from fewshot.evaluate import base_to_new as evaluate_base_to_new
+    from fewshot.evaluate import evaluate, transfer
     from fewshot.results import append
     from fewshot.settings import configure
     from fewshot.tables import accuracy_table
 
+    others = [flag for flag in (base_to_new, test_on, imbalance) if flag]
+    if len(others) > 1 or (others and (sample or export_sample)):
+        raise UserError(
+            "--base-to-new, --test-on and --imbalance exclude one another, and --sample and "
+            "--export-sample with them; give one"
+        )
     fixed = _settings("--set", settings)
     chosen = configure(method, fixed)  # a mistake in it shows before a store is looked for
     draws = [(k, s) for k in _numbers("--shots", shots) for s in _numbers("--seed", seed)]
     opened = FeatureStore.open(_store(store, dataset, model))
+    targets = [
+        FeatureStore.open(_store(store, name, opened.model))
+        for name in (test_on.split(",") if test_on else ())
+    ]
     chosen = configure(method, fixed, logit_scale=opened.logit_scale)
     few = _sample(opened, draws, sample, export_sample)
-    if few is not None or not chosen.needs_support:
+    if few is not None or chosen.learns_from in ("text", "images"):
         draws = draws[:1]
     done = []
     for k, s in draws:
-        result = evaluate(
-            opened, chosen, shots=k, seed=s, tune=tune, fixed=fixed, prompt_set=prompts, sample=few
+        ask = Ask(
+            shots=k, seed=s, tune=tune, fixed=fixed, prompt_set=prompts, save=save_predictions
         )
-        append(results, result)
-        done.append(result)
-        if as_json:
-            print(result.to_json(), flush=True)
+        if base_to_new:
+            new = [evaluate_base_to_new(opened, chosen, **ask)]
+        elif targets:
+            new = transfer(opened, targets, chosen, **ask)
+        else:
+            new = [evaluate(opened, chosen, sample=few, imbalance=imbalance, **ask)]
+        for result in new:
+            append(results, result)
+            done.append(result)
+            if as_json:
+                print(result.to_json(), flush=True)
     if not as_json:
         print(accuracy_table(done))
+
+
+@app.command()
+def train(
+    method: Annotated[str, typer.Argument(help="Its name; `fewshot methods` lists them.")],
+    dataset: Dataset = None,
+    manifest: ManifestFile = None,
+    data_root: DataRoot = None,
+    model: Model = DEFAULT_MODEL,
+    shots: Annotated[int, typer.Option(min=1, help="Images per class.")] = 16,
+    seed: Annotated[int, typer.Option(help="What draws them and orders the batches.")] = 1,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Set a hyper-parameter."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto (fp32 on a CPU, fp16 on CUDA), fp32, bf16 or fp16.")
+    ] = "auto",
+    store: StoreRoot = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Encode images even where a store has their features.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Where checkpoints and results go.")] = Path("runs"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint of the same run.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads that decode images. [default: per core]")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as a JSON object, not a table.")
+    ] = False,
+) -> None:
+    """Adapt with gradients through the model, and test: CoOp, CLIP-LoRA and their like."""
+    from cache.encoder import load
+    from cache.extract import default_workers
+    from cache.source import find
+    from fewshot.endtoend.methods import configure
+    from fewshot.endtoend.run import checkpoint_path, run, store_of
+    from fewshot.results import append
+    from fewshot.tables import accuracy_table
+
+    fixed = _settings("--set", settings)
+    chosen = configure(method, fixed, seed=seed)
+    source = find(dataset, manifest, root=data_root)
+    features = None if live else store_of(source, model, store)
+    if features is not None:
+        _say(f"using {features.path}")
+    checkpoint = checkpoint_path(out, chosen, source, model, shots, seed)
+    if checkpoint.exists() and not resume:
+        raise UserError(
+            f"{checkpoint} is from an earlier start of this run; --resume goes on from it, "
+            "removing it begins anew"
+        )
+    trained = run(
+        chosen,
+        load(model, device=device, precision=precision),
+        source,
+        shots=shots,
+        seed=seed,
+        store=features,
+        fixed=fixed,
+        checkpoint=checkpoint,
+        workers=workers or default_workers(),
+    )
+    append(out / "results.jsonl", trained.result)
+    print(trained.result.to_json() if as_json else accuracy_table([trained.result]))
+
+
+class Ask(TypedDict):
+    """What all protocols are asked alike."""
+
+    shots: int
+    seed: int
+    tune: str | None
+    fixed: dict[str, str]
+    prompt_set: str | None
+    save: Path | None
+
+
+@app.command()
+def bench(
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A TOML file with these options as keys; flags override it."),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="NAME[,…]", help="Names. [default: all]")
+    ] = None,
+    datasets: Annotated[
+        str | None, typer.Option(metavar="NAME[,…]", help="Whose stores. [default: all]")
+    ] = None,
+    models: Annotated[
+        str | None, typer.Option(metavar="NAME[,…]", help="Which models' stores. [default: all]")
+    ] = None,
+    shots: Annotated[
+        str | None, typer.Option(metavar="K[,K…]", help="Images per class. [default: 1,2,4,8,16]")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="S[,S…]", help="What draws them. [default: 1,2,3]")
+    ] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option(help="none, cv, val or full-val. [default: cv, and none at one shot]"),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="[METHOD.]NAME=VALUE[,…]",
+            help="Fix a hyper-parameter at each value in turn; several give all combinations.",
+        ),
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(metavar="SET[,…]", help="Prompt sets. [default: templates]")
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="few-shot, base-to-new, domain-generalisation or cross-dataset. "
+            "[default: few-shot]"
+        ),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="What the last two learn; --datasets are then tested.")
+    ] = None,
+    imbalance: Annotated[
+        str | None,
+        typer.Option(help="Unequal classes: long-tail:100, step:10, or natural (all images)."),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes; of 2 or more, one that dies costs its cell alone. [default: 1]"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of results. [default: runs/bench]")
+    ] = None,
+    store: StoreRoot = None,
+    predictions: Annotated[
+        bool | None,
+        typer.Option(
+            "--predictions/--no-predictions",
+            help="Save them, for `fewshot compare`. [default: predictions]",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the cells that are not done, and stop.")
+    ] = False,
+) -> int:
+    """Run methods on datasets at several shots and seeds, and print the means.
+
+    What is done already is skipped, so the same command goes on after a stop. Cells that fail are
+    reported at the end, with exit code 1; the others run.
+    """
+    from fewshot.bench.config import configured, parse_settings
+    from fewshot.bench.mean_table import mean_table
+    from fewshot.bench.plan import plan
+    from fewshot.bench.run import pending, run
+    from fewshot.tables import text
+
+    asked = configured(
+        {
+            "methods": _names(methods),
+            "datasets": _names(datasets),
+            "models": _names(models),
+            "shots": None if shots is None else tuple(_numbers("--shots", shots)),
+            "seeds": None if seeds is None else tuple(_numbers("--seeds", seeds)),
+            "tune": tune,
+            "settings": parse_settings(settings or ()),
+            "prompts": _names(prompts),
+            "protocol": protocol,
+            "source": source,
+            "imbalance": imbalance,
+            "jobs": jobs,
+            "out": out,
+            "store": store,
+            "predictions": predictions,
+        },
+        config,
+    )
+    planned = plan(asked)
+    if dry_run:
+        for task in pending(asked, planned, _say):
+            print(*task, sep="\n")
+        return 0
+    outcome = run(asked, planned, _say)
+    print(text(mean_table(outcome.runs)))
+    return 1 if outcome.failures else 0
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """The names of a list such as a,b; None where there is no list."""
+    return None if text is None else tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A file of predictions, or a method.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another, or another's.")],
+    results: Annotated[
+        Path, typer.Option(help="Where the methods' results are: a file, or a bench's folder.")
+    ] = Path("runs/results.jsonl"),
+    dataset: Annotated[
+        str | None, typer.Option(metavar="D[,D…]", help="Only these datasets.")
+    ] = None,
+    shots: Annotated[str | None, typer.Option(metavar="K[,K…]", help="Only these shots.")] = None,
+    seed: Annotated[str | None, typer.Option(metavar="S[,S…]", help="Only these seeds.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON objects, one per line of the table.")
+    ] = False,
+) -> None:
+    """Compare predictions image by image: is A better than B by more than chance?"""
+    from fewshot import comparisons
+
+    files = [one for one in (a, b) if one.endswith(".npz")]
+    if len(files) == 1:
+        raise UserError(f"give two files of predictions or two methods; got one file, {files[0]}")
+    if files:
+        contests = [comparisons.compare_files(Path(a), Path(b))]
+    else:
+        contests = comparisons.compare_runs(
+            results,
+            a,
+            b,
+            datasets=_names(dataset) or (),
+            shots=_numbers("--shots", shots) if shots else (),
+            seeds=_numbers("--seed", seed) if seed else (),
+        )
+    for i, contest in enumerate(contests):
+        if as_json:
+            print("\n".join(comparisons.as_json(contest)))
+        else:
+            print(("\n" if i else "") + comparisons.as_table(contest))
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Files of results, or folders of results.jsonl. [default: runs]"),
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="Of the tables printed: text, md, latex or csv.")
+    ] = "text",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A folder for report.html, and every table and drawing as files."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Where to write the page alone.")] = None,
+    published: Annotated[
+        bool,
+        typer.Option("--published/--no-published", help="Show published figures beside ours."),
+    ] = True,
+    tsne: Annotated[
+        str | None,
+        typer.Option(metavar="METHOD[,…]", help="Map test images before and after these."),
+    ] = None,
+    store: StoreRoot = None,
+) -> None:
+    """Tables, drawings and one HTML page of results, beside published ones."""
+    from cache.location import default_root
+    from fewshot import report as reports
+
+    read = reports.read(runs or [Path("runs")])
+    made = reports.make(
+        read.results,
+        notes=read.notes,
+        with_published=published,
+        tsne=_names(tsne) or (),
+        stores=store or default_root(),
+    )
+    for note in made.notes[1:]:
+        _say(note)
+    if out is None and html is None:
+        print(reports.main_tables(made, form))
+        return
+    if html is not None:
+        print(reports.write_page(made, html))
+    if out is not None:
+        written = reports.write(made, out)
+        print(f"{written[0]} and {len(written) - 1} files of tables and figures beside it")
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show this one in full.")] = None,
+) -> None:
+    """List the methods, or show one's settings."""
+    from fewshot.methods import METHODS
+    from fewshot.settings import describe
+
+    if name is not None:
+        print(describe(name))
+        return
+    _table(
+        ("method", "learns from", "tuned by default", "what it is"),
+        [
+            (
+                name,
+                method.learns_from,
+                ", ".join(method.grid),
+                (method.__doc__ or "").strip().splitlines()[0],
+            )
+            for name, method in METHODS.items()
+        ],
+    )
 
 
 def _store(root: Path | None, dataset: str | None, model: str | None) -> Path:

@@ -1,0 +1,1 @@
+"""The end-to-end path: methods that need gradients through CLIP's towers."""

@@ -1,0 +1,163 @@
+"""A CLIP to train: a private copy of an encoder's towers, and what a method makes of it."""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, field, replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+from torch.optim import Optimizer
+
+from cache.encoder import PRECISIONS, Encoder
+from cache.images import Preprocess
+from fewshot.endtoend.attention import unfuse
+from fewshot.training import Schedule
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Both towers, frozen, in eval mode, with separate query, key, value and output projections.
+
+    Attributes:
+        model: open_clip's module, which is untyped; its attention is `attention.Attention`.
+        tokenizer: Prompts to (P, L) token ids.
+        preprocess: PIL image to (3, H, W).
+        device: Where it runs.
+        precision: "fp32", or the autocast type "bf16" or "fp16".
+        logit_scale: The model's inverse temperature.
+        identity: What a result records of the model.
+    """
+
+    model: Any
+    tokenizer: Callable[[list[str]], Tensor]
+    preprocess: Preprocess
+    device: torch.device
+    precision: str
+    logit_scale: float
+    identity: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> "Clip":
+        """A copy, so that the encoder stays what its store was made with."""
+        model = copy.deepcopy(encoder.model)
+        unfuse(model)
+        model.eval().requires_grad_(False)
+        return cls(
+            model,
+            encoder.tokenizer,
+            encoder.preprocess,
+            encoder.device,
+            encoder.precision,
+            float(encoder.identity["logit_scale"]),
+            encoder.identity,
+        )
+
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """(P, L) token ids of P prompts, on the model's device."""
+        return self.tokenizer(list(prompts)).to(self.device)
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Run in the model's precision; float32 weights stay float32."""
+        enabled = self.precision != "fp32"
+        with torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=enabled):
+            yield
+
+
+@dataclass(eq=False)
+class Learner:
+    """A CLIP with something in it that learns.
+
+    Attributes:
+        parameters: Name -> what is trained and saved, and nothing else.
+        logit_scale: CLIP's inverse temperature.
+        text: The classes' (C, D) features of the parameters as they are, any norm.
+        images: Pixels (B, 3, H, W) to features (B, D), any norm; None where the image tower is
+            left alone and stored features serve.
+        score: Features (B, D) to logits (B, C); None for the scaled cosine to the text.
+        objective: Features, labels (B,) and their logits to the loss; None for cross-entropy.
+        modules: What is in training mode while it trains, for the sake of dropout.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    logit_scale: float
+    text: Callable[[], Tensor]
+    images: Callable[[Tensor], Tensor] | None = None
+    score: Callable[[Tensor], Tensor] | None = None
+    objective: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    modules: Sequence[nn.Module] = field(default_factory=tuple)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(B, C) float32 logits of (B, D) features of any norm."""
+        if self.score is not None:
+            return self.score(features)
+        image = normalize(features.float(), dim=-1)
+        return self.logit_scale * image @ normalize(self.text().float(), dim=-1).T
+
+    def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What a step goes down, a scalar, and the (B, C) logits it was computed from."""
+        logits = self.logits(features)
+        if self.objective is not None:
+            return self.objective(features, labels, logits), logits
+        return cross_entropy(logits, labels), logits
+
+    def frozen(self) -> "Learner":
+        """The same with the classes' text computed once, for testing."""
+        if self.score is not None:
+            return self
+        text = self.text().detach()
+        return replace(self, text=lambda: text)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and on what a method trains.
+
+    Attributes:
+        iterations: Steps.
+        batch_size: Images per step; fewer images than that are one batch.
+        drop_last: Leave out the last batch of an epoch where it is not full.
+        schedule: The learning rate.
+        crop_scale: Least and greatest share of an image's area that an augmented crop keeps.
+    """
+
+    iterations: int
+    batch_size: int
+    schedule: Schedule
+    drop_last: bool = False
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+
+
+class EndToEnd(Protocol):
+    """A method that needs gradients through the towers: a frozen dataclass of hyper-parameters.
+
+    Attributes:
+        name: What the command line and the results call it.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    name: ClassVar[str]
+
+    def attach(self, clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Learner:
+        """Put into the model what the method trains.
+
+        Args:
+            clip: A copy of its own, which is changed.
+            classnames: C names.
+            templates: The dataset's prompts, with {} for the name.
+
+        Raises:
+            UserError: The model has no place for it.
+        """
+        ...
+
+    def plan(self, shots: int, n_images: int) -> Plan:
+        """How to train on N images, K of each class."""
+        ...
+
+    def optimizer(self, learner: Learner) -> Optimizer:
+        """What moves the learner's parameters; the plan sets its learning rate."""
+        ...

@@ -1,0 +1,245 @@
+"""Train a method on a dataset's few shots and test it: from images to a result."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache.encoder import Encoder
+from cache.errors import UserError
+from cache.location import default_root, store_path
+from cache.source import Source
+from cache.store import FeatureStore
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner, Plan
+from fewshot.endtoend.photos import Photos, centre_crops
+from fewshot.endtoend.train import Batches, Watch, train
+from fewshot.metrics import accuracy, per_class_accuracy
+from fewshot.results import Result, program_version
+from fewshot.sampling import draw
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What training gave.
+
+    Attributes:
+        learner: With its parameters as trained.
+        clip: The model that it is part of.
+        result: What it reached on the test split.
+    """
+
+    learner: Learner
+    clip: Clip
+    result: Result
+
+
+def run(
+    method: EndToEnd,
+    encoder: Encoder,
+    source: Source,
+    *,
+    shots: int,
+    seed: int,
+    store: FeatureStore | None = None,
+    fixed: Collection[str] = (),
+    checkpoint: Path | None = None,
+    workers: int = 2,
+    batch_size: int = 64,
+    watch: Watch = lambda step, loss, accuracy: None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Trained:
+    """Draw the few shots, train on them, and only then classify the test split.
+
+    A method that leaves the image tower alone learns from the store's features where there is a
+    store of the same weights, from a fresh view in each epoch if it has views; without one, and for
+    every other method, images are decoded and augmented live.
+
+    Args:
+        method: What to train; its field `seed`, if it has one, is the caller's to set.
+        encoder: The model; not changed.
+        source: The images and their labels.
+        shots: K, images per class.
+        seed: What draws them and orders the batches.
+        store: The same dataset's features under the same model.
+        fixed: Hyper-parameters that were set by hand, for the record.
+        checkpoint: A file to resume from and to keep up to date.
+        workers: Threads that decode and augment.
+        batch_size: Images per forward pass in testing.
+        watch: Called after each training step with step, loss and accuracy on the batch.
+        advance: Called with the number of test images just classified.
+
+    Raises:
+        UserError: No test split, too few images, an unreadable one, a store of other weights, or
+            what the method and the loop object to.
+    """
+    if "test" not in source.splits:
+        raise UserError(f"{source.dataset} has no test split; add one, or train on another dataset")
+    train_items = source.splits["train"]
+    sample = draw([item.label for item in train_items], source.classnames, shots=shots, seed=seed)
+    items = [train_items[row] for row in sample.train]
+    labels = torch.tensor([item.label for item in items])
+    clip = Clip.of(encoder)
+    learner = method.attach(clip, source.classnames, source.templates)
+    plan = method.plan(shots, len(items))
+    if store is not None:
+        _require_same_weights(store, encoder)
+    if learner.images is None and store is not None:
+        batches = _stored(store, sample.train)
+        n_views = max(1, store.n_views("train"))
+    else:
+        batches = _live(
+            learner, encoder, source, [item.path for item in items], plan, seed, workers
+        )
+        n_views = 0
+    about = _about(method, encoder, source, shots, seed, n_views)
+    start = time.perf_counter()
+    train(
+        learner, clip, plan, method.optimizer(learner), batches, labels,
+        seed=seed, checkpoint=checkpoint, about=about, watch=watch,
+    )  # fmt: skip
+    trained = time.perf_counter()
+    predicted, truth = _test(learner, clip, source, store, batch_size, workers, advance)
+    tested = time.perf_counter()
+    values: dict[str, Any] = asdict(method)
+    result = Result(
+        method=method.name,
+        dataset=source.dataset,
+        model=str(encoder.identity["name"]),
+        setting="few-shot",
+        fitted_on=source.dataset,
+        shots=shots,
+        seed=seed,
+        tune="none",
+        imbalance=None,
+        accuracy=accuracy(predicted, truth),
+        per_class_accuracy=per_class_accuracy(predicted, truth),
+        accuracies={},
+        hyperparameters=values,
+        fixed=sorted(fixed),
+        measures={"trained_parameters": float(sum(p.numel() for p in learner.parameters.values()))},
+        text_recipe=None,
+        prompt_set=None,
+        n_classes=len(source.classnames),
+        n_support=len(items),
+        n_views=n_views,
+        n_validation=0,
+        n_test=len(truth),
+        fit_seconds=trained - start,
+        predict_seconds=tested - trained,
+        predictions=None,
+        fingerprint=store.fingerprint if store else str(encoder.identity["weights"]),
+        version=program_version(),
+    )
+    return Trained(learner, clip, result)
+
+
+def _require_same_weights(store: FeatureStore, encoder: Encoder) -> None:
+    stored = store.identity["model"].get("weights")
+    if stored is not None and stored != encoder.identity["weights"]:
+        raise UserError(
+            f"{store.path} was made with other weights than {encoder.identity['name']} has now; "
+            "extract it again"
+        )
+
+
+def _stored(store: FeatureStore, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Batches:
+    """Features (B, D) from the store: in each epoch another view, or the centre crop."""
+    if store.n_views("train"):
+        views = torch.from_numpy(store.views("train", rows))
+    else:
+        views = torch.from_numpy(store.features("train", rows))[None]
+    return lambda chosen, epoch: views[epoch % len(views)][chosen]
+
+
+def _live(
+    learner: Learner,
+    encoder: Encoder,
+    source: Source,
+    paths: list[str],
+    plan: Plan,
+    seed: int,
+    workers: int,
+) -> Batches:
+    """Pixels, or, where the image tower is left alone, the features it has of them."""
+    photos = Photos(
+        source, paths, encoder.preprocess, crop_scale=plan.crop_scale, seed=seed, workers=workers
+    )
+    if learner.images is not None:
+        return photos
+    return lambda rows, epoch: encoder.encode_images(photos(rows, epoch))
+
+
+@torch.no_grad()
+def _test(
+    learner: Learner,
+    clip: Clip,
+    source: Source,
+    store: FeatureStore | None,
+    batch_size: int,
+    workers: int,
+    advance: Callable[[int], None],
+) -> tuple[Tensor, Tensor]:
+    """(M,) predicted and true classes of the test split."""
+    items = source.splits["test"]
+    predicted = []
+    with clip.autocast():
+        fixed = learner.frozen()
+        if learner.images is None and store is not None:
+            features = torch.from_numpy(store.features("test"))
+            for part in torch.split(features, 4096):
+                predicted.append(fixed.logits(part.to(clip.device)).argmax(dim=1).cpu())
+                advance(len(part))
+            return torch.cat(predicted), torch.from_numpy(store.labels("test"))
+        paths = [item.path for item in items]
+        encode = learner.images or clip.model.encode_image
+        for pixels in centre_crops(
+            source, paths, clip.preprocess, batch_size=batch_size, workers=workers, advance=advance
+        ):
+            logits = fixed.logits(encode(pixels.to(clip.device)))
+            predicted.append(logits.argmax(dim=1).cpu())
+    return torch.cat(predicted), torch.tensor([item.label for item in items])
+
+
+def _about(
+    method: EndToEnd, encoder: Encoder, source: Source, shots: int, seed: int, n_views: int
+) -> str:
+    """All that a run's outcome depends on, as text."""
+    what = {
+        "method": method.name,
+        "settings": asdict(method),
+        "weights": encoder.identity["weights"],
+        "precision": encoder.precision,
+        "device": encoder.device.type,
+        "dataset": source.dataset,
+        "images": [len(items) for items in source.splits.values()],
+        "shots": shots,
+        "seed": seed,
+        "views": n_views,
+    }
+    return json.dumps(what, sort_keys=True)
+
+
+def checkpoint_path(
+    out: Path, method: EndToEnd, source: Source, model: str, shots: int, seed: int
+) -> Path:
+    """Where a run keeps its checkpoint: a name of its own for whatever was asked for."""
+    asked = {"settings": asdict(method), "model": model, "shots": shots, "seed": seed}
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    name = f"{method.name}-{source.dataset}-{shots}-{seed}-{digest}.safetensors"
+    return out / "checkpoints" / name
+
+
+def store_of(source: Source, model: str, root: Path | None) -> FeatureStore | None:
+    """The store of the source's features under this model, if there is one."""
+    path = store_path(root or default_root(), source.dataset, model)
+    return FeatureStore.open(path) if path.exists() else None

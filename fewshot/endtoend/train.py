@@ -1,0 +1,206 @@
+"""The one loop of the end-to-end path, and checkpoints from which it goes on bit for bit.
+
+Everything random in step s is a function of the seed and s alone: the batch, the crops and the
+dropout. So a run that was killed and resumed reaches the same parameters as one that was not.
+"""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as deserialised
+from safetensors.torch import save as serialised
+from torch import Tensor
+from torch.optim import Optimizer
+
+from cache.atomic import replacing
+from cache.errors import UserError
+from fewshot.endtoend.clip import Clip, Learner, Plan
+
+Batches = Callable[[Tensor, int], Tensor]  # rows (B,), epoch -> pixels (B, 3, H, W) or (B, D)
+Watch = Callable[[int, float, float], None]  # step, loss and accuracy on the batch
+
+
+def train(
+    learner: Learner,
+    clip: Clip,
+    plan: Plan,
+    optimizer: Optimizer,
+    batches: Batches,
+    labels: Tensor,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    about: str = "",
+    every: float = 30.0,
+    watch: Watch = lambda step, loss, accuracy: None,
+) -> None:
+    """Train the learner's parameters in place.
+
+    Args:
+        learner: What to train.
+        clip: The model it was put into.
+        plan: How.
+        optimizer: Holds the learner's parameters; its learning rate is the plan's.
+        batches: The images, by row of `labels`.
+        labels: (N,) class ids.
+        seed: Of all that is random.
+        checkpoint: A file to resume from if it is there, written again and again; removed by no
+            one here. Without it nothing is written.
+        about: What is trained, as text; a checkpoint of anything else is refused.
+        every: Seconds between two checkpoints.
+        watch: Called after each step.
+
+    Raises:
+        UserError: The checkpoint is another run's or damaged, or the loss is no longer finite.
+    """
+    n = len(labels)
+    size = min(plan.batch_size, n)
+    steps = n // size if plan.drop_last else math.ceil(n / size)
+    scaler = torch.amp.GradScaler(
+        clip.device.type, enabled=clip.precision == "fp16" and clip.device.type == "cuda"
+    )
+    first = 0
+    if checkpoint is not None and checkpoint.exists():
+        first = load_checkpoint(checkpoint, about, learner, optimizer, scaler)
+    saved = time.monotonic()
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        epoch, at = divmod(step, steps)
+        rows = _order(n, seed, epoch)[at * size : (at + 1) * size]
+        return batches(rows, epoch), labels[rows]
+
+    for step, (given, truth) in _one_ahead(batch, range(first, plan.iterations)):
+        for group in optimizer.param_groups:
+            group["lr"] = plan.schedule(step // steps, step / plan.iterations)
+        given = given.to(clip.device, non_blocking=True)
+        truth = truth.to(clip.device)
+        optimizer.zero_grad()
+        with _random(seed, step, clip.device), _training(learner):
+            with clip.autocast():
+                features = given if learner.images is None else learner.images(given)
+                loss, logits = learner.loss(features, truth)
+            if not torch.isfinite(loss):
+                raise UserError(
+                    f"the loss is {float(loss.detach())} in step {step + 1} of {plan.iterations}; "
+                    "use a smaller lr, or --precision bf16 or fp32"
+                )
+            # Within, for a checkpointed tower runs again here, and has to drop the same again.
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaler.step(optimizer)
+        scaler.update()
+        watch(step + 1, float(loss.detach()), float((logits.argmax(dim=1) == truth).float().mean()))
+        if checkpoint is not None and time.monotonic() - saved > every:
+            save_checkpoint(checkpoint, about, step + 1, learner, optimizer, scaler)
+            saved = time.monotonic()
+    if checkpoint is not None:
+        save_checkpoint(checkpoint, about, plan.iterations, learner, optimizer, scaler)
+
+
+def _one_ahead(
+    batch: Callable[[int], tuple[Tensor, Tensor]], steps: range
+) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+    """Each step with its batch, while a thread prepares the next step's."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(batch, steps[0]) if steps else None
+        for step in steps:
+            assert coming is not None
+            here = coming.result()
+            if step + 1 in steps:
+                coming = pool.submit(batch, step + 1)
+            yield step, here
+
+
+def save_checkpoint(
+    path: Path,
+    about: str,
+    step: int,
+    learner: Learner,
+    optimizer: Optimizer,
+    scaler: "torch.amp.GradScaler",
+) -> None:
+    """Write all that the next step depends on, whole or not at all; safetensors, no pickle."""
+    tensors = {f"parameter/{k}": v.detach().cpu() for k, v in learner.parameters.items()}
+    for i, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if value is not None:
+                tensors[f"optimizer/{i}/{name}"] = torch.as_tensor(value).detach().cpu()
+    note = {"about": about, "step": str(step), "scaler": json.dumps(scaler.state_dict())}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        temporary.write_bytes(serialised(contiguous, note))
+
+
+def load_checkpoint(
+    path: Path,
+    about: str,
+    learner: Learner,
+    optimizer: Optimizer,
+    scaler: "torch.amp.GradScaler",
+) -> int:
+    """Put the learner and the optimizer back where they were; the steps done by then.
+
+    Raises:
+        UserError: Another run's, or damaged.
+    """
+    try:
+        content = path.read_bytes()
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        note = header["__metadata__"]
+        tensors = deserialised(content)
+        if note["about"] != about:
+            raise UserError(
+                f"{path} is the checkpoint of another run; remove it, or give another --out"
+            )
+        state: dict[int, dict[str, Any]] = {}
+        with torch.no_grad():
+            for name, parameter in learner.parameters.items():
+                parameter.copy_(tensors[f"parameter/{name}"])
+        for key, value in tensors.items():
+            kind, _, rest = key.partition("/")
+            if kind == "optimizer":
+                i, _, name = rest.partition("/")
+                state.setdefault(int(i), {})[name] = value
+        step = int(note["step"])
+        scaling = json.loads(note["scaler"])
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is no checkpoint ({error}); remove it and start again") from None
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+    if scaling:
+        scaler.load_state_dict(scaling)
+    return step
+
+
+def _order(n: int, seed: int, epoch: int) -> Tensor:
+    """(n,) a permutation that depends on seed and epoch alone."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(n, generator=generator)
+
+
+@contextlib.contextmanager
+def _random(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """Dropout's random numbers from the seed and the step, the global generators left alone."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed * 1_000_003 + step)
+        yield
+
+
+@contextlib.contextmanager
+def _training(learner: Learner) -> Iterator[None]:
+    """Dropout on, within."""
+    for module in learner.modules:
+        module.train()
+    try:
+        yield
+    finally:
+        for module in learner.modules:
+            module.eval()

@@ -1,0 +1,234 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cache.encoder import Encoder, load
+from cache.errors import UserError
+from fewshot.endtoend.clip import Clip, Learner, Plan
+from fewshot.endtoend.clip_lora import CLIPLoRA
+from fewshot.endtoend.train import train
+from fewshot.training import cosine_by_step
+
+NAMES = ["cat", "dog", "zebra"]
+LABELS = torch.arange(3).repeat(4)
+
+
+@pytest.fixture(scope="module")
+def encoder(random_vit: Path) -> Encoder:
+    return load(f"local-dir:{random_vit}", device="cpu")
+
+
+def pixels(rows: Tensor, epoch: int) -> Tensor:
+    """Crops that depend on row and epoch alone, as photos' do."""
+    draws = [
+        torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(97 * epoch + row))
+        for row in rows.tolist()
+    ]
+    return torch.stack(draws) + LABELS[rows][:, None, None, None]
+
+
+@dataclass
+class Run:
+    """One training of a CLIP-LoRA with dropout, to be stopped and resumed."""
+
+    encoder: Encoder
+    method: CLIPLoRA = CLIPLoRA(dropout=0.3, batch_size=5, lr=1e-2)  # noqa: RUF009  # frozen
+    iterations: int = 9
+    seed: int = 1
+
+    def __call__(self, checkpoint: Path | None = None, stop: int = 0, **more: Any) -> Any:
+        clip = Clip.of(self.encoder)
+        learner = self.method.attach(clip, NAMES, ["{}"])
+        plan = Plan(self.iterations, self.method.batch_size, cosine_by_step(self.method.lr))
+        steps: list[int] = []
+
+        def watch(step: int, loss: float, accuracy: float) -> None:
+            steps.append(step)
+            if step == stop:
+                raise KeyboardInterrupt
+
+        try:
+            train(
+                learner, clip, plan, self.method.optimizer(learner), pixels, LABELS,
+                seed=self.seed, checkpoint=checkpoint, every=0, watch=watch, **more,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            assert stop
+        return {k: v.detach().clone() for k, v in learner.parameters.items()}, steps
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("pro", [False, True])
+@pytest.mark.parametrize("stop", [1, 4, 8])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
+    encoder: Encoder, tmp_path: Path, stop: int, pro: bool
+) -> None:
+    run = Run(encoder, CLIPLoRA(dropout=0.3, batch_size=5, lr=1e-2, pro=pro))
+    undisturbed, _ = run()
+    run(tmp_path / "c.safetensors", stop)
+    resumed, steps = run(tmp_path / "c.safetensors")
+    assert steps == list(range(stop, 10))  # the step in which it was stopped had not been kept
+    assert equal(resumed, undisturbed)
+
+
+def test_a_finished_run_is_not_trained_again(encoder: Encoder, tmp_path: Path) -> None:
+    run = Run(encoder)
+    first, _ = run(tmp_path / "c.safetensors")
+    again, steps = run(tmp_path / "c.safetensors")
+    assert steps == []
+    assert equal(first, again)
+
+
+def test_seeds_differ_and_the_global_generator_is_left_alone(encoder: Encoder) -> None:
+    torch.manual_seed(5)
+    first, _ = Run(encoder)()
+    state = torch.get_rng_state()
+    torch.manual_seed(5)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    assert equal(Run(encoder)()[0], first)
+    assert not equal(Run(encoder, seed=2)()[0], first)
+
+
+def test_it_learns(encoder: Encoder) -> None:
+    losses: list[float] = []
+    clip = Clip.of(encoder)
+    method = CLIPLoRA(dropout=0.0, lr=1e-2, batch_size=12)
+    learner = method.attach(clip, NAMES, ["{}"])
+    train(
+        learner, clip, Plan(30, 12, cosine_by_step(1e-2)), method.optimizer(learner),
+        pixels, LABELS, seed=1, watch=lambda step, loss, accuracy: losses.append(loss),
+    )  # fmt: skip
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_chunks_with_dropout_train_as_the_whole_does(encoder: Encoder) -> None:
+    whole = Run(encoder, CLIPLoRA(dropout=0.3, batch_size=5, lr=1e-2, towers="text"))
+    chunks = replace(whole, method=replace(whole.method, text_chunk=3))
+    batches = torch.randn(12, 16, generator=torch.Generator().manual_seed(0))
+    results = []
+    for run in (whole, chunks):
+        clip = Clip.of(encoder)
+        learner = run.method.attach(clip, NAMES, ["{}"])
+        train(
+            learner, clip, Plan(4, 5, cosine_by_step(1e-2)), run.method.optimizer(learner),
+            lambda rows, epoch: batches[rows], LABELS, seed=1,
+        )  # fmt: skip
+        results.append(torch.cat([p.detach().flatten() for p in learner.parameters.values()]))
+    torch.testing.assert_close(*results)
+
+
+def test_batches_are_permutations_with_the_last_one_kept_or_dropped(encoder: Encoder) -> None:
+    seen: list[list[int]] = []
+
+    def batches(rows: Tensor, epoch: int) -> Tensor:
+        seen.append(rows.tolist())
+        return torch.ones(len(rows), 16)
+
+    parameter = torch.nn.Parameter(torch.ones(3, 16))
+    learner = Learner({"p": parameter}, 1.0, lambda: parameter)
+    for drop_last, sizes in ((False, [5, 5, 2, 5]), (True, [5, 5, 5, 5])):
+        seen.clear()
+        plan = Plan(4, 5, lambda epoch, done: 0.1, drop_last=drop_last)
+        train(
+            learner, Clip.of(encoder), plan, torch.optim.SGD([parameter]), batches, LABELS, seed=1
+        )
+        assert [len(rows) for rows in seen] == sizes
+        n_first = 3 if not drop_last else 2
+        first = [row for rows in seen[:n_first] for row in rows]
+        assert len(set(first)) == len(first)
+    assert sorted(row for rows in seen[:2] for row in rows) != list(range(10))
+
+
+def test_the_learning_rate_is_the_schedules(encoder: Encoder) -> None:
+    asked: list[tuple[int, float]] = []
+    rates: list[float] = []
+
+    def schedule(epoch: int, done: float) -> float:
+        asked.append((epoch, done))
+        return 0.01 * len(asked)
+
+    parameter = torch.nn.Parameter(torch.ones(3, 16))
+    learner = Learner({"p": parameter}, 1.0, lambda: parameter)
+    optimizer = torch.optim.SGD([parameter])
+    train(
+        learner, Clip.of(encoder), Plan(4, 6, schedule), optimizer,
+        lambda rows, epoch: torch.ones(len(rows), 16), LABELS,
+        seed=1, watch=lambda *a: rates.append(optimizer.param_groups[0]["lr"]),
+    )  # fmt: skip
+    assert asked == [(0, 0.0), (0, 0.25), (1, 0.5), (1, 0.75)]
+    assert rates == [0.01, 0.02, 0.03, 0.04]
+
+
+def test_another_runs_checkpoint_is_refused(encoder: Encoder, tmp_path: Path) -> None:
+    Run(encoder)(tmp_path / "c", about="one")
+    with pytest.raises(UserError, match="is the checkpoint of another run"):
+        Run(encoder)(tmp_path / "c", about="other")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:100], lambda b: b"", lambda b: b"x" * len(b)])
+def test_a_damaged_checkpoint_is_refused(
+    encoder: Encoder, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / "c"
+    Run(encoder)(path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match="is no checkpoint"):
+        Run(encoder)(path)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(encoder: Encoder) -> None:
+    parameter = torch.nn.Parameter(torch.ones(3, 16))
+    learner = Learner({"p": parameter}, float("inf"), lambda: parameter)
+    with pytest.raises(UserError, match=r"the loss is nan in step 1 of 3; use a smaller lr"):
+        train(
+            learner, Clip.of(encoder), Plan(3, 6, lambda epoch, done: 0.1),
+            torch.optim.SGD([parameter]), lambda rows, epoch: torch.ones(len(rows), 16), LABELS,
+            seed=1,
+        )  # fmt: skip
+
+
+CODE = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_endtoend_train import *
+run = Run(load("local-dir:" + sys.argv[1], device="cpu"), iterations=120)
+print("ready", flush=True)
+run(Path(sys.argv[2]))
+"""
+
+
+def test_kill_9_at_any_moment_costs_nothing_but_time(random_vit: Path, tmp_path: Path) -> None:
+    code = CODE.format(tests=str(Path(__file__).parent))
+    checkpoint = tmp_path / "c.safetensors"
+    for _ in range(2):
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(random_vit), str(checkpoint)],
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        ) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            deadline = time.monotonic() + 60
+            while not checkpoint.exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            time.sleep(0.1)
+            process.send_signal(signal.SIGKILL)
+    run = replace(Run(load(f"local-dir:{random_vit}", device="cpu")), iterations=120)
+    resumed, steps = run(checkpoint)
+    assert steps[0] > 0
+    assert equal(resumed, run()[0])
