@@ -408,6 +408,7 @@ def train(
     from cache.encoder import load
     from cache.extract import default_workers
     from cache.source import find
+    from fewshot.endtoend.display import shown
     from fewshot.endtoend.methods import configure
     from fewshot.endtoend.run import checkpoint_path, run, store_of
     from fewshot.results import append
@@ -425,17 +426,22 @@ def train(
             f"{checkpoint} is from an earlier start of this run; --resume goes on from it, "
             "removing it begins anew"
         )
-    trained = run(
-        chosen,
-        load(model, device=device, precision=precision),
-        source,
-        shots=shots,
-        seed=seed,
-        store=features,
-        fixed=fixed,
-        checkpoint=checkpoint,
-        workers=workers or default_workers(),
-    )
+    encoder = load(model, device=device, precision=precision)
+    steps = chosen.plan(shots, shots * len(source.classnames)).iterations
+    with shown(chosen.name, steps, len(source.splits.get("test", ()))) as (watch, advance):
+        trained = run(
+            chosen,
+            encoder,
+            source,
+            shots=shots,
+            seed=seed,
+            store=features,
+            fixed=fixed,
+            checkpoint=checkpoint,
+            workers=workers or default_workers(),
+            watch=watch,
+            advance=advance,
+        )
     append(out / "results.jsonl", trained.result)
     print(trained.result.to_json() if as_json else accuracy_table([trained.result]))
 
@@ -660,23 +666,26 @@ def report(
 def methods(
     name: Annotated[str | None, typer.Argument(help="Show this one in full.")] = None,
 ) -> None:
-    """List the methods, or show one's settings."""
+    """List the methods of `fit` and of `train`, or show one's settings."""
+    from fewshot.endtoend.methods import METHODS as TRAINED
     from fewshot.methods import METHODS
     from fewshot.settings import describe
 
+    every: dict[str, type[object]] = {**METHODS, **TRAINED}
     if name is not None:
-        print(describe(name))
+        print(describe(name, every))
         return
     _table(
-        ("method", "learns from", "tuned by default", "what it is"),
+        ("method", "command", "learns from", "tuned by default", "what it is"),
         [
             (
                 name,
-                method.learns_from,
-                ", ".join(method.grid),
+                "fit" if name in METHODS else "train",
+                getattr(method, "learns_from", "labels"),
+                ", ".join(getattr(method, "grid", ())),
                 (method.__doc__ or "").strip().splitlines()[0],
             )
-            for name, method in METHODS.items()
+            for name, method in every.items()
         ],
     )
 

@@ -59,7 +59,14 @@ class Preprocess:
         """The single deterministic crop (3, H, W) that features are stored for."""
         return _open_clips(self)(image)
 
-    def view(self, image: Image.Image, scale: tuple[float, float], key: tuple[int, ...]) -> Tensor:
+    def view(
+        self,
+        image: Image.Image,
+        scale: tuple[float, float],
+        key: tuple[int, ...],
+        *,
+        flip: bool = True,
+    ) -> Tensor:
         """One augmented view (3, H, W): a random resized crop, flipped half of the time.
 
         Args:
@@ -68,6 +75,7 @@ class Preprocess:
                 Tip-Adapter's and GDA's, (0.08, 1) CoOp's.
             key: Seed, row, view number: the crop is a function of these alone, so views do not
                 depend on the order or the process in which images are encoded.
+            flip: False for no view flipped; the crops are the same.
         """
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms import functional as tv
@@ -78,7 +86,7 @@ class Preprocess:
             image, top, left, height, width, [self.size, self.size],
             InterpolationMode(self.interpolation),
         )  # fmt: skip
-        if rng.random() < 0.5:
+        if flip and rng.random() < 0.5:
             crop = tv.hflip(crop)
         return tv.normalize(tv.to_tensor(crop), list(self.mean), list(self.std))  # type: ignore[no-any-return]
 

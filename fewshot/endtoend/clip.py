@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
@@ -79,7 +79,11 @@ class Learner:
             left alone and stored features serve.
         score: Features (B, D) to logits (B, C); None for the scaled cosine to the text.
         objective: Features, labels (B,) and their logits to the loss; None for cross-entropy.
+        penalty: Of the classes' text, as `text` gives it, what is added to the loss; None for
+            nothing.
         modules: What is in training mode while it trains, for the sake of dropout.
+        calibrate: Called before training with the centre crops of the few shots, a batch of pixels
+            at a time and in order, and their (N,) labels; None where nothing depends on them.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -88,17 +92,23 @@ class Learner:
     images: Callable[[Tensor], Tensor] | None = None
     score: Callable[[Tensor], Tensor] | None = None
     objective: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    penalty: Callable[[Tensor], Tensor] | None = None
     modules: Sequence[nn.Module] = field(default_factory=tuple)
+    calibrate: Callable[[Iterable[Tensor], Tensor], None] | None = None
 
     def logits(self, features: Tensor) -> Tensor:
         """(B, C) float32 logits of (B, D) features of any norm."""
         if self.score is not None:
             return self.score(features)
-        image = normalize(features.float(), dim=-1)
-        return self.logit_scale * image @ normalize(self.text().float(), dim=-1).T
+        return scaled_cosines(self.logit_scale, features, self.text())
 
     def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What a step goes down, a scalar, and the (B, C) logits it was computed from."""
+        if self.penalty is not None:
+            text = self.text()
+            once = replace(self, text=lambda: text, penalty=None)
+            loss, logits = once.loss(features, labels)
+            return loss + self.penalty(text), logits
         logits = self.logits(features)
         if self.objective is not None:
             return self.objective(features, labels, logits), logits
@@ -112,6 +122,12 @@ class Learner:
         return replace(self, text=lambda: text)
 
 
+def scaled_cosines(scale: float, features: Tensor, text: Tensor) -> Tensor:
+    """(B, C) float32 logits of features (B, D) and text (C, D) of any norms, autocast or not."""
+    with torch.autocast(features.device.type, enabled=False):
+        return scale * normalize(features.float(), dim=-1) @ normalize(text.float(), dim=-1).T
+
+
 @dataclass(frozen=True)
 class Plan:
     """How long and on what a method trains.
@@ -122,6 +138,7 @@ class Plan:
         drop_last: Leave out the last batch of an epoch where it is not full.
         schedule: The learning rate.
         crop_scale: Least and greatest share of an image's area that an augmented crop keeps.
+        flip: Mirror half of the crops; False where a mirrored image is of another class, or none.
     """
 
     iterations: int
@@ -129,6 +146,7 @@ class Plan:
     schedule: Schedule
     drop_last: bool = False
     crop_scale: tuple[float, float] = (0.08, 1.0)
+    flip: bool = True
 
 
 class EndToEnd(Protocol):

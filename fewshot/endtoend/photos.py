@@ -27,6 +27,7 @@ class Photos:
         preprocess: Preprocess,
         *,
         crop_scale: tuple[float, float],
+        flip: bool = True,
         seed: int,
         workers: int = 2,
     ) -> None:
@@ -34,6 +35,7 @@ class Photos:
         self.paths = paths
         self.preprocess = preprocess
         self.crop_scale = crop_scale
+        self.flip = flip
         self.seed = seed
         self._pool = ThreadPoolExecutor(max(1, workers))
         self._decoded: dict[int, Image.Image] = {}
@@ -55,7 +57,8 @@ class Photos:
             if self._held + size <= KEEP:
                 self._held += size
                 self._decoded[row] = image
-        return self.preprocess.view(image, self.crop_scale, (self.seed, row, epoch))
+        key = (self.seed, row, epoch)
+        return self.preprocess.view(image, self.crop_scale, key, flip=self.flip)
 
 
 def centre_crops(
@@ -81,6 +84,29 @@ def centre_crops(
                 batch = [future.result() for future in ahead.pop(0)]
                 yield torch.stack(batch)
                 advance(len(batch))
+
+
+def require_images(source: Source, paths: Sequence[str], *, workers: int = 2) -> None:
+    """Do nothing if there is an image at every path; looks at how each file begins.
+
+    Raises:
+        UserError: There is not; says at how many, and names the first.
+    """
+
+    def fault(path: str) -> str:
+        try:
+            source.check_header(path)
+        except OSError as error:
+            return f"{source.root / path}: {error}"
+        return ""
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        faults = [found for found in pool.map(fault, paths) if found]
+    if faults:
+        raise UserError(
+            f"{len(faults)} of {len(paths)} images of {source.dataset} cannot be read, the first "
+            f"{faults[0]}; mend or fetch them, or remove them from the dataset"
+        )
 
 
 def read(source: Source, path: str) -> Image.Image:

@@ -16,10 +16,10 @@ from torch import Tensor
 from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.location import default_root, store_path
-from cache.source import Source
+from cache.source import Item, Source
 from cache.store import FeatureStore
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, Plan
-from fewshot.endtoend.photos import Photos, centre_crops
+from fewshot.endtoend.photos import Photos, centre_crops, require_images
 from fewshot.endtoend.train import Batches, Watch, train
 from fewshot.metrics import accuracy, per_class_accuracy
 from fewshot.results import Result, program_version
@@ -79,11 +79,18 @@ def run(
         advance: Called with the number of test images just classified.
 
     Raises:
-        UserError: No test split, too few images, an unreadable one, a store of other weights, or
-            what the method and the loop object to.
+        UserError: No train or test split, too few images, unreadable ones, which are found before
+            training starts, a store of other weights or images, or what the method and the loop
+            object to.
     """
-    if "test" not in source.splits:
-        raise UserError(f"{source.dataset} has no test split; add one, or train on another dataset")
+    for split in ("train", "test"):
+        if not source.splits.get(split):
+            raise UserError(
+                f"{source.dataset} has no {split} split; add one, or train on another dataset"
+            )
+    if store is not None:
+        _require_same_weights(store, encoder)
+        _require_same_images(store, source)
     train_items = source.splits["train"]
     sample = draw([item.label for item in train_items], source.classnames, shots=shots, seed=seed)
     items = [train_items[row] for row in sample.train]
@@ -91,25 +98,31 @@ def run(
     clip = Clip.of(encoder)
     learner = method.attach(clip, source.classnames, source.templates)
     plan = method.plan(shots, len(items))
-    if store is not None:
-        _require_same_weights(store, encoder)
-    if learner.images is None and store is not None:
-        batches = _stored(store, sample.train)
-        n_views = max(1, store.n_views("train"))
+    stored = store if learner.images is None else None
+    if stored is not None:
+        batches = _stored(stored, sample.train)
+        n_views = max(1, stored.n_views("train"))
     else:
-        batches = _live(
-            learner, encoder, source, [item.path for item in items], plan, seed, workers
-        )
+        paths = [item.path for item in items]
+        tested = [item.path for item in source.splits["test"]]
+        require_images(source, paths + tested, workers=workers)
+        batches = _live(learner, encoder, source, paths, plan, seed, workers)
         n_views = 0
-    about = _about(method, encoder, source, shots, seed, n_views)
+    about = _about(method, encoder, source, items, seed, stored)
     start = time.perf_counter()
+    if learner.calibrate is not None:
+        paths = [item.path for item in items]
+        crops = centre_crops(
+            source, paths, encoder.preprocess, batch_size=batch_size, workers=workers
+        )
+        learner.calibrate(crops, labels)
     train(
         learner, clip, plan, method.optimizer(learner), batches, labels,
         seed=seed, checkpoint=checkpoint, about=about, watch=watch,
     )  # fmt: skip
     trained = time.perf_counter()
-    predicted, truth = _test(learner, clip, source, store, batch_size, workers, advance)
-    tested = time.perf_counter()
+    predicted, truth = _test(learner, clip, source, stored, batch_size, workers, advance)
+    done = time.perf_counter()
     values: dict[str, Any] = asdict(method)
     result = Result(
         method=method.name,
@@ -135,7 +148,7 @@ def run(
         n_validation=0,
         n_test=len(truth),
         fit_seconds=trained - start,
-        predict_seconds=tested - trained,
+        predict_seconds=done - trained,
         predictions=None,
         fingerprint=store.fingerprint if store else str(encoder.identity["weights"]),
         version=program_version(),
@@ -150,6 +163,20 @@ def _require_same_weights(store: FeatureStore, encoder: Encoder) -> None:
             f"{store.path} was made with other weights than {encoder.identity['name']} has now; "
             "extract it again"
         )
+
+
+def _require_same_images(store: FeatureStore, source: Source) -> None:
+    """Rows are drawn from the source and looked up in the store, so they must be the same ones."""
+    for split in ("train", "test"):
+        items = source.splits[split]
+        same = store.labels(split).tolist() == [item.label for item in items]
+        if not store.imported:  # then it may not know the paths
+            same = same and store.paths(split) == [item.path for item in items]
+        if not same:
+            raise UserError(
+                f"{store.path} has other {split} images or labels than {source.dataset} has now; "
+                "extract it again"
+            )
 
 
 def _stored(store: FeatureStore, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Batches:
@@ -172,8 +199,9 @@ def _live(
 ) -> Batches:
     """Pixels, or, where the image tower is left alone, the features it has of them."""
     photos = Photos(
-        source, paths, encoder.preprocess, crop_scale=plan.crop_scale, seed=seed, workers=workers
-    )
+        source, paths, encoder.preprocess,
+        crop_scale=plan.crop_scale, flip=plan.flip, seed=seed, workers=workers,
+    )  # fmt: skip
     if learner.images is not None:
         return photos
     return lambda rows, epoch: encoder.encode_images(photos(rows, epoch))
@@ -194,9 +222,10 @@ def _test(
     predicted = []
     with clip.autocast():
         fixed = learner.frozen()
-        if learner.images is None and store is not None:
+        if store is not None:
             features = torch.from_numpy(store.features("test"))
-            for part in torch.split(features, 4096):
+            # A learner with a score of its own may run the text tower for every image.
+            for part in torch.split(features, 4096 if learner.score is None else batch_size):
                 predicted.append(fixed.logits(part.to(clip.device)).argmax(dim=1).cpu())
                 advance(len(part))
             return torch.cat(predicted), torch.from_numpy(store.labels("test"))
@@ -211,9 +240,20 @@ def _test(
 
 
 def _about(
-    method: EndToEnd, encoder: Encoder, source: Source, shots: int, seed: int, n_views: int
+    method: EndToEnd,
+    encoder: Encoder,
+    source: Source,
+    items: list[Item],
+    seed: int,
+    store: FeatureStore | None,
 ) -> str:
     """All that a run's outcome depends on, as text."""
+    data = [
+        [[item.path, item.label] for item in items],
+        source.classnames,
+        source.templates,
+        encoder.preprocess.identity(),
+    ]
     what = {
         "method": method.name,
         "settings": asdict(method),
@@ -221,10 +261,9 @@ def _about(
         "precision": encoder.precision,
         "device": encoder.device.type,
         "dataset": source.dataset,
-        "images": [len(items) for items in source.splits.values()],
-        "shots": shots,
+        "data": hashlib.sha256(json.dumps(data).encode()).hexdigest(),
         "seed": seed,
-        "views": n_views,
+        "store": store.fingerprint if store else None,
     }
     return json.dumps(what, sort_keys=True)
 

@@ -22,6 +22,7 @@ from fewshot.endtoend.lora import Towers
 from fewshot.training import cosine_by_step
 
 Head = Literal["frozen", "tuned"]
+Inserted = tuple[Mapping[str, nn.Parameter], Sequence[nn.Module]]  # trained; with dropout
 AT_ONCE = 256  # prompts in the text tower where no gradient is wanted
 
 
@@ -79,7 +80,7 @@ class Tuned(EndToEnd):
             raise UserError(f"template must have {{}} for the class name; got {self.template!r}")
 
     @abstractmethod
-    def insert(self, clip: Clip) -> tuple[Mapping[str, nn.Parameter], Sequence[nn.Module]]:
+    def insert(self, clip: Clip) -> Inserted:
         """Change the towers in place; what is trained, by name, and the modules with dropout.
 
         Raises:
@@ -90,7 +91,8 @@ class Tuned(EndToEnd):
         """Change the towers that are to be, and compare images with text as CLIP does."""
         chosen = [self.template] if self.template else list(templates)
         fixed = class_text(clip, classnames, chosen) if self.towers == "image" else None
-        parameters, modules = self.insert(clip)
+        inserted, modules = self.insert(clip)
+        parameters = dict(inserted)
         if fixed is None:
             tokens = clip.tokens(_filled(chosen[0], classnames))
             chunk = self.text_chunk or None
@@ -108,7 +110,7 @@ class Tuned(EndToEnd):
         else:
             classes = nn.Parameter(fixed, self.head == "tuned")
             if self.head == "tuned":
-                parameters = {**parameters, "head": classes}
+                parameters["head"] = classes
 
             def text() -> Tensor:
                 return classes
@@ -117,7 +119,7 @@ class Tuned(EndToEnd):
             parameters,
             clip.logit_scale,
             text,
-            images=None if self.towers == "text" else clip.model.encode_image,
+            images=clip.model.encode_image if inserted and self.towers != "text" else None,
             modules=modules,
         )
 

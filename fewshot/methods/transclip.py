@@ -174,11 +174,12 @@ class JointClassifier:
         else:
             means = normalize(shots.sums, dim=1)
         variance = x.new_full((x.shape[1],), 1 / x.shape[1])
+        squares = (x**2).mean(dim=0) + shots.each * shots.squares
         log_z = text_says
         text_says = method.text_weight(few_shot=self.support is not None) * text_says
         for _ in range(method.iterations):
             log_z = self._assign(x, log_z, text_says, means, variance, graph)
-            means, variance = _estimate(x, log_z.exp(), shots)
+            means, variance = _estimate(x, squares, log_z.exp(), shots)
         return self._assign(x, log_z, text_says, means, variance, graph).to(features)
 
     def _text_says(self, x: Tensor) -> Tensor:
@@ -234,13 +235,19 @@ def _means_of_the_surest(x: Tensor, y: Tensor) -> Tensor:
     return normalize(torch.einsum("nc,ncd->cd", shares / shares.sum(dim=0), x[rows]), dim=1)
 
 
-def _estimate(x: Tensor, z: Tensor, shots: _Shots) -> tuple[Tensor, Tensor]:
-    """Means (C, D) of unit norm and the variance (D,) about them; no image's mean is zero."""
+def _estimate(x: Tensor, squares: Tensor, z: Tensor, shots: _Shots) -> tuple[Tensor, Tensor]:
+    """Means (C, D) of unit norm and the variance (D,) about them; no image's mean is zero.
+
+    Args:
+        x: (M, D) queries.
+        squares: (D,) weighted sum of the squares of queries and labelled images together.
+        z: (M, C) assignments.
+        shots: The labelled images.
+    """
     sums = z.T @ x / len(x) + shots.each * shots.sums
     shares = z.sum(dim=0) / len(x) + shots.each * shots.counts
     averages = sums / shares.clamp_min(torch.finfo(x.dtype).tiny)[:, None]
     means = normalize(averages, dim=1)
     # sum_ik z_ik (x_i - mu_k)^2, multiplied out, of queries and labelled images together.
-    squares = (x**2).mean(dim=0) + shots.each * shots.squares
-    squares = squares - 2 * (sums * means).sum(dim=0) + shares @ means**2
-    return means, (squares / shares.sum()).clamp_min(LEAST_VARIANCE)
+    spread = squares - 2 * (sums * means).sum(dim=0) + shares @ means**2
+    return means, (spread / shares.sum()).clamp_min(LEAST_VARIANCE)

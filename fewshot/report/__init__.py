@@ -107,7 +107,7 @@ def make(
         made = section(task, here, zero_shot)
         add_classes(made, here)
         sections.append(made)
-    sections.sort(key=lambda made: made.title.startswith("zero-shot"))
+    sections.sort(key=lambda made: _rank(made.title))
     if with_published:
         sections.append(published_section(rows, published.load()))
     residuals = residual_section(rows, zero_shot)
@@ -118,6 +118,11 @@ def make(
 
         sections.append(maps_section(rows, tsne, stores or Path("features")))
     return Report(_title(rows), [_summary(results, rows), *notes], sections)
+
+
+def _rank(title: str) -> int:
+    """What most came for stands first; zero-shot, which is in everyone's curves, last."""
+    return 0 if title.startswith("few-shot") else 2 if title.startswith("zero-shot") else 1
 
 
 def _title(rows: Cells) -> str:
