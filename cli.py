@@ -390,6 +390,14 @@ def train(
         str, typer.Option(help="auto (fp32 on a CPU, fp16 on CUDA), fp32, bf16 or fp16.")
     ] = "auto",
     store: StoreRoot = None,
+    crop_scale: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Least and greatest share of an image in a crop. [default: the paper's]"),
+    ] = None,
+    flip: Annotated[
+        bool | None,
+        typer.Option("--flip/--no-flip", help="Mirror half of the crops. [default: the paper's]"),
+    ] = None,
     live: Annotated[
         bool, typer.Option("--live", help="Encode images even where a store has their features.")
     ] = False,
@@ -420,7 +428,7 @@ def train(
     features = None if live else store_of(source, model, store)
     if features is not None:
         _say(f"using {features.path}")
-    checkpoint = checkpoint_path(out, chosen, source, model, shots, seed)
+    checkpoint = checkpoint_path(out, chosen, source, model, shots, seed, crop_scale, flip)
     if checkpoint.exists() and not resume:
         raise UserError(
             f"{checkpoint} is from an earlier start of this run; --resume goes on from it, "
@@ -437,6 +445,8 @@ def train(
             seed=seed,
             store=features,
             fixed=fixed,
+            crop_scale=crop_scale,
+            flip=flip,
             checkpoint=checkpoint,
             workers=workers or default_workers(),
             watch=watch,

@@ -75,9 +75,23 @@ def test_the_table_is_that_of_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[1].startswith("digits   tiny   clip-lora (iterations_per_shot=2)  none")
 
 
+def test_crops_are_the_papers_unless_others_are_asked_for() -> None:
+    short = [*DIGITS, "--set", "iterations_per_shot=1"]
+    assert main(["train", "clip-lora", *short]) == 0
+    assert main(["train", "clip-lora", *short, "--crop-scale", "0.5", "1", "--no-flip"]) == 0
+    usual, gentle = read(Path("runs/results.jsonl"))
+    assert usual.hyperparameters["crop_scale"] == [0.08, 1.0]
+    assert usual.hyperparameters["flip"] is True
+    assert gentle.hyperparameters["crop_scale"] == [0.5, 1.0]
+    assert gentle.hyperparameters["flip"] is False
+    assert gentle.fixed == ["crop_scale", "flip", "iterations_per_shot"]
+    assert usual.cell() != gentle.cell()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["coop", *DIGITS, "--crop-scale", "0.5", "0.1"], "crop_scale must be two shares"),
         (["koop", *DIGITS], "unknown end-to-end method 'koop'"),
         (["coop", *DIGITS, "--set", "depth=2"], "unknown setting of coop 'depth'"),
         (["coop", *DIGITS, "--set", "lr=fast"], "lr must be a number; got 'fast'"),

@@ -6,11 +6,17 @@ from dataclasses import fields, replace
 from cache.errors import unknown
 from fewshot.endtoend.clip import EndToEnd
 from fewshot.endtoend.clip_lora import CLIPLoRA
+from fewshot.endtoend.cocoop import CoCoOp
 from fewshot.endtoend.coop import CoOp
+from fewshot.endtoend.kgcoop import KgCoOp
+from fewshot.endtoend.prograd import ProGrad
 from fewshot.settings import with_settings
 
 METHODS: dict[str, type[EndToEnd]] = {
     "coop": CoOp,
+    "cocoop": CoCoOp,
+    "kgcoop": KgCoOp,
+    "prograd": ProGrad,
     "clip-lora": CLIPLoRA,
 }
 

@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ def run(
     seed: int,
     store: FeatureStore | None = None,
     fixed: Collection[str] = (),
+    crop_scale: tuple[float, float] | None = None,
+    flip: bool | None = None,
     checkpoint: Path | None = None,
     workers: int = 2,
     batch_size: int = 64,
@@ -72,6 +74,9 @@ def run(
         seed: What draws them and orders the batches.
         store: The same dataset's features under the same model.
         fixed: Hyper-parameters that were set by hand, for the record.
+        crop_scale: Least and greatest share of an image that a live crop keeps; the method's own
+            without it.
+        flip: Mirror half of the live crops; as the method has it without.
         checkpoint: A file to resume from and to keep up to date.
         workers: Threads that decode and augment.
         batch_size: Images per forward pass in testing.
@@ -97,7 +102,7 @@ def run(
     labels = torch.tensor([item.label for item in items])
     clip = Clip.of(encoder)
     learner = method.attach(clip, source.classnames, source.templates)
-    plan = method.plan(shots, len(items))
+    plan = augmented(method.plan(shots, len(items)), crop_scale, flip)
     stored = store if learner.images is None else None
     if stored is not None:
         batches = _stored(stored, sample.train)
@@ -108,7 +113,7 @@ def run(
         require_images(source, paths + tested, workers=workers)
         batches = _live(learner, encoder, source, paths, plan, seed, workers)
         n_views = 0
-    about = _about(method, encoder, source, items, seed, stored)
+    about = _about(method, plan, encoder, source, items, seed, stored)
     start = time.perf_counter()
     if learner.calibrate is not None:
         paths = [item.path for item in items]
@@ -124,6 +129,10 @@ def run(
     predicted, truth = _test(learner, clip, source, stored, batch_size, workers, advance)
     done = time.perf_counter()
     values: dict[str, Any] = asdict(method)
+    if stored is None:
+        values |= {"crop_scale": list(plan.crop_scale), "flip": plan.flip}
+        asked = {"crop_scale": crop_scale, "flip": flip}
+        fixed = [*fixed, *(name for name, value in asked.items() if value is not None)]
     result = Result(
         method=method.name,
         dataset=source.dataset,
@@ -241,6 +250,7 @@ def _test(
 
 def _about(
     method: EndToEnd,
+    plan: Plan,
     encoder: Encoder,
     source: Source,
     items: list[Item],
@@ -264,15 +274,34 @@ def _about(
         "data": hashlib.sha256(json.dumps(data).encode()).hexdigest(),
         "seed": seed,
         "store": store.fingerprint if store else None,
+        "crops": None if store else [*plan.crop_scale, plan.flip],
     }
     return json.dumps(what, sort_keys=True)
 
 
+def augmented(plan: Plan, crop_scale: tuple[float, float] | None, flip: bool | None) -> Plan:
+    """The plan with other crops, where others are asked for.
+
+    Raises:
+        UserError: The scale is no range of shares.
+    """
+    if crop_scale is not None and not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+        raise UserError(
+            f"crop_scale must be two shares of the area, 0 < least <= greatest <= 1; got "
+            f"{crop_scale[0]} and {crop_scale[1]}; CoOp's are 0.08 and 1"
+        )
+    return replace(
+        plan,
+        crop_scale=plan.crop_scale if crop_scale is None else crop_scale,
+        flip=plan.flip if flip is None else flip,
+    )
+
+
 def checkpoint_path(
-    out: Path, method: EndToEnd, source: Source, model: str, shots: int, seed: int
+    out: Path, method: EndToEnd, source: Source, model: str, shots: int, seed: int, *crops: object
 ) -> Path:
     """Where a run keeps its checkpoint: a name of its own for whatever was asked for."""
-    asked = {"settings": asdict(method), "model": model, "shots": shots, "seed": seed}
+    asked = [asdict(method), model, shots, seed, *crops]
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{method.name}-{source.dataset}-{shots}-{seed}-{digest}.safetensors"
     return out / "checkpoints" / name
