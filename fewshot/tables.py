@@ -2,12 +2,12 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan, nan
 from typing import NamedTuple
 
-from fewshot.groups import Cells, Point, Row, cells, labels, over_seeds
+from fewshot.groups import Cells, Point, Row, Value, cells, labels, over_seeds
 from fewshot.results import Result
 
 
@@ -141,18 +141,39 @@ def accuracy_table(results: Sequence[Result]) -> str:
     """One line per dataset, model, method and tuning, one column per number of shots, as text.
 
     A mean over several seeds is followed by half the width of its 95 % interval (Student's t).
+    Where results have accuracies of parts of the test split, each part has a line.
     """
-    rows = points(cells(results))
-    all_shots = sorted({shots for line in rows.values() for shots, _, _ in line})
+    rows = cells(results)
+    all_shots = sorted({shots for found in rows.values() for shots in found})
     names = labels(rows)
-    several = len({row.task for row in rows if row.setting != "zero-shot"}) > 1
+    told = any(row.setting not in ("few-shot", "zero-shot") for row in rows)
+    parted = any(_parts(found) for found in rows.values())
     lines = []
-    for row, line in rows.items():
-        task = [f"{row.setting} {row.imbalance or row.source}".rstrip()] if several else []
-        columns = by_shots(line, all_shots)
-        lines.append((row.dataset, row.model, names[row], *task, row.tune, *columns))
-    header = ["dataset", "model", "method", *(["setting"] if several else []), "tuned by"]
+    for row, found in rows.items():
+        task = [f"{row.setting} {row.imbalance or row.source}".rstrip()] if told else []
+        whole = "H" if row.setting == "base-to-new" else "all"
+        for part in (*_parts(found), whole):
+            line = [over_seeds(group, _accuracy_of(part)) for group in found.values()]
+            classes = [part] if parted else []
+            columns = by_shots(line, all_shots)
+            lines.append((row.dataset, row.model, names[row], *task, row.tune, *classes, *columns))
+    header = ["dataset", "model", "method", *(["setting"] if told else []), "tuned by"]
+    header += ["classes"] if parted else []
     return text(Table("", (*header, *map(shots_name, all_shots)), lines))
+
+
+def _parts(found: Mapping[int, Sequence[Result]]) -> tuple[str, ...]:
+    """The parts of the test split of which every result has an accuracy."""
+    every = [set(result.accuracies) for group in found.values() for result in group]
+    return tuple(
+        part
+        for part in ("base", "new", "many", "medium", "few")
+        if all(part in one for one in every)
+    )
+
+
+def _accuracy_of(part: str) -> Value:
+    return lambda result: result.accuracies.get(part, result.accuracy)
 
 
 def by_shots(line: Sequence[Point], all_shots: Sequence[int]) -> list[Cell]:

@@ -98,3 +98,16 @@ def test_a_difference_has_its_sign_and_zero_is_not_negative() -> None:
     assert str(Number(0.25, signed=True, digits=2)) == "+0.25"
     assert str(Number(-0.04, signed=True)) == "+0.0"
     assert str(Number(-0.06, signed=True)) == "-0.1"
+
+
+def test_parts_of_the_test_split_have_a_line_each() -> None:
+    parts = {"base": 0.9, "new": 0.45}
+    halves = [
+        result(setting="base-to-new", accuracy=0.6, accuracies=parts, seed=seed) for seed in (1, 2)
+    ]
+    assert accuracy_table(halves).splitlines() == [
+        "dataset  model  method  setting      tuned by  classes  4 shots",
+        "dtd      tiny   gda     base-to-new  cv        base     90.0 ± 0.0",
+        "dtd      tiny   gda     base-to-new  cv        new      45.0 ± 0.0",
+        "dtd      tiny   gda     base-to-new  cv        H        60.0 ± 0.0",
+    ]

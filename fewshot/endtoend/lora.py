@@ -137,7 +137,7 @@ def attach_lora(
     if scaling not in get_args(Scaling):
         raise unknown("scaling", scaling, get_args(Scaling))
     pairs = {}
-    for path in _paths(model, towers, matrices, position):
+    for path in matrix_paths(model, towers, matrices, position):
         parent, _, leaf = path.rpartition(".")
         plain = getattr(model.get_submodule(parent), leaf, None)
         if type(plain) is not nn.Linear:
@@ -194,7 +194,7 @@ def fold(model: nn.Module) -> None:
             setattr(model.get_submodule(parent), leaf, plain.train(pair.training))
 
 
-def _paths(
+def matrix_paths(
     model: nn.Module, towers: Towers, matrices: Sequence[Matrix], position: Position
 ) -> list[str]:
     """Paths of the chosen matrices: text before image, block by block, in the order of `Matrix`."""

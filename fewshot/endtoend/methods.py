@@ -4,12 +4,35 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 
 from cache.errors import unknown
+from fewshot.endtoend.adapters import (
+    AdapterBias,
+    AdaptFormer,
+    Convpass,
+    Houlsby,
+    InnerCLIPAdapter,
+)
 from fewshot.endtoend.clip import EndToEnd
 from fewshot.endtoend.clip_lora import CLIPLoRA
 from fewshot.endtoend.cocoop import CoCoOp
 from fewshot.endtoend.coop import CoOp
+from fewshot.endtoend.dtl import DTL
 from fewshot.endtoend.kgcoop import KgCoOp
+from fewshot.endtoend.lst import LST
+from fewshot.endtoend.peft import (
+    SSF,
+    DiffFit,
+    FacT,
+    FullDelta,
+    KAdaptation,
+    KronA,
+    RepAdapter,
+)
 from fewshot.endtoend.prograd import ProGrad
+from fewshot.endtoend.sct import SCT
+from fewshot.endtoend.select import BitFit, FullFineTuning, LiveLinearProbe, LNTune
+from fewshot.endtoend.tokens import PATT, Prefix, VPTDeep, VPTShallow
+from fewshot.endtoend.visual_prompt import VisualPrompt
+from fewshot.endtoend.vqt import VQT
 from fewshot.settings import with_settings
 
 METHODS: dict[str, type[EndToEnd]] = {
@@ -18,6 +41,31 @@ METHODS: dict[str, type[EndToEnd]] = {
     "kgcoop": KgCoOp,
     "prograd": ProGrad,
     "clip-lora": CLIPLoRA,
+    "live-linear-probe": LiveLinearProbe,
+    "ln-tune": LNTune,
+    "bitfit": BitFit,
+    "difffit": DiffFit,
+    "full-fine-tuning": FullFineTuning,
+    "full-delta": FullDelta,
+    "krona": KronA,
+    "kadaptation": KAdaptation,
+    "fact": FacT,
+    "ssf": SSF,
+    "repadapter": RepAdapter,
+    "adaptformer": AdaptFormer,
+    "houlsby-adapter": Houlsby,
+    "convpass": Convpass,
+    "sct": SCT,
+    "adapterbias": AdapterBias,
+    "inner-clip-adapter": InnerCLIPAdapter,
+    "vpt-shallow": VPTShallow,
+    "vpt-deep": VPTDeep,
+    "prefix": Prefix,
+    "patt": PATT,
+    "visual-prompt": VisualPrompt,
+    "lst": LST,
+    "vqt": VQT,
+    "dtl": DTL,
 }
 
 

@@ -1,0 +1,48 @@
+"""What methods for vision transformers ask of an image tower."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from cache.errors import UserError
+from fewshot.endtoend.clip import Clip
+
+
+def image_vit(clip: Clip, technique: str) -> Any:
+    """The image tower, open_clip's `VisionTransformer`; its `transformer` runs (B, L, W) tokens.
+
+    Raises:
+        UserError: It is a ResNet.
+    """
+    tower = clip.model.visual
+    if not hasattr(tower, "transformer"):
+        raise UserError(
+            f"{technique} needs the blocks of a vision transformer; the image tower is a "
+            f"{type(tower).__name__}; use a model such as ViT-B-16/openai"
+        )
+    return tower
+
+
+def image_only(technique: str, towers: str) -> None:
+    """Refuse to change the text tower.
+
+    Raises:
+        UserError: It is to be changed.
+    """
+    if towers != "image":
+        raise UserError(f"{technique} changes the image tower only; got towers={towers}; use image")
+
+
+def linear(
+    n_in: int, n_out: int, generator: torch.Generator | None, *, bias: bool = True
+) -> nn.Linear:
+    """An `nn.Linear` drawn as PyTorch draws its weight, or zero without a generator; zero bias."""
+    layer = nn.Linear(n_in, n_out, bias, device="meta").to_empty(device="cpu")  # draws nothing
+    if generator is None:
+        nn.init.zeros_(layer.weight)
+    else:
+        nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=generator)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,134 @@
+"""What every end-to-end method must hold to, whatever it puts into the towers."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cache.encoder import Encoder, load
+from cache.errors import UserError
+from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.methods import METHODS, configure
+from fewshot.methods import METHODS as CACHED
+
+NAMES = ["cat", "long_haired dog", "zebra"]
+LABELS = torch.tensor([0, 1, 2, 1])
+SETTINGS = {"visual-prompt": {"pad": "4"}}  # images here are but 32 pixels wide
+RESNET_TOO = {  # the others need a ViT
+    "coop", "cocoop", "kgcoop", "prograd", "clip-lora", "live-linear-probe", "ln-tune", "bitfit",
+    "full-fine-tuning", "krona", "kadaptation", "ssf", "visual-prompt",
+}  # fmt: skip
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+@pytest.fixture(scope="module")
+def encoder(random_vit: Path) -> Encoder:
+    return load(f"local-dir:{random_vit}", device="cpu")
+
+
+def pixels() -> Tensor:
+    return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def attached(name: str, encoder: Encoder, seed: int = 1) -> tuple[Clip, Any]:
+    clip = Clip.of(encoder)
+    learner: Any = configure(name, SETTINGS.get(name, {}), seed=seed).attach(
+        clip, NAMES, ["a photo of a {}."]
+    )
+    if learner.calibrate is not None:
+        learner.calibrate([pixels()], LABELS)
+    return clip, learner
+
+
+def loss(learner: Any) -> Tensor:
+    features = torch.ones(4, 16) if learner.images is None else learner.images(pixels())
+    value: Tensor = learner.loss(features, LABELS)[0]
+    return value
+
+
+@every_method
+def test_a_method_is_listed_under_its_own_name_and_no_cached_one_has_it(name: str) -> None:
+    assert METHODS[name].name == name
+    assert name not in CACHED
+
+
+@every_method
+def test_what_is_declared_gets_a_gradient_and_nothing_else_does(
+    name: str, encoder: Encoder
+) -> None:
+    clip, learner = attached(name, encoder)
+    loss(learner).backward()  # type: ignore[no-untyped-call]
+    declared = {id(p) for p in learner.parameters.values()}
+    assert any(p.grad is not None for p in learner.parameters.values())
+    assert all(p.requires_grad for p in learner.parameters.values())
+    for parameter in clip.model.parameters():
+        assert parameter.grad is None or id(parameter) in declared
+
+
+@every_method
+def test_the_encoder_it_was_made_of_stays_as_it_was(name: str, encoder: Encoder) -> None:
+    before = copy.deepcopy(encoder.model.state_dict())
+    _, learner = attached(name, encoder)
+    loss(learner).backward()  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        for parameter in learner.parameters.values():
+            parameter += 1.0
+    for key, value in encoder.model.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+@every_method
+def test_the_same_seed_draws_the_same_and_the_global_generator_is_left_alone(
+    name: str, encoder: Encoder
+) -> None:
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    first, again = (attached(name, encoder)[1].parameters for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert list(first) == list(again)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+@every_method
+def test_logits_are_float32_and_finite_one_per_class_in_bfloat16_as_well(
+    name: str, encoder: Encoder
+) -> None:
+    _, learner = attached(name, encoder)
+    for precise in (True, False):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=not precise):
+            features = torch.ones(4, 16) if learner.images is None else learner.images(pixels())
+            logits = learner.logits(features)
+        assert logits.shape == (4, 3)
+        assert logits.dtype == torch.float32
+        assert torch.isfinite(logits).all()
+
+
+@every_method
+def test_a_few_steps_go_down(name: str, encoder: Encoder) -> None:
+    _, learner = attached(name, encoder)
+    optimizer = configure(name, SETTINGS.get(name, {}), seed=1).optimizer(learner)
+    losses = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        value = loss(learner)
+        value.backward()  # type: ignore[no-untyped-call]
+        losses.append(float(value.detach()))
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-4
+        optimizer.step()
+    assert losses[-1] < losses[0]
+
+
+@every_method
+def test_a_resnet_s_image_tower_is_served_or_refused_by_name(
+    name: str, random_resnet: Path
+) -> None:
+    resnet = load(f"local-dir:{random_resnet}", device="cpu")
+    if name in RESNET_TOO:
+        assert torch.isfinite(loss(attached(name, resnet)[1]))
+    else:
+        with pytest.raises(UserError, match="ResNet"):
+            attached(name, resnet)
