@@ -35,6 +35,16 @@ class Classifier(Protocol):
         ...
 
 
+class Traits(Protocol):
+    """What is known of a method before it runs, be it on cached features or end to end."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    name: ClassVar[str]
+    grid: ClassVar[Grid]
+    learns_from: ClassVar[LearnsFrom]
+    transductive: ClassVar[bool]
+
+
 class Method(Protocol):
     """A way to adapt CLIP: a frozen dataclass whose fields are its hyper-parameters.
 

@@ -8,7 +8,7 @@ The setting is written into the result, and results of different settings are ne
 """
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cache.errors import UserError
 from cache.store import FeatureStore
-from fewshot.classifier import Classifier, Generaliser, Method, predict
+from fewshot.classifier import Classifier, Generaliser, Method, Traits, predict
 from fewshot.fitting import Fitted, class_text, fit, query
 from fewshot.metrics import accuracy, harmonic_mean, per_class_accuracy
 from fewshot.predictions import Predictions, digest_of_images, file_name, write_predictions
@@ -272,7 +272,7 @@ def _test(classifier: Classifier, method: Method, features: Tensor) -> _Tested:
     return _Tested(predicted, time.perf_counter() - start)
 
 
-def setting_name(method: Method, protocol: str | None, labelled: bool) -> str:
+def setting_name(method: Traits, protocol: str | None, labelled: bool) -> str:
     """What a result calls its setting: the protocol, else what was learnt from.
 
     Args:
@@ -375,21 +375,31 @@ def _result(
         fingerprint=store.fingerprint,
         version=program_version(),
     )
-    return result if save is None else _saved(result, save, store, predicted, labels, rows)
+    images = digest_of_images(store.dataset, store.labels("test"), rows)
+    return with_predictions(result, save, store.classnames, images, predicted, labels)
 
 
-def _saved(
+def with_predictions(
     result: Result,
-    folder: Path,
-    store: FeatureStore,
+    folder: Path | None,
+    classnames: Sequence[str],
+    images: str,
     predicted: Tensor,
     labels: Tensor,
-    rows: "NDArray[np.int64]",
 ) -> Result:
-    """The result with its predictions written beside it."""
-    name = file_name(result.cell())
-    images = digest_of_images(store.dataset, store.labels("test"), rows)
-    write_predictions(
-        folder / name, Predictions(predicted.numpy(), labels.numpy(), store.classnames, images)
-    )
-    return result.saved_as(str(folder / name))
+    """The result with its predictions written into the folder, if there is one.
+
+    Args:
+        result: What they are of.
+        folder: Where to.
+        classnames: C names by class id.
+        images: Digest of which images they are, by `digest_of_images`.
+        predicted: (M,) class ids.
+        labels: (M,) the true ones.
+    """
+    if folder is None:
+        return result
+    path = folder / file_name(result.cell())
+    content = Predictions(predicted.numpy(), labels.numpy(), tuple(classnames), images)
+    write_predictions(path, content)
+    return result.saved_as(str(path))

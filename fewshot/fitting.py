@@ -11,7 +11,7 @@ from torch import Tensor
 from cache.errors import UserError, unknown
 from cache.store import FeatureStore
 from fewshot import tuning
-from fewshot.classifier import Classifier, Method
+from fewshot.classifier import Classifier, Method, Traits
 from fewshot.sampling import Rows, Sample, draw, restrict
 from fewshot.support import SupportSet
 from fewshot.text import Text
@@ -148,12 +148,12 @@ def query(store: FeatureStore, method: Method, split: str, rows: Rows | None = N
     return torch.from_numpy(store.features(split, rows, unit=method.unit_norm))
 
 
-def uses_labels(method: Method, shots: int) -> bool:
+def uses_labels(method: Traits, shots: int) -> bool:
     """Whether the method, given these shots, learns from a support set."""
     return method.learns_from == "labels" or (method.learns_from == "labels or text" and shots > 0)
 
 
-def protocol_used(method: Method, tune: str | None, fixed: Collection[str], shots: int) -> str:
+def protocol_used(method: Traits, tune: str | None, fixed: Collection[str], shots: int) -> str:
     """The tuning protocol that `fit` uses on a support set: `none` where nothing is left to tune.
 
     Args:

@@ -38,7 +38,8 @@ class Result:
         hyperparameters: The method's fields, as tuned.
         fixed: Those of them that were set and not tuned.
         measures: What the classifier tells of itself, such as `trained_parameters`.
-        text_recipe: How text features were made of the prompts; None where there was no text.
+        text_recipe: How text features were made of the prompts: by a recipe of the store's, `live`
+            by the model itself, or None where there was no text.
         prompt_set: Which prompts were asked for; None for the dataset's own.
         n_classes: C of the test split.
         n_support: N, images that were learnt from.

@@ -69,6 +69,19 @@ def test_what_is_declared_gets_a_gradient_and_nothing_else_does(
 
 
 @every_method
+def test_it_says_beforehand_whether_it_needs_images(name: str, encoder: Encoder) -> None:
+    _, learner = attached(name, encoder)
+    assert configure(name, {}, seed=1).on_images == (learner.images is not None)
+
+
+@pytest.mark.parametrize("name", ["clip-lora", "adaptformer"])
+def test_with_the_text_tower_alone_it_needs_none(name: str, encoder: Encoder) -> None:
+    method = configure(name, {"towers": "text"}, seed=1)
+    assert not method.on_images
+    assert method.attach(Clip.of(encoder), NAMES, ["{}"]).images is None
+
+
+@every_method
 def test_the_encoder_it_was_made_of_stays_as_it_was(name: str, encoder: Encoder) -> None:
     before = copy.deepcopy(encoder.model.state_dict())
     _, learner = attached(name, encoder)

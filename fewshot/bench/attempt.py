@@ -1,5 +1,6 @@
 """One fit of a benchmark, and what comes of it: results, or failures that stop nobody else."""
 
+import functools
 import time
 import traceback
 from collections.abc import Sequence
@@ -7,9 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cache.encoder import Encoder, load
 from cache.errors import UserError
+from cache.source import Source, find
 from cache.store import FeatureStore
 from fewshot.bench.plan import Cell, key_of
+from fewshot.endtoend.methods import METHODS as TRAINED
+from fewshot.endtoend.methods import configure as configure_trained
+from fewshot.endtoend.run import run
 from fewshot.evaluate import base_to_new, evaluate, transfer
 from fewshot.results import Result
 from fewshot.settings import configure
@@ -59,6 +65,8 @@ def _outcomes(save: Path | None, cells: Sequence[Cell]) -> Sequence[Result | Fai
 def _evaluate(save: Path | None, cells: Sequence[Cell]) -> list[Result]:
     cell = cells[0]
     store = FeatureStore.open(cell.learnt)
+    if cell.what["method"] in TRAINED:
+        return [_train(save, cell, store)]
     method = configure(cell.what["method"], cell.settings, logit_scale=store.logit_scale)
     imbalance = cell.what["imbalance"]
     ask: dict[str, Any] = {
@@ -75,3 +83,31 @@ def _evaluate(save: Path | None, cells: Sequence[Cell]) -> list[Result]:
     if cell.protocol == "base-to-new":
         return [base_to_new(store, method, **ask)]
     return [evaluate(store, method, imbalance=imbalance, **ask)]
+
+
+def _train(save: Path | None, cell: Cell, store: FeatureStore) -> Result:
+    """The result of a method that needs the model, and mostly the images, beside the store."""
+    seed = cell.what["seed"]
+    method = configure_trained(cell.what["method"], cell.settings, seed=seed)
+    trained = run(
+        method,
+        _encoder(store.model),
+        _source(store.dataset),
+        shots=cell.shots,
+        seed=seed,
+        store=store,
+        fixed=cell.settings,
+        save=save,
+    )
+    return trained.result
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(model: str) -> Encoder:
+    """Loaded once for all cells of a model."""
+    return load(model)
+
+
+@functools.lru_cache(maxsize=8)
+def _source(dataset: str) -> Source:
+    return find(dataset, None)

@@ -17,13 +17,15 @@ from cache.location import find_store, find_stores
 from cache.manifest import all_manifests
 from cache.store import FeatureStore, canonical_json
 from fewshot.bench.config import ALL, TRANSFERS, Bench
-from fewshot.classifier import Generaliser, Method
+from fewshot.classifier import Generaliser, Traits
+from fewshot.endtoend.clip import EndToEnd
+from fewshot.endtoend.methods import METHODS as TRAINED
+from fewshot.endtoend.methods import configure as configure_trained
 from fewshot.evaluate import setting_name, shared_classes
 from fewshot.fitting import protocol_used, uses_labels
 from fewshot.methods import METHODS
 from fewshot.sampling import draw_imbalanced
 from fewshot.settings import configure
-
 
 def key_of(what: Mapping[str, Any]) -> str:
     """A text that is equal for equal cells, given as `Result.cell` gives them."""
@@ -96,8 +98,8 @@ def plan(bench: Bench) -> Plan:
         UserError: Unknown names, settings that no method takes, no stores, or nothing to run.
     """
     for name in bench.methods:
-        if name not in (*METHODS, *ALL):
-            raise unknown("method", name, METHODS)
+        if name not in (*METHODS, *TRAINED, *ALL):
+            raise unknown("method", name, [*METHODS, *TRAINED])
     methods = list(METHODS) if bench.methods == ALL else list(bench.methods)
     variants = {name: _variants(name, bench.settings, methods) for name in methods}
     left_out: dict[str, None] = {}
@@ -107,7 +109,7 @@ def plan(bench: Bench) -> Plan:
         bench.seeds, bench.shots, pairs, methods, bench.prompts or (None,)
     ):
         for settings in variants[name]:
-            method = configure(name, settings, logit_scale=pair.learnt.logit_scale)
+            method = _configured(name, settings, pair.learnt.logit_scale)
             ask = _Ask(bench, method, settings, pair, prompts, shots, seed)
             if method.learns_from == "labels" and not shots:
                 continue
@@ -163,7 +165,7 @@ class _Ask:
     """One combination of what the benchmark asks for."""
 
     bench: Bench
-    method: Method
+    method: Traits
     settings: Mapping[str, str]
     pair: _Pair
     prompts: str | None
@@ -186,6 +188,10 @@ class _Ask:
 
     def _method_cannot(self) -> str | None:
         name, protocol = self.method.name, self.bench.protocol
+        if isinstance(self.method, EndToEnd) and (
+            protocol != "few-shot" or self.bench.imbalance or self.prompts
+        ):
+            return f"{name} is trained end to end, from few shots and with prompts of its own alone"
         if protocol in ("base-to-new", "cross-dataset") and not isinstance(
             self.method, Generaliser
         ):
@@ -226,6 +232,8 @@ class _Ask:
         if self.labelled:
             most, least = self.pair.counts(bench.imbalance, self.shots, self.seed)
             seed, n_views = self.seed, self.pair.n_views
+            if isinstance(self.method, EndToEnd) and self.method.on_images:
+                n_views = 0  # but live images
         protocol = "imbalanced" if bench.imbalance else bench.protocol
         what = {
             "method": self.method.name,
@@ -255,7 +263,8 @@ def _variants(
     Raises:
         UserError: A setting that concerns none of the methods, or a value that will not do.
     """
-    known = {one: {f.name for f in fields(METHODS[one])} for one in methods}
+    every: dict[str, type[Traits]] = {**METHODS, **TRAINED}
+    known = {one: {f.name for f in fields(every[one])} for one in methods}
     mine: dict[str, Sequence[str]] = {}
     for key, values in sorted(settings.items(), key=lambda item: "." in item[0]):
         scope, dot, setting = key.rpartition(".")
@@ -269,8 +278,14 @@ def _variants(
             mine[setting] = values
     variants = [dict(zip(mine, values, strict=True)) for values in product(*mine.values())]
     for variant in variants:
-        configure(name, variant)
+        _configured(name, variant, None)
     return variants
+
+
+def _configured(name: str, settings: Mapping[str, str], logit_scale: float | None) -> Traits:
+    if name in TRAINED:
+        return configure_trained(name, settings, seed=1)
+    return configure(name, settings, logit_scale=logit_scale)
 
 
 def _pairs(bench: Bench, left_out: dict[str, None]) -> Iterator[_Pair]:

@@ -24,6 +24,7 @@ from fewshot.bench.config import Bench
 from fewshot.bench.plan import Cell, Plan, key_of
 from fewshot.bench.progress import Display, Pace
 from fewshot.bench.workers import WorkerDiedError, each
+from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.results import Result
 
 Task = list[Cell]
@@ -116,12 +117,14 @@ def finished(bench: Bench, say: Callable[[str], None]) -> dict[str, Result]:
 def command(bench: Bench, cell: Cell) -> str:
     """The `fewshot fit` that runs the cell again and puts its result where it belongs."""
     what = cell.what
-    words = ["fewshot", "fit", what["method"], "--model", what["model"]]
+    trained = what["method"] in TRAINED
+    words = ["fewshot", "train" if trained else "fit", what["method"], "--model", what["model"]]
     words += ["--dataset", what["fitted_on"]]
     if cell.tested != cell.learnt:
         words += ["--test-on", what["dataset"]]
     if what["shots"]:
-        words += ["--shots", str(cell.shots), "--seed", str(what["seed"]), "--tune", what["tune"]]
+        words += ["--shots", str(cell.shots), "--seed", str(what["seed"])]
+        words += [] if trained else ["--tune", what["tune"]]
     else:
         words += ["--shots", "0"]
     for name, value in cell.settings.items():
@@ -130,8 +133,9 @@ def command(bench: Bench, cell: Cell) -> str:
         if what[flag] is not None:
             words += [{"prompt_set": "--prompts"}.get(flag, f"--{flag}"), what[flag]]
     words += ["--base-to-new"] if cell.protocol == "base-to-new" else []
-    words += ["--store", str(bench.store), "--results", str(bench.out / "results.jsonl")]
-    return shlex.join(words)
+    results = ["--out", bench.out] if trained else ["--results", bench.out / "results.jsonl"]
+    words += ["--store", bench.store, *results]
+    return shlex.join(map(str, words))
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from cache.encoder import PRECISIONS, Encoder
 from cache.images import Preprocess
+from fewshot.classifier import Grid, LearnsFrom
 from fewshot.endtoend.attention import unfuse
 from fewshot.training import Schedule
 
@@ -149,15 +150,25 @@ class Plan:
     flip: bool = True
 
 
+@runtime_checkable
 class EndToEnd(Protocol):
     """A method that needs gradients through the towers: a frozen dataclass of hyper-parameters.
 
     Attributes:
         name: What the command line and the results call it.
+        grid, learns_from, transductive: As those of `Method`: nothing is tuned.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     name: ClassVar[str]
+    grid: ClassVar[Grid] = {}
+    learns_from: ClassVar[LearnsFrom] = "labels"
+    transductive: ClassVar[bool] = False
+
+    @property
+    def on_images(self) -> bool:
+        """Whether it changes the image tower, so that it needs images and not stored features."""
+        return True
 
     def attach(self, clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Learner:
         """Put into the model what the method trains.

@@ -69,6 +69,11 @@ class CLIPLoRA(EndToEnd):
         if self.template and "{}" not in self.template:
             raise UserError(f"template must have {{}} for the class name; got {self.template!r}")
 
+    @property
+    def on_images(self) -> bool:
+        """Unless the pairs are in the text tower alone."""
+        return self.towers != "text"
+
     def attach(self, clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Learner:
         """Put the pairs in; both towers run live where they have some."""
         pairs = attach_lora(

@@ -61,6 +61,11 @@ class CoCoOp(EndToEnd):
                 f"{', '.join(map(str, counts))} and {self.lr}"
             )
 
+    @property
+    def on_images(self) -> bool:
+        """No: the image tower stays as it is."""
+        return False
+
     def attach(self, clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Learner:
         """Context and network are trained; the dataset's templates play no part."""
         plain = CoOp(

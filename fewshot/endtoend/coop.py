@@ -64,6 +64,11 @@ class CoOp(EndToEnd):
         if self.position not in get_args(ClassPosition):
             raise unknown("position of the class name", self.position, get_args(ClassPosition))
 
+    @property
+    def on_images(self) -> bool:
+        """No: the image tower stays as it is."""
+        return False
+
     def attach(self, clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Learner:
         """The context is all that is trained; the dataset's templates play no part."""
         prompts = LearnedPrompts.of(clip, classnames, self)

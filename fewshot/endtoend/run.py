@@ -21,7 +21,9 @@ from cache.store import FeatureStore
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, Plan
 from fewshot.endtoend.photos import Photos, centre_crops, require_images
 from fewshot.endtoend.train import Batches, Watch, train
+from fewshot.evaluate import with_predictions
 from fewshot.metrics import accuracy, per_class_accuracy
+from fewshot.predictions import digest_of_images
 from fewshot.results import Result, program_version
 from fewshot.sampling import draw
 
@@ -55,6 +57,7 @@ def run(
     crop_scale: tuple[float, float] | None = None,
     flip: bool | None = None,
     checkpoint: Path | None = None,
+    save: Path | None = None,
     workers: int = 2,
     batch_size: int = 64,
     watch: Watch = lambda step, loss, accuracy: None,
@@ -78,6 +81,7 @@ def run(
             without it.
         flip: Mirror half of the live crops; as the method has it without.
         checkpoint: A file to resume from and to keep up to date.
+        save: A folder to write the predictions into.
         workers: Threads that decode and augment.
         batch_size: Images per forward pass in testing.
         watch: Called after each training step with step, loss and accuracy on the batch.
@@ -149,7 +153,7 @@ def run(
         hyperparameters=values,
         fixed=sorted(fixed),
         measures={"trained_parameters": float(sum(p.numel() for p in learner.parameters.values()))},
-        text_recipe=None,
+        text_recipe="live",
         prompt_set=None,
         n_classes=len(source.classnames),
         n_support=len(items),
@@ -162,6 +166,8 @@ def run(
         fingerprint=store.fingerprint if store else str(encoder.identity["weights"]),
         version=program_version(),
     )
+    images = digest_of_images(source.dataset, truth.numpy(), np.arange(len(truth)))
+    result = with_predictions(result, save, source.classnames, images, predicted, truth)
     return Trained(learner, clip, result)
 
 

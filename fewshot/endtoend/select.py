@@ -40,6 +40,11 @@ class LiveLinearProbe(Tuned):
         if self.head != "tuned":
             raise UserError("head must be tuned: a linear probe trains nothing else; got frozen")
 
+    @property
+    def on_images(self) -> bool:
+        """No: the towers stay as they are."""
+        return False
+
     def insert(self, clip: Clip) -> Inserted:
         """Nothing."""
         return {}, ()

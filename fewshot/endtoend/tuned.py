@@ -87,6 +87,11 @@ class Tuned(EndToEnd):
             UserError: The model has no place for it.
         """
 
+    @property
+    def on_images(self) -> bool:
+        """Unless the text tower alone is changed."""
+        return self.towers != "text"
+
     def attach(self, clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Learner:
         """Change the towers that are to be, and compare images with text as CLIP does."""
         chosen = [self.template] if self.template else list(templates)
