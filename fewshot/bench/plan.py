@@ -27,6 +27,7 @@ from fewshot.methods import METHODS
 from fewshot.sampling import draw_imbalanced
 from fewshot.settings import configure
 
+
 def key_of(what: Mapping[str, Any]) -> str:
     """A text that is equal for equal cells, given as `Result.cell` gives them."""
     return canonical_json(what)
