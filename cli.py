@@ -385,6 +385,10 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Set a hyper-parameter."),
     ] = None,
+    official: Annotated[
+        bool,
+        typer.Option("--official", help="The published recipe to the letter, few shots included."),
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[
         str, typer.Option(help="auto (fp32 on a CPU, fp16 on CUDA), fp32, bf16 or fp16.")
@@ -424,11 +428,20 @@ def train(
 
     fixed = _settings("--set", settings)
     chosen = configure(method, fixed, seed=seed)
+    if official and (fixed or crop_scale is not None or flip is not None):
+        raise UserError(
+            "--official is the published recipe; --set, --crop-scale and --flip are not"
+        )
+    if official and not chosen.published:
+        raise UserError(
+            f"{method} has no published recipe for few shots of CLIP; leave --official out"
+        )
     source = find(dataset, manifest, root=data_root)
     features = None if live else store_of(source, model, store)
     if features is not None:
         _say(f"using {features.path}")
-    checkpoint = checkpoint_path(out, chosen, source, model, shots, seed, crop_scale, flip)
+    asked = (shots, seed, crop_scale, flip, official)
+    checkpoint = checkpoint_path(out, chosen, source, model, *asked)
     if checkpoint.exists() and not resume:
         raise UserError(
             f"{checkpoint} is from an earlier start of this run; --resume goes on from it, "
@@ -447,6 +460,7 @@ def train(
             fixed=fixed,
             crop_scale=crop_scale,
             flip=flip,
+            official=official,
             checkpoint=checkpoint,
             workers=workers or default_workers(),
             watch=watch,

@@ -43,6 +43,7 @@ def draw(
     shots: int,
     seed: int,
     val_labels: ArrayLike | None = None,
+    val_first: bool = False,
 ) -> Sample:
     """The rows that CoOp draws for these shots and this seed.
 
@@ -56,6 +57,7 @@ def draw(
         shots: K, at least 1.
         seed: Any integer; the literature's are 1, 2 and 3.
         val_labels: Class ids of the val split, to draw min(K, 4) of each class from it too.
+        val_first: Draw these before the train rows, as CLIP-LoRA's code does; other images result.
 
     Raises:
         UserError: K is less than 1, or a class has too few images.
@@ -63,12 +65,13 @@ def draw(
     if shots < 1:
         raise UserError(f"shots must be 1 or more; got {shots}; zero-shot alone needs none")
     rng = random.Random(seed)
+    val = None
+    if val_first and val_labels is not None:
+        val = _draw_split(rng, "val", val_labels, classnames, min(shots, VAL_SHOTS))
     train = _draw_split(rng, "train", train_labels, classnames, shots)
-    if val_labels is None:
-        return Sample(shots, seed, train)
-    return Sample(
-        shots, seed, train, _draw_split(rng, "val", val_labels, classnames, min(shots, VAL_SHOTS))
-    )
+    if not val_first and val_labels is not None:
+        val = _draw_split(rng, "val", val_labels, classnames, min(shots, VAL_SHOTS))
+    return Sample(shots, seed, train, val)
 
 
 def draw_imbalanced(

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from cli import main
+from fewshot.endtoend.clip import Plan
+from fewshot.endtoend.clip_lora import CLIPLoRA
 from fewshot.results import read
 
 DIGITS = ["--dataset", "digits", "--model", "tiny", "--shots", "1"]
@@ -88,9 +90,23 @@ def test_crops_are_the_papers_unless_others_are_asked_for() -> None:
     assert usual.cell() != gentle.cell()
 
 
+def test_the_official_recipe_draws_clip_loras_own_few_shots(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(CLIPLoRA, "plan", lambda *_: Plan(1, 32, lambda epoch, done: 1e-4))
+    for more in ([], ["--official"]):
+        assert main(["train", "clip-lora", *DIGITS, *more]) == 0
+    ours, theirs = read(Path("runs/results.jsonl"))
+    assert "sample" not in ours.hyperparameters
+    assert theirs.hyperparameters["sample"] == "val first"
+    assert ours.cell() != theirs.cell()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["ssf", *DIGITS, "--official"], "ssf has no published recipe for few shots of CLIP"),
+        (["coop", *SHORT, "--official"], "--official is the published recipe; leave out --set"),
         (["coop", *DIGITS, "--crop-scale", "0.5", "0.1"], "crop_scale must be two shares"),
         (["koop", *DIGITS], "unknown end-to-end method 'koop'"),
         (["coop", *DIGITS, "--set", "depth=2"], "unknown setting of coop 'depth'"),

@@ -212,3 +212,16 @@ def test_a_profile_that_cannot_be_drawn_is_refused(profile: str, shots: int, mes
 def test_a_natural_split_without_a_class_is_refused() -> None:
     with pytest.raises(UserError, match=r"'newt' \(class 2\) has 0"):
         draw_imbalanced([0, 1, 0, 1], NAMES, profile="natural", shots=1, seed=1)
+
+
+def test_val_first_is_the_same_stream_the_other_way_round() -> None:
+    names, labels, val = ["a", "b"], [0, 1] * 6, [0, 1] * 5
+    rng = random.Random(3)
+    expected_val = [2 * i + k for k in (0, 1) for i in rng.sample(range(5), 2)]
+    expected_train = [2 * i + k for k in (0, 1) for i in rng.sample(range(6), 2)]
+    sample = draw(labels, names, shots=2, seed=3, val_labels=val, val_first=True)
+    assert sample.val is not None
+    assert sample.val.tolist() == expected_val
+    assert sample.train.tolist() == expected_train
+    usual = draw(labels, names, shots=2, seed=3, val_labels=val)
+    assert usual.train.tolist() != sample.train.tolist()

@@ -157,6 +157,8 @@ class EndToEnd(Protocol):
     Attributes:
         name: What the command line and the results call it.
         grid, learns_from, transductive: As those of `Method`: nothing is tuned.
+        published: Whether the defaults are a published recipe for few shots of CLIP.
+        val_first: Whether that recipe draws validation images first, and so other few shots.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -164,6 +166,8 @@ class EndToEnd(Protocol):
     grid: ClassVar[Grid] = {}
     learns_from: ClassVar[LearnsFrom] = "labels"
     transductive: ClassVar[bool] = False
+    published: ClassVar[bool] = False
+    val_first: ClassVar[bool] = False
 
     @property
     def on_images(self) -> bool:

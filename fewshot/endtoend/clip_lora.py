@@ -3,7 +3,8 @@
 Zanella and Ben Ayed, "Low-Rank Few-Shot Adaptation of Vision-Language Models", CVPR Workshops 2024,
 https://arxiv.org/abs/2405.18541. As the authors' code has it: s = alpha / sqrt(r), and one template
 for all datasets. The paper's s of 1 is alpha = sqrt(r). The code draws its validation images before
-its training images, so its few shots are not CoOp's; here they are.
+its training images, so its few shots are not CoOp's; here they are, unless --official asks for
+theirs.
 """
 
 from collections.abc import Sequence
@@ -59,6 +60,8 @@ class CLIPLoRA(EndToEnd):
     seed: int = 1
 
     name: ClassVar[str] = "clip-lora"
+    published: ClassVar[bool] = True
+    val_first: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.iterations_per_shot < 1 or self.batch_size < 1 or not self.lr > 0:

@@ -52,6 +52,7 @@ class CoCoOp(EndToEnd):
     seed: int = 1
 
     name: ClassVar[str] = "cocoop"
+    published: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         counts = (self.n_ctx, self.reduction, self.epochs, self.batch_size)

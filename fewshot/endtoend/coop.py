@@ -54,6 +54,7 @@ class CoOp(EndToEnd):
     seed: int = 1
 
     name: ClassVar[str] = "coop"
+    published: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.n_ctx < 1 or self.batch_size < 1 or not self.lr > 0:

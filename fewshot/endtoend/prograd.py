@@ -43,6 +43,7 @@ class ProGrad(CoOp):
     temperature: float = 1.0
 
     name: ClassVar[str] = "prograd"
+    published: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -56,6 +56,7 @@ def run(
     fixed: Collection[str] = (),
     crop_scale: tuple[float, float] | None = None,
     flip: bool | None = None,
+    official: bool = False,
     checkpoint: Path | None = None,
     save: Path | None = None,
     workers: int = 2,
@@ -80,6 +81,7 @@ def run(
         crop_scale: Least and greatest share of an image that a live crop keeps; the method's own
             without it.
         flip: Mirror half of the live crops; as the method has it without.
+        official: Draw the few shots as the method's own authors do, where that is another way.
         checkpoint: A file to resume from and to keep up to date.
         save: A folder to write the predictions into.
         workers: Threads that decode and augment.
@@ -101,7 +103,15 @@ def run(
         _require_same_weights(store, encoder)
         _require_same_images(store, source)
     train_items = source.splits["train"]
-    sample = draw([item.label for item in train_items], source.classnames, shots=shots, seed=seed)
+    theirs = official and method.val_first and bool(source.splits.get("val"))
+    sample = draw(
+        [item.label for item in train_items],
+        source.classnames,
+        shots=shots,
+        seed=seed,
+        val_labels=[item.label for item in source.splits["val"]] if theirs else None,
+        val_first=theirs,
+    )
     items = [train_items[row] for row in sample.train]
     labels = torch.tensor([item.label for item in items])
     clip = Clip.of(encoder)
@@ -133,6 +143,9 @@ def run(
     predicted, truth = _test(learner, clip, source, stored, batch_size, workers, advance)
     done = time.perf_counter()
     values: dict[str, Any] = asdict(method)
+    if theirs:
+        values |= {"sample": "val first"}
+        fixed = [*fixed, "sample"]
     if stored is None:
         values |= {"crop_scale": list(plan.crop_scale), "flip": plan.flip}
         asked = {"crop_scale": crop_scale, "flip": flip}
@@ -304,10 +317,10 @@ def augmented(plan: Plan, crop_scale: tuple[float, float] | None, flip: bool | N
 
 
 def checkpoint_path(
-    out: Path, method: EndToEnd, source: Source, model: str, shots: int, seed: int, *crops: object
+    out: Path, method: EndToEnd, source: Source, model: str, shots: int, seed: int, *more: object
 ) -> Path:
     """Where a run keeps its checkpoint: a name of its own for whatever was asked for."""
-    asked = [asdict(method), model, shots, seed, *crops]
+    asked = [asdict(method), model, shots, seed, *more]
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{method.name}-{source.dataset}-{shots}-{seed}-{digest}.safetensors"
     return out / "checkpoints" / name
