@@ -10,14 +10,12 @@ from torch.nn.functional import conv2d, gelu, linear
 from cache.encoder import Encoder, load
 from cache.errors import UserError
 from cache.source import resolve_folder
-from fewshot.endtoend.adapters import (
-    AdapterBias,
-    AdaptFormer,
-    Convpass,
-    Houlsby,
-    InnerCLIPAdapter,
-)
+from fewshot.endtoend.adapterbias import AdapterBias
+from fewshot.endtoend.adaptformer import AdaptFormer
 from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.convpass import Convpass
+from fewshot.endtoend.houlsby import Houlsby
+from fewshot.endtoend.inner_clip_adapter import InnerCLIPAdapter
 from fewshot.endtoend.run import run
 from fewshot.endtoend.sct import SCT, ChannelSubset
 from fewshot.endtoend.tuned import Tuned

@@ -12,13 +12,19 @@ from torch.nn.functional import cross_entropy, normalize
 
 from cache.encoder import Encoder, load
 from cache.errors import UserError
-from fewshot.endtoend import weight_delta
 from fewshot.endtoend.attention import fuse, unfuse
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.peft import SSF, DiffFit, FacT, FullDelta, KAdaptation, KronA, RepAdapter
+from fewshot.endtoend.difffit import DiffFit
+from fewshot.endtoend.fact import FacT, FacTLinear
+from fewshot.endtoend.full_delta import FullDelta
+from fewshot.endtoend.kadaptation import KAdaptation
+from fewshot.endtoend.krona import KronA
+from fewshot.endtoend.repadapter import RepAdapter
 from fewshot.endtoend.select import BitFit, FullFineTuning, LiveLinearProbe, LNTune
+from fewshot.endtoend.ssf import SSF
 from fewshot.endtoend.train import load_checkpoint, train
 from fewshot.endtoend.tuned import Tuned
+from fewshot.endtoend.weight_delta import fold
 
 NAMES = ["cat", "long_haired dog", "zebra"]
 TEMPLATES = ["{} texture.", "other {}"]
@@ -147,7 +153,7 @@ def test_folded_it_is_a_stock_model_of_the_same_function(encoder: Encoder, metho
     with torch.no_grad():
         images, text = learner.images(pixels()), learner.text()
         assert not torch.allclose(images, stock.encode_image(pixels()), atol=1e-3)
-        weight_delta.fold(clip.model)
+        fold(clip.model)
         fuse(clip.model)
         torch.testing.assert_close(clip.model.encode_image(pixels()), images, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(clip.model.encode_text(tokens), text, rtol=1e-4, atol=1e-4)
@@ -261,7 +267,7 @@ def test_fact_tk_mixes_every_inner_factor_from_a_column_of_its_own(encoder: Enco
     slots = [
         list(range(module.slots.start, module.slots.stop))
         for module in clip.model.modules()
-        if isinstance(module, weight_delta.FacT)
+        if isinstance(module, FacTLinear)
     ]
     assert [len(columns) for columns in slots] == [1, 1, 1, 1, 4, 4] * 2
     every = sorted(column for columns in slots for column in columns)
@@ -404,7 +410,7 @@ def test_on_a_resnet_what_has_a_place_works(resnet: Encoder, method: Tuned) -> N
     assert all(p.grad is not None for p in learner.parameters.values())
     with torch.no_grad():
         images = learner.images(image)
-        weight_delta.fold(clip.model)
+        fold(clip.model)
         torch.testing.assert_close(clip.model.encode_image(image), images, rtol=1e-3, atol=1e-3)
 
 

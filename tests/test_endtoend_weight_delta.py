@@ -7,17 +7,14 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from cache.errors import UserError
-from fewshot.endtoend.weight_delta import (
-    SSF,
-    FacT,
-    FullDelta,
-    Gain,
-    KAdaptation,
-    KronA,
-    RepAdapter,
-    WeightDelta,
-    fold,
-)
+from fewshot.endtoend.difffit import Gain
+from fewshot.endtoend.fact import FacTLinear
+from fewshot.endtoend.full_delta import FullDeltaLinear
+from fewshot.endtoend.kadaptation import KAdaptationLinear
+from fewshot.endtoend.krona import KronALinear
+from fewshot.endtoend.repadapter import AdaptedNorm
+from fewshot.endtoend.ssf import ScaleShift
+from fewshot.endtoend.weight_delta import WeightDelta, fold
 
 IN, OUT = 12, 24
 
@@ -43,21 +40,21 @@ def moved(delta: nn.Module) -> Any:
     return delta
 
 
-def krona() -> KronA:
-    return KronA(plain(), 4, 2.0, generator=seeded(1))
+def krona() -> KronALinear:
+    return KronALinear(plain(), 4, 2.0, generator=seeded(1))
 
 
-def kadaptation() -> KAdaptation:
+def kadaptation() -> KAdaptationLinear:
     like = torch.zeros(())
-    shared = KAdaptation.shared_factors(like, 3, 4, seeded(2))
-    return KAdaptation(plain(), shared, 5.0, dropout=0.5, generator=seeded(1))
+    shared = KAdaptationLinear.shared_factors(like, 3, 4, seeded(2))
+    return KAdaptationLinear(plain(), shared, 5.0, dropout=0.5, generator=seeded(1))
 
 
-def fact(*, tucker: bool) -> FacT:
+def fact(*, tucker: bool) -> FacTLinear:
     """The second of two matrices, whose greatest common width is 6: 4 x 2 blocks."""
     layers = [plain(18, 6), plain()]
-    shared = FacT.shared_factors(layers, 2, seeded(2), tucker=tucker)
-    return FacT(
+    shared = FacTLinear.shared_factors(layers, 2, seeded(2), tucker=tucker)
+    return FacTLinear(
         layers[1], shared, 3.0, dropout=0.5, generator=seeded(1), first_slot=3 if tucker else None
     )
 
@@ -108,12 +105,12 @@ def gain_dense(delta: Any, parts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 Build = Callable[[], WeightDelta]
 Dense = Callable[[Any, dict[str, Tensor]], tuple[Tensor, Tensor]]
 ALL: list[tuple[Build, Dense]] = [
-    (lambda: FullDelta(plain()), full_dense),
+    (lambda: FullDeltaLinear(plain()), full_dense),
     (krona, krona_dense),
     (kadaptation, kadaptation_dense),
     (lambda: fact(tucker=False), fact_dense),
     (lambda: fact(tucker=True), fact_dense),
-    (lambda: SSF(plain(), 0.0, generator=seeded(1)), ssf_dense),
+    (lambda: ScaleShift(plain(), 0.0, generator=seeded(1)), ssf_dense),
     (lambda: Gain(plain()), gain_dense),
 ]
 NAMES = ["full", "krona", "kadaptation", "fact-tt", "fact-tk", "ssf", "gain"]
@@ -153,7 +150,7 @@ def test_at_first_and_after_folding_it_is_a_plain_matrix(build: Build, dense: De
         torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("build", [krona, lambda: FullDelta(plain())], ids=["krona", "full"])
+@pytest.mark.parametrize("build", [krona, lambda: FullDeltaLinear(plain())], ids=["krona", "full"])
 def test_a_matrix_without_bias_stays_without(build: Build) -> None:
     delta = moved(build())
     delta.plain.bias = None
@@ -164,7 +161,7 @@ def test_a_matrix_without_bias_stays_without(build: Build) -> None:
 
 def test_a_matrix_without_bias_gets_one_where_the_update_has_one() -> None:
     x = torch.randn(2, IN, generator=seeded(3))
-    for delta in (SSF(plain(), 0.5, generator=seeded(1)), moved(kadaptation()).eval()):
+    for delta in (ScaleShift(plain(), 0.5, generator=seeded(1)), moved(kadaptation()).eval()):
         delta.plain.bias = None
         weight, bias = delta.folded()
         assert bias is not None
@@ -193,7 +190,7 @@ def test_ssf_scales_and_shifts_the_channels_of_norms_and_convolutions(
 ) -> None:
     module.eval()
     x = torch.randn(shape, generator=seeded(3))
-    delta = SSF(module, 0.5, generator=seeded(1))
+    delta = ScaleShift(module, 0.5, generator=seeded(1))
     with torch.no_grad():
         y = delta(x)
         expected = module(x).movedim(1 if x.ndim == 4 else -1, 0).clone()
@@ -206,17 +203,17 @@ def test_ssf_scales_and_shifts_the_channels_of_norms_and_convolutions(
 
 def test_ssf_can_start_with_the_authors_noise() -> None:
     big = plain(2, 4000)
-    delta = SSF(big, 0.02, generator=seeded(1)).requires_grad_(False)
+    delta = ScaleShift(big, 0.02, generator=seeded(1)).requires_grad_(False)
     assert float((delta.gamma - 1).std()) == pytest.approx(0.02, rel=0.1)
     assert float(delta.beta.std()) == pytest.approx(0.02, rel=0.1)
     assert float(delta.gamma.mean()) == pytest.approx(1, abs=0.002)
 
 
-def repadapter(dropout: float = 0.0) -> tuple[RepAdapter, list[nn.Linear]]:
+def repadapter(dropout: float = 0.0) -> tuple[AdaptedNorm, list[nn.Linear]]:
     followers = [plain(IN, 5), plain(IN, 7)]
     followers[1].register_parameter("bias", None)
     norm = nn.LayerNorm(IN)
-    delta = RepAdapter(norm, followers, 4, 2, 3.0, dropout=dropout, generator=seeded(1))
+    delta = AdaptedNorm(norm, followers, 4, 2, 3.0, dropout=dropout, generator=seeded(1))
     return delta, followers
 
 
@@ -257,6 +254,6 @@ def test_the_matrices_after_the_norm_do_not_count_as_the_adapters() -> None:
 
 def test_what_does_not_divide_is_refused() -> None:
     with pytest.raises(UserError, match="factor must divide a matrix's 24 and 12 features; got 5"):
-        KronA(plain(), 5, 1.0, generator=seeded(1))
+        KronALinear(plain(), 5, 1.0, generator=seeded(1))
     with pytest.raises(UserError, match="groups must divide dim and the tower's width; got 3"):
-        RepAdapter(nn.LayerNorm(IN), [], 4, 3, 1.0, dropout=0.0, generator=seeded(1))
+        AdaptedNorm(nn.LayerNorm(IN), [], 4, 3, 1.0, dropout=0.0, generator=seeded(1))

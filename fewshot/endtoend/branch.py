@@ -2,7 +2,8 @@
 
 A block is two halves, x + attn(LN(x)) and x + mlp(LN(x)). A branch adds s f(.) to one of the
 tensors of a half; with f zero at first the tower computes what it did. What f is and where it acts
-makes the difference between the adapters in `adapters.py`.
+makes the difference between the adapters, which have a file each. All of them but
+`inner_clip_adapter` start as zero-shot CLIP; steps and optimizer are those of `tuned`.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from cache.errors import UserError
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.lora import BLOCKS, Position, blocks_of, towers_of
 from fewshot.endtoend.tuned import Inserted, Tuned
@@ -123,55 +125,6 @@ class Bottleneck(nn.Module):
         return out
 
 
-class ConvBottleneck(nn.Module):
-    """A bottleneck with a 3 x 3 convolution over the patches in its middle.
-
-    The class token is an image of one pixel to it. The convolution starts as the identity.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        dim: int,
-        grid: tuple[int, int],
-        *,
-        dropout: float = 0.0,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__()
-        self.grid = grid
-        self.down = linear(width, dim, None)
-        nn.init.xavier_uniform_(self.down.weight, generator=generator)
-        self.conv = nn.Conv2d(dim, dim, 3, padding=1, device="meta").to_empty(device="cpu")
-        nn.init.dirac_(self.conv.weight)
-        self.conv.bias = nn.Parameter(torch.zeros(dim))
-        self.dropout = nn.Dropout(dropout)
-        self.up = linear(dim, width, None)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, 1 + h w, W) of (B, 1 + h w, W)."""
-        low = _quick_gelu(self.down(tokens)).transpose(1, 2)  # (B, d, L)
-        first = self.conv(low[:, :, :1, None]).flatten(2)
-        patches = self.conv(low[:, :, 1:].reshape(*low.shape[:2], *self.grid)).flatten(2)
-        mixed = torch.cat([first, patches], dim=2).transpose(1, 2)
-        out: Tensor = self.up(self.dropout(_quick_gelu(mixed)))
-        return out
-
-
-class GatedBias(nn.Module):
-    """One vector v for all tokens, times a number of each, (w . x + b) v; v starts at zero."""
-
-    def __init__(self, width: int, *, generator: torch.Generator) -> None:
-        super().__init__()
-        self.gate = linear(width, 1, generator)
-        self.v = nn.Parameter(torch.zeros(width))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(..., W) of (..., W)."""
-        out: Tensor = self.gate(tokens) * self.v
-        return out
-
-
 def insert_branches(
     method: Tuned,
     clip: Clip,
@@ -207,5 +160,7 @@ def insert_branches(
     return parameters, modules
 
 
-def _quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
+def require_bottleneck(dim: int, dropout: float = 0.0) -> None:
+    """Refuse a bottleneck of nothing."""
+    if dim < 1 or not 0 <= dropout < 1:
+        raise UserError(f"dim must be 1 or more and dropout in [0, 1); got {dim} and {dropout}")

@@ -4,32 +4,28 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 
 from cache.errors import unknown
-from fewshot.endtoend.adapters import (
-    AdapterBias,
-    AdaptFormer,
-    Convpass,
-    Houlsby,
-    InnerCLIPAdapter,
-)
+from fewshot.endtoend.adapterbias import AdapterBias
+from fewshot.endtoend.adaptformer import AdaptFormer
 from fewshot.endtoend.clip import EndToEnd
 from fewshot.endtoend.clip_lora import CLIPLoRA
 from fewshot.endtoend.cocoop import CoCoOp
+from fewshot.endtoend.convpass import Convpass
 from fewshot.endtoend.coop import CoOp
+from fewshot.endtoend.difffit import DiffFit
 from fewshot.endtoend.dtl import DTL
+from fewshot.endtoend.fact import FacT
+from fewshot.endtoend.full_delta import FullDelta
+from fewshot.endtoend.houlsby import Houlsby
+from fewshot.endtoend.inner_clip_adapter import InnerCLIPAdapter
+from fewshot.endtoend.kadaptation import KAdaptation
 from fewshot.endtoend.kgcoop import KgCoOp
+from fewshot.endtoend.krona import KronA
 from fewshot.endtoend.lst import LST
-from fewshot.endtoend.peft import (
-    SSF,
-    DiffFit,
-    FacT,
-    FullDelta,
-    KAdaptation,
-    KronA,
-    RepAdapter,
-)
 from fewshot.endtoend.prograd import ProGrad
+from fewshot.endtoend.repadapter import RepAdapter
 from fewshot.endtoend.sct import SCT
 from fewshot.endtoend.select import BitFit, FullFineTuning, LiveLinearProbe, LNTune
+from fewshot.endtoend.ssf import SSF
 from fewshot.endtoend.tokens import PATT, Prefix, VPTDeep, VPTShallow
 from fewshot.endtoend.visual_prompt import VisualPrompt
 from fewshot.endtoend.vqt import VQT

@@ -1,11 +1,16 @@
-"""Small updates of frozen weights, each a module that stands in for the one it updates.
+"""Small updates of frozen weights: each a module that stands in for the one it updates.
 
 All of them are affine in what the frozen module puts out or takes in, so `fold` turns each back
-into plain weights of the same function.
+into plain weights of the same function. Each technique has a file of its own, with its module and
+where in the towers that goes; how long they train, and against which classifier, is for all of them
+what `tuned` says. Learning rates and decay are the papers', for other data and backbones than few
+shots of CLIP, so all of them are starting points.
 """
 
 import math
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +18,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from cache.errors import UserError
+from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.lora import Position, Towers, matrix_paths, towers_of
+from fewshot.endtoend.tuned import Inserted, Tuned
 
 
 class WeightDelta(nn.Module):
@@ -50,287 +58,35 @@ class WeightDelta(nn.Module):
         self.plain.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
 
-class FullDelta(WeightDelta):
-    """W + D, D as large as W and zero at first: weight decay pulls to the pretrained weights."""
-
-    def __init__(self, plain: nn.Linear) -> None:
-        super().__init__(plain)
-        self.D = nn.Parameter(torch.zeros_like(plain.weight))
-
-    def folded(self) -> tuple[Tensor, Tensor | None]:
-        """W + D."""
-        return self.weight + self.D, self.plain.bias
-
-
-class KronA(WeightDelta):
-    """W + s A kron B. Edalati et al., 2022, https://arxiv.org/abs/2212.10650.
+@dataclass(frozen=True)
+class OnMatrices(Tuned):
+    """A technique that puts an update beside each of the chosen matrices.
 
     Attributes:
-        A: (k, k), zero at first.
-        B: (out / k, in / k), drawn as `nn.Linear` draws its weight.
-        scale: s.
+        matrices: Of q, k, v, o, fc1 and fc2, those that get one, with commas.
+        position: Which blocks, counted from the input.
     """
 
-    def __init__(
-        self, plain: nn.Linear, factor: int, scale: float, *, generator: torch.Generator
-    ) -> None:
-        super().__init__(plain)
-        self.scale = scale
-        rows, columns = _divided(plain, factor)
-        self.A = nn.Parameter(plain.weight.new_zeros(factor, factor))
-        self.B = nn.Parameter(_drawn(rows, columns, generator).to(plain.weight))
+    matrices: str = "q,v"
+    position: Position = "all"
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., out) of (..., in), without the product: vec(Y) = (A kron B) vec(X) is A X B'."""
-        cut = _split(x, self.A.shape[1])
-        update = linear(linear(cut, self.B).transpose(-1, -2), self.A).transpose(-1, -2)
-        y: Tensor = self.plain(x)
-        return y + self.scale * update.flatten(-2)
+    @abstractmethod
+    def deltas(
+        self, plain: Mapping[str, nn.Linear], generator: torch.Generator
+    ) -> dict[str, WeightDelta]:
+        """The updates of one tower's matrices."""
 
-    def folded(self) -> tuple[Tensor, Tensor | None]:
-        """W + s A kron B."""
-        return self.weight + self.scale * torch.kron(self.A, self.B), self.plain.bias
-
-
-class KAdaptation(WeightDelta):
-    """W + s sum_i (p_i q_i') kron (u_i v_i'), and a bias. He et al., AAAI 2023.
-
-    https://arxiv.org/abs/2203.16329. p and q are one set for all matrices of a tower, as they
-    come out in the authors' code, where the values' matrices use what was made for the queries'.
-    Here u is zero at first and v is drawn: were both zero, neither would ever have a gradient.
-
-    Attributes:
-        shared: P and Q, (n, k) each.
-        U: (n, out / k), zero at first.
-        V: (n, in / k).
-        b: (out,), zero at first.
-        scale: s.
-        dropout: Of entries of the update, in training.
-    """
-
-    def __init__(
-        self,
-        plain: nn.Linear,
-        shared: nn.ParameterDict,
-        scale: float,
-        *,
-        dropout: float,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__(plain, shared)
-        self.scale, self.dropout = scale, nn.Dropout(dropout)
-        terms, factor = shared["P"].shape
-        rows, columns = _divided(plain, factor)
-        self.U = nn.Parameter(plain.weight.new_zeros(terms, rows))
-        self.V = nn.Parameter(_drawn(terms, columns, generator).to(plain.weight))
-        self.b = nn.Parameter(plain.weight.new_zeros(plain.out_features))
-
-    @staticmethod
-    def shared_factors(
-        like: Tensor, terms: int, factor: int, generator: torch.Generator
-    ) -> nn.ParameterDict:
-        """P and Q, uniform in [-0.01, 0.01]."""
-        drawn = torch.empty(2, terms, factor).uniform_(-0.01, 0.01, generator=generator).to(like)
-        return nn.ParameterDict({"P": nn.Parameter(drawn[0]), "Q": nn.Parameter(drawn[1])})
-
-    def folded(self) -> tuple[Tensor, Tensor | None]:
-        """Each term has rank one: (p q') kron (u v') = (p kron u) (q kron v)'."""
-        left = torch.einsum("np,nu->npu", self.shared["P"], self.U).flatten(1)  # (n, out)
-        right = torch.einsum("nq,nv->nqv", self.shared["Q"], self.V).flatten(1)  # (n, in)
-        update: Tensor = self.dropout(self.scale * left.T @ right)
-        bias = self.b if self.plain.bias is None else self.plain.bias + self.b
-        return self.weight + update, bias
-
-
-class FacT(WeightDelta):
-    """y + s V S U x, with U and V one for all matrices. Jie and Deng, AAAI 2023.
-
-    https://arxiv.org/abs/2212.03145. A matrix that is m x n times the width d, such as the MLP's,
-    counts as m n matrices, each with an S of its own. FacT-TT has every S free; in FacT-TK they
-    are mixtures sum_i P_ij C_i of r matrices for all.
-
-    Attributes:
-        shared: U (r, d) and V (d, r), and FacT-TK's C (r, r, r) and P (r, number of S).
-        S: FacT-TT's, (m r, n r) as one, drawn as `nn.Linear` draws its weight; else None.
-        slots: Columns of FacT-TK's P.
-        scale: s.
-        dropout: Of what S puts out, in training.
-    """
-
-    def __init__(
-        self,
-        plain: nn.Linear,
-        shared: nn.ParameterDict,
-        scale: float,
-        *,
-        dropout: float,
-        generator: torch.Generator,
-        first_slot: int | None = None,
-    ) -> None:
-        super().__init__(plain, shared)
-        self.scale, self.dropout = scale, nn.Dropout(dropout)
-        rank, width = shared["U"].shape
-        self.into, self.out = plain.in_features // width, plain.out_features // width
-        self.slots = slice(first_slot, (first_slot or 0) + self.into * self.out)
-        self.S: nn.Parameter | None = None
-        if first_slot is None:
-            drawn = _drawn(self.out * rank, self.into * rank, generator)
-            self.S = nn.Parameter(drawn.to(plain.weight))
-
-    @staticmethod
-    def shared_factors(
-        linears: Sequence[nn.Linear], rank: int, generator: torch.Generator, *, tucker: bool
-    ) -> nn.ParameterDict:
-        """U drawn as `nn.Linear` draws its weight, V zero; C and P Xavier-uniform."""
-        like = linears[0].weight
-        width = math.gcd(*(n for x in linears for n in (x.in_features, x.out_features)))
-        factors = {"U": _drawn(rank, width, generator), "V": torch.zeros(width, rank)}
-        if tucker:
-            slots = sum(x.in_features * x.out_features for x in linears) // width**2
-            factors["C"], factors["P"] = torch.empty(rank, rank, rank), torch.empty(rank, slots)
-            for name in "CP":
-                nn.init.xavier_uniform_(factors[name], generator=generator)
-        return nn.ParameterDict({n: nn.Parameter(t.to(like)) for n, t in factors.items()})
-
-    def core(self) -> Tensor:
-        """S, (m r, n r)."""
-        if self.S is not None:
-            return self.S
-        mixed = torch.einsum("kij,ks->sij", self.shared["C"], self.shared["P"][:, self.slots])
-        blocks = mixed.view(self.out, self.into, *mixed.shape[1:])
-        return blocks.transpose(1, 2).flatten(2).flatten(0, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., out) of (..., in), through r dimensions."""
-        down = linear(_split(x, self.into), self.shared["U"]).flatten(-2)
-        mixed = _split(self.dropout(linear(down, self.core())), self.out)
-        y: Tensor = self.plain(x)
-        return y + self.scale * linear(mixed, self.shared["V"]).flatten(-2)
-
-    def folded(self) -> tuple[Tensor, Tensor | None]:
-        """W + s V S U, block by block."""
-        rank = len(self.shared["U"])
-        blocks = self.core().view(self.out, rank, self.into, rank)
-        update = torch.einsum("dr,mrns,se->mdne", self.shared["V"], blocks, self.shared["U"])
-        return self.weight + self.scale * update.reshape(self.weight.shape), self.plain.bias
-
-
-class SSF(WeightDelta):
-    """gamma y + beta per channel of what a module puts out. Lian et al., NeurIPS 2022.
-
-    https://arxiv.org/abs/2210.08823. It stands in for a Linear, LayerNorm, Conv2d, or BatchNorm2d.
-
-    Attributes:
-        gamma: (out,), at first N(1, noise^2).
-        beta: (out,), at first N(0, noise^2).
-    """
-
-    def __init__(self, plain: nn.Module, noise: float, *, generator: torch.Generator) -> None:
-        super().__init__(plain)
-        like = self.weight
-        drawn = noise * torch.randn(2, len(like), generator=generator)
-        self.gamma = nn.Parameter((1 + drawn[0]).to(like))
-        self.beta = nn.Parameter(drawn[1].to(like))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Channels are last, or first after the batch for images."""
-        y: Tensor = self.plain(x)
-        if isinstance(self.plain, nn.Conv2d | nn.BatchNorm2d):
-            return y * self.gamma[:, None, None] + self.beta[:, None, None]
-        return y * self.gamma + self.beta
-
-    def folded(self) -> tuple[Tensor, Tensor | None]:
-        """The diagonal of gamma times W, and gamma b + beta."""
-        bias = self.beta if self.plain.bias is None else self.gamma * self.plain.bias + self.beta
-        return self.gamma.view(-1, *[1] * (self.weight.ndim - 1)) * self.weight, bias
-
-
-class Gain(WeightDelta):
-    """gamma y, one number for all channels, at first 1. DiffFit, https://arxiv.org/abs/2304.06648.
-
-    Attributes:
-        gamma: The number.
-    """
-
-    def __init__(self, plain: nn.Linear) -> None:
-        super().__init__(plain)
-        self.gamma = nn.Parameter(plain.weight.new_ones(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., out) of (..., in)."""
-        y: Tensor = self.plain(x)
-        return self.gamma * y
-
-    def folded(self) -> tuple[Tensor, Tensor | None]:
-        """Gamma W and gamma b."""
-        bias = self.plain.bias
-        return self.gamma * self.weight, None if bias is None else self.gamma * bias
-
-
-class RepAdapter(WeightDelta):
-    """x + s (B (A x + a) + b) between a norm and the matrices it feeds. Luo et al., 2023.
-
-    https://arxiv.org/abs/2302.08106. It stands in for the norm; `fold` puts it into the matrices,
-    W (I + s B A). B is made of g blocks, each of which writes a share of the channels.
-
-    Attributes:
-        A: (h, d), Xavier-uniform.
-        a: (h,), zero at first.
-        B: (g, d / g, h / g), zero at first.
-        b: (d,), zero at first.
-        scale: s.
-        dropout: Of A x + a, in training.
-        followers: The matrices.
-    """
-
-    def __init__(
-        self,
-        plain: nn.LayerNorm,
-        followers: Sequence[nn.Linear],
-        hidden: int,
-        groups: int,
-        scale: float,
-        *,
-        dropout: float,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__(plain)
-        # A tuple, so that the matrices do not count as this module's.
-        self.followers = tuple(followers)
-        self.scale, self.dropout = scale, nn.Dropout(dropout)
-        width = len(plain.weight)
-        if hidden % groups or width % groups:
-            raise UserError(
-                f"groups must divide dim and the tower's width; got {groups} for {hidden} and "
-                f"{width}; use 1 or 2 groups"
-            )
-        drawn = nn.init.xavier_uniform_(torch.empty(hidden, width), generator=generator)
-        self.A = nn.Parameter(drawn.to(plain.weight))
-        self.a = nn.Parameter(plain.weight.new_zeros(hidden))
-        self.B = nn.Parameter(plain.weight.new_zeros(groups, width // groups, hidden // groups))
-        self.b = nn.Parameter(plain.weight.new_zeros(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The norm's output and the update of it."""
-        x = self.plain(x)
-        hidden = _split(self.dropout(linear(x, self.A, self.a)), len(self.B))
-        update = torch.einsum("...gh,gdh->...gd", hidden, self.B).flatten(-2) + self.b
-        return x + self.scale * update
-
-    @torch.no_grad()
-    def fold(self) -> None:
-        """Leave the norm as it is and put the update into the matrices after it."""
-        up: Tensor = torch.block_diag(*self.B)  # type: ignore[no-untyped-call]  # (d, h)
-        for follower in self.followers:
-            weight: Tensor = follower.weight
-            bias: Tensor | None = follower.bias
-            shift = self.scale * weight @ (up @ self.a + self.b)
-            follower.weight = nn.Parameter(
-                weight + self.scale * weight @ up @ self.A, requires_grad=False
-            )
-            follower.bias = nn.Parameter(
-                shift if bias is None else bias + shift, requires_grad=False
-            )
+    def insert(self, clip: Clip) -> Inserted:
+        """The updates; factors that a tower's updates share are called by its name."""
+        generator = torch.Generator().manual_seed(self.seed)
+        parameters: dict[str, nn.Parameter] = {}
+        dropout: list[nn.Module] = []
+        for tower in towers_of(self.towers):
+            plain = linears(clip.model, tower, self.matrices, self.position)
+            own, modules = put(clip.model, self.deltas(plain, generator), tower)
+            parameters |= own
+            dropout += modules
+        return parameters, dropout
 
 
 def replace(model: nn.Module, path: str, new: nn.Module) -> None:
@@ -348,7 +104,50 @@ def fold(model: nn.Module) -> None:
             replace(model, path, delta.plain)
 
 
-def _divided(plain: nn.Linear, factor: int) -> tuple[int, int]:
+def put(model: nn.Module, deltas: Mapping[str, WeightDelta], tower: str = "") -> Inserted:
+    """Put each update into the place of what it updates; what they train, and their dropout."""
+    parameters: dict[str, nn.Parameter] = {}
+    dropout: list[nn.Module] = []
+    for path, delta in deltas.items():
+        replace(model, path, delta)
+        parameters |= {f"{tower}.{name}": p for name, p in delta.shared.items()}
+        parameters |= {f"{path}.{name}": p for name, p in delta.named_parameters(recurse=False)}
+        dropout += [m for m in delta.modules() if isinstance(m, nn.Dropout) and m.p > 0]
+    return parameters, dropout
+
+
+def linears(model: Any, tower: str, matrices: str, position: Position) -> dict[str, nn.Linear]:
+    """Path -> matrix of those chosen in a tower.
+
+    Raises:
+        UserError: The tower has no such matrix, or it is no plain one any more.
+    """
+    chosen: Towers = "image" if tower == "image" else "text"
+    names: Any = matrices.split(",")
+    found = {
+        path: model.get_submodule(path) for path in matrix_paths(model, chosen, names, position)
+    }
+    for path, layer in found.items():
+        if type(layer) is not nn.Linear:
+            raise UserError(
+                f"an update goes beside a plain nn.Linear; {path} is a {type(layer).__name__}; "
+                "attach to a model of its own"
+            )
+    return found
+
+
+def drawn_weight(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """As `nn.Linear` draws its weight."""
+    drawn = torch.empty(rows, columns)
+    return nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+
+
+def split(x: Tensor, parts: int) -> Tensor:
+    """(..., parts, n / parts) of (..., n)."""
+    return x.reshape(*x.shape[:-1], parts, -1)
+
+
+def divided(plain: nn.Linear, factor: int) -> tuple[int, int]:
     """Output and input features over the factor."""
     if factor < 1 or plain.out_features % factor or plain.in_features % factor:
         raise UserError(
@@ -358,12 +157,14 @@ def _divided(plain: nn.Linear, factor: int) -> tuple[int, int]:
     return plain.out_features // factor, plain.in_features // factor
 
 
-def _split(x: Tensor, parts: int) -> Tensor:
-    """(..., parts, n / parts) of (..., n)."""
-    return x.reshape(*x.shape[:-1], parts, -1)
+def require_sizes(**sizes: int) -> None:
+    """Refuse sizes of nothing."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"{name} must be 1 or more; got {size}")
 
 
-def _drawn(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """As `nn.Linear` draws its weight."""
-    drawn = torch.empty(rows, columns)
-    return nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+def require_share(dropout: float) -> None:
+    """Refuse a share of dropout that leaves nothing."""
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout must be in [0, 1); got {dropout}")
