@@ -402,6 +402,10 @@ def train(
         bool | None,
         typer.Option("--flip/--no-flip", help="Mirror half of the crops. [default: the paper's]"),
     ] = None,
+    save_memory: Annotated[
+        bool,
+        typer.Option("--save-memory", help="Compute activations twice instead of keeping them."),
+    ] = False,
     live: Annotated[
         bool, typer.Option("--live", help="Encode images even where a store has their features.")
     ] = False,
@@ -461,6 +465,7 @@ def train(
             crop_scale=crop_scale,
             flip=flip,
             official=official,
+            save_memory=save_memory,
             checkpoint=checkpoint,
             workers=workers or default_workers(),
             watch=watch,

@@ -120,6 +120,23 @@ def test_logits_are_float32_and_finite_one_per_class_in_bfloat16_as_well(
 
 
 @every_method
+def test_saving_memory_changes_no_gradient(name: str, encoder: Encoder) -> None:
+    gradients = []
+    for saving in (False, True):
+        clip, learner = attached(name, encoder)
+        if saving:
+            clip.save_memory()
+        for module in learner.modules:
+            module.train()
+        torch.manual_seed(0)
+        loss(learner).backward()  # type: ignore[no-untyped-call]
+        gradients.append([p.grad for p in learner.parameters.values() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 0
+    for plain, saved in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, saved, rtol=1e-4, atol=1e-6)
+
+
+@every_method
 def test_a_few_steps_go_down(name: str, encoder: Encoder) -> None:
     _, learner = attached(name, encoder)
     optimizer = configure(name, SETTINGS.get(name, {}), seed=1).optimizer(learner)
@@ -145,3 +162,16 @@ def test_a_resnet_s_image_tower_is_served_or_refused_by_name(
     else:
         with pytest.raises(UserError, match="ResNet"):
             attached(name, resnet)
+
+
+@pytest.mark.parametrize(("saving", "runs"), [(False, 1), (True, 2)])
+def test_saving_memory_runs_every_block_twice(encoder: Encoder, saving: bool, runs: int) -> None:
+    clip, learner = attached("clip-lora", encoder)
+    if saving:
+        clip.save_memory()
+    seen: list[int] = []
+    for blocks in (clip.model.transformer.resblocks, clip.model.visual.transformer.resblocks):
+        for block in blocks:
+            block.mlp.register_forward_hook(lambda *_: seen.append(1))
+    loss(learner).backward()  # type: ignore[no-untyped-call]
+    assert len(seen) == 4 * runs  # two blocks in either tower

@@ -57,6 +57,7 @@ def run(
     crop_scale: tuple[float, float] | None = None,
     flip: bool | None = None,
     official: bool = False,
+    save_memory: bool = False,
     checkpoint: Path | None = None,
     save: Path | None = None,
     workers: int = 2,
@@ -82,6 +83,7 @@ def run(
             without it.
         flip: Mirror half of the live crops; as the method has it without.
         official: Draw the few shots as the method's own authors do, where that is another way.
+        save_memory: Compute activations twice instead of keeping them; see `Clip.save_memory`.
         checkpoint: A file to resume from and to keep up to date.
         save: A folder to write the predictions into.
         workers: Threads that decode and augment.
@@ -116,6 +118,8 @@ def run(
     labels = torch.tensor([item.label for item in items])
     clip = Clip.of(encoder)
     learner = method.attach(clip, source.classnames, source.templates)
+    if save_memory:
+        clip.save_memory()
     plan = augmented(method.plan(shots, len(items)), crop_scale, flip)
     stored = store if learner.images is None else None
     if stored is not None:
