@@ -172,6 +172,6 @@ def test_saving_memory_runs_every_block_twice(encoder: Encoder, saving: bool, ru
     seen: list[int] = []
     for blocks in (clip.model.transformer.resblocks, clip.model.visual.transformer.resblocks):
         for block in blocks:
-            block.mlp.register_forward_hook(lambda *_: seen.append(1))
+            block.ln_1.register_forward_pre_hook(lambda *_: seen.append(1))
     loss(learner).backward()  # type: ignore[no-untyped-call]
     assert len(seen) == 4 * runs  # two blocks in either tower
