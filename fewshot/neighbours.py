@@ -54,7 +54,7 @@ def build_graph(query: Tensor, support: SupportSet | None, neighbours: int) -> G
     m = len(query)
     cosines, rows = nearest(query, query, neighbours, leave_out_itself=True)
     here = torch.arange(m, device=query.device).repeat_interleave(rows.shape[1])
-    there, values = rows.flatten(), cosines.flatten().double()
+    there, values = rows.flatten(), cosines.flatten()
     both = torch.stack([torch.cat([here, there]), torch.cat([there, here])])
     affinities = torch.sparse_coo_tensor(
         both, values.repeat(2), (m, m), check_invariants=False
@@ -63,7 +63,7 @@ def build_graph(query: Tensor, support: SupportSet | None, neighbours: int) -> G
     if support is not None:
         features, labels = support.features, support.labels
         cosines, rows = nearest(features, query, neighbours)
-        votes = query.new_zeros(m, support.n_classes, dtype=torch.float64)
+        votes = query.new_zeros(m, support.n_classes)
         index = (rows.flatten(), labels.repeat_interleave(rows.shape[1]))
-        votes.index_put_(index, cosines.flatten().double(), accumulate=True)
+        votes.index_put_(index, cosines.flatten(), accumulate=True)
     return Graph(affinities, votes, neighbours)

@@ -68,7 +68,7 @@ class ProKeR(Method):
     logit_scale: float = 100.0
 
     name: ClassVar[str] = "proker"
-    grid: ClassVar[Grid] = {"beta": (2.0, 4.0), "lmbda": (0.1, 0.2, 0.4, 0.8)}
+    grid: ClassVar[Grid] = {"beta": (2.0, 4.0), "lmbda": (0.1, 0.4, 0.8)}
     published_grid: ClassVar[Grid] = {  # of SUN397; each dataset has its own
         "beta": tuple(round(0.1 + 9.9 * i / 19, 4) for i in range(20)),
         "lmbda": tuple(round(0.01 + 9.99 * i / 9, 4) for i in range(10)),

@@ -79,7 +79,7 @@ class TransCLIP(Method):
     logit_scale: float = 100.0
 
     name: ClassVar[str] = "transclip"
-    grid: ClassVar[Grid] = {"gamma": (0.5, 1.0, 3.0, 10.0)}
+    grid: ClassVar[Grid] = {"gamma": (1.0, 3.0, 10.0)}
     published_grid: ClassVar[Grid] = {"gamma": (0.002, 0.01, 0.02, 0.2)}
     learns_from: ClassVar[LearnsFrom] = "labels or text"
     transductive: ClassVar[bool] = True
@@ -166,7 +166,7 @@ class JointClassifier:
 
     def on_graph(self, features: Tensor, graph: Graph) -> Tensor:
         """The same, with the graph given."""
-        method, x = self.method, features.double()
+        method, x = self.method, features.float()
         shots = self._shots(len(x))
         text_says = self._text_says(x)
         if self.support is None:
@@ -175,12 +175,12 @@ class JointClassifier:
             means = normalize(shots.sums, dim=1)
         variance = x.new_full((x.shape[1],), 1 / x.shape[1])
         squares = (x**2).mean(dim=0) + shots.each * shots.squares
-        log_z = text_says
+        z = text_says.exp()
         text_says = method.text_weight(few_shot=self.support is not None) * text_says
         for _ in range(method.iterations):
-            log_z = self._assign(x, log_z, text_says, means, variance, graph)
-            means, variance = _estimate(x, squares, log_z.exp(), shots)
-        return self._assign(x, log_z, text_says, means, variance, graph).to(features)
+            z = torch.softmax(self._scores(x, z, text_says, means, variance, graph), dim=1)
+            means, variance = _estimate(x, squares, z, shots)
+        return torch.log_softmax(self._scores(x, z, text_says, means, variance, graph), dim=1)
 
     def _text_says(self, x: Tensor) -> Tensor:
         """(M, C) log y; all alike where there is no text.
@@ -195,38 +195,41 @@ class JointClassifier:
         require_memory(6 * 8 * len(x) * n_classes, name, "classify fewer at once")
         if self.text is None:
             return x.new_full((len(x), n_classes), -math.log(n_classes))
-        cosines = linear(x, self.text.features.double())
+        cosines = linear(x, self.text.features.to(x))
         return torch.log_softmax(self.method.logit_scale * cosines, dim=1)
 
     def _shots(self, n_queries: int) -> _Shots:
         if self.support is None:
-            nothing = torch.zeros(1, 1, dtype=torch.float64)
+            nothing = torch.zeros(1, 1)
             return _Shots(nothing, nothing[0], nothing[0], 0.0)
-        shots, labels = self.support.features.double(), self.support.labels
+        shots, labels = self.support.features, self.support.labels
         sums = shots.new_zeros(self.support.n_classes, shots.shape[1]).index_add_(0, labels, shots)
         if self.method.gamma_unit == "image":
             each = self.method.gamma / n_queries
         else:
             each = TAU * self.method.gamma / len(shots)
-        return _Shots(sums, (shots**2).sum(dim=0), self.support.counts.double(), each)
+        return _Shots(sums, (shots**2).sum(dim=0), self.support.counts.to(shots), each)
 
-    def _assign(
+    def _scores(
         self,
         x: Tensor,
-        log_z: Tensor,
+        z: Tensor,
         text_says: Tensor,
         means: Tensor,
         variance: Tensor,
         graph: Graph,
     ) -> Tensor:
-        """(M, C) log z after the steps of one round."""
+        """(M, C) scores whose softmax is z after the steps of one round."""
         # Of -|x - mu|^2 / 2, what all classes share is left out.
         likelihood = linear(x, means / variance, -(means**2 / variance).sum(dim=1) / 2)
         fixed = likelihood.div_(TAU).add_(text_says)
-        for _ in range(self.method.inner_iterations):
-            votes = torch.sparse.mm(graph.affinities, log_z.exp()).add_(graph.votes)
-            log_z = torch.log_softmax(votes.div_(2 * graph.neighbours).add_(fixed), dim=1)
-        return log_z
+        scores = fixed
+        for step in range(self.method.inner_iterations):
+            if step:
+                z = torch.softmax(scores, dim=1)
+            votes = torch.sparse.mm(graph.affinities, z).add_(graph.votes)
+            scores = votes.div_(2 * graph.neighbours).add_(fixed)
+        return scores
 
 
 def _means_of_the_surest(x: Tensor, y: Tensor) -> Tensor:
