@@ -8,7 +8,7 @@ demo: install
 	$(BIN)/fewshot demo
 
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .
