@@ -433,9 +433,7 @@ def train(
     fixed = _settings("--set", settings)
     chosen = configure(method, fixed, seed=seed)
     if official and (fixed or crop_scale is not None or flip is not None):
-        raise UserError(
-            "--official is the published recipe; --set, --crop-scale and --flip are not"
-        )
+        raise UserError("--official is the published recipe; leave out --set, --crop-scale, --flip")
     if official and not chosen.published:
         raise UserError(
             f"{method} has no published recipe for few shots of CLIP; leave --official out"
