@@ -232,3 +232,18 @@ def test_kill_9_at_any_moment_costs_nothing_but_time(random_vit: Path, tmp_path:
     resumed, steps = run(checkpoint)
     assert steps[0] > 0
     assert equal(resumed, run()[0])
+
+
+def test_every_epoch_has_an_order_of_its_own(encoder: Encoder) -> None:
+    seen: list[list[int]] = []
+
+    def batches(rows: Tensor, epoch: int) -> Tensor:
+        seen.append(rows.tolist())
+        return torch.ones(len(rows), 16)
+
+    parameter = torch.nn.Parameter(torch.ones(3, 16))
+    learner = Learner({"p": parameter}, 1.0, lambda: parameter)
+    plan = Plan(3, 12, lambda epoch, done: 0.1)
+    train(learner, Clip.of(encoder), plan, torch.optim.SGD([parameter]), batches, LABELS, seed=1)
+    assert len({tuple(rows) for rows in seen}) == 3
+    assert all(sorted(rows) == list(range(12)) for rows in seen)

@@ -236,3 +236,17 @@ def test_on_ucf101_classifying_all_at_once_is_worth_four_percent(shared: Path) -
         for method in (ZeroShot(), TransCLIP())
     ]
     assert accuracies[1] > accuracies[0] + 0.04
+
+
+def test_every_inner_step_starts_from_the_one_before() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, text = (
+        torch.nn.functional.normalize(torch.randn(n, 8, generator=generator)) for n in (30, 4)
+    )
+    one, two = (
+        TransCLIP(iterations=1, inner_iterations=n, logit_scale=5.0)
+        .fit(None, Text(text))
+        .logits(query)
+        for n in (1, 2)
+    )
+    assert (one - two).abs().max() > 1e-3
