@@ -49,7 +49,11 @@ DataRoot = Annotated[
     Path | None, typer.Option(help="Where datasets lie. [default: $FEWSHOT_DATA or ./data]")
 ]
 Model = Annotated[
-    str, typer.Option(help="As open_clip names it: ViT-B-16/openai, hf-hub:…, local-dir:…, tiny.")
+    str,
+    typer.Option(
+        envvar="FEWSHOT_MODEL",
+        help="As open_clip names it: ViT-B-16/openai, hf-hub:…, local-dir:…, tiny.",
+    ),
 ]
 StoreRoot = Annotated[
     Path | None,
@@ -144,6 +148,12 @@ def extract(
         typer.Option(metavar="SHOTS", help="Encode only the train images of these few-shot sets."),
     ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds of those few-shot sets.")] = "1,2,3",
+    all_train: Annotated[
+        bool,
+        typer.Option(
+            "--all-train", help="Keep no test images back, unless they have a folder of their own."
+        ),
+    ] = False,
     if_exists: Annotated[str, typer.Option(help="resume, skip, overwrite or error.")] = "resume",
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
@@ -168,10 +178,11 @@ def extract(
     from cache.extract import extract as extract_to
     from cache.location import default_root, store_path
     from cache.prompts import prompt_sets
-    from cache.source import find
+    from cache.source import find, pooled
 
     part = _part(shard)
     source = find(dataset, manifest, root=data_root, download=download)
+    source = pooled(source) if all_train else source
     rows, only = _support_rows(source, support_only, seeds)
     source, left_out = _checked(source, rows, skip_unreadable)
     rows, only = _support_rows(source, support_only, seeds)
@@ -283,7 +294,9 @@ def fit(
     model: Annotated[
         str | None, typer.Option(help="Which model's store. [default: the one extracted last]")
     ] = None,
-    shots: Annotated[str, typer.Option(metavar="K[,K…]", help="Images per class.")] = "16",
+    shots: Annotated[
+        str, typer.Option(metavar="K[,K…]|all", help="Images per class, or all there are.")
+    ] = "16",
     seed: Annotated[
         str, typer.Option(metavar="S[,S…]", help="What draws them; published results: 1,2,3.")
     ] = "1",
@@ -318,6 +331,10 @@ def fit(
     save_predictions: Annotated[
         Path | None, typer.Option(help="A folder for predictions, for `fewshot compare`.")
     ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.safetensors", help="Keep what was fitted, for `predict`."),
+    ] = None,
     store: StoreRoot = None,
     results: Annotated[
         Path, typer.Option(help="Where results are appended, one JSON line each.")
@@ -334,6 +351,8 @@ def fit(
     from fewshot.settings import configure
     from fewshot.tables import accuracy_table
 
+    if shots == "all":
+        shots, imbalance = "0", imbalance or "natural"
     others = [flag for flag in (base_to_new, test_on, imbalance) if flag]
     if len(others) > 1 or (others and (sample or export_sample)):
         raise UserError(
@@ -350,6 +369,24 @@ def fit(
     ]
     chosen = configure(method, fixed, logit_scale=opened.logit_scale)
     few = _sample(opened, draws, sample, export_sample)
+    if save is not None:
+        if base_to_new or targets or len(draws) > 1:
+            raise UserError(
+                "--save keeps one adapter of all classes; give one --shots and one --seed, "
+                "and neither --base-to-new nor --test-on"
+            )
+        from fewshot.adapters.making import fit_and_save
+
+        [(k, s)] = draws
+        saved, result = fit_and_save(
+            opened, chosen, save, shots=k, seed=s, tune=tune, fixed=fixed, prompt_set=prompts,
+            sample=few, imbalance=imbalance, predictions=save_predictions,
+        )  # fmt: skip
+        if result is not None:
+            append(results, result)
+            print(result.to_json() if as_json else accuracy_table([result]))
+        _say(f"{save}: {saved.summary()}")
+        return
     if few is not None or chosen.learns_from in ("text", "images"):
         draws = draws[:1]
     done = []
@@ -410,6 +447,10 @@ def train(
         bool, typer.Option("--live", help="Encode images even where a store has their features.")
     ] = False,
     out: Annotated[Path, typer.Option(help="Where checkpoints and results go.")] = Path("runs"),
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.safetensors", help="Keep what was trained, for `predict`."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint of the same run.")
     ] = False,
@@ -430,6 +471,10 @@ def train(
     from fewshot.results import append
     from fewshot.tables import accuracy_table
 
+    if save is not None:
+        from fewshot.adapters.adapter import require_suffix
+
+        require_suffix(save)
     fixed = _settings("--set", settings)
     chosen = configure(method, fixed, seed=seed)
     if official and (fixed or crop_scale is not None or flip is not None):
@@ -471,6 +516,12 @@ def train(
         )
     append(out / "results.jsonl", trained.result)
     print(trained.result.to_json() if as_json else accuracy_table([trained.result]))
+    if save is not None:
+        from fewshot.adapters.making import of_trained
+
+        adapter = of_trained(trained, chosen, encoder, source, workers=workers or default_workers())
+        adapter.save(save)
+        _say(f"{save}: {adapter.summary()}")
 
 
 class Ask(TypedDict):
@@ -850,8 +901,21 @@ def datasets(
 def demo(
     store: StoreRoot = None,
     plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("runs/demo.png"),
+    photos: Annotated[
+        Path | None,
+        typer.Option(help="Only write a folder of digits as photographs, for trying `auto` on."),
+    ] = None,
 ) -> None:
     """Run the main job on a tiny CLIP and real digits."""
+    if photos is not None:
+        from fewshot.demo import write_photos
+
+        n_labelled, n_unlabelled = write_photos(photos)
+        print(
+            f"{photos}: {n_labelled} digits in ten class folders, {n_unlabelled} in unlabelled/; "
+            f"now: fewshot auto {photos} --model tiny"
+        )
+        return
     from cache.encoder import load
     from cache.extract import Recipe, default_workers
     from cache.extract import extract as extract_to

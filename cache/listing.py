@@ -37,6 +37,7 @@ class Listing:
         origin: Where the split came from, in words.
         notes: What a reader should know about how it was found, one line each.
         class_ids: ImageNet's id of each class, where the classes are ImageNet's.
+        drawn: Whether nobody gave a split and this one is `stratified_split`'s.
     """
 
     root: Path
@@ -45,6 +46,7 @@ class Listing:
     origin: str
     notes: tuple[str, ...] = ()
     class_ids: tuple[int, ...] | None = None
+    drawn: bool = False
 
 
 def stratified_split(labels: Sequence[int]) -> dict[str, list[int]]:

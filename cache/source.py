@@ -13,7 +13,7 @@ from cache.errors import UserError
 from cache.layouts import aircraft, digits, folder, imagenet, split_file, table
 from cache.layouts import torchvision_datasets as from_torchvision
 from cache.listing import Item as Item
-from cache.listing import Listing
+from cache.listing import SPLIT_RULE, Listing
 from cache.manifest import Manifest, load_manifest
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -48,6 +48,7 @@ class Source:
         sizes: Rows that the manifest says each split must have; empty where it does not say.
         notes: What a reader should know about how it was found, one line each.
         bundled: Images come with an installed package rather than from `root`.
+        drawn: Whether nobody gave a split, and this one is our own.
     """
 
     dataset: str
@@ -63,6 +64,7 @@ class Source:
     sizes: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     bundled: bool = False
+    drawn: bool = False
 
     def read(self, path: str) -> Image.Image:
         """The image at an item's path, as RGB; OSError where it cannot be read to the end."""
@@ -183,6 +185,25 @@ def resolve_table(path: Path, name: str = "") -> Source:
     return _source(name or _slug(path.with_suffix("")), listing, exif=True)
 
 
+def pooled(source: Source) -> Source:
+    """The source with every labelled image for training, but those of a test split that was given.
+
+    For whoever wants a classifier rather than a benchmark, and judges it by cross-validation. It is
+    called otherwise, so that its store lies beside that of the source as it was.
+    """
+    kept = {} if source.drawn else {k: v for k, v in source.splits.items() if k == "test"}
+    items = [item for split, found in source.splits.items() if split not in kept for item in found]
+    train = tuple(sorted(items, key=lambda item: (item.label, item.path)))
+    return replace(
+        source,
+        dataset=f"{source.dataset}-all",
+        splits={"train": train, **kept},
+        origin=f"{source.origin.removesuffix(f', {SPLIT_RULE}')}, all for training",
+        sizes={},
+        drawn=False,
+    )
+
+
 def dataset_status(manifest: Manifest, data_root: Path) -> str:
     """Whether a dataset is on disk, in a few words; looks at two or three paths only."""
     kind, layout = manifest.layout.kind, manifest.layout
@@ -226,6 +247,7 @@ def _source(dataset: str, listing: Listing, *, exif: bool) -> Source:
         exif=exif,
         class_ids=listing.class_ids,
         notes=listing.notes,
+        drawn=listing.drawn,
     )
 
 

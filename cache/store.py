@@ -228,6 +228,11 @@ class FeatureStore:
             embeddings = _whole(group["embeddings"], np.float32)
             return embeddings, _whole(group["labels"], np.int64)
 
+    def sentences(self, recipe: str = "unit-mean", prompt_set: str | None = None) -> list[str]:
+        """P prompts as they were written, in the order of `prompts`."""
+        with self._open() as file:
+            return list(file["text"][self._prompt_set(recipe, prompt_set)]["prompts"].asstr()[:])
+
     def text_tower(
         self, prompt_set: str | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:

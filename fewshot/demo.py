@@ -1,8 +1,11 @@
-"""The main job in miniature: zero-shot and GDA on one store, a table, and a plot."""
+"""The main job in miniature, and photographs to try one's own hand on."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cache.errors import UserError
+from cache.layouts import digits
+from cache.manifest import load_manifest
 from cache.store import FeatureStore
 from fewshot.evaluate import evaluate
 from fewshot.plots import accuracy_against_shots
@@ -12,6 +15,9 @@ from fewshot.tables import curves
 
 SHOTS = (1, 2, 4, 8, 16)
 SEEDS = (1, 2, 3)
+LABELLED = 20  # photographs in each class folder
+UNLABELLED = 100
+SIDE = 64  # pixels
 
 
 def run(store: FeatureStore, advance: Callable[[int], None] = lambda n: None) -> list[Result]:
@@ -36,3 +42,35 @@ def plot(results: Sequence[Result], path: Path) -> None:
     learnt = {row[2]: points for row, points in rows.items() if points[0][0] > 0}
     levels = {row[2]: points[0][1] for row, points in rows.items() if points[0][0] == 0}
     accuracy_against_shots(learnt, levels, f"{results[0].dataset}, {results[0].model}", path)
+
+
+def write_photos(folder: Path) -> tuple[int, int]:
+    """Write digits as somebody's photographs: a folder for each class, and one without labels.
+
+    Args:
+        folder: A new folder, or an empty one.
+
+    Returns:
+        How many have labels, and how many have none.
+
+    Raises:
+        UserError: There is something in the folder.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already and not an empty folder; name a new one")
+    listing = digits.read(load_manifest("digits"), folder)
+    written: dict[str, int] = {}
+    for item in listing.splits["train"]:
+        name = listing.classnames[item.label]
+        written[name] = written.get(name, 0) + 1
+        if written[name] <= LABELLED:
+            _write_photo(item.path, folder / name / f"{written[name]:02d}.png")
+    unlabelled = listing.splits["test"][:: len(listing.splits["test"]) // UNLABELLED][:UNLABELLED]
+    for i, item in enumerate(unlabelled):
+        _write_photo(item.path, folder / "unlabelled" / f"{i:03d}.png")
+    return LABELLED * len(listing.classnames), len(unlabelled)
+
+
+def _write_photo(path: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digits.image(path).resize((SIDE, SIDE)).save(target)

@@ -66,7 +66,7 @@ def evaluate(
     Raises:
         UserError: What `fit` raises, no test split, or a profile that cannot be drawn.
     """
-    test_labels = torch.from_numpy(store.labels("test"))
+    store.labels("test")  # that there is a test split shows before anything is fitted
     if imbalance is not None:
         if method.learns_from != "labels" and not (method.learns_from != "text" and shots):
             raise UserError(f"{method.name} learns from no labels, which imbalance is about")
@@ -77,7 +77,33 @@ def evaluate(
         store, method, shots=shots, seed=seed, tune=tune, fixed=fixed,
         prompt_set=prompt_set, sample=sample, views=views,
     )  # fmt: skip
-    tested = _test(fitted.classifier, method, query(store, method, "test"))
+    return score(fitted, store, fixed=fixed, prompt_set=prompt_set, imbalance=imbalance, save=save)
+
+
+def score(
+    fitted: Fitted,
+    store: FeatureStore,
+    *,
+    fixed: Collection[str] = (),
+    prompt_set: str | None = None,
+    imbalance: str | None = None,
+    save: Path | None = None,
+) -> Result:
+    """The accuracy on the test split of what was fitted to the store's few shots.
+
+    Args:
+        fitted: As `fitting.fit` gave it, of all classes.
+        store: The features it was fitted to.
+        fixed: Hyper-parameters that were not tuned.
+        prompt_set: Which prompts made the text features.
+        imbalance: How unequal the classes were made.
+        save: A folder to write the predictions into.
+
+    Raises:
+        UserError: No test split.
+    """
+    test_labels = torch.from_numpy(store.labels("test"))
+    tested = _test(fitted.classifier, fitted.method, query(store, fitted.method, "test"))
     accuracies = {}
     if imbalance is not None and fitted.support is not None:
         counts = fitted.support.counts[test_labels]

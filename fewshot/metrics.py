@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from scipy.special import stdtrit  # type: ignore[import-untyped]
+from scipy.special import stdtrit
 from torch import Tensor
 
 

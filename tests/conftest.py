@@ -23,6 +23,12 @@ VIT: dict[str, object] = {"image_size": 32, "layers": 2, "width": 64, "patch_siz
 RESNET: dict[str, object] = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}
 
 
+@pytest.fixture(autouse=True)
+def no_model_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may have one set."""
+    monkeypatch.delenv("FEWSHOT_MODEL", raising=False)
+
+
 @pytest.fixture
 def shared() -> Path:
     """Real features, images and split files, where a checkout has them beside it."""

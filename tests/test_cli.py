@@ -344,3 +344,25 @@ def test_import_refuses_in_one_line(
     line = refusal(capsys, "import", "f.npz", "--dataset", "mine", "--model", "x")
     assert message in line
     assert not find_stores(Path("features"))
+
+
+def test_the_model_may_stand_in_the_environment(
+    draw_photos: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FEWSHOT_MODEL", "tiny")
+    folder = str(draw_photos())
+    assert main(["extract", "--dataset", folder, "--dry-run"]) == 0
+    assert "prompts with tiny into" in capsys.readouterr().err
+    assert main(["extract", "--dataset", folder, "--model", "RN50/openai", "--dry-run"]) == 0
+    assert "prompts with RN50/openai into" in capsys.readouterr().err
+
+
+def test_all_images_may_be_kept_for_training(
+    draw_photos: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["extract", "--dataset", str(draw_photos()), "--all-train", "--dry-run"]) == 0
+    report = capsys.readouterr().err
+    assert "photos-all: 3 classes, 18 images (folders, all for training)" in report
+    assert "test" not in report

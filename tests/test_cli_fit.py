@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cli import main
+from fewshot.adapters.adapter import load_adapter
 from fewshot.predictions import read_predictions
 from fewshot.results import read
 
@@ -254,3 +255,46 @@ def test_a_truncated_store_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
     store = Path("features/mine/ViT-B-32-openai.h5")
     store.write_bytes(store.read_bytes()[:-100])
     assert "damaged or cut short" in refusal(capsys, "gda")
+
+
+def test_what_was_fitted_is_kept_where_it_was_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["fit", "gda", "--shots", "4", "--save", "mine.safetensors"]) == 0
+    captured = capsys.readouterr()
+    adapter = load_adapter("mine.safetensors")
+    [result] = read(Path("runs/results.jsonl"))
+    assert result.setting == "few-shot"
+    assert adapter.training["test accuracy"] == result.accuracy
+    assert adapter.settings == result.hyperparameters
+    assert captured.err.splitlines()[-1] == f"mine.safetensors: {adapter.summary()}"
+    assert "3 classes, 4 shots; " in adapter.summary()
+    assert captured.out.splitlines()[0].startswith("dataset  model")
+
+
+def test_all_shots_are_the_whole_train_split(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "gda", "--shots", "all", "--save", "all.safetensors"]) == 0
+    assert load_adapter("all.safetensors").training["images per class"] == [20, 20, 20]
+    assert main(["fit", "gda", "--shots", "all", "--json"]) == 0
+    saved, plain = read(Path("runs/results.jsonl"))
+    assert (plain.setting, plain.imbalance, plain.n_support) == ("imbalanced", "natural", 60)
+    assert saved.accuracy == plain.accuracy
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    "more", [["--seed", "1,2"], ["--shots", "1,2"], ["--base-to-new"], ["--test-on", "mine"]]
+)
+def test_one_adapter_is_kept_and_no_more(
+    capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    line = refusal(capsys, "gda", "--shots", "4", "--save", "a.safetensors", *more)
+    assert "--save keeps one adapter of all classes" in line
+    assert not Path("a.safetensors").exists()
+
+
+def test_a_wrong_name_for_an_adapter_shows_before_anything_is_fitted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "ends in .safetensors; got a.pt" in refusal(capsys, "gda", "--save", "a.pt")
+    assert not Path("runs").exists()

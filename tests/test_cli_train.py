@@ -3,10 +3,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from cache.encoder import load
+from cache.errors import UserError
+from cache.source import find
 from cli import main
-from fewshot.endtoend.clip import Plan
+from fewshot.adapters.adapter import Adapter, load_adapter
+from fewshot.adapters.predictor import open_adapter
+from fewshot.endtoend.clip import Clip, Plan
 from fewshot.endtoend.clip_lora import CLIPLoRA
+from fewshot.endtoend.methods import METHODS
 from fewshot.results import read
 
 DIGITS = ["--dataset", "digits", "--model", "tiny", "--shots", "1"]
@@ -137,3 +144,59 @@ def test_images_that_are_gone_are_told_before_training(
     line = refusal(capsys, "clip-lora", "--dataset", str(photos), "--model", "tiny", "--shots", "4")
     assert "cannot be read" in line
     assert not Path("runs/checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    "method", ["coop", "sct --set channels=8 --set iterations_per_shot=2", "cocoop"]
+)
+def test_what_was_trained_is_kept_and_tells_test_images_as_it_did(
+    capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    short = DIGITS if "sct" in method else SHORT
+    assert main(["train", *method.split(), *short, "--save", "mine.safetensors"]) == 0
+    captured = capsys.readouterr()
+    adapter = load_adapter("mine.safetensors")
+    [result] = read(Path("runs/results.jsonl"))
+    assert captured.err.splitlines()[-1] == f"mine.safetensors: {adapter.summary()}"
+    assert adapter.training["test accuracy"] == result.accuracy
+    assert (adapter.calibration.source, adapter.calibration.images) == ("val", 10)
+    source = find("digits")
+    items = source.splits["test"][:40]
+    predictor = open_adapter(adapter, device="cpu")
+    pixels = torch.stack([predictor.preprocess.centre(source.read(item.path)) for item in items])
+    predicted = predictor.logits(predictor.features(pixels)).argmax(dim=1)
+    trained = open_trained(adapter, pixels)
+    torch.testing.assert_close(predicted, trained)
+
+
+def open_trained(adapter: Adapter, pixels: torch.Tensor) -> torch.Tensor:
+    """Predictions of the method attached anew, its parameters set one by one."""
+    clip = Clip.of(load("tiny", device="cpu"))
+    method = METHODS[adapter.method](**adapter.settings)
+    learner = method.attach(clip, adapter.classnames, adapter.templates)
+    for name, tensor in adapter.tensors.items():
+        kind, _, rest = name.partition("/")
+        here = learner.chosen[rest] if kind == "chosen" else learner.parameters[name]
+        here.data.copy_(tensor)
+    with torch.no_grad():
+        encode = learner.images or clip.model.encode_image
+        return learner.logits(encode(pixels)).argmax(dim=1)
+
+
+def test_a_wrong_name_for_an_adapter_shows_before_training(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "got a.bin" in refusal(capsys, "coop", *SHORT, "--save", "a.bin")
+    assert not Path("runs").exists()
+
+
+def test_what_was_saved_of_another_shape_is_refused() -> None:
+    clip = Clip.of(load("tiny", device="cpu"))
+    learner = METHODS["coop"]().attach(clip, ("a", "b"), ())
+    state = learner.state()
+    with pytest.raises(UserError, match=r"context is \(3, 64\), expected \(16, 64\); train again"):
+        learner.load_state({"context": torch.zeros(3, 64)})
+    with pytest.raises(UserError, match="context is not there"):
+        learner.load_state({})
+    learner.load_state({name: torch.zeros_like(t) for name, t in state.items()})
+    assert not learner.parameters["context"].any()

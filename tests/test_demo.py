@@ -1,8 +1,10 @@
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from cache.source import pooled, resolve_folder
 from cache.store import FeatureStore
 from cli import main
 from fewshot.demo import SEEDS, SHOTS, run
@@ -63,3 +65,21 @@ def test_a_second_demo_encodes_nothing_and_prints_the_table_and_the_commands(
     [row] = [line for line in lines if line.startswith("digits   tiny   gda")]
     assert row.count("±") == len(SHOTS)
     assert Path("again.png").is_file()
+
+
+def test_the_demo_writes_photographs_to_try_ones_hand_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    assert main(["demo", "--photos", str(folder)]) == 0
+    assert f"fewshot auto {folder} --model tiny" in capsys.readouterr().out
+    source = pooled(resolve_folder(folder))
+    assert len(source.classnames) == 10
+    assert Counter(item.label for item in source.splits["train"]) == dict.fromkeys(range(10), 20)
+    unlabelled = sorted((folder / "unlabelled").iterdir())
+    assert len(unlabelled) == 100
+    labelled = [path for path in folder.glob("*/*.png") if path not in unlabelled]
+    pixels = {path.read_bytes() for path in unlabelled}
+    assert pixels.isdisjoint(path.read_bytes() for path in labelled)
+    assert main(["demo", "--photos", str(folder)]) == 2
+    assert "not an empty folder; name a new one" in capsys.readouterr().err

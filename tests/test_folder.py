@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from cache.errors import UserError
-from cache.source import Item, resolve_folder
+from cache.source import Item, pooled, resolve_folder
 
 
 def fill(root: Path, paths: Iterable[str]) -> None:
@@ -125,3 +125,33 @@ def test_no_folder_and_no_class_folders_are_refused(tmp_path: Path) -> None:
     fill(tmp_path, ["1.png"])
     with pytest.raises(UserError, match="has no class folders"):
         resolve_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["unlabelled", "Unlabeled"])
+def test_a_folder_of_images_without_labels_is_no_class(tmp_path: Path, name: str) -> None:
+    fill(tmp_path, ["a/1.png", "a/2.png", "b/1.png", "b/2.png", f"{name}/9.png"])
+    source = resolve_folder(tmp_path)
+    assert source.classnames == ("a", "b")
+    assert source.notes == (f"{name}/ is left out: its images have no label",)
+    fill(tmp_path / "split", ["train/a/1.png", "train/b/1.png", f"{name}/9.png"])
+    assert resolve_folder(tmp_path / "split").classnames == ("a", "b")
+
+
+def test_pooled_a_folder_keeps_nothing_back(tmp_path: Path) -> None:
+    fill(tmp_path, [f"{c}/{n}.jpg" for c in "ba" for n in range(7)])
+    source = pooled(resolve_folder(tmp_path, "mine"))
+    assert (source.dataset, source.origin) == ("mine-all", "folders, all for training")
+    paths = [item.path for item in source.splits["train"]]
+    assert paths == [f"{c}/{n}.jpg" for c in "ab" for n in range(7)]
+    assert list(source.splits) == ["train"]
+    assert pooled(resolve_folder(tmp_path)).exif
+
+
+def test_pooled_a_test_split_of_the_users_own_stays_apart(tmp_path: Path) -> None:
+    fill(tmp_path, [f"{split}/{c}/1.jpg" for split in ("train", "val", "test") for c in "ab"])
+    source = pooled(resolve_folder(tmp_path))
+    assert [item.path for item in source.splits["train"]] == [
+        "train/a/1.jpg", "val/a/1.jpg", "train/b/1.jpg", "val/b/1.jpg",
+    ]  # fmt: skip
+    assert [item.path for item in source.splits["test"]] == ["test/a/1.jpg", "test/b/1.jpg"]
+    assert source.origin == "folders train, val, test, all for training"

@@ -1,7 +1,8 @@
 """A user's folder of class folders: a class is a folder and its name is the folder's.
 
 Either `train/`, `val/` and `test/` hold the class folders (`valid/` and `validation/` will do, and
-one or two of the three), or the folder holds them itself and is split 50/20/30.
+one or two of the three), or the folder holds them itself and is split 50/20/30. A folder called
+`unlabelled/` beside them is no class.
 """
 
 from collections import Counter
@@ -13,6 +14,7 @@ from cache.listing import SPLIT_RULE, Item, Listing, find_images, folders, split
 from cache.manifest import SPLITS, Manifest
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+UNLABELLED = ("unlabelled", "unlabeled")
 
 
 def read(manifest: Manifest, data_root: Path) -> Listing:
@@ -36,6 +38,8 @@ def read_folder(
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give a folder of class folders")
+    beside = unlabelled_folder(root)
+    drop = (*drop, *([beside.name] if beside else ()))
     split_folders = _split_folders(root)
     parents = {split: f"{folder}/" for split, folder in split_folders.items()} or {"all": ""}
     classes = {
@@ -59,6 +63,9 @@ def read_folder(
     if not split_folders:
         splits = split_items(splits["all"])
     left_out = ", ".join(f"{n:,} {what}" for what, n in sorted(ignored.items()) if n)
+    notes = [f"files left out: {left_out}"] if left_out else []
+    if beside:
+        notes.append(f"{beside.name}/ is left out: its images have no label")
     names = tuple((rename or {}).get(name, name) for name in folder_names)
     origin = f"folders {', '.join(split_folders.values())}" if split_folders else "folders"
     return Listing(
@@ -66,8 +73,15 @@ def read_folder(
         names,
         splits,
         origin if split_folders else f"{origin}, {SPLIT_RULE}",
-        (f"files left out: {left_out}",) if left_out else (),
+        tuple(notes),
+        drawn=not split_folders,
     )
+
+
+def unlabelled_folder(root: Path) -> Path | None:
+    """The folder of images without labels beside the class folders, if there is one."""
+    found = [name for name in folders(root) if name.lower() in UNLABELLED]
+    return root / found[0] if found else None
 
 
 def _split_folders(root: Path) -> dict[str, str]:
@@ -85,7 +99,7 @@ def _split_folders(root: Path) -> dict[str, str]:
                 f"{root} has both {by_split[split]}/ and {name}/; keep one {split} split"
             )
         by_split[split] = name
-    others = [name for name in folders(root) if name not in found]
+    others = [n for n in folders(root) if n not in found and n.lower() not in UNLABELLED]
     mixed = [name for name in others if by_split and find_images(root / name).paths]
     if mixed:
         raise UserError(

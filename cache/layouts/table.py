@@ -60,7 +60,8 @@ def read_table(file: Path, rename: Mapping[str, str] | None = None) -> Listing:
         splits = split_items(items)
         origin = f"{file.name}, {SPLIT_RULE}"
     renamed = tuple((rename or {}).get(name, name) for name in classnames)
-    return Listing(file.parent, renamed, splits, origin, notes)
+    drawn = not any(row.split for row in rows)
+    return Listing(file.parent, renamed, splits, origin, notes, drawn=drawn)
 
 
 @dataclass(frozen=True)

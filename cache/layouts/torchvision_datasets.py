@@ -97,7 +97,7 @@ def read(manifest: Manifest, data_root: Path, *, download: bool) -> Listing:
         ordered = sorted(splits["all"], key=lambda item: (item.label, item.path))
         splits, origin = split_items(ordered), f"torchvision's {name}, {SPLIT_RULE}"
     classnames = tuple(manifest.rename.get(raw[label], raw[label]) for label in kept)
-    return Listing(root, classnames, splits, origin)
+    return Listing(root, classnames, splits, origin, drawn=not place.splits)
 
 
 def _rows(name: str, dataset: Any) -> Iterable[tuple[Any, int]]:

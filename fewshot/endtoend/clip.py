@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.optim import Optimizer
 
 from cache.encoder import PRECISIONS, Encoder
+from cache.errors import UserError
 from cache.images import Preprocess
 from fewshot.classifier import Grid, LearnsFrom
 from fewshot.endtoend.attention import unfuse
@@ -92,6 +93,7 @@ class Learner:
         modules: What is in training mode while it trains, for the sake of dropout.
         calibrate: Called before training with the centre crops of the few shots, a batch of pixels
             at a time and in order, and their (N,) labels; None where nothing depends on them.
+        chosen: Name -> what `calibrate` chose and no gradient moves; saved with the parameters.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -103,6 +105,31 @@ class Learner:
     penalty: Callable[[Tensor], Tensor] | None = None
     modules: Sequence[nn.Module] = field(default_factory=tuple)
     calibrate: Callable[[Iterable[Tensor], Tensor], None] | None = None
+    chosen: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that tells this learner from one just attached, by name; shares its memory."""
+        return {name: parameter.detach() for name, parameter in self.parameters.items()} | {
+            f"chosen/{name}": tensor for name, tensor in self.chosen.items()
+        }
+
+    @torch.no_grad()
+    def load_state(self, saved: Mapping[str, Tensor]) -> None:
+        """Become the learner whose `state` was saved.
+
+        Raises:
+            UserError: A name is missing or too many, or of another shape.
+        """
+        here = self.state()
+        shapes = [{n: tuple(t.shape) for n, t in tensors.items()} for tensors in (here, saved)]
+        if shapes[0] != shapes[1]:
+            wrong = sorted(dict(shapes[0].items() ^ shapes[1].items()))[0]
+            raise UserError(
+                f"what was saved does not fit: {wrong} is {shapes[1].get(wrong, 'not there')}, "
+                f"expected {shapes[0].get(wrong, 'no such thing')}; train again"
+            )
+        for name, tensor in here.items():
+            tensor.copy_(saved[name])
 
     def logits(self, features: Tensor) -> Tensor:
         """(B, C) float32 logits of (B, D) features of any norm."""

@@ -65,7 +65,12 @@ class SCT(Tuned):
         def calibrate(batches: Iterable[Tensor], labels: Tensor) -> None:
             choose_channels(clip, batches, labels)
 
-        return replace(learner, calibrate=calibrate)
+        chosen = {
+            path: core.channels
+            for path, core in clip.model.visual.named_modules()
+            if isinstance(core, ChannelSubset)
+        }
+        return replace(learner, calibrate=calibrate, chosen=chosen)
 
 
 @torch.no_grad()
@@ -117,7 +122,7 @@ class ChannelSubset(nn.Module):
 
     def select(self, salience: Tensor) -> None:
         """Take the k channels of greatest (W,) salience."""
-        self.channels = salience.topk(len(self.channels)).indices.sort().values
+        self.channels.copy_(salience.topk(len(self.channels)).indices.sort().values)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(..., W) of (..., W)."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from scipy.stats import spearmanr  # type: ignore[import-untyped]
+from scipy.stats import spearmanr
 
 from fewshot.groups import Cells, Row, by_dataset, labels, over_datasets, over_seeds
 from fewshot.report import published

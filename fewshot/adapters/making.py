@@ -1,0 +1,284 @@
+"""An adapter of what was just fitted or trained, calibrated on images it was not fitted to."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor
+
+from cache.encoder import Encoder
+from cache.source import Source
+from cache.store import FeatureStore
+from fewshot.adapters.adapter import Adapter, Calibration, require_suffix
+from fewshot.adapters.parts import take_apart
+from fewshot.auto.cross_validation import Failed, cross_validate
+from fewshot.auto.folds import folds
+from fewshot.calibration import expected_calibration_error, temperature
+from fewshot.classifier import Method
+from fewshot.endtoend.clip import EndToEnd
+from fewshot.endtoend.photos import centre_crops, require_images
+from fewshot.endtoend.run import Trained
+from fewshot.evaluate import score
+from fewshot.fitting import Fitted, fit
+from fewshot.results import Result, program_version
+from fewshot.sampling import Sample, draw, draw_imbalanced
+
+
+def calibrate(logits: Tensor, labels: Tensor, source: str) -> Calibration:
+    """How sure a classifier may be, from its logits of images it was not fitted to.
+
+    Args:
+        logits: (M, C).
+        labels: (M,) class ids.
+        source: What images these are; see `Calibration`.
+    """
+    n = len(labels)
+    if not n:
+        return Calibration()
+    t = temperature(logits, labels)
+    z = logits.double()
+    right = int((z.argmax(dim=1) == labels).sum())
+    low, high = binomtest(right, n).proportion_ci(method="wilson")
+    return Calibration(
+        temperature=t,
+        images=n,
+        source=source,
+        accuracy=right / n,
+        interval=(float(low), float(high)),
+        error=expected_calibration_error(torch.softmax(z / t, dim=1), labels),
+        error_before=expected_calibration_error(torch.softmax(z, dim=1), labels),
+    )
+
+
+def cross_validated(fitted: Fitted) -> Calibration:
+    """How sure what was fitted may be, from folds of its own support set.
+
+    Each image is classified by the method, its hyper-parameters as they were tuned on all images,
+    fitted to the other folds. Nothing is known of a method that learnt from no labels, nor where
+    every class has one image.
+    """
+    if fitted.support is None:
+        return Calibration()
+    labels = fitted.support.labels
+    tried = cross_validate(
+        fitted.method,
+        lambda method: fitted.support,  # type: ignore[arg-type, return-value]  # it is not None
+        lambda method: fitted.text,
+        folds(labels),
+        tune=False,
+    )
+    if isinstance(tried, Failed):
+        return Calibration()
+    return calibrate(tried.logits[tried.judged], labels[tried.judged], "cv")
+
+
+def of_fitted(
+    fitted: Fitted,
+    store: FeatureStore,
+    *,
+    calibration: Calibration,
+    prompt_set: str | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> Adapter:
+    """The adapter of a method that was fitted to a store's features.
+
+    Args:
+        fitted: What `fitting.fit` gave for all classes of the store.
+        store: Whose features.
+        calibration: How sure it may be.
+        prompt_set: Which prompts made its text; the dataset's own without it.
+        more: What else is worth keeping of the training, such as the accuracy on the test split.
+    """
+    method = fitted.method
+    plain, tensors = take_apart(fitted.classifier)
+    training = {
+        "dataset": store.dataset,
+        "fingerprint": store.fingerprint,
+        "imported": store.imported,
+        "shots": fitted.shots,
+        "seed": fitted.seed,
+        "tune": fitted.tune,
+        "images": fitted.n_images,
+        "images per class": None if fitted.support is None else fitted.support.counts.tolist(),
+        "views": fitted.support.n_views if fitted.support else 0,
+        "validation images": fitted.n_validation,
+        "text recipe": None if fitted.text is None else method.text_recipe,
+        "prompt set": prompt_set,
+        "versions": {**store.versions, "fewshot-clip": program_version()},
+        **(more or {}),
+    }
+    return Adapter(
+        method=method.name,
+        settings=asdict(method),
+        model=store.identity["model"],
+        preprocessing=store.identity.get("preprocessing") or {},
+        precision=str(store.identity.get("precision") or "fp32"),
+        classnames=store.classnames,
+        prompts=_prompts(fitted, store, prompt_set),
+        templates=(),
+        training=training,
+        calibration=calibration,
+        classifier=plain,
+        tensors=tensors,
+    )
+
+
+def of_trained(
+    trained: Trained,
+    method: EndToEnd,
+    encoder: Encoder,
+    source: Source,
+    *,
+    workers: int = 2,
+    batch_size: int = 64,
+) -> Adapter:
+    """The adapter of a method that was trained end to end.
+
+    It is calibrated on min(K, 4) validation images of each class, drawn beside the few shots as
+    CoOp draws them; where there is no val split, it is not.
+
+    Args:
+        trained: What `run` gave.
+        method: What was trained.
+        encoder: On what model.
+        source: On which images.
+        workers: Threads that decode.
+        batch_size: Images per forward pass.
+
+    Raises:
+        UserError: A validation image cannot be read.
+    """
+    result = trained.result
+    training = {
+        "dataset": source.dataset,
+        "fingerprint": result.fingerprint,
+        "imported": False,
+        "shots": result.shots,
+        "seed": result.seed,
+        "tune": result.tune,
+        "images": result.n_support,
+        "views": result.n_views,
+        "crops": {k: result.hyperparameters.get(k) for k in ("crop_scale", "flip")},
+        "test accuracy": result.accuracy,
+        "test images": result.n_test,
+        "versions": {"fewshot-clip": program_version()},
+    }
+    logits, labels = _validation(trained, encoder, source, workers, batch_size)
+    return Adapter(
+        method=method.name,
+        settings=asdict(method),
+        model=dict(encoder.identity),
+        preprocessing={**encoder.preprocess.identity(), "exif": source.exif},
+        precision=encoder.precision,
+        classnames=source.classnames,
+        prompts=(),
+        templates=source.templates,
+        training=training,
+        calibration=calibrate(logits, labels, "val"),
+        classifier=None,
+        tensors=trained.learner.state(),
+    )
+
+
+def _prompts(
+    fitted: Fitted, store: FeatureStore, prompt_set: str | None
+) -> tuple[tuple[str, ...], ...]:
+    """Each class's sentences."""
+    if fitted.text is None:
+        return ()
+    recipe = fitted.method.text_recipe
+    _, labels = store.prompts(recipe, prompt_set)
+    sentences = store.sentences(recipe, prompt_set)
+    by_class: list[list[str]] = [[] for _ in store.classnames]
+    for sentence, label in zip(sentences, labels, strict=True):
+        by_class[label].append(sentence)
+    return tuple(map(tuple, by_class))
+
+
+@torch.no_grad()
+def _validation(
+    trained: Trained, encoder: Encoder, source: Source, workers: int, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """(M, C) logits of validation images and (M,) their labels; M is 0 without a val split."""
+    val = source.splits.get("val", ())
+    learner, clip = trained.learner, trained.clip
+    if not val:
+        return torch.zeros(0, len(source.classnames)), torch.zeros(0, dtype=torch.int64)
+    rows = draw(
+        [item.label for item in source.splits["train"]],
+        source.classnames,
+        shots=trained.result.shots,
+        seed=trained.result.seed,
+        val_labels=[item.label for item in val],
+    ).val
+    assert rows is not None
+    items = [val[row] for row in rows]
+    paths = [item.path for item in items]
+    require_images(source, paths, workers=workers)
+    encode = learner.images or clip.model.encode_image
+    crops = centre_crops(source, paths, encoder.preprocess, batch_size=batch_size, workers=workers)
+    with clip.autocast():
+        fixed = learner.frozen()
+        logits = [fixed.logits(encode(pixels.to(clip.device))).cpu() for pixels in crops]
+    return torch.cat(logits), torch.tensor([item.label for item in items])
+
+
+def fit_and_save(
+    store: FeatureStore,
+    method: Method,
+    path: Path,
+    *,
+    shots: int = 0,
+    seed: int = 1,
+    tune: str | None = None,
+    fixed: Collection[str] = (),
+    prompt_set: str | None = None,
+    sample: Sample | None = None,
+    imbalance: str | None = None,
+    predictions: Path | None = None,
+) -> tuple[Adapter, Result | None]:
+    """Fit a method to a store's few shots and save it as an adapter, calibrated on folds of them.
+
+    Args:
+        store: The features.
+        method: What to fit; this and the next six as in `fitting.fit`.
+        path: The file to write.
+        shots: K, images per class.
+        seed: What draws them.
+        tune: The tuning protocol.
+        fixed: Hyper-parameters that are not tuned.
+        prompt_set: Which prompts make the text features.
+        sample: Few shots to use instead of drawing some.
+        imbalance: How unequal the classes are, as in `sampling.draw_imbalanced`; `natural` takes
+            every train image.
+        predictions: A folder to write the predictions on the test split into.
+
+    Returns:
+        The adapter, and its result on the test split; None where the store has none.
+
+    Raises:
+        UserError: What `fit` raises, or the path is no name for an adapter.
+    """
+    require_suffix(path)
+    if imbalance is not None and method.learns_from != "text":
+        sample = draw_imbalanced(
+            store.labels("train"), store.classnames, profile=imbalance, shots=shots, seed=seed
+        )
+    fitted = fit(
+        store, method, shots=shots, seed=seed, tune=tune, fixed=fixed,
+        prompt_set=prompt_set, sample=sample,
+    )  # fmt: skip
+    result, more = None, {}
+    if "test" in store.splits:
+        result = score(
+            fitted, store, fixed=fixed, prompt_set=prompt_set, imbalance=imbalance, save=predictions
+        )
+        more = {"test accuracy": result.accuracy, "test images": result.n_test}
+    adapter = of_fitted(
+        fitted, store, calibration=cross_validated(fitted), prompt_set=prompt_set, more=more
+    )
+    adapter.save(path)
+    return adapter, result

@@ -1,0 +1,168 @@
+"""An adapter with its model loaded: pixels in, probabilities out."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from cache.encoder import Encoder, load
+from cache.errors import UserError
+from cache.images import Preprocess
+from fewshot.adapters.adapter import Adapter
+from fewshot.adapters.parts import put_together
+from fewshot.methods import METHODS
+
+if TYPE_CHECKING:
+    from fewshot.endtoend.clip import Clip, Learner
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """What classifies images.
+
+    Attributes:
+        adapter: What was learnt.
+        preprocess: PIL image to pixels (3, H, W).
+        features: Pixels (B, 3, H, W) to features (B, D), on the CPU.
+        logits: Features (M, D) to logits (M, C), on the CPU.
+        jointly: Whether the logits of an image depend on the images beside it, so that `logits`
+            wants all features at once.
+        device: Where the model runs.
+    """
+
+    adapter: Adapter
+    preprocess: Preprocess
+    features: Callable[[Tensor], Tensor]
+    logits: Callable[[Tensor], Tensor]
+    jointly: bool
+    device: torch.device
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """(M, C) calibrated probabilities of (M, D) features."""
+        t = self.adapter.calibration.temperature
+        return torch.softmax(self.logits(features).double() / t, dim=1)
+
+
+def open_adapter(
+    adapter: Adapter, *, model: str | None = None, device: str = "auto", precision: str = "auto"
+) -> Predictor:
+    """The adapter and its model, ready to classify.
+
+    Args:
+        adapter: What was learnt.
+        model: The model under another name, such as `local-dir:` of the same weights.
+        device: As in `encoder.load`.
+        precision: As in `encoder.load`.
+
+    Raises:
+        UserError: The model cannot be had, or is another than the adapter was made with.
+    """
+    encoder = load(model or adapter.model_name, device=device, precision=precision)
+    return with_encoder(adapter, encoder)
+
+
+def with_encoder(adapter: Adapter, encoder: Encoder) -> Predictor:
+    """The adapter on a model that is loaded already.
+
+    Raises:
+        UserError: The model is another than the adapter was made with.
+    """
+    require_model(adapter, encoder.identity)
+    preprocess = preprocessing(adapter, encoder)
+    if adapter.classifier is None:
+        return _end_to_end(adapter, encoder, preprocess)
+    method = METHODS.get(adapter.method)
+    if method is None:
+        raise UserError(
+            f"{adapter.method!r} is no method of this version; update fewshot, or fit again"
+        )
+    classifier = put_together(adapter.classifier, adapter.tensors)
+    unit = method.unit_norm
+
+    def features(pixels: Tensor) -> Tensor:
+        encoded = encoder.encode_images(pixels)
+        return normalize(encoded, dim=-1) if unit else encoded
+
+    return Predictor(
+        adapter, preprocess, features, classifier.logits, method.transductive, encoder.device
+    )
+
+
+def require_model(adapter: Adapter, identity: Mapping[str, Any]) -> None:
+    """Do nothing if a model is the one that the adapter was made with.
+
+    The weights decide, where the adapter knows them: a model may have moved.
+
+    Raises:
+        UserError: It is another; says both identities.
+    """
+    keys = (
+        ["weights"] if adapter.model.get("weights") else [k for k in ("dim",) if k in adapter.model]
+    )
+    have = {key: identity[key] for key in keys}
+    want = {key: adapter.model[key] for key in keys}
+    if have != want:
+        raise UserError(
+            f"this adapter was made with {_identity(adapter.model)}, and this is "
+            f"{_identity(identity)}: another model's features mean something else; "
+            "give --model the one it was made with, or fit again"
+        )
+
+
+def preprocessing(adapter: Adapter, encoder: Encoder) -> Preprocess:
+    """From image to pixels as the adapter's training images went; the model's own if unknown."""
+    known = {k: v for k, v in adapter.preprocessing.items() if k != "exif"}
+    if not known:
+        return encoder.preprocess
+    known |= {key: tuple(known[key]) for key in ("mean", "std")}
+    return Preprocess(**known)
+
+
+def _identity(model: Mapping[str, Any]) -> str:
+    weights = str(model.get("weights") or "unknown")
+    return f"{model['name']} (weights {weights[:12]}, D = {model.get('dim', 'unknown')})"
+
+
+def _end_to_end(adapter: Adapter, encoder: Encoder, preprocess: Preprocess) -> Predictor:
+    from fewshot.endtoend.clip import Clip
+
+    learner, clip = attached(adapter, Clip.of(encoder))
+    encode = learner.images or clip.model.encode_image
+    with torch.no_grad(), clip.autocast():
+        fixed = learner.frozen()
+
+    @torch.no_grad()
+    def features(pixels: Tensor) -> Tensor:
+        with clip.autocast():
+            encoded: Tensor = encode(pixels.to(clip.device))
+        return encoded.float().cpu()
+
+    @torch.no_grad()
+    def logits(features: Tensor) -> Tensor:
+        with clip.autocast():
+            return fixed.logits(features.to(clip.device)).cpu()
+
+    return Predictor(adapter, preprocess, features, logits, False, encoder.device)
+
+
+def attached(adapter: Adapter, clip: "Clip") -> "tuple[Learner, Clip]":
+    """An end-to-end method put into the model with what it had learnt; the model is changed.
+
+    Raises:
+        UserError: No such method here, or it has become another.
+    """
+    from fewshot.endtoend.methods import METHODS as TRAINED
+
+    try:
+        method = TRAINED[adapter.method](**adapter.settings)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{adapter.method!r} with these settings is no method of this version ({error}); "
+            "update fewshot, or train again"
+        ) from None
+    learner = method.attach(clip, adapter.classnames, adapter.templates)
+    learner.load_state({name: t.to(clip.device) for name, t in adapter.tensors.items()})
+    return learner, clip

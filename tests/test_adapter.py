@@ -1,0 +1,264 @@
+import json
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import fewshot
+from cache.encoder import Encoder, load, wrap
+from cache.errors import UserError
+from cache.store import FeatureStore
+from fewshot.adapters.adapter import Adapter, Calibration, is_adapter, load_adapter
+from fewshot.adapters.making import calibrate, cross_validated, fit_and_save, of_fitted
+from fewshot.adapters.parts import KINDS, put_together, take_apart
+from fewshot.adapters.predictor import preprocessing, require_model, with_encoder
+from fewshot.classifier import LinearClassifier
+from fewshot.fitting import Fitted, query
+from fewshot.methods import METHODS
+from tests.small_stores import NAMES, write_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    return FeatureStore.open(write_store(tmp_path / "features", "pets"))
+
+
+def fitted(store: FeatureStore, name: str, **settings: Any) -> Fitted:
+    method = METHODS[name]()
+    if "epochs" in method.__dataclass_fields__:
+        settings = {"epochs": 2, **settings}
+    return fewshot.fit(store, replace(method, **settings), shots=4, tune="none")
+
+
+def made(store: FeatureStore, name: str = "gda") -> Adapter:
+    return of_fitted(fitted(store, name), store, calibration=Calibration())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_saved_classifier_of_every_method_gives_the_same_logits(
+    store: FeatureStore, tmp_path: Path, name: str
+) -> None:
+    fit = fitted(store, name)
+    path = tmp_path / "a.safetensors"
+    of_fitted(fit, store, calibration=Calibration()).save(path)
+    again = load_adapter(path)
+    assert again.classifier is not None
+    images = query(store, fit.method, "test")
+    torch.testing.assert_close(
+        put_together(again.classifier, again.tensors).logits(images),
+        fit.classifier.logits(images),
+        rtol=2e-6,
+        atol=2e-6,  # a matrix that was stored by columns adds up in another order
+    )
+
+
+@pytest.mark.parametrize("settings", [{"residual": "image"}, {"residual": "both"}])
+def test_a_residual_on_features_is_saved(store: FeatureStore, settings: dict[str, str]) -> None:
+    fit = fitted(store, "taskres", **settings)
+    images = query(store, fit.method, "test")
+    plain, tensors = take_apart(fit.classifier)
+    through = json.loads(json.dumps(plain))
+    assert torch.equal(put_together(through, tensors).logits(images), fit.classifier.logits(images))
+
+
+def test_an_adapter_tells_what_made_it(store: FeatureStore, tmp_path: Path) -> None:
+    adapter, result = fit_and_save(
+        store, fewshot.GDA(alpha=2.0), tmp_path / "a.safetensors", shots=4, seed=3, fixed=("alpha",)
+    )
+    again = load_adapter(tmp_path / "a.safetensors")
+    assert result is not None
+    assert again.card() == adapter.card()
+    assert (again.method, again.settings["alpha"], again.classnames) == ("gda", 2.0, NAMES)
+    assert again.prompts == tuple((name,) for name in NAMES)
+    assert again.model_name == store.model
+    training = again.training
+    assert (training["dataset"], training["shots"], training["seed"]) == ("pets", 4, 3)
+    assert training["images per class"] == [4] * 4
+    assert training["test accuracy"] == result.accuracy
+    assert training["fingerprint"] == store.fingerprint
+
+
+def test_what_cross_validation_says_is_that_of_a_loop_over_folds(store: FeatureStore) -> None:
+    from fewshot.auto.folds import folds
+
+    fit = fitted(store, "ridge")
+    assert fit.support is not None
+    support, right = fit.support, 0
+    fold = folds(support.labels)
+    for i in range(len(support.labels)):
+        train = support.subset(fold != fold[i])
+        logits = fit.method.fit(train, fit.text).logits(support.features[i : i + 1])
+        right += int(logits.argmax() == support.labels[i])
+    known = cross_validated(fit)
+    assert (known.source, known.images) == ("cv", 16)
+    assert known.accuracy == pytest.approx(right / 16)
+    assert known.interval is not None
+    assert known.interval[0] < right / 16 < known.interval[1]
+
+
+def test_nothing_is_known_of_how_sure_zero_shot_or_one_shot_is(store: FeatureStore) -> None:
+    assert cross_validated(fitted(store, "zero-shot")) == Calibration()
+    one = fewshot.fit(store, fewshot.GDA(), shots=1)
+    assert cross_validated(one) == Calibration()
+    assert "not calibrated" in of_fitted(one, store, calibration=Calibration()).summary()
+
+
+def test_the_calibration_lowers_the_error_of_sure_mistakes() -> None:
+    labels = torch.arange(400) % 4
+    logits = 50 * torch.nn.functional.one_hot(labels, 4).float()
+    logits[::5] = logits[::5].roll(1, dims=1)
+    known = calibrate(logits, labels, "val")
+    assert known.accuracy == 0.8
+    assert known.error is not None
+    assert known.error_before == pytest.approx(0.2, abs=1e-6)
+    assert known.error < 0.02
+
+
+def test_a_store_without_a_test_split_gives_an_adapter_and_no_result(tmp_path: Path) -> None:
+    alone = FeatureStore.open(write_store(tmp_path, "mine", splits=("train",)))
+    path = tmp_path / "a.safetensors"
+    adapter, result = fit_and_save(alone, fewshot.GDA(), path, imbalance="natural")
+    assert result is None
+    assert adapter.training["images"] == 80
+    assert "test accuracy" not in adapter.training
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a", "folder.safetensors"])
+def test_a_name_that_is_no_adapters_is_refused(
+    store: FeatureStore, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(UserError, match=r"a file that ends in \.safetensors; got .*" + name):
+        made(store).save(tmp_path / name)
+
+
+def test_a_flipped_bit_is_noticed(store: FeatureStore, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    made(store).save(path)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is damaged: its tensors are not those written"):
+        load_adapter(path)
+
+
+def test_a_file_cut_short_is_noticed(store: FeatureStore, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    made(store).save(path)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="is damaged"):
+        load_adapter(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 100, struct.pack("<Q", 2) + b"[]"])
+def test_another_file_is_no_adapter(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    assert not is_adapter(path)
+    with pytest.raises(UserError, match="is no adapter of this program"):
+        load_adapter(path)
+
+
+def test_somebody_elses_safetensors_is_no_adapter(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="is no adapter of this program"):
+        load_adapter(tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=r"cannot read an adapter from .*none: No such file"):
+        load_adapter(tmp_path / "none")
+
+
+def test_a_later_format_is_refused(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fewshot.adapters.adapter.FORMAT", 2)
+    made(store).save(tmp_path / "a.safetensors")
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="is of adapter format 2, and this version reads 1"):
+        load_adapter(tmp_path / "a.safetensors")
+
+
+def test_only_known_kinds_are_made_from_a_file() -> None:
+    assert all(isinstance(kind, type) for kind in KINDS.values())
+    with pytest.raises(UserError, match="a part that this version does not know"):
+        put_together({"kind": "os.system", "fields": {}}, {})
+    with pytest.raises(UserError, match="a part that this version does not know"):
+        put_together({"kind": "linear", "fields": {"wait": 1}}, {})
+
+
+def test_a_classifier_of_an_unknown_kind_is_not_saved() -> None:
+    class Odd(LinearClassifier):
+        pass
+
+    with pytest.raises(TypeError, match="which an adapter file cannot hold"):
+        take_apart(Odd(torch.zeros(2, 2)))
+
+
+@pytest.fixture(scope="module")
+def encoder(random_vit: Path) -> Encoder:
+    return load(f"local-dir:{random_vit}", device="cpu")
+
+
+def on(encoder: Encoder, store: FeatureStore) -> Adapter:
+    adapter = made(store)
+    preprocess = {**encoder.preprocess.identity(), "exif": True}
+    return replace(adapter, model=dict(encoder.identity), preprocessing=preprocess)
+
+
+def test_another_backbone_is_refused_and_both_are_named(
+    store: FeatureStore, encoder: Encoder
+) -> None:
+    adapter = on(encoder, store)
+    other = {**encoder.identity, "weights": "f" * 64, "name": "other/one", "dim": 512}
+    here = str(encoder.identity["weights"])[:12]
+    expected = (
+        rf"made with local-dir:.* \(weights {here}, D = 16\), and this is other/one \(weights f"
+    )
+    with pytest.raises(UserError, match=expected):
+        require_model(adapter, other)
+    require_model(adapter, {**encoder.identity, "name": "local-dir:elsewhere"})
+
+
+def test_a_model_of_unknown_weights_is_told_by_its_width(
+    store: FeatureStore, encoder: Encoder
+) -> None:
+    adapter = replace(on(encoder, store), model={"name": "x", "logit_scale": 1.0, "dim": 8})
+    with pytest.raises(UserError, match="weights unknown, D = 8"):
+        require_model(adapter, encoder.identity)
+
+
+def test_images_go_to_the_model_as_those_that_were_learnt_from(
+    store: FeatureStore, encoder: Encoder
+) -> None:
+    adapter = on(encoder, store)
+    squashed = replace(
+        adapter, preprocessing={**adapter.preprocessing, "resize_mode": "squash", "size": 32}
+    )
+    through = json.loads(json.dumps(squashed.preprocessing))
+    found = preprocessing(replace(adapter, preprocessing=through), encoder)
+    assert found == replace(encoder.preprocess, resize_mode="squash")
+    assert preprocessing(replace(adapter, preprocessing={}), encoder) == encoder.preprocess
+
+
+def test_probabilities_are_tempered(store: FeatureStore, encoder: Encoder) -> None:
+    plain = replace(
+        on(encoder, store), tensors={"weight": torch.eye(4, 16), "bias": torch.zeros(4)}
+    )
+    head = {
+        "kind": "linear",
+        "fields": {"weight": {"tensor": "weight"}, "bias": None, "measures": {"values": {}}},
+    }
+    adapter = replace(plain, classifier=head, calibration=Calibration(temperature=0.5))
+    predictor = with_encoder(adapter, encoder)
+    features = predictor.features(torch.randn(3, 3, 32, 32))
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
+    expected = torch.softmax(2 * features[:, :4].double(), dim=1)
+    torch.testing.assert_close(predictor.probabilities(features), expected)
+
+
+def test_a_wrapped_model_of_the_same_weights_will_do(store: FeatureStore, encoder: Encoder) -> None:
+    again = wrap(encoder.model, encoder.tokenizer, torch.device("cpu"), name="mine", arch="mine")
+    require_model(on(encoder, store), again.identity)
