@@ -846,16 +846,28 @@ def _settings(option: str, pairs: list[str] | None) -> dict[str, str]:
 
 
 @app.command()
-def inspect(path: Annotated[Path, typer.Argument(help="A store.")]) -> None:
-    """Show what a store holds and what made it."""
+def inspect(path: Annotated[Path, typer.Argument(help="A store, or an adapter.")]) -> None:
+    """Show what a store or an adapter holds and what made it."""
+    if path.suffix == ".safetensors":
+        from fewshot.adapters.adapter import load_adapter
+        from fewshot.adapters.description import describe
+
+        print(describe(load_adapter(path)))
+        return
     from cache.store_check import inspect as describe_store
 
     print(describe_store(path))
 
 
 @app.command()
-def verify(path: Annotated[Path, typer.Argument(help="A store.")]) -> None:
-    """Read all of a store again and compare it with its digests."""
+def verify(path: Annotated[Path, typer.Argument(help="A store, or an adapter.")]) -> None:
+    """Read all of a store or an adapter again and compare it with its digests."""
+    if path.suffix == ".safetensors":
+        from fewshot.adapters.adapter import load_adapter
+
+        load_adapter(path)  # which compares, whoever asks
+        print(f"{path}: whole and unchanged")
+        return
     from cache.store import FeatureStore
     from cache.store_check import verify as problems_of
 
@@ -895,6 +907,37 @@ def datasets(
     ]
     rows += [(name, "", "your own", ", ".join(models)) for name, models in extracted.items()]
     _table(("dataset", "classes", "on disk", "extracted with"), rows)
+
+
+@app.command()
+def doctor(
+    data_root: DataRoot = None,
+    store: StoreRoot = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per finding.")
+    ] = False,
+) -> int:
+    """Look over the installation, the machine and the folders, and say how to mend what is wrong.
+
+    The exit code is 1 where something is.
+    """
+    import json
+    from dataclasses import asdict
+
+    try:
+        from cache.location import default_root
+        from cache.source import data_root as chosen_root
+        from fewshot.doctor import checkup, report
+    except ImportError as error:
+        raise UserError(f"the installation is not whole ({error}); install fewshot again") from None
+
+    findings = checkup(store or default_root(), chosen_root(data_root))
+    if as_json:
+        for finding in findings:
+            print(json.dumps(asdict(finding)))
+    else:
+        print(report(findings))
+    return int(any(finding.state == "problem" for finding in findings))
 
 
 @app.command()

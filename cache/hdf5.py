@@ -26,6 +26,11 @@ def reading(path: Path) -> Iterator[Any]:
     try:
         with h5py.File(path, "r", locking=False) as file:
             yield file
+    except BlockingIOError as error:  # where HDF5_USE_FILE_LOCKING overrides what we ask for
+        raise UserError(
+            f"{path} is locked by another process, and HDF5 insists on locks here; wait for it, "
+            "or set HDF5_USE_FILE_LOCKING=FALSE"
+        ) from error
     except (OSError, KeyError, RuntimeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged or cut short; delete it and extract again") from error
 

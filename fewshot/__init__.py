@@ -1,5 +1,7 @@
 """Stage 2: few-shot methods on cached features; never imports an encoder."""
 
+from typing import TYPE_CHECKING, Any
+
 from fewshot.classifier import Classifier, LinearClassifier, Method, predict
 from fewshot.evaluate import base_to_new, evaluate, transfer
 from fewshot.fitting import Fitted, fit
@@ -34,6 +36,9 @@ from fewshot.support import SupportSet
 from fewshot.text import Text
 from fewshot.tuning import PROTOCOLS, tune
 
+if TYPE_CHECKING:
+    from fewshot.estimator import FewShotClassifier
+
 __all__ = [
     "APE",
     "APET",
@@ -46,6 +51,7 @@ __all__ = [
     "CLIPAdapter",
     "Classifier",
     "CrossModal",
+    "FewShotClassifier",
     "Fitted",
     "LPPlusPlus",
     "LinearClassifier",
@@ -78,3 +84,16 @@ __all__ = [
     "tune",
     "write_sample",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The one name that imports scikit-learn, which takes a second, and only when it is asked for.
+
+    Raises:
+        AttributeError: There is no such name.
+    """
+    if name == "FewShotClassifier":
+        from fewshot.estimator import FewShotClassifier
+
+        return FewShotClassifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

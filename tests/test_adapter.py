@@ -12,7 +12,9 @@ import fewshot
 from cache.encoder import Encoder, load, wrap
 from cache.errors import UserError
 from cache.store import FeatureStore
+from cli import main
 from fewshot.adapters.adapter import Adapter, Calibration, is_adapter, load_adapter
+from fewshot.adapters.description import describe
 from fewshot.adapters.making import calibrate, cross_validated, fit_and_save, of_fitted
 from fewshot.adapters.parts import KINDS, put_together, take_apart
 from fewshot.adapters.predictor import preprocessing, require_model, with_encoder
@@ -262,3 +264,35 @@ def test_probabilities_are_tempered(store: FeatureStore, encoder: Encoder) -> No
 def test_a_wrapped_model_of_the_same_weights_will_do(store: FeatureStore, encoder: Encoder) -> None:
     again = wrap(encoder.model, encoder.tokenizer, torch.device("cpu"), name="mine", arch="mine")
     require_model(on(encoder, store), again.identity)
+
+
+def test_inspect_tells_all_of_an_adapter_and_verify_reads_it(
+    store: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.safetensors"
+    adapter, _ = fit_and_save(store, fewshot.GDA(alpha=2.0), path, shots=4, fixed=("alpha",))
+    assert main(["inspect", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == adapter.summary()
+    for line in (
+        "     0  ant  (4 images)",
+        "  4, of ant: ant",
+        "  alpha: 2.0",
+        "  dataset: pets",
+        "  16 images: folds of the images learnt from",
+        "  weight: (4, 8) torch.float32",
+    ):
+        assert line in lines
+    assert main(["verify", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path}: whole and unchanged\n"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert main(["verify", str(path)]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_inspect_names_the_first_of_many_classes(store: FeatureStore, tmp_path: Path) -> None:
+    adapter = replace(made(store, "zero-shot"), classnames=tuple(f"c{i}" for i in range(30)))
+    text = describe(adapter)
+    assert "  19  c19" in text
+    assert "  and 10 more" in text
+    assert "none: there were no labelled images to judge by" in text

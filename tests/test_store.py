@@ -1,6 +1,8 @@
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -360,3 +362,16 @@ def test_stores_are_found_newest_first(tmp_path: Path, monkeypatch: pytest.Monke
     assert default_root() == tmp_path
     monkeypatch.delenv("FEWSHOT_STORE")
     assert default_root() == Path("features")
+
+
+def test_a_locked_store_is_not_called_damaged(tmp_path: Path) -> None:
+    path = write_toy(tmp_path / "toy.h5").path
+    code = "import sys, pathlib, cache.store as s; s.FeatureStore.open(pathlib.Path(sys.argv[1]))"
+    insisting = {**os.environ, "HDF5_USE_FILE_LOCKING": "TRUE"}
+    with h5py.File(path, "a"):
+        tried = subprocess.run(
+            [sys.executable, "-c", code, str(path)],
+            cwd=Path(__file__).parents[1], env=insisting, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert "toy.h5 is locked by another process" in tried.stderr
+    assert "damaged" not in tried.stderr

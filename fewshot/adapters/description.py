@@ -1,0 +1,65 @@
+"""An adapter in words."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fewshot.adapters.adapter import Adapter
+
+_NAMED = 20  # of many classes, how many are named
+
+
+def describe(adapter: Adapter) -> str:
+    """What an adapter is, what made it and how sure it may be, for a terminal."""
+    parts = [adapter.summary()]
+    for title, lines in (
+        ("model", _values(adapter.model)),
+        ("preprocessing", _values(adapter.preprocessing)),
+        ("classes", _classes(adapter)),
+        ("prompts", _prompts(adapter)),
+        ("settings", _values(adapter.settings)),
+        ("learnt from", _values(adapter.training)),
+        ("calibration", _calibration(adapter)),
+        ("tensors", (f"{n}: {tuple(t.shape)} {t.dtype}" for n, t in adapter.tensors.items())),
+    ):
+        found = list(lines)
+        if found:
+            parts += [title, *(f"  {line}" for line in found)]
+    return "\n".join(parts)
+
+
+def _values(values: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in values.items():
+        if value is None or (isinstance(value, list) and len(value) > _NAMED):
+            continue
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)
+        yield f"{name}: {value}"
+
+
+def _classes(adapter: Adapter) -> Iterator[str]:
+    counts = adapter.training.get("images per class") or []
+    for i, name in enumerate(adapter.classnames[:_NAMED]):
+        yield f"{i:>4}  {name}" + (f"  ({counts[i]:,} images)" if counts else "")
+    if len(adapter.classnames) > _NAMED:
+        yield f"and {len(adapter.classnames) - _NAMED:,} more"
+
+
+def _prompts(adapter: Adapter) -> Iterator[str]:
+    if adapter.templates:
+        yield from adapter.templates
+    elif adapter.prompts:
+        first = adapter.prompts[0]
+        yield f"{sum(map(len, adapter.prompts)):,}, of {adapter.classnames[0]}: {'; '.join(first)}"
+
+
+def _calibration(adapter: Adapter) -> Iterator[str]:
+    known = adapter.calibration
+    if known.accuracy is None or known.interval is None or known.error is None:
+        yield "none: there were no labelled images to judge by; probabilities are the model's own"
+        return
+    low, high = known.interval
+    where = {"cv": "folds of the images learnt from", "val": "validation images"}[known.source]
+    yield f"{known.images:,} images: {where}"
+    yield f"accuracy: {100 * known.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+    yield f"temperature: {known.temperature:.4g}"
+    yield f"expected calibration error: {known.error:.3f}; {known.error_before:.3f} at 1"
