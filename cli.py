@@ -70,8 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+    except (BrokenPipeError, SystemExit):  # the reader of our output, such as `head`, has enough;
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # typer then exits by itself
         return 0
     except OSError as error:
         if error.errno not in _SURROUNDINGS:
@@ -798,6 +798,55 @@ def _sample(
     few = draw(store.labels("train"), store.classnames, shots=shots, seed=seed, val_labels=val)
     write_sample(export, few, store)
     return few
+
+
+@app.command()
+def predict(
+    adapter: Annotated[Path, typer.Argument(help="An adapter's file, as `fit --save` writes.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE|FOLDER|PATTERN|-…", help="What to classify; - reads paths from stdin."
+        ),
+    ],
+    top: Annotated[int, typer.Option(help="Classes told of each image.")] = 5,
+    form: Annotated[str, typer.Option("--format", help="table, csv or jsonl.")] = "table",
+    min_confidence: Annotated[
+        float, typer.Option(metavar="P", help="Less probable than this (0..1) is `unknown`.")
+    ] = 0.0,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Where the adapter's model is now. [default: as it was called then]"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto (fp32 on a CPU, fp16 on CUDA), fp32, bf16 or fp16.")
+    ] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads that decode images. [default: per core]")
+    ] = None,
+) -> None:
+    """Classify images with a saved adapter; those that cannot be read are told and skipped."""
+    from cache.extract import default_workers
+    from fewshot.adapters.predict import run
+
+    outcome = run(  # out is taken here: within a bar, rich sends what sys.stdout gets to stderr
+        adapter,
+        images,
+        out=sys.stdout,
+        say=_say,
+        stdin=sys.stdin.buffer,
+        top=top,
+        form=form,
+        min_confidence=min_confidence,
+        model=model,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        workers=workers or default_workers(),
+    )
+    _say(str(outcome))
 
 
 @app.command(name="import")

@@ -14,8 +14,8 @@ def read_rgb(path: Path, *, exif: bool) -> Image.Image:
     """The image in a file, as RGB.
 
     Colour goes through Pillow's own conversion, as in CLIP's preprocessing: transparency is
-    dropped and of an animation the first frame is taken. Grey of 16 bits is scaled to 8, where
-    that conversion would clip it.
+    dropped and of an animation the first frame is taken. Grey of 16 bits, and of floats between
+    0 and 1, is scaled to 8 bits, where that conversion would clip it.
 
     Args:
         path: The file.
@@ -24,7 +24,15 @@ def read_rgb(path: Path, *, exif: bool) -> Image.Image:
     Raises:
         OSError: There is no such file, or it does not decode to the end.
     """
+    if path.is_file() and path.stat().st_size == 0:
+        raise OSError("the file is empty")
     with _readable(path), Image.open(path) as image:
+        return to_rgb(image, exif=exif)
+
+
+def to_rgb(image: Image.Image, *, exif: bool) -> Image.Image:
+    """An image that is open already, as RGB; all else as `read_rgb`."""
+    with _readable(Path(getattr(image, "filename", ""))):
         image.load()
         return _rgb(ImageOps.exif_transpose(image) if exif else image)
 
@@ -42,6 +50,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits, also where Pillow keeps them in 32
         grey = np.asarray(image).astype(np.int64).clip(0, 65535)
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    elif image.mode == "F" and (grey := np.asarray(image)).max() <= 1:
+        image = Image.fromarray((grey.clip(0, 1) * 255).round().astype(np.uint8))
     return image.convert("RGB")
 
 

@@ -1,7 +1,9 @@
 """A dataset ready to be encoded: its classes, its rows per split, and how to read its images."""
 
+import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,8 +14,8 @@ from cache import decode
 from cache.errors import UserError
 from cache.layouts import aircraft, digits, folder, imagenet, split_file, table
 from cache.layouts import torchvision_datasets as from_torchvision
-from cache.listing import Item as Item
 from cache.listing import SPLIT_RULE, Listing
+from cache.listing import Item as Item
 from cache.manifest import Manifest, load_manifest
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -77,7 +79,12 @@ class Source:
         return digits.BYTES if self.bundled else (self.root / path).stat().st_size
 
     def check_header(self, path: str) -> None:
-        """Raise OSError where an item's file is missing, empty or begins as no image does."""
+        """Raise OSError where an item's file is missing, empty or begins as no image does.
+
+        Or where a store could not hold its name.
+        """
+        if path.encode(errors="replace") != path.encode(errors="surrogatepass"):
+            raise OSError("its name is no valid UTF-8; rename it")
         if not self.bundled:
             decode.check_header(self.root / path)
 
@@ -271,4 +278,10 @@ def _absent(manifest: Manifest, data_root: Path) -> UserError:
 
 
 def _slug(path: Path) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().name).strip("-.") or "folder"
+    """ASCII; folders in other scripts, of which little or nothing would be left, stay apart."""
+    name = unicodedata.normalize("NFKD", path.resolve().name)
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name.encode("ascii", "ignore").decode()).strip("-.")
+    if slug and not any(c.isalnum() and not c.isascii() for c in name):
+        return slug
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8]
+    return f"{slug or 'folder'}-{digest}"

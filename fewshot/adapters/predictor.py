@@ -113,12 +113,19 @@ def require_model(adapter: Adapter, identity: Mapping[str, Any]) -> None:
 
 
 def preprocessing(adapter: Adapter, encoder: Encoder) -> Preprocess:
-    """From image to pixels as the adapter's training images went; the model's own if unknown."""
+    """From image to pixels as the adapter's training images went; the model's own if unknown.
+
+    Raises:
+        UserError: It has a part that this version does not know.
+    """
     known = {k: v for k, v in adapter.preprocessing.items() if k != "exif"}
     if not known:
         return encoder.preprocess
     known |= {key: tuple(known[key]) for key in ("mean", "std")}
-    return Preprocess(**known)
+    try:
+        return Preprocess(**known)
+    except TypeError as error:
+        raise UserError(f"the adapter's preprocessing is not known here ({error})") from None
 
 
 def _identity(model: Mapping[str, Any]) -> str:

@@ -1,0 +1,161 @@
+"""The images that a user names: found on disk, and decoded ahead of the model by threads."""
+
+import glob
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+from torch import Tensor
+
+from cache import decode
+from cache.errors import UserError
+from cache.images import Preprocess
+from cache.listing import find_images
+
+Given = str | os.PathLike[str] | Image.Image
+
+
+def image_files(names: Iterable[str], stdin: BinaryIO | None = None) -> list[str]:
+    """The files that are meant, in the order named; one that is named twice comes twice.
+
+    A file is taken whatever its extension. A folder stands for all image files below it, sorted.
+    A name of no file or folder is a pattern, as of a shell, where `**` stands for folders below
+    one another; it stands for the files that match, sorted.
+
+    Args:
+        names: Of files, folders and patterns.
+        stdin: Where `-` reads more of them; without it, `-` is a name like others.
+
+    Raises:
+        UserError: A name that nothing matches, a folder without an image, or no name at all.
+    """
+    if stdin is not None:
+        names = [n for name in names for n in (_listed(stdin) if name == "-" else [name])]
+    names = list(names)
+    if not names:
+        raise UserError("no images named; give files, folders or patterns such as 'photos/*.jpg'")
+    found = [_files(name) for name in names]
+    missing = [name for name, files in zip(names, found, strict=True) if not files]
+    if missing:
+        more = f", nor {len(missing) - 1:,} more of {len(names):,} names" if missing[1:] else ""
+        raise UserError(
+            f"nothing matches {missing[0]!r}{more}; name images that there are, folders of them, "
+            "or patterns such as 'photos/**/*.jpg'"
+        )
+    return [file for files in found for file in files]
+
+
+def every(images: Given | Iterable[Given]) -> Iterator[str | Image.Image]:
+    """One image or many, names as `image_files` takes them.
+
+    Raises:
+        UserError: Nothing matches a name, or something is no image.
+    """
+    if isinstance(images, str | os.PathLike | Image.Image):
+        images = [images]
+    for image in images:
+        if isinstance(image, Image.Image):
+            yield image
+        elif isinstance(image, str | os.PathLike):
+            yield from image_files([os.fspath(image)])
+        else:
+            raise UserError(
+                f"an image must be a path or a PIL image; got {type(image).__name__}; "
+                "PIL.Image.fromarray makes one of an array"
+            )
+
+
+def decoded(
+    images: Iterable[Given], preprocess: Preprocess, *, exif: bool, batch_size: int, workers: int
+) -> Iterator[list[tuple[str, Tensor | str]]]:
+    """Batches of images in order: the path of each, and its pixels, or why it cannot be read.
+
+    No more than three batches are held: the one handed out and two that are decoded meanwhile.
+
+    Args:
+        images: Files and PIL images; they are taken as they are needed.
+        preprocess: What makes the pixels (3, H, W).
+        exif: Turn images upright as their EXIF orientation says.
+        batch_size: Images in a batch.
+        workers: Threads.
+    """
+    lazy = threading.Lock()  # a PIL image may be here twice, and its file not yet read
+
+    def pixels(image: Given) -> Tensor | str:
+        try:
+            if isinstance(image, Image.Image):
+                with lazy:
+                    rgb = decode.to_rgb(image, exif=exif)
+            else:
+                rgb = decode.read_rgb(Path(image), exif=exif)
+            return preprocess.centre(rgb)
+        except (OSError, ValueError, MemoryError) as error:  # the last two of a sliver, resized
+            return str(error) or type(error).__name__
+
+    numbered = enumerate(images)
+    ahead: deque[list[tuple[str, Future[Tensor | str]]]] = deque()
+    pool = ThreadPoolExecutor(max(1, workers))
+    try:
+        while True:
+            batch = [
+                (_path(i, image), pool.submit(pixels, image))
+                for i, image in islice(numbered, max(1, batch_size))
+            ]
+            if batch:
+                ahead.append(batch)
+            if not ahead:
+                break
+            if not batch or len(ahead) > 2:
+                yield [(path, future.result()) for path, future in ahead.popleft()]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _path(i: int, image: Given) -> str:
+    """What the user knows an image by."""
+    if isinstance(image, Image.Image):
+        return os.fsdecode(getattr(image, "filename", "")) or f"images[{i}]"
+    return os.fspath(image)
+
+
+def _listed(stdin: BinaryIO) -> list[str]:
+    """The names on stdin: one a line, or ended by NUL if there is any, as `find -print0` does.
+
+    Bytes that are not UTF-8 stay as Python has them in file names.
+    """
+    content = stdin.read()
+    if b"\0" not in content:
+        content = content.replace(b"\r\n", b"\n").replace(b"\n", b"\0")
+    names = [os.fsdecode(name) for name in content.split(b"\0") if name]
+    if not names:
+        raise UserError("no image was named on stdin; write one path a line, or end each with NUL")
+    return names
+
+
+def _files(name: str) -> list[str]:
+    """The files that one name stands for; none where nothing matches."""
+    # Not pathlib's, which drop a leading "./" and raise for a name that is too long to exist.
+    if os.path.isdir(name):  # noqa: PTH112
+        return _below(name)
+    if os.path.exists(name):  # noqa: PTH110
+        return [name]
+    matches = glob.glob(name, recursive=True)  # noqa: PTH207
+    return sorted(match for match in matches if os.path.isfile(match))  # noqa: PTH113
+
+
+def _below(folder: str) -> list[str]:
+    """The image files below a folder, under the name that it was given."""
+    images = find_images(Path(folder))
+    if not images.paths:
+        others = ", ".join(f"{n:,} {what}" for what, n in sorted(images.ignored.items()))
+        holds = f"it holds other files ({others}), and one named itself is taken whatever its name"
+        raise UserError(
+            f"no image below {folder}; {holds if others else 'name a folder that holds some'}"
+        )
+    return [f"{folder.rstrip('/')}/{path}" for path in images.paths]

@@ -1,0 +1,176 @@
+r"""Predictions as lines of text: a table, CSV, or JSON lines, each written as soon as it is known.
+
+    table  aligned columns, for reading; their widths are chosen by the first images
+    csv    one row for each image that could be read, names in the first row
+    jsonl  one object for each image; {"path", "error"} for one that could not be read
+
+Bytes of a path that are not UTF-8 become \udc80 to \udcff. In JSON lines that is Python's own form,
+from which `os.fsencode` has them back.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+
+from rich.cells import cell_len, set_cell_size
+
+from cache.errors import unknown
+from fewshot.adapters.prediction import Prediction, Unreadable
+
+FORMATS = ("table", "csv", "jsonl")
+BLOCK = 32  # images that the widths of a table are chosen by
+
+Results = Iterable[Prediction | Unreadable]
+
+
+def lines(results: Results, form: str, width: int | None = None) -> Iterator[str]:
+    """The lines of the output, each with its newline, as the results come.
+
+    Args:
+        results: As many classes in each prediction.
+        form: `table`, `csv` or `jsonl`.
+        width: Of the terminal, in columns, that a table keeps to; without it nothing is cut.
+
+    Raises:
+        UserError: No such form.
+    """
+    require_format(form)
+    match form:
+        case "csv":
+            return _csv(results)
+        case "jsonl":
+            return _jsonl(results)
+        case _:
+            return _table(results, width)
+
+
+def require_format(form: str) -> None:
+    """Do nothing if there is such a form.
+
+    Raises:
+        UserError: There is none.
+    """
+    if form not in FORMATS:
+        raise unknown("format", form, FORMATS)
+
+
+def encodable(text: str, encoding: str | None) -> str:
+    """The text, with escapes for what an encoding does not have."""
+    encoding = encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def printable(text: str) -> str:
+    """The text on one line: newlines, escapes and what else moves a cursor are written out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _csv(results: Results) -> Iterator[str]:
+    header = False
+    for one in results:
+        if isinstance(one, Unreadable):
+            continue
+        if not header:
+            header = True
+            ranks = range(1, len(one.classes) + 1)
+            columns = [name for rank in ranks for name in (f"class_{rank}", f"probability_{rank}")]
+            yield _row(["path", "label", "confidence", *columns])
+        pairs = zip(one.classes, map(_short, one.probabilities), strict=True)
+        yield _row([one.path, one.label, _short(one.confidence), *chain.from_iterable(pairs)])
+
+
+def _row(cells: Sequence[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line).writerow(cells)  # which quotes a "\r" only where rows end in one
+    return line.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _jsonl(results: Results) -> Iterator[str]:
+    for one in results:
+        if isinstance(one, Unreadable):
+            values: dict[str, object] = {"path": one.path, "error": one.reason}
+        else:
+            values = {
+                "path": one.path,
+                "label": one.label,
+                "confidence": float(_short(one.confidence)),
+                "classes": one.classes,
+                "probabilities": [float(_short(p)) for p in one.probabilities],
+            }
+        yield json.dumps(values) + "\n"
+
+
+def _table(results: Results, width: int | None) -> Iterator[str]:
+    read = (_cells(one) for one in results if isinstance(one, Prediction))
+    first = list(islice(read, BLOCK))
+    if not first:
+        return
+    header = ("image", "label", "%", "next" if first[0][3] else "")
+    widths = _widths([header, *first], width)
+    for row in chain([header], first, read):
+        yield _line(row, widths, cut=width is not None)
+
+
+_Cells = tuple[str, str, str, str]
+
+
+def _cells(one: Prediction) -> _Cells:
+    """Path, label, confidence, and the classes after the first."""
+    label = one.label if one.known else f"{one.label} ({one.classes[0]})"
+    pairs = list(zip(one.classes, one.probabilities, strict=True))[1:]
+    after = ", ".join(f"{name} {_percent(p)}" for name, p in pairs)
+    return printable(one.path), printable(label), _percent(one.confidence), printable(after)
+
+
+def _widths(rows: Sequence[_Cells], width: int | None) -> tuple[int, int, int, int]:
+    """Of the columns; in a narrow terminal paths and labels leave half of it to the rest."""
+    path, label, percent, after = (
+        max(cell_len(cell) for cell in column) for column in zip(*rows, strict=True)
+    )
+    if width is not None:
+        free = max(width - len("100.0") - 6, 24)  # three gaps of two
+        label = min(label, max(free // 4, 8))
+        path = min(path, max(free // 2, free - label - after, 8))
+        after = max(free - label - path, 0)
+    return path, label, max(percent, len("100.0")), after
+
+
+def _line(row: _Cells, widths: tuple[int, int, int, int], *, cut: bool) -> str:
+    path, label, percent, after = row
+    if cut:
+        path = keep_end(path, widths[0])
+        label, after = keep_start(label, widths[1]), keep_start(after, widths[3])
+    cells = (_padded(path, widths[0]), _padded(label, widths[1]), percent.rjust(widths[2]), after)
+    return "  ".join(cells).rstrip() + "\n"
+
+
+def keep_start(text: str, width: int) -> str:
+    """The text in at most so many columns, its end gone where it is longer."""
+    if cell_len(text) <= width:
+        return text
+    return set_cell_size(text, width - 1).rstrip() + "…" if width else ""
+
+
+def keep_end(text: str, width: int) -> str:
+    """The text in at most so many columns, its start gone where it is longer."""
+    if cell_len(text) <= width:
+        return text
+    kept = text[-width:]
+    while cell_len(kept) >= width:
+        kept = kept[1:]
+    return f"…{kept}"
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - cell_len(text))
+
+
+def _percent(probability: float) -> str:
+    return f"{100 * probability:.1f}"
+
+
+def _short(probability: float) -> str:
+    """Six digits: more would be of the machine, not of the image."""
+    return f"{probability:.6g}"

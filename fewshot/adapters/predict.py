@@ -1,0 +1,236 @@
+"""Images classified by an adapter: decoded ahead by threads, in batches, in the order given."""
+
+import contextlib
+import shutil
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+import torch
+from torch import Tensor
+
+from cache.errors import UserError
+from cache.progress import progress
+from fewshot.adapters import output
+from fewshot.adapters.adapter import Adapter, load_adapter
+from fewshot.adapters.images import Given, decoded, every, image_files
+from fewshot.adapters.prediction import (
+    Outcome,
+    Prediction,
+    Unreadable,
+    distinct,
+    require_form,
+)
+from fewshot.adapters.predictor import Predictor, open_adapter
+
+_Batch = list[tuple[str, Tensor | str]]
+
+
+def predict(
+    adapter: Predictor | Adapter | Path | str,
+    images: Given | Iterable[Given],
+    *,
+    top: int = 5,
+    min_confidence: float = 0.0,
+    model: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 64,
+    workers: int = 2,
+) -> list[Prediction]:
+    """The most probable classes of each image, in the order given.
+
+    Args:
+        adapter: An adapter or its file; or what `open_adapter` made of one, whose model is loaded
+            already and to which `model`, `device` and `precision` say nothing.
+        images: PIL images and what the command line takes: files, folders, patterns.
+        top: k, the classes told of each; all where there are fewer.
+        min_confidence: Below it the label is `unknown`.
+        model: As in `open_adapter`.
+        device: As in `open_adapter`.
+        precision: As in `open_adapter`.
+        batch_size: Images per forward pass.
+        workers: Threads that decode.
+
+    Raises:
+        UserError: Nothing matches a name, or an image cannot be read, which `stream` passes over;
+            or what `open_adapter` objects to.
+    """
+    require_form(top, min_confidence)
+    files = list(every(images))
+    if not isinstance(adapter, Predictor):
+        learnt = adapter if isinstance(adapter, Adapter) else load_adapter(adapter)
+        adapter = open_adapter(learnt, model=model, device=device, precision=precision)
+    found = stream(
+        adapter, files, top=top, min_confidence=min_confidence, batch_size=batch_size,
+        workers=workers,
+    )  # fmt: skip
+    return [_readable(one) for one in found]
+
+
+def stream(
+    predictor: Predictor,
+    images: Iterable[Given],
+    *,
+    top: int = 5,
+    min_confidence: float = 0.0,
+    batch_size: int = 64,
+    workers: int = 2,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Generator[Prediction | Unreadable, None, None]:
+    """What is said of each image, in order and as soon as its batch is done.
+
+    No more than three batches of images are held at a time; where the method classifies all images
+    jointly, the features of all are, and nothing comes before the last has been encoded.
+
+    Args:
+        predictor: What classifies.
+        images: Files and PIL images; they are taken as they are needed.
+        top: As in `predict`.
+        min_confidence: As in `predict`.
+        batch_size: Images per forward pass.
+        workers: Threads that decode.
+        advance: Called with the number of images after each forward pass.
+
+    Raises:
+        UserError: `top` or `min_confidence` cannot be; later, the model gave no numbers.
+    """
+    require_form(top, min_confidence)
+    batches = _batches(predictor, images, batch_size, workers, advance)
+    return _stream(predictor, batches, top, min_confidence)
+
+
+def run(
+    adapter: Path,
+    images: Iterable[str],
+    *,
+    out: TextIO,
+    say: Callable[[str], None],
+    stdin: BinaryIO | None = None,
+    top: int = 5,
+    form: str = "table",
+    min_confidence: float = 0.0,
+    model: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 64,
+    workers: int = 2,
+) -> Outcome:
+    """Classify what the user named and write what is found, line by line.
+
+    Args:
+        adapter: Its file.
+        images: Files, folders and patterns.
+        out: Where predictions are written, flushed with each.
+        say: Told of every image that cannot be read.
+        stdin: Where the name `-` reads more names.
+        top: As in `predict`.
+        form: One of `output.FORMATS`.
+        min_confidence: As in `predict`.
+        model: As in `open_adapter`.
+        device: As in `open_adapter`.
+        precision: As in `open_adapter`.
+        batch_size: Images per forward pass.
+        workers: Threads that decode.
+
+    Raises:
+        UserError: As `predict`; but images that cannot be read are no error unless all are so.
+    """
+    require_form(top, min_confidence)
+    output.require_format(form)
+    learnt = load_adapter(adapter)
+    files = image_files(images, stdin)
+    predictor = open_adapter(learnt, model=model, device=device, precision=precision)
+    terminal = out.isatty()
+    width = shutil.get_terminal_size().columns if terminal else None
+    counts: Counter[str] = Counter()
+    with contextlib.ExitStack() as bar:
+        found = stream(
+            predictor, files, top=top, min_confidence=min_confidence,
+            batch_size=batch_size, workers=workers,
+            advance=bar.enter_context(progress("images", len(files))),
+        )  # fmt: skip
+        with contextlib.closing(found):
+            for line in output.lines(_counted(found, counts, say), form, width):
+                if terminal:
+                    bar.close()  # it and the lines would write over one another
+                out.write(output.encodable(line, out.encoding))
+                out.flush()
+    if not counts["classified"]:
+        raise UserError(f"none of the {len(files):,} images could be read; give others")
+    return Outcome(counts["classified"], counts["unknown"], counts["unreadable"])
+
+
+def _counted(
+    found: Iterable[Prediction | Unreadable], counts: Counter[str], say: Callable[[str], None]
+) -> Iterator[Prediction | Unreadable]:
+    """The same, counted as `Outcome` has it, and said where an image cannot be read."""
+    for one in found:
+        if isinstance(one, Unreadable):
+            counts["unreadable"] += 1
+            say(f"cannot read {output.printable(one.path)}: {one.reason}")
+        else:
+            counts["classified"] += 1
+            counts["unknown"] += not one.known
+        yield one
+
+
+def _batches(
+    predictor: Predictor,
+    images: Iterable[Given],
+    batch_size: int,
+    workers: int,
+    advance: Callable[[int], None],
+) -> Iterator[_Batch]:
+    """The paths of images and their features (D,), or why they have none."""
+    exif = bool(predictor.adapter.preprocessing.get("exif", True))
+    for batch in decoded(
+        images, predictor.preprocess, exif=exif, batch_size=batch_size, workers=workers
+    ):
+        pixels = [x for _, x in batch if isinstance(x, Tensor)]
+        features = iter(predictor.features(torch.stack(pixels)) if pixels else ())
+        advance(len(batch))
+        yield [(path, x if isinstance(x, str) else next(features)) for path, x in batch]
+
+
+def _stream(
+    predictor: Predictor, batches: Iterator[_Batch], top: int, min_confidence: float
+) -> Generator[Prediction | Unreadable, None, None]:
+    names = distinct(predictor.adapter.classnames)
+    if predictor.jointly:
+        batches = iter([list(chain.from_iterable(batches))])
+    for batch in batches:
+        features = [x for _, x in batch if isinstance(x, Tensor)]
+        ranked = iter(_ranked(predictor, torch.stack(features), top) if features else ())
+        for path, x in batch:
+            if isinstance(x, str):
+                yield Unreadable(path, x)
+            else:
+                probabilities, classes = next(ranked)
+                best = tuple(names[i] for i in classes)
+                yield Prediction(path, best, tuple(probabilities), min_confidence)
+
+
+def _ranked(
+    predictor: Predictor, features: Tensor, top: int
+) -> Iterator[tuple[list[float], list[int]]]:
+    """Probabilities and class ids of the most probable classes of each of (M, D) features."""
+    probabilities = predictor.probabilities(features)
+    if not torch.isfinite(probabilities).all():
+        raise UserError(
+            f"the model gave {predictor.adapter.method} no finite numbers; use --precision fp32"
+        )
+    # Not topk, which leaves the order of equals to chance.
+    p, classes = probabilities.sort(dim=1, descending=True, stable=True)
+    return zip(p[:, :top].tolist(), classes[:, :top].tolist(), strict=True)
+
+
+def _readable(one: Prediction | Unreadable) -> Prediction:
+    if isinstance(one, Unreadable):
+        raise UserError(
+            f"cannot read {one.path}: {one.reason}; leave it out, or use `stream`, which passes "
+            "over such images"
+        )
+    return one

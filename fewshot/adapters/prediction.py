@@ -1,0 +1,98 @@
+"""What is said of one image: its most probable classes, or why it could not be read."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cache.errors import UserError
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of one image.
+
+    Attributes:
+        path: As it was named; of an image in memory, the file it came from, else `images[i]`.
+        classes: Names of the top k, most probable first; of equals the lower class id first.
+        probabilities: Theirs, calibrated, each 0..1.
+        min_confidence: Below it the label is `unknown`.
+    """
+
+    path: str
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    min_confidence: float = 0.0
+
+    @property
+    def confidence(self) -> float:
+        """The probability of the most probable class."""
+        return self.probabilities[0]
+
+    @property
+    def label(self) -> str:
+        """The most probable class, or `unknown` where it is not probable enough."""
+        return self.classes[0] if self.known else UNKNOWN
+
+    @property
+    def known(self) -> bool:
+        """Whether it is probable enough; tells `unknown` from a class of that name."""
+        return self.confidence >= self.min_confidence
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that could not be read.
+
+    Attributes:
+        path: As in `Prediction`.
+        reason: Why.
+    """
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How many images there were.
+
+    Attributes:
+        classified: That could be read; `unknown` are among them.
+        unknown: Less sure than was asked for.
+        unreadable: That could not.
+    """
+
+    classified: int
+    unknown: int
+    unreadable: int
+
+    def __str__(self) -> str:
+        """Such as `60 images classified, 3 of them unknown, 2 unreadable and skipped`."""
+        parts = [f"{self.classified:,} image{'s' * (self.classified != 1)} classified"]
+        if self.unknown:
+            parts.append(f"{self.unknown:,} of them unknown")
+        if self.unreadable:
+            parts.append(f"{self.unreadable:,} unreadable and skipped")
+        return ", ".join(parts)
+
+
+def distinct(classnames: Sequence[str]) -> tuple[str, ...]:
+    """Names by class id that tell all classes apart: where one repeats, it comes with its id."""
+    times = Counter(classnames)
+    return tuple(
+        f"{name} (class {i})" if times[name] > 1 else name for i, name in enumerate(classnames)
+    )
+
+
+def require_form(top: int, min_confidence: float) -> None:
+    """Do nothing if predictions can be asked for like this.
+
+    Raises:
+        UserError: Fewer than one class, or a confidence that is no probability.
+    """
+    if top < 1:
+        raise UserError(f"top must be at least 1, the classes told of each image; got {top}")
+    if not 0 <= min_confidence <= 1:
+        raise UserError(f"min_confidence must be a probability, 0..1; got {min_confidence:g}")
