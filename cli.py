@@ -849,6 +849,26 @@ def predict(
     _say(str(outcome))
 
 
+@app.command()
+def export(
+    adapter: Annotated[Path, typer.Argument(help="An adapter's file, as `fit --save` writes.")],
+    to: Annotated[
+        str, typer.Option(help="open_clip: a folder that it loads; onnx: pixels to probabilities.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The folder. [default: the adapter's name and the target]")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Where the adapter's model is now. [default: as it was called then]"),
+    ] = None,
+) -> None:
+    """Write an adapter for other programs, checked against it, with a model card."""
+    from fewshot.adapters.export import export as write
+
+    print(write(adapter, to, out, model=model))
+
+
 @app.command(name="import")
 def import_(
     file: Annotated[Path, typer.Argument(help="An .npz, or a folder of .pt feature files.")],

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.linalg import solve_sylvester  # type: ignore[import-untyped]
+from scipy.linalg import solve_sylvester
 from torch import Tensor, nn
 
 from cache.errors import UserError

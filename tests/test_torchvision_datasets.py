@@ -117,7 +117,7 @@ def test_aircraft_in_torchvisions_folder(tmp_path: Path) -> None:
 
 
 def test_cars_have_the_year_first(tmp_path: Path) -> None:
-    from scipy.io import savemat  # type: ignore[import-untyped]
+    from scipy.io import savemat
 
     home = tmp_path / "stanford_cars"
     fill(home, ["devkit/x", "cars_train/x", "cars_test/x"])

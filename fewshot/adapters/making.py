@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from cache.encoder import Encoder
+from cache.extract import versions
 from cache.source import Source
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter, Calibration, require_suffix
@@ -164,7 +165,7 @@ def of_trained(
         "crops": {k: result.hyperparameters.get(k) for k in ("crop_scale", "flip")},
         "test accuracy": result.accuracy,
         "test images": result.n_test,
-        "versions": {"fewshot-clip": program_version()},
+        "versions": {**versions(), "fewshot-clip": program_version()},
     }
     logits, labels = _validation(trained, encoder, source, workers, batch_size)
     return Adapter(
