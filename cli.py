@@ -801,6 +801,52 @@ def _sample(
 
 
 @app.command()
+def auto(
+    photos: Annotated[
+        str,
+        typer.Argument(metavar="FOLDER", help="Class folders, or a table of path and label."),
+    ],
+    model: Model = DEFAULT_MODEL,
+    unlabelled: Annotated[
+        Path | None,
+        typer.Option(help="A folder of photos without labels. [default: FOLDER/unlabelled]"),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="M[,M…]", help="Try these. [default: those that suit]")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write into. [default: runs/auto/NAME]")
+    ] = None,
+    store: StoreRoot = None,
+    seed: Annotated[int, typer.Option(help="Of folds and training.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto (fp32 on a CPU, fp16 on CUDA), fp32, bf16 or fp16.")
+    ] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads that decode images. [default: per core]")
+    ] = None,
+) -> None:
+    """Find what suits your labelled photos, how good it is, and keep it: one page tells all."""
+    from fewshot.auto.run import auto as run
+
+    outcome = run(
+        photos,
+        model=model,
+        out=out,
+        store=store,
+        unlabelled=unlabelled,
+        methods=_names(methods),
+        device=device,
+        precision=precision,
+        seed=seed,
+        workers=workers,
+        say=_say,
+    )
+    print(outcome.summary())
+
+
+@app.command()
 def predict(
     adapter: Annotated[Path, typer.Argument(help="An adapter's file, as `fit --save` writes.")],
     images: Annotated[

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.noise_store import write
 from cache.store import FeatureStore
-from fewshot import GDA, SupportSet, ZeroShot, draw, predict, tune
+from fewshot import GDA, SupportSet, ZeroShot, classify, draw, tune
 from fewshot.text import Text
 
 CLASSES, DIM, SHOTS = 1000, 512, 16
@@ -83,11 +83,11 @@ def main() -> None:
         test = torch.from_numpy(store.features("test"))
 
         def zero_shot() -> None:
-            predict(ZeroShot().fit(None, text), test)
+            classify(ZeroShot().fit(None, text), test)
 
         def gda() -> None:
             chosen = tune(GDA(), support, text, protocol="cv")
-            predict(chosen.fit(support, text), test)
+            classify(chosen.fit(support, text), test)
 
         zero_shot()
         gda()

@@ -2,7 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from fewshot.classifier import Classifier, LinearClassifier, Method, predict
+from fewshot.adapters.adapter import Adapter, load_adapter
+from fewshot.adapters.export import export
+from fewshot.adapters.predict import predict
+from fewshot.adapters.prediction import Prediction
+from fewshot.adapters.predictor import open_adapter
+from fewshot.auto.run import auto
+from fewshot.classifier import Classifier, LinearClassifier, Method, classify
 from fewshot.evaluate import base_to_new, evaluate, transfer
 from fewshot.fitting import Fitted, fit
 from fewshot.methods import (
@@ -48,6 +54,7 @@ __all__ = [
     "METHODS",
     "PROTOCOLS",
     "ZSLP",
+    "Adapter",
     "CLIPAdapter",
     "Classifier",
     "CrossModal",
@@ -58,6 +65,7 @@ __all__ = [
     "LinearProbe",
     "Method",
     "NearestMean",
+    "Prediction",
     "ProKeR",
     "Result",
     "Ridge",
@@ -71,13 +79,18 @@ __all__ = [
     "TipX",
     "TransCLIP",
     "ZeroShot",
+    "auto",
     "base_new",
     "base_to_new",
+    "classify",
     "configure",
     "draw",
     "draw_imbalanced",
     "evaluate",
+    "export",
     "fit",
+    "load_adapter",
+    "open_adapter",
     "predict",
     "read_sample",
     "transfer",

@@ -6,7 +6,6 @@ Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, https://arxiv
 import math
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -26,6 +25,8 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
     Returns:
         T > 0; 1 where there are no images.
     """
+    from scipy.optimize import minimize_scalar
+
     if not len(labels):
         return 1.0
     z = logits.double()

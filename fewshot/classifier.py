@@ -138,7 +138,7 @@ def variants(method: AnyMethod, grid: Grid) -> Iterator[AnyMethod]:
         yield replace(method, **dict(zip(grid, values, strict=True)))
 
 
-def predict(classifier: Classifier, features: Tensor, block: int = 4096) -> Tensor:
+def classify(classifier: Classifier, features: Tensor, block: int = 4096) -> Tensor:
     """(M,) int64 predicted classes of (M, D) features; never holds more than a block's logits."""
     parts = torch.split(features, block)
     return torch.cat([classifier.logits(part).argmax(dim=1) for part in parts])

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cache.errors import UserError
 from cache.store import FeatureStore
-from fewshot.classifier import Classifier, Generaliser, Method, Traits, predict
+from fewshot.classifier import Classifier, Generaliser, Method, Traits, classify
 from fewshot.fitting import Fitted, class_text, fit, query
 from fewshot.metrics import accuracy, harmonic_mean, per_class_accuracy
 from fewshot.predictions import Predictions, digest_of_images, file_name, write_predictions
@@ -294,7 +294,7 @@ class _Columns:
 def _test(classifier: Classifier, method: Method, features: Tensor) -> _Tested:
     """Predictions; of all images at once where they depend on one another."""
     start = time.perf_counter()
-    predicted = predict(classifier, features, len(features) if method.transductive else 4096)
+    predicted = classify(classifier, features, len(features) if method.transductive else 4096)
     return _Tested(predicted, time.perf_counter() - start)
 
 

@@ -37,3 +37,13 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 def harmonic_mean(base: float, new: float) -> float:
     """Harmonic mean of the accuracies on base and new classes; 0 where both are."""
     return 2 * base * new / (base + new) if base + new else 0.0
+
+
+def wilson(accuracy: float, n: float, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval of a share of n, 95 % without another z.
+
+    Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
+    """
+    middle = (accuracy + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = math.sqrt(accuracy * (1 - accuracy) / n + z**2 / (4 * n**2)) * z / (1 + z**2 / n)
+    return max(0.0, middle - half), min(1.0, middle + half)

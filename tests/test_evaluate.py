@@ -17,10 +17,10 @@ from fewshot import (
     Ridge,
     SupportSet,
     ZeroShot,
+    classify,
     configure,
     draw,
     evaluate,
-    predict,
     tune,
 )
 from fewshot.text import Text
@@ -97,7 +97,7 @@ def by_hand(opened: FeatureStore, shots: int, seed: int, protocol: str) -> tuple
         torch.from_numpy(opened.labels("val")[rows]),
     )
     gda = tune(GDA(), support, text, protocol=protocol, validation=held_out)
-    predicted = predict(gda.fit(support, text), torch.from_numpy(opened.features("test")))
+    predicted = classify(gda.fit(support, text), torch.from_numpy(opened.features("test")))
     return float((predicted.numpy() == opened.labels("test")).mean()), gda
 
 
@@ -264,7 +264,7 @@ class Real:
         support = SupportSet(self.features["train16"], labels, int(labels.max()) + 1)
         validation = (self.features["val"], self.labels["val"])
         tuned = tune(method, support, self.text, protocol=protocol, validation=validation)
-        predicted = predict(tuned.fit(support, self.text), self.features["test"])
+        predicted = classify(tuned.fit(support, self.text), self.features["test"])
         return float((predicted == self.labels["test"]).double().mean())
 
 
@@ -276,7 +276,7 @@ def test_gda_reaches_what_is_published_on_ucf101(shared: Path, protocol: str, fl
 
 def test_zero_shot_is_what_is_published_on_ucf101(shared: Path) -> None:
     real = Real(shared / "features" / "ucf101_openai_vitb16.npz")
-    predicted = predict(ZeroShot().fit(None, real.text), real.features["test"])
+    predicted = classify(ZeroShot().fit(None, real.text), real.features["test"])
     correct = float((predicted == real.labels["test"]).double().mean())
     assert correct == pytest.approx(0.704, abs=0.0005)
 

@@ -20,7 +20,7 @@ for name, kind in fewshot.METHODS.items():
     method = kind(epochs=2) if hasattr(kind(), "epochs") else kind()
     for protocol in ("none", "cv"):
         tuned = fewshot.tune(method, support, text, protocol=protocol)
-        fewshot.predict(tuned.fit(support, text), features)
+        fewshot.classifier.classify(tuned.fit(support, text), features)
 fewshot.GDA(shrinkage="oas").fit(support, None)
 """
 

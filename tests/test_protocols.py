@@ -22,9 +22,9 @@ from fewshot import (
     Ridge,
     SupportSet,
     ZeroShot,
+    classify,
     draw,
     evaluate,
-    predict,
     tune,
 )
 from fewshot.classifier import Generaliser, LearnsFrom
@@ -208,8 +208,8 @@ def test_base_to_new_is_what_the_halves_give_each_by_itself(
         new = text_of(opened, wanted)
         classifier = echo.fit(support, text) if name == "base" else echo.fit_new(support, text, new)
         features, labels = tensors(opened, "test", wanted)
-        accuracies[name] = share(predict(classifier, features), labels)
-        said += [wanted[k] for k in predict(classifier, features)]
+        accuracies[name] = share(classify(classifier, features), labels)
+        said += [wanted[k] for k in classify(classifier, features)]
         rows += np.flatnonzero(np.isin(opened.labels("test"), wanted)).tolist()
     b, n = accuracies["base"], accuracies["new"]
     assert result.accuracies == pytest.approx(accuracies)
@@ -337,7 +337,7 @@ def test_across_datasets_the_targets_own_text_says_the_classes(
     own = text_of(target, range(3))
     [result] = transfer(opened, [target], Echo(), shots=4, tune="none")
     features, labels = tensors(target, "test", range(3))
-    predicted = predict(Echo().fit_new(support, text, own), features)
+    predicted = classify(Echo().fit_new(support, text, own), features)
     assert result.accuracy == pytest.approx(share(predicted, labels))
     assert (result.setting, result.fitted_on, result.n_classes) == ("cross-dataset", "toy", 3)
     [zero_shot] = transfer(opened, [target], ZeroShot())
@@ -363,7 +363,9 @@ def test_an_imbalanced_test_tells_many_medium_and_few_apart(tmp_path: Path) -> N
     result = evaluate(opened, NearestMean(), shots=16, imbalance="natural")
     labels = torch.from_numpy(opened.labels("train"))
     support = SupportSet(torch.from_numpy(opened.features("train")), labels, 7)
-    predicted = predict(NearestMean().fit(support, None), torch.from_numpy(opened.features("test")))
+    predicted = classify(
+        NearestMean().fit(support, None), torch.from_numpy(opened.features("test"))
+    )
     truth = torch.from_numpy(opened.labels("test"))
     groups = {"many": [0, 1], "medium": [2, 3, 6], "few": [4, 5]}
     expected = {

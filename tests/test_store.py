@@ -371,7 +371,11 @@ def test_a_locked_store_is_not_called_damaged(tmp_path: Path) -> None:
     with h5py.File(path, "a"):
         tried = subprocess.run(
             [sys.executable, "-c", code, str(path)],
-            cwd=Path(__file__).parents[1], env=insisting, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            cwd=Path(__file__).parents[1],
+            env=insisting,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert "toy.h5 is locked by another process" in tried.stderr
     assert "damaged" not in tried.stderr

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize, one_hot
 
 from cache.errors import UserError
 from fewshot import SupportSet, ZeroShot, neighbours
-from fewshot.classifier import predict
+from fewshot.classifier import classify
 from fewshot.methods import TransCLIP
 from fewshot.neighbours import nearest
 from fewshot.text import Text
@@ -232,7 +232,7 @@ def test_on_ucf101_classifying_all_at_once_is_worth_four_percent(shared: Path) -
         )
         labels = torch.from_numpy(arrays["val_y"])
     accuracies = [
-        float((predict(method.fit(None, Text(text)), query) == labels).double().mean())
+        float((classify(method.fit(None, Text(text)), query) == labels).double().mean())
         for method in (ZeroShot(), TransCLIP())
     ]
     assert accuracies[1] > accuracies[0] + 0.04

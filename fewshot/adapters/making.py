@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 
 from cache.encoder import Encoder
@@ -24,6 +23,7 @@ from fewshot.endtoend.photos import centre_crops, require_images
 from fewshot.endtoend.run import Trained
 from fewshot.evaluate import score
 from fewshot.fitting import Fitted, fit
+from fewshot.metrics import wilson
 from fewshot.results import Result, program_version
 from fewshot.sampling import Sample, draw, draw_imbalanced
 
@@ -42,13 +42,12 @@ def calibrate(logits: Tensor, labels: Tensor, source: str) -> Calibration:
     t = temperature(logits, labels)
     z = logits.double()
     right = int((z.argmax(dim=1) == labels).sum())
-    low, high = binomtest(right, n).proportion_ci(method="wilson")
     return Calibration(
         temperature=t,
         images=n,
         source=source,
         accuracy=right / n,
-        interval=(float(low), float(high)),
+        interval=wilson(right / n, n),
         error=expected_calibration_error(torch.softmax(z / t, dim=1), labels),
         error_before=expected_calibration_error(torch.softmax(z, dim=1), labels),
     )

@@ -1,7 +1,7 @@
 """Out-of-fold logits of a method, tuned anew within every training part.
 
-So the accuracy counts what tuning costs: no image is judged by a classifier, or by settings, that it
-had a part in choosing (nested cross-validation: Varma and Simon, "Bias in error estimation when
+So the accuracy counts what tuning costs: no image is judged by a classifier, or by settings, that
+it had a part in choosing (nested cross-validation: Varma and Simon, "Bias in error estimation when
 using cross-validation for model selection", 2006, https://doi.org/10.1186/1471-2105-7-91).
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from cache.errors import UserError
 from fewshot.auto.folds import folds, held_out
@@ -101,7 +102,7 @@ def cross_validate(
                 raise UserError(f"{method.name} gave logits that are no numbers; leave it out")
             logits[rows] = found
             settings.append({name: getattr(chosen, name) for name in method.grid})
-    except (UserError, torch.linalg.LinAlgError) as error:
+    except (UserError, LinAlgError) as error:
         return Failed(method.name, str(error), time.perf_counter() - start)
     judged = fold >= 0
     correct = judged & (logits.argmax(dim=1) == support.labels)

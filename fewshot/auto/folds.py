@@ -15,7 +15,9 @@ from fewshot.support import SupportSet
 ALWAYS_TRAINS = -1
 
 
-def folds(labels: Tensor, *, groups: Tensor | None = None, n_folds: int = 5, seed: int = 1) -> Tensor:
+def folds(
+    labels: Tensor, *, groups: Tensor | None = None, n_folds: int = 5, seed: int = 1
+) -> Tensor:
     """(N,) int64 fold of each image; -1 for one that always trains and is never held out.
 
     Each class is dealt out in random order, every image, with its whole group, to the fold that

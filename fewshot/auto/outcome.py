@@ -1,0 +1,175 @@
+"""All that was found out about a folder of photos."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from cache.preflight import Preflight
+from cache.source import Source
+from cache.store import FeatureStore
+from fewshot.adapters.adapter import Adapter
+from fewshot.auto.commands import Command
+from fewshot.auto.findings import Findings
+from fewshot.auto.judging import Judged
+from fewshot.auto.selection import Standing
+from fewshot.auto.unlabelled import Unlabelled
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The winner on test images that the user kept apart, looked at once, at the very end.
+
+    Attributes:
+        images: How many.
+        accuracy: Top-1, in 0..1.
+        interval: Its 95 % interval, Wilson's.
+    """
+
+    images: int
+    accuracy: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What `auto` found, and where it wrote it.
+
+    Attributes:
+        dataset: The images as the user named them.
+        out: The folder of all that was written.
+        source: The labelled images.
+        report: The pre-flight report on them.
+        store: Their features.
+        judged: What became of the methods.
+        adapter: The winner, fitted to all labels.
+        findings: What its answers out of fold say of the photos.
+        tested: The winner on the user's own test images; None without any.
+        unlabelled: What it makes of images without a label; None without any.
+        commands: What repeats each step.
+        seconds: Stage -> how long it took.
+    """
+
+    dataset: str
+    out: Path
+    source: Source
+    report: Preflight
+    store: FeatureStore
+    judged: Judged
+    adapter: Adapter
+    findings: Findings
+    tested: Tested | None
+    unlabelled: Unlabelled | None
+    commands: tuple[Command, ...]
+    seconds: Mapping[str, float]
+
+    @property
+    def winner(self) -> str:
+        """The method's name."""
+        return self.adapter.method
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of new images, corrected for the choice of method, 0..1; None where nobody can say."""
+        selection = self.judged.selection
+        return None if selection is None else selection.accuracy
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of `accuracy`."""
+        selection = self.judged.selection
+        return None if selection is None else selection.interval
+
+    @property
+    def zero_shot(self) -> Standing | None:
+        """What class names alone do; None where that was not tried."""
+        selection = self.judged.selection
+        standings = () if selection is None else selection.standings
+        return next((one for one in standings if one.name == "zero-shot"), None)
+
+    @cached_property
+    def probabilities(self) -> Tensor | None:
+        """(N, C) the winner's calibrated ones out of fold; NaN of images not judged."""
+        winner = self.judged.winner
+        if winner is None:
+            return None
+        return winner.probabilities(self.adapter.calibration.temperature)
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """N paths of the labelled images, relative to the source's root."""
+        return self.store.paths("train")
+
+    @property
+    def adapter_path(self) -> Path:
+        """Where the winner is."""
+        return self.out / "adapter.safetensors"
+
+    @property
+    def page_path(self) -> Path:
+        """Where the page is."""
+        return self.out / "report.html"
+
+    def summary(self) -> str:
+        """The outcome in a few lines."""
+        return "\n".join(_summary(self))
+
+
+def in_100(share: float) -> str:
+    """A share as "93 in 100"; what is not quite all or nothing never reads so."""
+    n = round(100 * share)
+    if n == 100 and share < 1:
+        return "over 99 in 100"
+    if n == 0 and share > 0:
+        return "under 1 in 100"
+    return f"{n} in 100"
+
+
+def count(n: int, noun: str, plural: str = "") -> str:
+    """Such as "1 photo" and "1,200 photos"."""
+    return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"
+
+
+def more_labels(outcome: Outcome) -> str:
+    """What more labels would bring, in a sentence."""
+    if outcome.judged.selection is None:
+        return "a second photo of each class would let methods be compared, and judged"
+    if outcome.findings.curve is None:
+        return f"{outcome.winner} learns nothing from labels, so more of them would not help it"
+    return outcome.findings.curve.sentence
+
+
+def _summary(outcome: Outcome) -> list[str]:
+    selection, interval = outcome.judged.selection, outcome.interval
+    n_labelled = count(len(outcome.judged.labels), "labelled photo")
+    if selection is None or interval is None:
+        lines = [
+            (
+                f"{outcome.winner}, on trust: with one photo of each class nothing can be held "
+                "out, so how good it is nobody can say"
+            )
+        ]
+    else:
+        low, high = (f"{100 * share:.0f}" for share in interval)
+        lines = [
+            (
+                f"{outcome.winner}: about {in_100(selection.accuracy)} new photos right, between "
+                f"{low} and {high} (cross-validated on {n_labelled})"
+            )
+        ]
+    if outcome.zero_shot and outcome.winner != "zero-shot":
+        lines.append(f"zero-shot, from class names alone: {in_100(outcome.zero_shot.accuracy)}")
+    if outcome.tested:
+        right = f"{100 * outcome.tested.accuracy:.1f} %"
+        lines.append(f"on your own {count(outcome.tested.images, 'test photo')}: {right} right")
+    lines.append(f"more labels: {more_labels(outcome)}")
+    if outcome.findings.suspects:
+        lines.append(f"labels to look at again: {len(outcome.findings.suspects):,}")
+    if outcome.unlabelled:
+        n = count(len(outcome.unlabelled.paths), "photo")
+        lines.append(f"without a label: {n}, predictions in {outcome.out / 'predictions.csv'}")
+    lines.append(f"page: {outcome.page_path}")
+    lines.append(f"next: {outcome.commands[-1].line}")
+    return lines

@@ -1,0 +1,93 @@
+"""All figures of an outcome as plain values, for other programs."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from fewshot.auto.outcome import Outcome, more_labels
+from fewshot.auto.unlabelled import Unlabelled
+
+
+def as_json(outcome: Outcome) -> dict[str, Any]:
+    """Every figure of the page, as plain values; images by their paths."""
+    selection = outcome.judged.selection
+    names = outcome.store.classnames
+    paths = outcome.paths
+    found: dict[str, Any] = {
+        "dataset": outcome.dataset,
+        "store": str(outcome.store.path),
+        "fingerprint": outcome.store.fingerprint,
+        "model": outcome.store.model,
+        "classes": list(names),
+        "labelled": len(paths),
+        "judged": int((outcome.judged.fold >= 0).sum()),
+        "winner": {"method": outcome.winner, "settings": dict(outcome.adapter.settings)},
+        "accuracy": outcome.accuracy,
+        "interval": outcome.interval,
+        "tried": [asdict(one) for one in selection.standings] if selection else [],
+        "failed": [asdict(one) for one in outcome.judged.failed],
+        "calibration": asdict(outcome.adapter.calibration),
+        "tested": outcome.tested and asdict(outcome.tested),
+        "per_class": [
+            {
+                "class": names[one.label],
+                "judged": one.images,
+                "right": one.right,
+                "predicted": one.predicted,
+                "recall": one.recall,
+                "precision": one.precision,
+            }
+            for one in outcome.findings.figures
+        ],
+        "confusions": [
+            {
+                "class": names[way.label],
+                "predicted": names[way.predicted],
+                "count": way.count,
+                "examples": [paths[row] for row in way.rows],
+            }
+            for pair in outcome.findings.pairs
+            for way in (pair.more, pair.less)
+            if way.count
+        ],
+        "mislabelled": [
+            {
+                "path": paths[one.row],
+                "label": names[one.label],
+                "suggested": names[one.suggested],
+                "p_label": one.p_label,
+                "p_suggested": one.p_suggested,
+                "near_duplicate": one.duplicate,
+            }
+            for one in outcome.findings.suspects
+        ],
+        "near_duplicates": [[paths[row] for row in rows] for rows in outcome.findings.duplicates],
+        "learning_curve": outcome.findings.curve and asdict(outcome.findings.curve),
+        "more_labels": more_labels(outcome),
+        "unlabelled": outcome.unlabelled and _unlabelled(outcome.unlabelled, names),
+        "left_out": list(outcome.store.skipped),
+        "notes": list(outcome.report.notes),
+        "commands": [asdict(one) for one in outcome.commands],
+        "seconds": dict(outcome.seconds),
+    }
+    return found
+
+
+def _unlabelled(found: Unlabelled, names: tuple[str, ...]) -> dict[str, Any]:
+    counts = torch.bincount(found.probabilities.argmax(dim=1), minlength=len(names)).tolist()
+    return {
+        "folder": str(found.source.root),
+        "images": len(found.paths),
+        "predicted": [{"class": name, "images": n} for name, n in zip(names, counts, strict=True)],
+        "label_next": [
+            {
+                "path": found.paths[one.row],
+                "predicted": names[one.predicted],
+                "runner_up": names[one.runner_up],
+                "margin": one.margin,
+            }
+            for one in found.next
+        ],
+        "left_out": list(found.skipped),
+    }

@@ -1,0 +1,57 @@
+"""Which unlabelled images to label next: those the classifier doubts, and no two alike.
+
+Doubt is the margin between the two likeliest classes (Scheffer, Decomain and Wrobel, "Active Hidden
+Markov Models for Information Extraction", 2001). Variety is the greedy choice of centres, each as
+far as can be from those before it (Gonzalez, "Clustering to minimize the maximum intercluster
+distance", 1985; for labelling, Sener and Savarese, https://arxiv.org/abs/1708.00489).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+@dataclass(frozen=True)
+class ToLabel:
+    """An image worth a label.
+
+    Attributes:
+        row: The image's.
+        predicted: The likeliest class.
+        runner_up: The next.
+        margin: Probability of the former less that of the latter, in 0..1.
+    """
+
+    row: int
+    predicted: int
+    runner_up: int
+    margin: float
+
+
+def to_label(features: Tensor, probabilities: Tensor, n: int = 20) -> tuple[ToLabel, ...]:
+    """The n images to label, in order.
+
+    The first has the least margin; each next one has the largest product of 1 - margin and of the
+    cosine distance to the nearest image chosen so far. So near-duplicates of a chosen image, at
+    distance 0, come last of all, with no threshold to set.
+
+    Args:
+        features: (U, D), any norm.
+        probabilities: (U, C), calibrated.
+        n: How many; all where there are fewer.
+    """
+    unit = normalize(features, dim=1)
+    top, classes = probabilities.topk(2, dim=1)
+    margin = top[:, 0] - top[:, 1]
+    distance = torch.ones(len(unit), dtype=unit.dtype)
+    left = torch.ones(len(unit), dtype=torch.bool)
+    chosen = []
+    for _ in range(min(n, len(unit))):
+        row = int(((1 - margin) * distance).where(left, -1.0).argmax())
+        predicted, runner_up = classes[row].tolist()
+        chosen.append(ToLabel(row, predicted, runner_up, float(margin[row])))
+        left[row] = False
+        distance = torch.minimum(distance, (1 - unit @ unit[row]).clamp(min=0))
+    return tuple(chosen)

@@ -1,0 +1,338 @@
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cache.preflight import check
+from cache.source import Item, Source
+from cache.store import FeatureStore
+from fewshot.adapters.adapter import Calibration
+from fewshot.adapters.making import of_fitted
+from fewshot.auto import thumbnails
+from fewshot.auto.commands import commands
+from fewshot.auto.drawings import bar, curve_svg, scale
+from fewshot.auto.duplicates import Conflict
+from fewshot.auto.findings import examine
+from fewshot.auto.galleries import GROUPS, SUSPECTS
+from fewshot.auto.judging import inputs, judge, refit, to_try
+from fewshot.auto.learning_curve import LearningCurve, Point, Prediction
+from fewshot.auto.outcome import Outcome, in_100
+from fewshot.auto.page import page
+from fewshot.auto.pieces import Cell, copyable, number, table, text
+from fewshot.auto.run import auto
+from fewshot.auto.thumbnails import Thumbnails
+from tests.auto_photos import digit, draw_digits
+from tests.small_stores import write_store
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+NASTY = "<b>'&\" co"
+
+
+class Elements(HTMLParser):
+    """The elements of a page with their attributes, and whether all are closed."""
+
+    VOID = ("meta", "link", "path", "br", "img", "circle")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def values(self, name: str, tag: str | None = None) -> list[str]:
+        """Of that attribute, of those elements."""
+        return [str(a[name]) for t, a in self.found if name in a and tag in (None, t)]
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """Digits, one class of a nasty name, one of a single photo, some of everything."""
+    home = tmp_path_factory.mktemp("page")
+    photos = draw_digits(home / "photos", {"zero": 9, "three": 9, "five": 9, "four": 1})
+    draw_digits(home / "more", {"eight": 9})
+    (home / "more" / "eight").rename(photos / NASTY)
+    digit("zero", 40).save(photos / "three" / f"{NASTY}.png")
+    digit("five", 0).save(photos / "five" / "twin.png")
+    digit("five", 1).save(photos / "three" / "twin.png")
+    draw_digits(photos / "unlabelled", {"zero": 3, "two": 3}, first=50)
+    (photos / "zero" / "empty.png").write_bytes(b"")
+    return auto(
+        photos,
+        model="tiny",
+        methods=["zero-shot", "nearest-mean", "gda", "ridge"],
+        out=home / "out",
+        store=home / "features",
+    )
+
+
+@pytest.fixture(scope="module")
+def html(outcome: Outcome) -> str:
+    return outcome.page_path.read_text(encoding="utf-8")
+
+
+def test_the_page_is_whole_and_needs_nothing_but_itself(html: str) -> None:
+    elements = Elements(html)
+    assert elements.open == []
+    for name in ("src", "href", "action", "data", "poster", "srcset"):
+        for value in elements.values(name):
+            assert value.startswith(("#", "data:")), value
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(|https?://", html)
+
+
+def test_ids_are_unique_and_links_lead_somewhere(html: str) -> None:
+    elements = Elements(html)
+    ids = elements.values("id")
+    assert len(ids) == len(set(ids))
+    assert {link.removeprefix("#") for link in elements.values("href", "a")} <= set(ids)
+    for section in ("tried", "classes", "confusions", "suspects", "labels", "unlabelled",
+                    "duplicates", "data", "commands"):  # fmt: skip
+        assert section in ids
+
+
+def test_names_are_text_and_never_markup(outcome: Outcome, html: str) -> None:
+    assert NASTY in outcome.store.classnames
+    assert NASTY not in html
+    assert "&lt;b&gt;&#x27;&amp;&quot; co" in html
+
+
+def test_every_photo_has_words_in_its_place(html: str) -> None:
+    images = [attributes for tag, attributes in Elements(html).found if tag == "img"]
+    assert len(images) > 8
+    for attributes in images:
+        assert attributes["alt"]
+        assert str(attributes["src"]).startswith("data:image/jpeg;base64,")
+        assert {"width", "height", "loading"} <= set(attributes)
+
+
+def test_its_figures_are_those_of_the_record(outcome: Outcome, html: str) -> None:
+    found = json.loads((outcome.out / "report.json").read_text())
+    assert f"About <strong>{in_100(found['accuracy'])}</strong> new photos right" in html
+    low, high = (round(100 * share) for share in found["interval"])
+    assert f"between {low} and {high} in 100" in html
+    assert len(found["tried"]) == 4
+    for one in found["tried"]:
+        row = re.search(rf"<strong>{one['name']}</strong>.*?</tr>", html)
+        assert row is not None
+        assert f'data-value="{100 * one["accuracy"]!r}"' in row[0]
+        assert ("★" in row[0]) == (one["name"] == found["winner"]["method"])
+    for step in found["commands"]:
+        assert step["line"] in unescape(html)
+    assert in_100(outcome.zero_shot.accuracy if outcome.zero_shot else 0) in html
+
+
+def test_suspects_are_shown_with_their_files_to_copy(outcome: Outcome, html: str) -> None:
+    copied = [unescape(path) for path in Elements(html).values("data-copy")]
+    shown = outcome.findings.suspects[:SUSPECTS]
+    assert shown
+    for one in shown:
+        assert str(outcome.source.root / outcome.paths[one.row]) in copied
+    assert (outcome.source.root / "three" / f"{NASTY}.png").is_file()
+    assert "a near-duplicate has that label" in html
+
+
+def test_what_limits_the_answer_is_said(html: str) -> None:
+    assert "Not judged: 1 class with a single photo, or near-duplicates of one (four)" in html
+    assert "much like another of the same class" in html
+    assert "1 photo could not be read and took no part" in html
+    assert "train/zero/empty.png" in html
+
+
+def test_one_photo_of_each_class_makes_a_page_without_claims(tmp_path: Path) -> None:
+    photos = draw_digits(tmp_path / "photos", {"zero": 1, "one": 1})
+    found = auto(photos, model="tiny", out=tmp_path / "out", store=tmp_path / "features")
+    html = found.page_path.read_text()
+    elements = Elements(html)
+    assert elements.open == []
+    assert "How good it is nobody can say yet" in html
+    assert "in 100" not in html
+    assert set(elements.values("id")) >= {"labels", "data", "commands"}
+    assert not {"tried", "classes", "confusions"} & set(elements.values("id"))
+
+
+def many_classes(root: Path, n_classes: int) -> Outcome:
+    """An outcome on a store of many classes, whose photos have gone since."""
+    names = [f"class {i}" for i in range(n_classes)]
+    store = FeatureStore.open(write_store(root, "many-all", names=names, splits=["train"]))
+    items = tuple(
+        Item(path, int(label))
+        for path, label in zip(store.paths("train"), store.labels("train"), strict=True)
+    )
+    source = Source("many-all", root, tuple(names), {"train": items}, (), "made up")
+    support_of, text_for = inputs(store)
+    judged = judge(store, to_try(["zero-shot", "gda"], 1, 1), support_of, text_for)
+    fitted = refit(store, judged, support_of, text_for)
+    method = fitted.method
+    steps = commands(store, method, dataset="many", adapter=Path("a.safetensors"), root=None,
+                     seed=1, encoding={}, again={}, skip=False)  # fmt: skip
+    return Outcome(
+        dataset="many", out=root, source=source, report=check(source), store=store, judged=judged,
+        adapter=of_fitted(fitted, store, calibration=Calibration()),
+        findings=examine(judged, method, 1.0, support_of(method), text_for(method)),
+        tested=None, unlabelled=None, commands=steps, seconds={"encoding": 1.0},
+    )  # fmt: skip
+
+
+def test_many_classes_and_lost_photos_leave_a_page_that_can_be_used(tmp_path: Path) -> None:
+    found = many_classes(tmp_path, 60)
+    html = page(found)
+    elements = Elements(html)
+    assert elements.open == []
+    left = len(found.findings.suspects) - SUSPECTS
+    assert left > 40
+    assert f"<summary>Further labels, {left} rows</summary>" in html
+    outside = re.sub(r"<details>.*?</details>", "", html, flags=re.DOTALL)
+    assert outside.count("<tr") < 30
+    assert html.count("<tr") > 60
+    assert "img" not in {tag for tag, _ in elements.found}
+    assert 'class="gone" role="img" aria-label=' in html
+    assert len(html) < 500_000
+
+
+def test_a_heap_of_near_duplicates_is_cut_short(outcome: Outcome) -> None:
+    rows = tuple((i,) * 20 for i in range(GROUPS + 3))
+    found = replace(outcome, findings=replace(outcome.findings, duplicates=rows))
+    html = page(found)
+    section = html[html.index('id="duplicates"') : html.index('id="data"')]
+    assert section.count("20 photos") == GROUPS
+    assert "And 3 groups more" in section
+
+
+def test_a_model_that_takes_many_photos_for_one_is_named_as_the_fault(outcome: Outcome) -> None:
+    fault = "photos of more than one class look nearly the same to this model"
+    assert fault not in page(outcome)  # of a pair of twins under two labels
+    rows = tuple(range(11))
+    alike = replace(outcome.findings, conflicts=(Conflict(rows, (0,) * 10 + (1,)),))
+    assert f"11 {fault}" in page(replace(outcome, findings=alike))
+
+
+def test_thumbnails_are_small_upright_and_end_when_the_page_is_full(tmp_path: Path) -> None:
+    pixels = np.zeros((100, 400, 3), np.uint8)
+    pixels[:, :200] = (255, 0, 0)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned a quarter clockwise
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=turned)
+    source = Source("x", tmp_path, ("a",), {}, (), "", exif=True)
+    made = Thumbnails(budget=1)
+    small = made.of(source, "a.jpg")
+    assert small is not None
+    assert (small.width, small.height) == (40, thumbnails.SIDE)
+    assert small.uri.startswith("data:image/jpeg;base64,")
+    assert made.of(source, "a.jpg") is None
+    assert Thumbnails().of(source, "gone.jpg") is None
+
+
+def test_long_tables_are_folded_and_short_ones_are_not() -> None:
+    rows = [[text("a & b"), number(1234.5, 1)]] * 41
+    assert table("T", ("name", "n"), rows).startswith("<details><summary>T, 41 rows</summary>")
+    short = table("T", ("name", "n"), rows[:40], marked=1, notes=["<i>"])
+    assert short.startswith("<div")
+    assert short.count('class="marked"') + short.count("class=marked") == 1
+    assert '<td class="number" data-value="1234.5">1,234.5</td>' in short
+    assert "a &amp; b" in short
+    assert "&lt;i&gt;" in short
+    assert table("T", ("name",), []).count("<tr>") == 1
+    assert number(None) == Cell("", kind="number")
+
+
+def test_what_is_copied_may_be_more_than_what_is_shown() -> None:
+    assert copyable("a<b") == '<div class="copyable"><code>a&lt;b</code></div>'
+    assert 'data-copy="/x/&quot;y"' in copyable('/x/"y', '"y')
+
+
+def test_the_curve_tells_its_points_in_words_and_tells_forecasts_apart() -> None:
+    points = (Point(1, 10.0, 0.5, 0.02), Point(2, 20.0, 0.6, 0.0))
+    more = (Prediction(2, 0.7, (0.65, 0.8), 0.1, (0.05, 0.2)),)
+    drawn = curve_svg(LearningCurve(points, more), 25, 0.4)
+    assert 'aria-label="10 labelled photos, measured: 50.0 in 100 right (48.0 to 52.0)"' in drawn
+    assert 'aria-label="20 labelled photos, measured: 60.0 in 100 right"' in drawn
+    assert 'aria-label="50 labelled photos, expected: 70.0 in 100 right (65.0 to 80.0)"' in drawn
+    assert drawn.count("class names alone") == 1
+    assert drawn.count("expected c1") == 1
+    heights = [float(y) for y in re.findall(r'data-y="([\d.]+)"', drawn)]
+    places = [float(x) for x in re.findall(r'data-x="([\d.]+)"', drawn)]
+    assert heights == sorted(heights, reverse=True)
+    assert places == sorted(places)
+    alone = curve_svg(LearningCurve(points[:1], ()), 10, None)
+    assert "nan" not in alone
+    assert "class names alone" not in alone
+
+
+def test_the_scale_and_the_bars_place_what_they_show() -> None:
+    drawn = scale(0.5, (0.4, 0.65), [("guessing <", 0.1)])
+    assert 'class="interval" style="left:40.0%;width:25.0%"' in drawn
+    assert 'class="dot" style="left:50.0%"' in drawn
+    assert "guessing &lt; 10" in drawn
+    assert 'd="M40.0 6H65.0"' in bar(0.5, (0.4, 0.65))
+    assert 'cx="50.0"' in bar(0.5, (0.4, 0.65))
+
+
+PROBE = """
+<script>
+{
+const say = [];
+const root = document.documentElement;
+say.push("wide=" + (root.scrollWidth > window.innerWidth));
+document.querySelectorAll("details").forEach((part) => part.setAttribute("open", ""));
+say.push("wide open=" + (root.scrollWidth > window.innerWidth));
+const boxes = document.querySelectorAll(".copyable");
+const buttons = document.querySelectorAll(".copyable button");
+say.push("buttons=" + (boxes.length === buttons.length && boxes.length > 4));
+say.push("labelled=" + [...buttons].every((b) => b.ariaLabel.startsWith("Copy ")));
+const head = document.querySelectorAll("#tried th button")[1];
+const values = () => [...document.querySelectorAll("#tried tbody tr")]
+  .map((row) => Number(row.cells[1].dataset.value)).join(",");
+head.click();
+say.push("sorted=" + values());
+const point = document.querySelector("svg.chart .point");
+point.focus();
+say.push("tip=" + document.querySelector("#tip").textContent);
+const result = document.createElement("pre");
+result.id = "said";
+result.textContent = say.join("\\n");
+document.body.append(result);
+}
+</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to look at the page with")
+def test_in_a_browser_as_narrow_as_a_phone_nothing_sticks_out_or_fails(
+    html: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(html.replace("</body>", PROBE), encoding="utf-8")
+    command = [
+        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+        "--enable-logging=stderr", "--v=0", "--window-size=500,900",
+        "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}",
+        path.as_uri(),
+    ]  # fmt: skip
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "CONSOLE" not in ran.stderr
+    match = re.search(r'<pre id="said">(.*?)</pre>', ran.stdout, re.DOTALL)
+    assert match is not None
+    said = dict(line.split("=", 1) for line in match[1].splitlines())
+    assert said["wide"] == said["wide open"] == "false"
+    assert said["buttons"] == said["labelled"] == "true"
+    ascending = [float(value) for value in said["sorted"].split(",")]
+    assert ascending == sorted(ascending)
+    assert "labelled photos, measured" in said["tip"]

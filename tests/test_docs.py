@@ -1,0 +1,249 @@
+"""Whatever the pages and the README tell a reader to type is typed here.
+
+Blocks of a page run from top to bottom in one folder of their own, which holds `photos/`, the
+digits as a folder of pictures, and a store of the digits. The tiny model is the default model.
+
+    console                   commands run; the output shown must be theirs, `…` standing for
+                              whatever may differ
+    console, class parse      commands are only parsed: they need what is not here
+    python                    runs, in one namespace for the page
+    python, class parse       is only compiled
+    any, with a caption       is written to a file of that name; Python then runs as well
+"""
+
+import contextlib
+import importlib
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import cli
+from fewshot.endtoend.methods import METHODS as TRAINED
+from fewshot.methods import METHODS
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+EVERY: dict[str, type[Any]] = {**METHODS, **TRAINED}
+FENCE = re.compile(
+    r"^```(?:\{code-block\} )?(?P<language>\w+)\n"
+    r"(?P<options>(?::\w+: [^\n]*\n)*)\n?"
+    r"(?P<body>.*?)^```",
+    re.MULTILINE | re.DOTALL,
+)
+ELSEWHERE = re.compile(r"<(?:link|script|img|iframe)\b[^>]*\b(?:src|href)=.(?:https?:)?//")
+ARXIV = re.compile(r"arxiv\.org/abs/(\d{4}\.\d{4,5})")
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    body: str
+    kind: str
+    caption: str
+
+
+def blocks(page: str) -> list[Block]:
+    found = []
+    for fence in FENCE.finditer((DOCS / page).read_text(encoding="utf-8")):
+        options = dict(re.findall(r":(\w+): (.*)", fence["options"]))
+        kind, caption = options.pop("class", ""), options.pop("caption", "")
+        assert not options, f"{page}: {options}"
+        assert kind in ("", "parse"), f"{page}: {kind}"
+        found.append(Block(fence["language"], fence["body"], kind, caption))
+    return found
+
+
+def steps(body: str) -> list[tuple[list[str], list[str]]]:
+    """The commands of a console block as words, each with the lines of output shown under it."""
+    found: list[tuple[list[str], list[str]]] = []
+    for line in re.sub(r"\\\n\s*", " ", body).splitlines():
+        if line.startswith("$ "):
+            found.append((shlex.split(line[2:], comments=True), []))
+        elif line.strip():
+            found[-1][1].append(line)
+    return found
+
+
+def parse(words: list[str]) -> None:
+    """Fail unless there is such a command and it takes these options and arguments."""
+    if words[0] != "fewshot":
+        return
+    group: Any = typer.main.get_command(cli.app)
+    assert words[1] in group.commands, " ".join(words)
+    with contextlib.suppress(typer.Exit):
+        group.commands[words[1]].make_context(words[1], words[2:])
+
+
+def execute(words: list[str]) -> str:
+    """What a command prints, on stdout and stderr."""
+    assert words[0] == "fewshot", f"{words[0]} cannot be run here; give the block the class parse"
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = cli.main(words[1:])
+    assert code == 0, f"{shlex.join(words)}: {said.getvalue()}"
+    return said.getvalue()
+
+
+def compare(command: str, shown: list[str], said: str) -> None:
+    """Fail unless each line shown is among those said, in that order."""
+    lines = iter(said.splitlines())
+    for line in shown:
+        pattern = ".*".join(map(re.escape, line.rstrip().split("…")))
+        assert any(re.fullmatch(pattern, real.rstrip()) for real in lines), (
+            f"{command} does not print\n{line}\nbut\n{said}"
+        )
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every page finds, made once."""
+    folder = tmp_path_factory.mktemp("workplace")
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as environment:
+        environment.delenv("FEWSHOT_STORE", raising=False)
+        execute(shlex.split("fewshot demo --photos photos"))
+        execute(shlex.split("fewshot extract --dataset digits --model tiny"))
+        shutil.rmtree("runs", ignore_errors=True)
+    return folder
+
+
+@pytest.fixture
+def elsewhere(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of it to work in, and no trace of what a page does to the program."""
+    place = tmp_path / "here"
+    shutil.copytree(workplace, place)
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("FEWSHOT_MODEL", "tiny")
+    for name in ("FEWSHOT_STORE", "FEWSHOT_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    known = dict(METHODS)
+    yield place
+    METHODS.clear()
+    METHODS.update(known)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+def test_what_a_page_tells_to_type_works(page: str, elsewhere: Path) -> None:
+    if "--photos photos" in (DOCS / page).read_text(encoding="utf-8"):
+        shutil.rmtree("photos")  # the page makes them itself
+    module = types.ModuleType("page")  # so that classes defined in a page have one
+    sys.modules["page"] = module
+    try:
+        for block in blocks(page):
+            run(page, block, vars(module))
+    finally:
+        del sys.modules["page"]
+
+
+def run(page: str, block: Block, namespace: dict[str, Any]) -> None:
+    if block.caption:
+        file = Path(block.caption)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(block.body, encoding="utf-8")
+    if block.language == "python":
+        code = compile(block.body, f"{page}, {block.body.splitlines()[0]}", "exec")
+        if block.kind != "parse":
+            exec(code, namespace)
+    if block.language == "console":
+        for words, shown in steps(block.body):
+            parse(words)
+            if block.kind != "parse":
+                said = execute(words)
+                compare(shlex.join(words), shown, said)
+
+
+def readme() -> list[tuple[str, str]]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_every_command_of_the_readme_parses() -> None:
+    lines = [line for _, body in readme() for line in body.splitlines()]
+    commands = [line for line in lines if line.startswith("fewshot ")]
+    assert len(commands) > 30
+    for line in commands:
+        parse(shlex.split(line, comments=True))
+
+
+def test_the_python_of_the_readme_runs(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for language, body in readme():
+        if language == "python":
+            exec(compile(body, "README.md", "exec"), {})
+    assert 0.8 < float(capsys.readouterr().out.splitlines()[-1]) < 1
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_method_has_a_page_that_names_its_source_and_shows_its_settings(name: str) -> None:
+    page = (DOCS / "methods" / f"{name}.md").read_text(encoding="utf-8")
+    method = EVERY[name]
+    module = sys.modules[method.__module__].__doc__ or ""
+    own, around = ARXIV.findall(method.__doc__ or ""), ARXIV.findall(module)
+    assert set(own) <= set(ARXIV.findall(page))
+    assert not around or set(own + around) & set(ARXIV.findall(page))
+    assert f"<!-- settings {name} -->" in page
+    command = "fit" if name in METHODS else "train"
+    assert f"$ fewshot {command} {name} " in page
+    index = (DOCS / "methods" / "index.md").read_text(encoding="utf-8")
+    assert f"({name}.md)" in index
+
+
+def test_every_setting_of_a_method_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS)
+    generated = importlib.import_module("generated")
+    for name, method in EVERY.items():
+        about = generated.documented(method)
+        for field in fields(method):
+            assert about.get(field.name), f"{field.name} of {name}"
+            assert f"| `{field.name}` | " in generated.settings(name)
+
+
+def test_the_site_is_built_without_a_warning_and_needs_no_network(tmp_path: Path) -> None:
+    for needed in ("sphinx", "furo", "myst_parser", "latex2mathml"):
+        pytest.importorskip(needed)
+    options = ["-W", "-n", "--keep-going", "-q", "-E"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", *options, str(DOCS), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    built = [path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html")]
+    assert len(built) >= len(PAGES)
+    for html in built:
+        assert not re.search(
+            r"<(?:link|script|img|iframe)\b[^>]*\b(?:src|href)=.(?:https?:)?//", html
+        )
+        assert "<!-- settings" not in html
+        assert "$$" not in html
+        assert not re.search(r"<m\w+[^>]*>\\", html), "an equation's command was not understood"
+    assert any("<math" in html for html in built)
+    for style in tmp_path.rglob("*.css"):
+        assert not re.search(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//", style.read_text("utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("said", "fits"), [("a 1.5 s\nb", True), ("b\na 1.5 s", False), ("a 1.5 s", False)]
+)
+def test_output_that_a_page_shows_is_looked_for_in_order(said: str, fits: bool) -> None:
+    with contextlib.nullcontext() if fits else pytest.raises(AssertionError, match="not print"):
+        compare("fewshot x", ["a … s", "b"], said)
+
+
+@pytest.mark.parametrize("line", ["fewshot fitt gda", "fewshot fit gda --shot 3", "fewshot fit"])
+def test_a_command_that_does_not_exist_would_be_noticed(line: str) -> None:
+    with pytest.raises(Exception):  # noqa: B017, PT011  # typer's own are private
+        parse(line.split())
