@@ -5,6 +5,7 @@ code 2; Ctrl-C is 130. Heavy imports wait until a command needs them.
 """
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -63,6 +64,9 @@ StoreRoot = Annotated[
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # no name may fail in a terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
         given = sys.argv[1:] if arguments is None else arguments
         code = app(args=given or ["--help"], standalone_mode=False) or 0
@@ -99,6 +103,9 @@ _SURROUNDINGS = {
     errno.EROFS,
     errno.EFBIG,
     errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
 }
 
 
@@ -176,11 +183,14 @@ def extract(
     """Encode images and prompts once, into a feature store."""
     from cache.extract import Recipe, default_workers
     from cache.extract import extract as extract_to
-    from cache.location import default_root, store_path
+    from cache.location import default_root, require_outside, store_path
     from cache.prompts import prompt_sets
     from cache.source import find, pooled
 
     part = _part(shard)
+    root = store or default_root()
+    if dataset is not None:
+        require_outside(Path(dataset), {"--store": root})
     source = find(dataset, manifest, root=data_root, download=download)
     source = pooled(source) if all_train else source
     rows, only = _support_rows(source, support_only, seeds)
@@ -197,7 +207,7 @@ def extract(
         support_only=only,
         left_out=left_out,
     )
-    path = store_path(store or default_root(), source.dataset, model)
+    path = store_path(root, source.dataset, model)
     images = sum(len(chosen) for chosen in recipe.rows(source).values())
     if dry_run:
         sentences = sum(len(p.prompts) for p in recipe.prompts.values())
@@ -828,7 +838,7 @@ def auto(
     ] = None,
 ) -> None:
     """Find what suits your labelled photos, how good it is, and keep it: one page tells all."""
-    from fewshot.auto.run import auto as run
+    from fewshot.automatic.run import auto as run
 
     outcome = run(
         photos,

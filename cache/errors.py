@@ -14,6 +14,11 @@ class UserError(ValueError):
     """
 
 
+def printable(text: str) -> str:
+    """The text on one line: newlines, escapes and what else moves a cursor are written out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not among `known`, with the nearest ones offered.
 

@@ -57,7 +57,7 @@ class Preprocess:
 
     def centre(self, image: Image.Image) -> Tensor:
         """The single deterministic crop (3, H, W) that features are stored for."""
-        return _open_clips(self)(image)
+        return _open_clips(self)(_middle(image) if self.resize_mode == "shortest" else image)
 
     def view(
         self,
@@ -89,6 +89,17 @@ class Preprocess:
         if flip and rng.random() < 0.5:
             crop = tv.hflip(crop)
         return tv.normalize(tv.to_tensor(crop), list(self.mean), list(self.std))  # type: ignore[no-any-return]
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """The middle of a sliver: its ends are cut off anyway, and whole it could fill the memory.
+
+    As much goes from either end, so that the middle stays where it was.
+    """
+    short, long = sorted(image.size)
+    cut = max(0, long - 64 * short) // 2
+    left, top = (cut, 0) if image.width == long else (0, cut)
+    return image.crop((left, top, image.width - left, image.height - top)) if cut else image
 
 
 @functools.cache

@@ -104,9 +104,19 @@ def find_images(directory: Path) -> Images:
 
 
 def folders(directory: Path) -> list[str]:
-    """Names of the folders in a directory that are not hidden, sorted."""
+    """Names of the folders in a directory that are not hidden or among `lost_links`, sorted."""
+    lost = lost_links(directory)
     with os.scandir(directory) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not _hidden(e.name))
+        found = [e.name for e in entries if _is_folder(e) and not _hidden(e.name)]
+    return sorted(name for name in found if name not in lost)
+
+
+def lost_links(directory: Path) -> list[str]:
+    """Names of the links in a directory that lead nowhere, or back to where it lies, sorted."""
+    here = os.path.realpath(directory)
+    with os.scandir(directory) as entries:
+        links = [Path(e.path) for e in entries if e.is_symlink() and not _hidden(e.name)]
+    return sorted(x.name for x in links if not x.exists() or Path(here).is_relative_to(x.resolve()))
 
 
 def _walk(
@@ -117,7 +127,7 @@ def _walk(
         return
     with os.scandir(directory) as entries:
         for entry in entries:
-            if entry.is_dir():
+            if _is_folder(entry):
                 if not _hidden(entry.name):
                     below = _walk(
                         directory / entry.name, f"{prefix}{entry.name}/", above | {real}, ignored
@@ -129,6 +139,13 @@ def _walk(
                 yield prefix + entry.name
             else:
                 ignored["of another type"] += 1
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _hidden(name: str) -> bool:

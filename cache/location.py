@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from cache.errors import UserError
@@ -84,3 +85,21 @@ def _slug(name: str) -> str:
     if not slug:
         raise UserError(f"a dataset or model needs a name with a letter or digit; got {name!r}")
     return slug
+
+
+def require_outside(photos: Path, places: Mapping[str, Path]) -> None:
+    """Nothing may be written among the photos, where the next run would take it for a class.
+
+    Args:
+        photos: A folder of them; anything else is no matter.
+        places: Option -> where it says that something is written.
+
+    Raises:
+        UserError: One of these lies among the photos.
+    """
+    for option, path in places.items():
+        if photos.is_dir() and path.resolve().is_relative_to(photos.resolve()):
+            raise UserError(
+                f"{path} lies in the folder of photos, and would be taken for a class; "
+                f"give {option} another place"
+            )

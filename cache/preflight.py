@@ -1,5 +1,6 @@
 """What is looked at before hours of encoding: is the dataset what its user thinks it is?"""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,7 @@ from itertools import islice
 from statistics import median
 from typing import NamedTuple
 
-from cache.errors import UserError
+from cache.errors import UserError, printable
 from cache.source import Source
 
 _CHUNK = 256  # files per task of a thread
@@ -22,6 +23,10 @@ class Unreadable(NamedTuple):
     split: str
     path: str
     reason: str
+
+    def __str__(self) -> str:
+        """As a store lists those left out."""
+        return f"{self.split}/{printable(self.path)}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,9 @@ class Preflight:
         lines += [f"note: {note}" for note in self.notes]
         if self.unreadable:
             lines.append(f"unreadable: {len(self.unreadable):,} images")
-            lines += [f"  {u.split} {u.path}: {u.reason}" for u in self.unreadable[:_NAMED]]
+            lines += [
+                f"  {u.split} {printable(u.path)}: {u.reason}" for u in self.unreadable[:_NAMED]
+            ]
             if len(self.unreadable) > _NAMED:
                 lines.append(f"  and {len(self.unreadable) - _NAMED:,} more")
         return "\n".join(lines)
@@ -81,10 +88,11 @@ class Preflight:
         if self.unreadable and not skip_unreadable:
             split, path, reason = self.unreadable[0]
             raise UserError(
-                f"{len(self.unreadable)} images cannot be read, the first {split} {path} "
-                f"({reason}); mend or remove them, or leave them out with --skip-unreadable"
+                f"{len(self.unreadable)} images cannot be read, the first {split} "
+                f"{printable(path)} ({reason}); mend or remove them, or leave them out with "
+                "--skip-unreadable"
             )
-        left_out = [f"{split}/{path}: {reason}" for split, path, reason in self.unreadable]
+        left_out = list(map(str, self.unreadable))
         return self.source.without(path for _, path, _ in self.unreadable), left_out
 
     def table(self) -> str:
@@ -98,7 +106,7 @@ class Preflight:
         first, last = self._rows(range(3)), self._rows(range(n - 2, n))
         split, counts = next(iter(self.counts.items()))
         least = sorted(range(n), key=counts.__getitem__)[:3]
-        named = ", ".join(f"{self.source.classnames[c]} {counts[c]:,}" for c in least)
+        named = ", ".join(f"{printable(self.source.classnames[c])} {counts[c]:,}" for c in least)
         return [*first, "...", *last, f"fewest {split} images: {named}"]
 
     def _header(self) -> str:
@@ -107,7 +115,7 @@ class Preflight:
     def _rows(self, classes: Iterable[int]) -> list[str]:
         return [
             f"{c:>4}  {'  '.join(f'{counts[c]:>6,}' for counts in self.counts.values())}  "
-            f"{self.source.classnames[c]}"
+            f"{printable(self.source.classnames[c])}"
             for c in classes
         ]
 
@@ -211,6 +219,11 @@ def _notes(source: Source, counts: Mapping[str, tuple[int, ...]]) -> Iterator[st
         if times > 1:
             ids = [str(c) for c, other in enumerate(source.classnames) if other == name]
             yield f"classes {' and '.join(ids)} are both called {name!r}; they stay apart by id"
+    for names in _alike(source.classnames):
+        yield (
+            f"classes called {' and '.join(map(ascii, names))} have the same prompts; if they are "
+            "one class, put their images together"
+        )
     for split, items in source.splits.items():
         repeated = len(items) - len({item.path for item in items})
         if repeated:
@@ -220,8 +233,17 @@ def _notes(source: Source, counts: Mapping[str, tuple[int, ...]]) -> Iterator[st
             yield f"{_classes(source, empty)} without a {split} image"
 
 
+def _alike(classnames: Iterable[str]) -> Iterator[list[str]]:
+    """Names that differ, but not to CLIP, whose tokenizer knows neither case nor how é is coded."""
+    by_prompt: dict[str, list[str]] = {}
+    for name in dict.fromkeys(classnames):
+        spoken = unicodedata.normalize("NFC", name.replace("_", " ")).lower()
+        by_prompt.setdefault(" ".join(spoken.split()), []).append(name)
+    return (names for names in by_prompt.values() if len(names) > 1)
+
+
 def _classes(source: Source, ids: Sequence[int]) -> str:
-    named = ", ".join(source.classnames[c] for c in ids[:_NAMED])
+    named = ", ".join(printable(source.classnames[c]) for c in ids[:_NAMED])
     more = f" and {len(ids) - _NAMED:,} more" if len(ids) > _NAMED else ""
     return f"{len(ids):,} {'class' if len(ids) == 1 else 'classes'} ({named}{more})"
 

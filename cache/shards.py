@@ -172,13 +172,13 @@ def _read_ahead(
     def crops(row: int) -> Tensor | str:
         try:
             image = plan.source.read(items[row].path)
-        except OSError as error:
+            views = [
+                preprocess.view(image, plan.crop_scale, (plan.view_seed, row, v))
+                for v in range(shard.views)
+            ]
+            return torch.stack([preprocess.centre(image), *views])
+        except (OSError, ValueError, MemoryError) as error:  # the last two of a sliver, resized
             return str(error) or type(error).__name__
-        views = [
-            preprocess.view(image, plan.crop_scale, (plan.view_seed, row, v))
-            for v in range(shard.views)
-        ]
-        return torch.stack([preprocess.centre(image), *views])
 
     per_batch = max(1, plan.batch_size // (1 + shard.views))
     todo = deque(shard.rows[i : i + per_batch] for i in range(0, len(shard.rows), per_batch))

@@ -131,6 +131,8 @@ def find(
     except UserError:
         if manifest is None and path.is_dir():
             return resolve_folder(path)
+        if manifest is None and path.name != dataset:
+            raise UserError(f"no folder or table at {dataset}; give one that there is") from None
         raise
     return resolve(declared, data_root(root), download=download)
 

@@ -1,4 +1,4 @@
-"""Stage 2: few-shot methods on cached features; never imports an encoder."""
+"""Stage 2: few-shot methods on cached features, and what comes of them; no encoder at import."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +7,7 @@ from fewshot.adapters.export import export
 from fewshot.adapters.predict import predict
 from fewshot.adapters.prediction import Prediction
 from fewshot.adapters.predictor import open_adapter
-from fewshot.auto.run import auto
+from fewshot.automatic.run import auto
 from fewshot.classifier import Classifier, LinearClassifier, Method, classify
 from fewshot.evaluate import base_to_new, evaluate, transfer
 from fewshot.fitting import Fitted, fit

@@ -14,10 +14,13 @@ from cache.errors import UserError
 from cache.store import FeatureStore
 from cli import main
 from fewshot.adapters.adapter import Adapter, Calibration, is_adapter, load_adapter
+from fewshot.adapters.calibrating import calibrate, cross_validated
 from fewshot.adapters.description import describe
-from fewshot.adapters.making import calibrate, cross_validated, fit_and_save, of_fitted
+from fewshot.adapters.making import fit_and_save, of_fitted
 from fewshot.adapters.parts import KINDS, put_together, take_apart
 from fewshot.adapters.predictor import preprocessing, require_model, with_encoder
+from fewshot.automatic.duplicates import scenes
+from fewshot.automatic.folds import folds
 from fewshot.classifier import LinearClassifier
 from fewshot.fitting import Fitted, query
 from fewshot.methods import METHODS
@@ -85,12 +88,10 @@ def test_an_adapter_tells_what_made_it(store: FeatureStore, tmp_path: Path) -> N
 
 
 def test_what_cross_validation_says_is_that_of_a_loop_over_folds(store: FeatureStore) -> None:
-    from fewshot.auto.folds import folds
-
     fit = fitted(store, "ridge")
     assert fit.support is not None
     support, right = fit.support, 0
-    fold = folds(support.labels)
+    fold = folds(support.labels, groups=scenes(support.features, support.labels))
     for i in range(len(support.labels)):
         train = support.subset(fold != fold[i])
         logits = fit.method.fit(train, fit.text).logits(support.features[i : i + 1])

@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 
 from fewshot import METHODS
-from fewshot.auto.candidates import LIMITS, candidates
+from fewshot.automatic.candidates import LIMITS, candidates
 
 SIZES = [(2, 2), (40, 10), (400, 100), (4000, 10), (4000, 500), (50_000, 500)]
 

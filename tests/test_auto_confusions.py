@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewshot.auto.confusions import class_figures, confused_pairs
+from fewshot.automatic.confusions import class_figures, confused_pairs
 
 
 def task(seed: int) -> tuple[Tensor, Tensor, Tensor]:

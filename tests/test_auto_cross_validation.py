@@ -12,9 +12,9 @@ from torch.nn.functional import cross_entropy, normalize
 
 from cache.errors import UserError
 from fewshot import GDA, LinearProbe, NearestMean, SupportSet, ZeroShot
-from fewshot.auto.cross_validation import Failed, Tried, cross_validate, tune_unbalanced
-from fewshot.auto.duplicates import scenes
-from fewshot.auto.folds import folds
+from fewshot.automatic.cross_validation import Failed, Tried, cross_validate, tune_unbalanced
+from fewshot.automatic.duplicates import scenes
+from fewshot.automatic.folds import folds
 from fewshot.classifier import Grid, LinearClassifier, Method, variants
 from fewshot.text import Text
 from fewshot.tuning import Score, best
@@ -154,7 +154,7 @@ def test_groups_reach_the_tuning_within_each_fold(monkeypatch: pytest.MonkeyPatc
         seen.append((train, groups))
         return method
 
-    monkeypatch.setattr("fewshot.auto.cross_validation.tune_unbalanced", watched)
+    monkeypatch.setattr("fewshot.automatic.cross_validation.tune_unbalanced", watched)
     cross_validate(GDA(), lambda _: support, lambda _: text, fold, groups=groups)
     assert len(seen) == len(torch.unique(fold[fold >= 0]))
     for train, within in seen:

@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fewshot.auto import duplicates
-from fewshot.auto.duplicates import (
+from fewshot.automatic import duplicates
+from fewshot.automatic.duplicates import (
     Conflict,
     conflicts,
     near_duplicates,

@@ -5,7 +5,7 @@ from torch.nn.functional import normalize
 
 from cache.errors import UserError
 from fewshot import SupportSet
-from fewshot.auto.folds import folds, held_out
+from fewshot.automatic.folds import folds, held_out
 
 
 def random_labels(seed: int) -> Tensor:

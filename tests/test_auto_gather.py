@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from cache.errors import UserError
-from fewshot.auto.gather import gather
+from fewshot.automatic.gather import gather
 
 Draw = Callable[..., Path]
 

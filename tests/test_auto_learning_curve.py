@@ -11,8 +11,8 @@ from torch.nn.functional import normalize
 
 from cache.errors import UserError
 from fewshot import NearestMean, SupportSet
-from fewshot.auto.folds import folds, held_out
-from fewshot.auto.learning_curve import (
+from fewshot.automatic.folds import folds, held_out
+from fewshot.automatic.learning_curve import (
     LearningCurve,
     Point,
     Prediction,

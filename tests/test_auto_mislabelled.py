@@ -4,10 +4,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fewshot import NearestMean, SupportSet
-from fewshot.auto.cross_validation import Tried, cross_validate
-from fewshot.auto.duplicates import Conflict
-from fewshot.auto.folds import folds
-from fewshot.auto.mislabelled import Suspect, mislabelled
+from fewshot.automatic.cross_validation import Tried, cross_validate
+from fewshot.automatic.duplicates import Conflict
+from fewshot.automatic.folds import folds
+from fewshot.automatic.mislabelled import Suspect, mislabelled
 from fewshot.calibration import temperature
 
 

@@ -16,19 +16,19 @@ from cache.source import Item, Source
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import Calibration
 from fewshot.adapters.making import of_fitted
-from fewshot.auto import thumbnails
-from fewshot.auto.commands import commands
-from fewshot.auto.drawings import bar, curve_svg, scale
-from fewshot.auto.duplicates import Conflict
-from fewshot.auto.findings import examine
-from fewshot.auto.galleries import GROUPS, SUSPECTS
-from fewshot.auto.judging import inputs, judge, refit, to_try
-from fewshot.auto.learning_curve import LearningCurve, Point, Prediction
-from fewshot.auto.outcome import Outcome, in_100
-from fewshot.auto.page import page
-from fewshot.auto.pieces import Cell, copyable, number, table, text
-from fewshot.auto.run import auto
-from fewshot.auto.thumbnails import Thumbnails
+from fewshot.automatic import thumbnails
+from fewshot.automatic.commands import commands
+from fewshot.automatic.drawings import bar, curve_svg, scale
+from fewshot.automatic.duplicates import Conflict
+from fewshot.automatic.findings import examine
+from fewshot.automatic.galleries import GROUPS, SUSPECTS
+from fewshot.automatic.judging import inputs, judge, refit, to_try
+from fewshot.automatic.learning_curve import LearningCurve, Point, Prediction
+from fewshot.automatic.outcome import Outcome, in_100
+from fewshot.automatic.page import page
+from fewshot.automatic.pieces import Cell, copyable, number, table, text
+from fewshot.automatic.run import auto
+from fewshot.automatic.thumbnails import Thumbnails
 from tests.auto_photos import digit, draw_digits
 from tests.small_stores import write_store
 

@@ -16,11 +16,11 @@ from cli import main
 from fewshot import memory
 from fewshot.adapters.adapter import load_adapter
 from fewshot.adapters.predictor import open_adapter
-from fewshot.auto.commands import settings
-from fewshot.auto.cross_validation import tune_unbalanced
-from fewshot.auto.judging import inputs, refit, to_try
-from fewshot.auto.outcome import Outcome, in_100
-from fewshot.auto.run import auto
+from fewshot.automatic.commands import settings
+from fewshot.automatic.cross_validation import tune_unbalanced
+from fewshot.automatic.judging import inputs, refit, to_try
+from fewshot.automatic.outcome import Outcome, in_100
+from fewshot.automatic.run import auto
 from fewshot.classifier import variants
 from fewshot.methods import METHODS
 from fewshot.metrics import wilson

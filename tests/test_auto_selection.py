@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from cache.errors import UserError
-from fewshot.auto import selection
-from fewshot.auto.cross_validation import Tried
-from fewshot.auto.selection import TEMPERATURES, bootstrap, log_losses, select
+from fewshot.automatic import selection
+from fewshot.automatic.cross_validation import Tried
+from fewshot.automatic.selection import TEMPERATURES, bootstrap, log_losses, select
 from fewshot.calibration import log_loss, temperature
 from fewshot.metrics import wilson
 

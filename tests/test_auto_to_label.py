@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from fewshot.auto.to_label import to_label
+from fewshot.automatic.to_label import to_label
 
 
 def naive(features: torch.Tensor, p: torch.Tensor, n: int) -> list[int]:

@@ -146,7 +146,8 @@ def test_a_sweep_keeps_the_grids_order_and_equals_fitting_each() -> None:
     ]
     for method, logits in swept:
         expected = method.fit(support, None).logits(query)
-        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-3)
+        # Hardly penalised, the weights are known to the solver's tolerance and no better.
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=5e-3)
 
 
 def test_blocks_of_samples_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from rich.cells import cell_len
 
-from cache.errors import UserError
-from fewshot.adapters.output import BLOCK, encodable, keep_end, keep_start, lines, printable
+from cache.errors import UserError, printable
+from fewshot.adapters.output import BLOCK, encodable, keep_end, keep_start, lines
 from fewshot.adapters.prediction import Outcome, Prediction, Unreadable, distinct, require_form
 
 CAT = Prediction("a.jpg", ("cat", "dog", "owl"), (0.75, 0.2, 0.05))

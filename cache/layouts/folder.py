@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cache.errors import UserError
-from cache.listing import SPLIT_RULE, Item, Listing, find_images, folders, split_items
+from cache.listing import SPLIT_RULE, Item, Listing, find_images, folders, lost_links, split_items
 from cache.manifest import SPLITS, Manifest
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -51,6 +51,7 @@ def read_folder(
     if not folder_names:
         raise UserError(f"{root} has no class folders; each class is a folder of its images")
     ignored: Counter[str] = Counter()
+    lost = [f"{parent}{name}" for parent in parents.values() for name in lost_links(root / parent)]
     splits: dict[str, tuple[Item, ...]] = {}
     for split, parent in parents.items():
         items = []
@@ -64,6 +65,8 @@ def read_folder(
         splits = split_items(splits["all"])
     left_out = ", ".join(f"{n:,} {what}" for what, n in sorted(ignored.items()) if n)
     notes = [f"files left out: {left_out}"] if left_out else []
+    if lost:
+        notes.append(f"links left out, as they lead nowhere or back: {', '.join(lost)}")
     if beside:
         notes.append(f"{beside.name}/ is left out: its images have no label")
     names = tuple((rename or {}).get(name, name) for name in folder_names)
@@ -79,8 +82,14 @@ def read_folder(
 
 
 def unlabelled_folder(root: Path) -> Path | None:
-    """The folder of images without labels beside the class folders, if there is one."""
+    """The folder of images without labels beside the class folders, if there is one.
+
+    Raises:
+        UserError: There are two.
+    """
     found = [name for name in folders(root) if name.lower() in UNLABELLED]
+    if len(found) > 1:
+        raise UserError(f"{root} has both {found[0]}/ and {found[1]}/; keep one of them")
     return root / found[0] if found else None
 
 

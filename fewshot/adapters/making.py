@@ -13,66 +13,16 @@ from cache.extract import versions
 from cache.source import Source
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter, Calibration, require_suffix
+from fewshot.adapters.calibrating import calibrate, cross_validated
 from fewshot.adapters.parts import take_apart
-from fewshot.auto.cross_validation import Failed, cross_validate
-from fewshot.auto.folds import folds
-from fewshot.calibration import expected_calibration_error, temperature
 from fewshot.classifier import Method
 from fewshot.endtoend.clip import EndToEnd
 from fewshot.endtoend.photos import centre_crops, require_images
 from fewshot.endtoend.run import Trained
 from fewshot.evaluate import score
 from fewshot.fitting import Fitted, fit
-from fewshot.metrics import wilson
 from fewshot.results import Result, program_version
 from fewshot.sampling import Sample, draw, draw_imbalanced
-
-
-def calibrate(logits: Tensor, labels: Tensor, source: str) -> Calibration:
-    """How sure a classifier may be, from its logits of images it was not fitted to.
-
-    Args:
-        logits: (M, C).
-        labels: (M,) class ids.
-        source: What images these are; see `Calibration`.
-    """
-    n = len(labels)
-    if not n:
-        return Calibration()
-    t = temperature(logits, labels)
-    z = logits.double()
-    right = int((z.argmax(dim=1) == labels).sum())
-    return Calibration(
-        temperature=t,
-        images=n,
-        source=source,
-        accuracy=right / n,
-        interval=wilson(right / n, n),
-        error=expected_calibration_error(torch.softmax(z / t, dim=1), labels),
-        error_before=expected_calibration_error(torch.softmax(z, dim=1), labels),
-    )
-
-
-def cross_validated(fitted: Fitted) -> Calibration:
-    """How sure what was fitted may be, from folds of its own support set.
-
-    Each image is classified by the method, its hyper-parameters as they were tuned on all images,
-    fitted to the other folds. Nothing is known of a method that learnt from no labels, nor where
-    every class has one image.
-    """
-    if fitted.support is None:
-        return Calibration()
-    labels = fitted.support.labels
-    tried = cross_validate(
-        fitted.method,
-        lambda method: fitted.support,  # type: ignore[arg-type, return-value]  # it is not None
-        lambda method: fitted.text,
-        folds(labels),
-        tune=False,
-    )
-    if isinstance(tried, Failed):
-        return Calibration()
-    return calibrate(tried.logits[tried.judged], labels[tried.judged], "cv")
 
 
 def of_fitted(

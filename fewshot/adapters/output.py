@@ -16,7 +16,7 @@ from itertools import chain, islice
 
 from rich.cells import cell_len, set_cell_size
 
-from cache.errors import unknown
+from cache.errors import printable, unknown
 from fewshot.adapters.prediction import Prediction, Unreadable
 
 FORMATS = ("table", "csv", "jsonl")
@@ -60,11 +60,6 @@ def encodable(text: str, encoding: str | None) -> str:
     """The text, with escapes for what an encoding does not have."""
     encoding = encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def printable(text: str) -> str:
-    """The text on one line: newlines, escapes and what else moves a cursor are written out."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _csv(results: Results) -> Iterator[str]:

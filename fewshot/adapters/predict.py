@@ -11,7 +11,7 @@ from typing import BinaryIO, TextIO
 import torch
 from torch import Tensor
 
-from cache.errors import UserError
+from cache.errors import UserError, printable
 from cache.progress import progress
 from fewshot.adapters import output
 from fewshot.adapters.adapter import Adapter, load_adapter
@@ -170,7 +170,7 @@ def _counted(
     for one in found:
         if isinstance(one, Unreadable):
             counts["unreadable"] += 1
-            say(f"cannot read {output.printable(one.path)}: {one.reason}")
+            say(f"cannot read {printable(one.path)}: {one.reason}")
         else:
             counts["classified"] += 1
             counts["unknown"] += not one.known

@@ -10,19 +10,20 @@ import torch
 
 from cache.encoder import load
 from cache.errors import UserError
-from cache.location import default_root, model_name, store_path
+from cache.location import default_root, model_name, require_outside, store_path
 from cache.manifest import all_manifests
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter, Calibration
-from fewshot.adapters.making import calibrate, of_fitted
-from fewshot.auto.commands import commands
-from fewshot.auto.encoding import Say, encode_labelled, encode_unlabelled, look_at
-from fewshot.auto.findings import examine
-from fewshot.auto.gather import gather
-from fewshot.auto.judging import Judged, inputs, judge, refit, to_try
-from fewshot.auto.outcome import Outcome, Tested
-from fewshot.auto.unlabelled import classify_unlabelled
-from fewshot.auto.writing import write
+from fewshot.adapters.calibrating import calibrate
+from fewshot.adapters.making import of_fitted
+from fewshot.automatic.commands import commands
+from fewshot.automatic.encoding import Say, encode_labelled, encode_unlabelled, look_at
+from fewshot.automatic.findings import examine
+from fewshot.automatic.gather import gather
+from fewshot.automatic.judging import Judged, inputs, judge, refit, to_try
+from fewshot.automatic.outcome import Outcome, Tested
+from fewshot.automatic.unlabelled import classify_unlabelled
+from fewshot.automatic.writing import write
 from fewshot.classifier import classify
 from fewshot.fitting import Fitted, query
 from fewshot.metrics import accuracy, wilson
@@ -76,7 +77,9 @@ def auto(
     found = gather(dataset, unlabelled)
     out = out or Path("runs") / "auto" / found.labelled.dataset.removesuffix("-all")
     root = store or default_root()
-    _require_outside(Path(dataset), out, root)
+    require_outside(Path(dataset), {"--out": out, "--store": root})
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is no folder; give --out a place for one")
     report = look_at(found.labelled)
     say(report.report())
     source, _ = report.passed(skip_unreadable=True)
@@ -187,18 +190,6 @@ def _tested(store: FeatureStore, fitted: Fitted) -> Tested:
     labels = torch.from_numpy(store.labels("test"))
     right = accuracy(classify(fitted.classifier, query(store, fitted.method, "test")), labels)
     return Tested(len(labels), right, wilson(right, len(labels)))
-
-
-def _require_outside(photos: Path, out: Path, root: Path) -> None:
-    """Nothing may be written among the photos, where the next run would take it for a class."""
-    if not photos.is_dir():
-        return
-    for option, path in (("--out", out), ("--store", root)):
-        if path.resolve().is_relative_to(photos.resolve()):
-            raise UserError(
-                f"{path} lies in the folder of photos, and would be taken for a class; "
-                f"give {option} another place"
-            )
 
 
 @contextmanager

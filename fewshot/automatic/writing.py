@@ -7,11 +7,11 @@ from pathlib import Path
 from cache.atomic import replacing
 from fewshot.adapters.output import lines
 from fewshot.adapters.prediction import Prediction, distinct
-from fewshot.auto.commands import script
-from fewshot.auto.outcome import Outcome
-from fewshot.auto.page import page
-from fewshot.auto.record import as_json
-from fewshot.auto.unlabelled import Unlabelled
+from fewshot.automatic.commands import script
+from fewshot.automatic.outcome import Outcome
+from fewshot.automatic.page import page
+from fewshot.automatic.record import as_json
+from fewshot.automatic.unlabelled import Unlabelled
 
 TOP = 3  # classes told of each image without a label
 
@@ -19,6 +19,8 @@ TOP = 3  # classes told of each image without a label
 def write(outcome: Outcome) -> None:
     """Every file, each whole or not at all; the page last, as it speaks of the others."""
     out = outcome.out
+    for leftover in out.glob(".*.tmp"):  # of a killed run
+        leftover.unlink(missing_ok=True)
     outcome.adapter.save(outcome.adapter_path)
     predictions = out / "predictions.csv"
     if outcome.unlabelled is None:

@@ -11,11 +11,11 @@ from cache.preflight import Preflight
 from cache.source import Source
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter
-from fewshot.auto.commands import Command
-from fewshot.auto.findings import Findings
-from fewshot.auto.judging import Judged
-from fewshot.auto.selection import Standing
-from fewshot.auto.unlabelled import Unlabelled
+from fewshot.automatic.commands import Command
+from fewshot.automatic.findings import Findings
+from fewshot.automatic.judging import Judged
+from fewshot.automatic.selection import Standing
+from fewshot.automatic.unlabelled import Unlabelled
 
 
 @dataclass(frozen=True)

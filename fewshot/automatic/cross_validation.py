@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from cache.errors import UserError
-from fewshot.auto.folds import folds, held_out
+from fewshot.automatic.folds import folds, held_out
 from fewshot.classifier import AnyMethod, Method
 from fewshot.support import SupportSet
 from fewshot.text import Text

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from fewshot.auto.answer import answer, title
-from fewshot.auto.drawings import bar, curve_svg
-from fewshot.auto.galleries import confusions, duplicates, shower, suspects, unlabelled
-from fewshot.auto.outcome import Outcome, count, more_labels
-from fewshot.auto.pieces import Cell, copyable, number, paragraphs, percent, table, text
-from fewshot.auto.thumbnails import Thumbnails
-from fewshot.auto.words import GLOSSES
+from fewshot.automatic.answer import answer, title
+from fewshot.automatic.drawings import bar, curve_svg
+from fewshot.automatic.galleries import confusions, duplicates, shower, suspects, unlabelled
+from fewshot.automatic.outcome import Outcome, count, more_labels
+from fewshot.automatic.pieces import Cell, copyable, number, paragraphs, percent, table, text
+from fewshot.automatic.thumbnails import Thumbnails
+from fewshot.automatic.words import GLOSSES
 
 HERE = Path(__file__).parent
 REPORT = HERE.parent / "report"  # whose frame, style and script this page shares

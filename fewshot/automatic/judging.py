@@ -9,8 +9,8 @@ from torch import Tensor
 from cache.errors import UserError, unknown
 from cache.progress import progress
 from cache.store import FeatureStore
-from fewshot.auto.candidates import Candidates, candidates
-from fewshot.auto.cross_validation import (
+from fewshot.automatic.candidates import Candidates, candidates
+from fewshot.automatic.cross_validation import (
     Failed,
     SupportOf,
     TextFor,
@@ -18,9 +18,9 @@ from fewshot.auto.cross_validation import (
     cross_validate,
     tune_unbalanced,
 )
-from fewshot.auto.duplicates import scenes
-from fewshot.auto.folds import folds
-from fewshot.auto.selection import Selection, select
+from fewshot.automatic.duplicates import scenes
+from fewshot.automatic.folds import folds
+from fewshot.automatic.selection import Selection, select
 from fewshot.classifier import Method
 from fewshot.fitting import Fitted, class_text, fit, query
 from fewshot.methods import METHODS, ZeroShot

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from fewshot.auto.outcome import Outcome, more_labels
-from fewshot.auto.unlabelled import Unlabelled
+from fewshot.automatic.outcome import Outcome, more_labels
+from fewshot.automatic.unlabelled import Unlabelled
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from html import escape
 import torch
 
 from cache.source import Source
-from fewshot.auto.confusions import Mistakes, Pair
-from fewshot.auto.mislabelled import Suspect
-from fewshot.auto.outcome import Outcome, count, in_100
-from fewshot.auto.pieces import (
+from fewshot.automatic.confusions import Mistakes, Pair
+from fewshot.automatic.mislabelled import Suspect
+from fewshot.automatic.outcome import Outcome, count, in_100
+from fewshot.automatic.pieces import (
     copyable,
     folded,
     number,
@@ -21,8 +21,8 @@ from fewshot.auto.pieces import (
     table,
     text,
 )
-from fewshot.auto.thumbnails import Thumbnails
-from fewshot.auto.unlabelled import Unlabelled
+from fewshot.automatic.thumbnails import Thumbnails
+from fewshot.automatic.unlabelled import Unlabelled
 
 OPEN_PAIRS = 5  # the others are folded
 SUSPECTS = 24  # shown with photos

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from cache.errors import UserError
-from fewshot.auto.cross_validation import Tried
+from fewshot.automatic.cross_validation import Tried
 from fewshot.calibration import expected_calibration_error, log_loss, temperature
 from fewshot.metrics import per_class_accuracy, wilson
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from html import escape
 
-from fewshot.auto.learning_curve import LearningCurve
+from fewshot.automatic.learning_curve import LearningCurve
 
 WIDTH, HEIGHT = 640, 330
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 48

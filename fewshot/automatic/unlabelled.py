@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cache.source import Source
 from cache.store import FeatureStore
-from fewshot.auto.to_label import ToLabel, to_label
+from fewshot.automatic.to_label import ToLabel, to_label
 from fewshot.fitting import Fitted, query
 
 BLOCK = 4096  # images whose logits are computed at a time

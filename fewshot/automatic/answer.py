@@ -6,10 +6,10 @@ from pathlib import PurePath
 
 import torch
 
-from fewshot.auto.drawings import scale
-from fewshot.auto.outcome import Outcome, count, in_100, more_labels
-from fewshot.auto.pieces import copyable, paragraphs
-from fewshot.auto.words import GLOSSES
+from fewshot.automatic.drawings import scale
+from fewshot.automatic.outcome import Outcome, count, in_100, more_labels
+from fewshot.automatic.pieces import copyable, paragraphs
+from fewshot.automatic.words import GLOSSES
 
 MANY_ALIKE = 10  # photos of different labels in one group, beyond which it is the model's fault
 FEW = 30  # judged photos, fewer than which leave a range too wide to lean on

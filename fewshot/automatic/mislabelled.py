@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.auto.duplicates import Conflict
+from fewshot.automatic.duplicates import Conflict
 
 
 @dataclass(frozen=True)

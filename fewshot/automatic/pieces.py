@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from fewshot.auto.thumbnails import Thumbnail
+from fewshot.automatic.thumbnails import Thumbnail
 
 LONG = 40  # rows from which on a table is folded
 

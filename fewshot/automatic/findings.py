@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.auto.confusions import ClassFigures, Pair, class_figures, confused_pairs
-from fewshot.auto.duplicates import Conflict, conflicts, near_duplicates
-from fewshot.auto.judging import Judged
-from fewshot.auto.learning_curve import LearningCurve, learning_curve
-from fewshot.auto.mislabelled import Suspect, mislabelled
+from fewshot.automatic.confusions import ClassFigures, Pair, class_figures, confused_pairs
+from fewshot.automatic.duplicates import Conflict, conflicts, near_duplicates
+from fewshot.automatic.judging import Judged
+from fewshot.automatic.learning_curve import LearningCurve, learning_curve
+from fewshot.automatic.mislabelled import Suspect, mislabelled
 from fewshot.classifier import Method
 from fewshot.support import SupportSet
 from fewshot.text import Text

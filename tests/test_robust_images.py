@@ -1,0 +1,391 @@
+import csv
+import functools
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from cache.encoder import Encoder, load
+from cache.errors import UserError
+from cache.store import FeatureStore
+from fewshot.adapters.predictor import open_adapter
+from tests.auto_photos import digit
+from tests.nasty_photos import (
+    FORMS,
+    LOSSY,
+    ORIENTATION,
+    UNTURNED,
+    User,
+    contents,
+    damaged,
+    picture,
+    two_classes,
+)
+
+
+@pytest.fixture
+def user(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> User:
+    monkeypatch.chdir(tmp_path)
+    return User(tmp_path, capsys)
+
+
+@functools.cache
+def encoder() -> Encoder:
+    return load("tiny", device="cpu")
+
+
+def feature(image: Image.Image) -> NDArray[np.float32]:
+    """(D,) of unit norm, of an image in memory."""
+    encoded = encoder().encode_images(encoder().preprocess.centre(image)[None])[0]
+    unit: NDArray[np.float32] = torch.nn.functional.normalize(encoded, dim=0).numpy()
+    return unit
+
+
+def features(store: FeatureStore) -> dict[str, NDArray[np.float32]]:
+    """Path -> (D,)."""
+    return dict(zip(store.paths("train"), store.features("train"), strict=True))
+
+
+def extracted(user: User, dataset: str = "photos-all") -> FeatureStore:
+    return FeatureStore.open(user.home / "extracted" / dataset / "tiny.h5")
+
+
+def assert_all_see(user: User, photos: Path, expected: dict[str, NDArray[np.float32]]) -> None:
+    """Extract, auto and predict make the same features of files, by path below the photos."""
+    assert user.extracts(photos).code == 0
+    learnt = user.learns(photos)
+    for store in (extracted(user), learnt.store):
+        found = features(store)
+        for path, wanted in expected.items():
+            atol = 0.03 if Path(path).name in LOSSY else 1e-3
+            np.testing.assert_allclose(found[path], wanted, atol=atol, err_msg=path)
+    seen = torch.stack([torch.from_numpy(wanted) for wanted in expected.values()])
+    all_p = open_adapter(learnt.adapter, device="cpu").probabilities(seen)
+    said = user.predicts(*(photos / path for path in expected))
+    for one, p, path in zip(said, all_p, expected, strict=True):
+        assert one["path"] == str(photos / path)
+        atol = 0.1 if Path(path).name in LOSSY else 2e-3
+        wanted_p = p.sort(descending=True).values
+        np.testing.assert_allclose(one["probabilities"], wanted_p, atol=atol, err_msg=path)
+
+
+def test_whatever_form_a_picture_is_in_its_features_are_the_same(
+    user: User, tmp_path: Path
+) -> None:
+    photos = two_classes(tmp_path / "photos")
+    for name, write in FORMS.items():
+        write(photos / "zero" / name)
+    assert_all_see(user, photos, {f"zero/{name}": feature(picture()) for name in FORMS})
+
+
+def test_photographs_are_seen_upright_however_the_camera_was_held(
+    user: User, tmp_path: Path
+) -> None:
+    photos = two_classes(tmp_path / "photos")
+    for orientation in range(1, 9):
+        turned = picture()
+        if orientation in UNTURNED:
+            turned = turned.transpose(UNTURNED[orientation])
+        exif = turned.getexif()
+        exif[ORIENTATION] = orientation
+        turned.save(photos / "zero" / f"turned {orientation}.png", exif=exif)
+    upright = feature(picture())
+    lying = feature(picture().transpose(UNTURNED[6]))
+    assert np.abs(upright - lying).max() > 0.05  # or the rest would say nothing
+    assert_all_see(user, photos, {f"zero/turned {i}.png": upright for i in range(1, 9)})
+
+
+def test_a_single_pixel_and_slivers_are_seen_as_what_is_in_their_middle(
+    user: User, tmp_path: Path
+) -> None:
+    photos = two_classes(tmp_path / "photos")
+    colour = (200, 60, 20)
+    sizes = {"1x1.png": (1, 1), "1x3000000.png": (1, 3_000_000), "5000x1.png": (5000, 1)}
+    for name, (width, height) in sizes.items():
+        pixels = np.zeros((height, width, 3), np.uint8)
+        middle = tuple(slice(n // 2 - min(n // 2, 50), n // 2 + 50) for n in (height, width))
+        pixels[middle] = colour
+        Image.fromarray(pixels).save(photos / "zero" / name)
+    plain = feature(Image.new("RGB", (32, 32), colour))
+    assert_all_see(user, photos, {f"zero/{name}": plain for name in sizes})
+
+
+def test_what_is_no_image_stops_extract_and_is_counted_and_left_out_elsewhere(
+    user: User, tmp_path: Path
+) -> None:
+    photos = two_classes(tmp_path / "photos")
+    reasons = damaged(photos / "one")
+    (photos / "one" / "folder.jpg").mkdir()  # no file: nobody takes it for a photo
+    # The image that breaks off half-way passes a look at its first bytes.
+    seen_at_once = sorted(set(reasons) - {"half.jpg"})
+
+    stopped = user.extracts(photos)
+    assert stopped.refusal.startswith(
+        "fewshot: 4 images cannot be read, the first train one/empty.jpg (the file is empty); "
+    )
+    assert stopped.refusal.endswith("--skip-unreadable")
+    assert "unreadable: 4 images" in stopped.said
+    assert not list(tmp_path.rglob("*.h5"))
+    for name in seen_at_once:
+        (photos / "one" / name).rename(tmp_path / name)
+    assert "one/half.jpg: image file is truncated" in user.extracts(photos).refusal
+    for name in seen_at_once:
+        (tmp_path / name).rename(photos / "one" / name)
+
+    assert user.extracts(photos, "--skip-unreadable").code == 0
+    learnt = user.learns(photos)
+    for store in (extracted(user), learnt.store):
+        assert len(store.paths("train")) == 6
+        left_out = dict(note.split(": ", 1) for note in store.skipped)
+        assert set(left_out) == {f"train/one/{name}" for name in reasons}
+        for name, reason in reasons.items():
+            assert reason in left_out[f"train/one/{name}"]
+
+    adapter = learnt.adapter_path
+    ran = user.types("predict", adapter, photos / "one", "--format", "csv", "--top", "1")
+    assert ran.code == 0
+    assert ran.said[-1] == "3 images classified, 5 unreadable and skipped"
+    told = [line for line in ran.said if line.startswith("cannot read ")]
+    assert [Path(line.split(": ")[0]).name for line in told] == sorted(reasons)
+    assert [Path(row["path"]).name for row in csv.DictReader(ran.out.splitlines())] == [
+        "000.png", "001.png", "002.png",
+    ]  # fmt: skip
+
+
+CLASSES = (
+    "a b", " spaces ", "it's", 'say "x"', "a, b; c", "100%", "%s", "[x]*?", "{}", "$HOME `id`",
+    "<b>&amp;", "<script>", "-dash", "caf\u00e9", "עברית", "日本語", "👩\u200d🔬", "line\nbreak",
+    "tab\there", "back\\slash",
+)  # fmt: skip
+
+
+def test_names_of_any_kind_stay_as_they_are(user: User, tmp_path: Path) -> None:
+    home = tmp_path / "it's “my” photos, [all] 100% 日本"
+    photos = home / "photos"
+    for i, name in enumerate(CLASSES):
+        (photos / name).mkdir(parents=True)
+        digit("two", i).save(photos / name / f"{name}.png")
+        digit("three", i).save(photos / name / "plain.png")
+    (photos / "unlabelled").mkdir()
+    for i, name in enumerate(CLASSES):
+        digit("four", i).save(photos / "unlabelled" / f"{name}.png")
+    mine = User(home, user._capsys)
+    assert mine.extracts(photos).code == 0
+    learnt = mine.learns(photos)
+    for store in (extracted(mine), learnt.store):
+        assert store.classnames == tuple(sorted(CLASSES))
+        assert {f"{name}/{name}.png" for name in CLASSES} < set(store.paths("train"))
+    files = [photos / "unlabelled" / f"{name}.png" for name in CLASSES]
+    said = mine.predicts(*files)
+    assert [one["path"] for one in said] == list(map(str, files))
+    assert {one["label"] for one in said} <= set(CLASSES)
+    with (learnt.out / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        assert {row["path"] for row in csv.DictReader(file)} == set(map(str, files))
+    assert json.loads((learnt.out / "report.json").read_text())["accuracy"] == learnt.accuracy
+    page = learnt.page_path.read_text(encoding="utf-8")
+    assert "<b>&amp;" not in page
+    assert page.count("</script>") == page.count("<script")
+    report = mine.extracts(photos, "--dry-run").said
+    assert any(line.endswith("  line\\nbreak") for line in report)  # one line for each class
+
+
+def test_the_step_by_step_commands_survive_any_name(user: User, tmp_path: Path) -> None:
+    home = tmp_path / "it's “my” photos, [all] $HOME"
+    photos = two_classes(home / "-photos")
+    mine = User(home, user._capsys)
+    learnt = mine.learns(photos)
+    script = (learnt.out / "commands.sh").read_text(encoding="utf-8").splitlines()
+    for line in [line for line in script if line.startswith("fewshot ")]:
+        assert mine.types(*shlex.split(line)[1:]).code == 0, line
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("caf\u00e9", "cafe\u0301"), r"'cafe\u0301' and 'caf\xe9'"),
+        (("a b", "a_b"), "'a b' and 'a_b'"),
+        (("Cat", "cat"), "'Cat' and 'cat'"),
+    ],
+)
+def test_classes_that_the_model_cannot_tell_by_name_are_told_and_stay_two(
+    user: User, tmp_path: Path, names: tuple[str, str], told: str
+) -> None:
+    photos = two_classes(tmp_path / "photos")
+    for old, new in zip(("zero", "one"), names, strict=True):
+        (photos / old).rename(photos / new)
+    note = f"classes called {told} have the same prompts; if they are one class, put their images "
+    ran = user.extracts(photos)
+    assert [line for line in ran.said if line.startswith(f"note: {note}")]
+    learnt = user.learns(photos)
+    assert any(line.startswith(note) for line in learnt.report.notes)
+    for store in (extracted(user), learnt.store):
+        assert store.classnames == tuple(sorted(names))
+        text = store.text()
+        np.testing.assert_allclose(text[0], text[1], atol=1e-6)
+    assert {one["label"] for one in user.predicts(photos)} == set(names)
+
+
+def test_two_ids_of_one_name_stay_apart_to_the_end(user: User, tmp_path: Path) -> None:
+    photos = two_classes(tmp_path / "photos")
+    rows = [f"{name}/{i:03d}.png,{k},crane" for k, name in enumerate(("one", "zero"))
+            for i in range(3)]  # fmt: skip
+    table = photos / "birds.csv"
+    table.write_text("\n".join(["path,label,classname", *rows]))
+    ran = user.extracts(table)
+    assert "note: classes 0 and 1 are both called 'crane'; they stay apart by id" in ran.said
+    learnt = user.learns(table)
+    assert extracted(user, "birds-all").classnames == learnt.store.classnames == ("crane", "crane")
+    said = user.predicts(photos / "one", photos / "zero")
+    assert [one["label"] for one in said] == ["crane (class 0)"] * 3 + ["crane (class 1)"] * 3
+
+
+@pytest.mark.parametrize("names", [("test", "train"), ("val", "validation"), ("valid", "test")])
+def test_classes_called_like_splits_are_classes(
+    user: User, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    photos = two_classes(tmp_path / "photos")
+    for old, new in zip(("zero", "one"), names, strict=True):
+        (photos / old).rename(photos / new)
+    assert user.extracts(photos).code == 0
+    assert user.learns(photos).store.classnames == tuple(sorted(names))
+    assert [one["label"] for one in user.predicts(photos / names[0])] == [names[0]] * 3
+
+
+def test_a_second_folder_without_labels_is_not_taken_for_a_class(
+    user: User, tmp_path: Path
+) -> None:
+    photos = two_classes(tmp_path / "photos")
+    for name in ("unlabelled", "Unlabeled"):
+        (photos / name).mkdir()
+        digit("two", 0).save(photos / name / "a.png")
+    expected = "has both Unlabeled/ and unlabelled/; keep one of them"
+    assert user.extracts(photos).refusal.endswith(expected)
+
+
+def test_one_photo_of_each_class_will_do(user: User, tmp_path: Path) -> None:
+    photos = two_classes(tmp_path / "photos", 1)
+    assert user.extracts(photos).code == 0
+    assert user.learns(photos).accuracy is None
+    assert [one["label"] for one in user.predicts(photos)] == ["one", "zero"]
+
+
+def test_images_are_found_whatever_their_extension_and_depth_and_nothing_else_is(
+    user: User, tmp_path: Path
+) -> None:
+    photos = two_classes(tmp_path / "photos")
+    deep = photos / "one" / "2019.jpg" / "Über" / "x y"
+    deep.mkdir(parents=True)
+    for name in ("a.JPG", "b.JPEG", "c.PnG", "d.TIFF", "e.webp", "f.GIF", "g.BMP"):
+        digit("one", 20).save(deep / name)
+    for name in ("Thumbs.db", "desktop.ini", "notes.txt", ".DS_Store", "._000.png", "raw.CR2"):
+        (photos / "one" / name).write_bytes(b"\0")
+    (photos / "__MACOSX" / "one").mkdir(parents=True)
+    (photos / "__MACOSX" / "one" / "._000.png").write_bytes(b"\0")
+    (photos / ".cache").mkdir()
+    (photos / "read me.txt").touch()
+    ran = user.extracts(photos)
+    found = "2 hidden, 4 of another type, 1 outside any class folder"
+    assert f"note: files left out: {found}" in ran.said
+    learnt = user.learns(photos)
+    for store in (extracted(user), learnt.store):
+        assert store.classnames == ("one", "zero")
+        assert len(store.paths("train")) == 13
+        assert "one/2019.jpg/Über/x y/c.PnG" in store.paths("train")
+    assert len(user.predicts(photos)) == 13
+
+
+def test_links_are_followed_and_those_to_nowhere_are_told(user: User, tmp_path: Path) -> None:
+    photos = two_classes(tmp_path / "photos")
+    elsewhere = two_classes(tmp_path / "elsewhere")
+    (photos / "linked class").symlink_to(elsewhere / "one")
+    (photos / "zero" / "linked photo.png").symlink_to(elsewhere / "zero" / "000.png")
+    (photos / "zero" / "linked folder").symlink_to(elsewhere / "zero")
+    (photos / "zero" / "round").symlink_to(photos / "zero")
+    (photos / "round").symlink_to(photos)
+    (photos / "gone").symlink_to(tmp_path / "unplugged disk" / "gone")
+    (photos / "itself").symlink_to("itself")
+    (photos / "zero" / "itself.png").symlink_to("itself.png")
+
+    refusal = user.extracts(photos).refusal
+    assert "1 images cannot be read, the first train zero/itself.png" in refusal
+    ran = user.extracts(photos, "--skip-unreadable")
+    told = "note: links left out, as they lead nowhere or back: gone, itself, round"
+    assert told in ran.said
+    learnt = user.learns(photos)
+    for store in (extracted(user), learnt.store):
+        assert store.classnames == ("linked class", "one", "zero")
+        assert store.paths("train") == [
+            *(f"linked class/00{i}.png" for i in range(3)),
+            *(f"one/00{i}.png" for i in range(3)),
+            *(f"zero/00{i}.png" for i in range(3)),
+            *(f"zero/linked folder/00{i}.png" for i in range(3)),
+            "zero/linked photo.png",
+        ]
+    assert len(user.predicts(photos / "linked class", photos / "zero" / "linked photo.png")) == 4
+
+
+def test_names_that_are_no_utf8_are_unreadable_and_named_before_anything_is_encoded(
+    user: User, tmp_path: Path
+) -> None:
+    photos = two_classes(tmp_path / "photos")
+    (photos / "one" / "002.png").rename(photos / "one" / "caf\udce9.png")
+    (photos / "unlabelled").mkdir()
+    for name in ("caf\udce9.png", "tea.png"):
+        digit("two", 0).save(tmp_path / "two.png")
+        (tmp_path / "two.png").rename(photos / "unlabelled" / name)
+    refusal = user.extracts(photos).refusal
+    assert r"train one/caf\udce9.png (its name is no valid UTF-8; rename it)" in refusal
+    assert user.extracts(photos, "--skip-unreadable").code == 0
+    left_out = (r"train/one/caf\udce9.png: its name is no valid UTF-8; rename it",)
+    learnt = user.learns(photos)
+    assert extracted(user).skipped == learnt.store.skipped == left_out
+    assert learnt.unlabelled is not None
+    assert learnt.unlabelled.paths == ("tea.png",)
+    assert len(learnt.unlabelled.skipped) == 1
+    assert len(user.predicts(photos)) == 8  # what is stored nowhere may be called anything
+    (photos / "zero").rename(photos / "z\udce9ro")
+    assert r"1 class (z\udce9ro) with no readable train image" in user.extracts(photos).refusal
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (("one",), "two classes at least, got 1"),
+        (("one", "zero", "empty"), r"1 class \(empty\) without a train image"),
+        (("one", "zero", "damaged"), r"1 class \(damaged\) with no readable train image"),
+        ((), "has no class folders"),
+    ],
+)
+def test_photos_that_no_classifier_can_be_learnt_from_are_refused_in_a_line(
+    user: User, tmp_path: Path, folders: tuple[str, ...], expected: str
+) -> None:
+    photos = tmp_path / "photos"
+    for name in ("", *folders):
+        (photos / name).mkdir()
+    for name in {"one", "zero"}.intersection(folders):
+        digit(name, 0).save(photos / name / "a.png")
+    if "damaged" in folders:
+        (photos / "damaged" / "a.png").touch()
+    assert re.search(expected, user.extracts(photos, "--skip-unreadable").refusal)
+    with pytest.raises(UserError, match=expected):
+        user.learns(photos)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
+
+
+def test_nothing_is_written_among_the_photos(user: User, tmp_path: Path) -> None:
+    photos = two_classes(tmp_path / "photos")
+    damaged(photos / "one")
+    before = contents(photos)
+    assert user.extracts(photos).code == 2
+    assert user.extracts(photos, "--skip-unreadable").code == 0
+    user.learns(photos)
+    user.predicts(photos)
+    assert contents(photos) == before
