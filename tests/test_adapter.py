@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn.functional import normalize
 
 import fewshot
 from cache.encoder import Encoder, load, wrap
@@ -24,6 +25,7 @@ from fewshot.automatic.folds import folds
 from fewshot.classifier import LinearClassifier
 from fewshot.fitting import Fitted, query
 from fewshot.methods import METHODS
+from fewshot.support import SupportSet
 from tests.small_stores import NAMES, write_store
 
 
@@ -297,3 +299,14 @@ def test_inspect_names_the_first_of_many_classes(store: FeatureStore, tmp_path: 
     assert "  19  c19" in text
     assert "  and 10 more" in text
     assert "none: there were no labelled images to judge by" in text
+
+
+def test_images_of_one_scene_do_not_vouch_for_one_another(store: FeatureStore) -> None:
+    noise = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
+    features = normalize(noise, dim=1).repeat(3, 1)  # each image three times
+    support = SupportSet(features, (torch.arange(32) % 4).repeat(3), 4)
+    fit = replace(fitted(store, "nearest-mean"), support=support, text=None)
+    known = cross_validated(fit)
+    assert known.images == 96
+    assert known.accuracy is not None
+    assert known.accuracy < 0.5  # 1.0 where a copy is learnt from
