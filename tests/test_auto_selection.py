@@ -204,6 +204,9 @@ def test_where_all_were_right_the_interval_still_knows_how_few_they_were() -> No
     assert found.accuracy == 1.0
     assert found.interval[0] == pytest.approx(12 / (12 + 1.96**2))
     assert found.interval[1] == 1.0
+    found = select([tried("hopeless", answers(labels, torch.ones(12) < 0), labels)], labels)
+    assert found.interval[0] == 0.0
+    assert found.interval[1] == pytest.approx(1.96**2 / (12 + 1.96**2))
 
 
 def test_a_resample_takes_the_temperature_that_suits_it() -> None:
