@@ -378,6 +378,11 @@ def fit(
         for name in (test_on.split(",") if test_on else ())
     ]
     chosen = configure(method, fixed, logit_scale=opened.logit_scale)
+    if save is None and not targets and "test" not in opened.splits:
+        raise UserError(
+            f"{opened.path} has no test split, so there is nothing to report; keep a classifier "
+            "of it with --save FILE, or extract without --all-train"
+        )
     few = _sample(opened, draws, sample, export_sample)
     if save is not None:
         if base_to_new or targets or len(draws) > 1:

@@ -298,3 +298,30 @@ def test_a_wrong_name_for_an_adapter_shows_before_anything_is_fitted(
 ) -> None:
     assert "ends in .safetensors; got a.pt" in refusal(capsys, "gda", "--save", "a.pt")
     assert not Path("runs").exists()
+
+
+def test_without_a_test_split_a_classifier_can_be_kept_and_nothing_reported(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    np.savez("t.npz", train_features=np.eye(6, 8), train_labels=np.arange(6) % 2)
+    assert main(["import", "t.npz", "--dataset", "alone", "--model", "m"]) == 0
+    capsys.readouterr()
+    line = refusal(capsys, "nearest-mean", "--dataset", "alone", "--shots", "all")
+    assert "has no test split, so there is nothing to report; keep a classifier" in line
+    assert (
+        main(
+            [
+                "fit",
+                "nearest-mean",
+                "--dataset",
+                "alone",
+                "--shots",
+                "all",
+                "--save",
+                "a.safetensors",
+            ]
+        )
+        == 0
+    )
+    assert capsys.readouterr().out == ""
+    assert not Path("runs").exists()
