@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 # What tests compute is small: a second thread costs more than it brings, above all beside others.
+# Processes that tests start compute with as many, for sums of more threads end in other last bits.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 TEXT: dict[str, object] = {
     "context_length": 77,
