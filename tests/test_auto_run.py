@@ -16,6 +16,7 @@ from cli import main
 from fewshot import memory
 from fewshot.adapters.adapter import load_adapter
 from fewshot.adapters.predictor import open_adapter
+from fewshot.automatic.answer import answer
 from fewshot.automatic.commands import settings
 from fewshot.automatic.cross_validation import tune_unbalanced
 from fewshot.automatic.judging import inputs, refit, to_try
@@ -429,3 +430,13 @@ def test_shares_never_read_as_certain_unless_they_are() -> None:
     assert {share: in_100(share) for share in shares} == {
         share: f"{text} in 100" for share, text in shares.items()
     }
+
+
+def test_where_a_model_doubts_many_labels_nobody_is_sent_to_look_at_them(mixed: Outcome) -> None:
+    few = mixed.doubtful_labels
+    assert few == len(mixed.findings.suspects) > 0
+    assert f"labels to look at again: {few}" in mixed.summary()
+    many = replace(mixed, findings=replace(mixed.findings, suspects=mixed.findings.suspects * 99))
+    assert many.doubtful_labels == 0
+    assert "labels to look at again" not in many.summary()
+    assert "may be wrong" not in answer(many)

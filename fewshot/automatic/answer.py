@@ -131,7 +131,7 @@ def _limits(outcome: Outcome) -> Iterator[str]:
 def _next(outcome: Outcome) -> Iterator[str]:
     """What to do next, as HTML."""
     yield f"Classify new photos: {copyable(outcome.commands[-1].line)}"
-    n = len(outcome.findings.suspects)
+    n = outcome.doubtful_labels
     if n:
         labels = count(n, "label that may be wrong", "labels that may be wrong")
         yield (
