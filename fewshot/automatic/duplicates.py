@@ -19,7 +19,7 @@ THRESHOLD = 0.995
 # Of the median distance between two images of the class. On UCF101, whose videos are of few scenes,
 # the cross-validated accuracy of GDA at 8 and 16 shots is then 0.5 to 1.9 points above that on
 # other videos, without groups 3.1 to 4.8; on DTD and WHU-RS19, whose images are independent, it
-# moves by less than 1.1.
+# moves by 1.1 at most.
 SCENE = 0.25
 ROUNDING = 0.9999  # features are stored in half precision: equal ones may differ by that
 TYPICAL = 500  # images of a class that its median distance is taken from
