@@ -1,3 +1,7 @@
+import re
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -116,3 +120,15 @@ def test_bursts_are_scenes_however_alike_all_images_are(common: float) -> None:
     found = scenes(centres + 0.1 * vectors(2, 96, 64), labels)
     assert torch.equal(found[1::12], found[::12])
     assert len(torch.unique(found)) == 88
+
+
+def test_what_is_linked_on_ucf101_is_of_one_recording(shared: Path) -> None:
+    real = np.load(shared / "features" / "ucf101_openai_vitb16.npz")
+    labels = torch.from_numpy(real["val_y"].astype(np.int64))
+    found = scenes(torch.from_numpy(real["val_x"].astype(np.float32)), labels)
+    recordings = [re.sub(r"_c[0-9]+[.]jpg$", "", str(path)) for path in real["val_paths"]]
+    recording = torch.from_numpy(np.unique(recordings, return_inverse=True)[1])
+    one, other = torch.triu_indices(len(labels), len(labels), 1)
+    linked, same = found[one] == found[other], recording[one] == recording[other]
+    assert float(same[linked].double().mean()) == pytest.approx(0.966, abs=0.005)
+    assert float(linked[same].double().mean()) == pytest.approx(0.273, abs=0.005)

@@ -140,14 +140,13 @@ def test_c_means_the_same_with_every_image_listed_twice_as_a_view(unit: Any) -> 
 def test_a_sweep_keeps_the_grids_order_and_equals_fitting_each() -> None:
     support, query = task()
     grid = {"C_unit": ("published", "feature"), "C": (100.0, 0.1, 3.0, 1e6)}
-    swept = list(sweep(LinearProbe(), grid, support, None, query))
+    swept = list(sweep(LinearProbe(tol=1e-5), grid, support, None, query))
     assert [(m.C_unit, m.C) for m, _ in swept] == [
         (unit, c) for unit in grid["C_unit"] for c in grid["C"]
     ]
     for method, logits in swept:
         expected = method.fit(support, None).logits(query)
-        # Hardly penalised, the weights are known to the solver's tolerance and no better.
-        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=5e-3)
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_blocks_of_samples_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
