@@ -16,8 +16,8 @@ from torch.nn.functional import normalize
 # Of 7,300 frames of UCF101 (CLIP ViT-B/16), 3,600 photos of DTD (RN50) and 1,000 of WHU-RS19
 # (ViT-B/32) this takes 22 for duplicates, and no two with different labels.
 THRESHOLD = 0.995
-# Of the median distance between two images of the class. UCF101's file names tell which clips are of
-# one recording: of the pairs that this links in its val split (ViT-B/16) 97 % are, as at smaller
+# Of the median distance between two images of the class. UCF101's file names tell which clips are
+# of one recording: of pairs that this links in its val split (ViT-B/16) 97 % are, as at smaller
 # shares; at 0.3 it is 95 %, at 0.4 84 %. It links 27 % of all such pairs, those that look alike.
 # With it the cross-validated accuracy of GDA on UCF101 at 8 and 16 shots is 0.5 to 1.9 points above
 # that on other videos, without groups 3.1 to 4.8; on DTD and WHU-RS19, whose images are
