@@ -332,7 +332,7 @@ def fit(
     ] = False,
     test_on: Annotated[
         str | None,
-        typer.Option(metavar="DATASET[,…]", help="Test on these instead, having learnt this one."),
+        typer.Option(metavar="DATASET[,…]", help="Test on these instead, having learned this one."),
     ] = None,
     imbalance: Annotated[
         str | None,
@@ -353,13 +353,13 @@ def fit(
         bool, typer.Option("--json", help="Print one JSON object per result, not a table.")
     ] = False,
 ) -> None:
-    """Adapt from a few labelled images per class, and test."""
+    """Adapt from a few labeled images per class, and test."""
     from cache.store import FeatureStore
-    from fewshot.evaluate import base_to_new as evaluate_base_to_new
-    from fewshot.evaluate import evaluate, transfer
-    from fewshot.results import append
+    from fewshot.evaluation import base_to_new as evaluate_base_to_new
+    from fewshot.evaluation import evaluate, transfer
+    from fewshot.results.log import append
+    from fewshot.results.tables import accuracy_table
     from fewshot.settings import configure
-    from fewshot.tables import accuracy_table
 
     if shots == "all":
         shots, imbalance = "0", imbalance or "natural"
@@ -481,10 +481,10 @@ def train(
     from cache.extract import default_workers
     from cache.source import find
     from fewshot.endtoend.display import shown
+    from fewshot.endtoend.experiment import checkpoint_path, run, store_of
     from fewshot.endtoend.methods import configure
-    from fewshot.endtoend.run import checkpoint_path, run, store_of
-    from fewshot.results import append
-    from fewshot.tables import accuracy_table
+    from fewshot.results.log import append
+    from fewshot.results.tables import accuracy_table
 
     if save is not None:
         from fewshot.adapters.adapter import require_suffix
@@ -589,7 +589,7 @@ def bench(
     protocol: Annotated[
         str | None,
         typer.Option(
-            help="few-shot, base-to-new, domain-generalisation or cross-dataset. "
+            help="few-shot, base-to-new, domain-generalization or cross-dataset. "
             "[default: few-shot]"
         ),
     ] = None,
@@ -626,11 +626,11 @@ def bench(
     What is done already is skipped, so the same command goes on after a stop. Cells that fail are
     reported at the end, with exit code 1; the others run.
     """
+    from fewshot.bench.benchmark import pending, run
     from fewshot.bench.config import configured, parse_settings
     from fewshot.bench.mean_table import mean_table
     from fewshot.bench.plan import plan
-    from fewshot.bench.run import pending, run
-    from fewshot.tables import text
+    from fewshot.results.tables import text
 
     asked = configured(
         {
@@ -684,7 +684,7 @@ def compare(
     ] = False,
 ) -> None:
     """Compare predictions image by image: is A better than B by more than chance?"""
-    from fewshot import comparisons
+    from fewshot.results import comparisons
 
     files = [one for one in (a, b) if one.endswith(".npz")]
     if len(files) == 1:
@@ -733,7 +733,7 @@ def report(
 ) -> None:
     """Tables, drawings and one HTML page of results, beside published ones."""
     from cache.location import default_root
-    from fewshot import report as reports
+    from fewshot.report import build as reports
 
     read = reports.read(runs or [Path("runs")])
     made = reports.make(
@@ -822,9 +822,13 @@ def auto(
         typer.Argument(metavar="FOLDER", help="Class folders, or a table of path and label."),
     ],
     model: Model = DEFAULT_MODEL,
-    unlabelled: Annotated[
+    unlabeled: Annotated[
         Path | None,
-        typer.Option(help="A folder of photos without labels. [default: FOLDER/unlabelled]"),
+        typer.Option(
+            "--unlabeled",
+            "--unlabelled",
+            help="A folder of photos without labels. [default: FOLDER/unlabeled]",
+        ),
     ] = None,
     methods: Annotated[
         str | None, typer.Option(metavar="M[,M…]", help="Try these. [default: those that suit]")
@@ -842,15 +846,15 @@ def auto(
         int | None, typer.Option(min=1, help="Threads that decode images. [default: per core]")
     ] = None,
 ) -> None:
-    """Find what suits your labelled photos, how good it is, and keep it: one page tells all."""
-    from fewshot.automatic.run import auto as run
+    """Find what suits your labeled photos, how good it is, and keep it: one page tells all."""
+    from fewshot.automatic.pipeline import auto as run
 
     outcome = run(
         photos,
         model=model,
         out=out,
         store=store,
-        unlabelled=unlabelled,
+        unlabeled=unlabeled,
         methods=_names(methods),
         device=device,
         precision=precision,
@@ -925,7 +929,7 @@ def export(
     ] = None,
 ) -> None:
     """Write an adapter for other programs, checked against it, with a model card."""
-    from fewshot.adapters.export import export as write
+    from fewshot.adapters.export.exporting import export as write
 
     print(write(adapter, to, out, model=model))
 
@@ -946,7 +950,7 @@ def import_(
     if_exists: Annotated[str, typer.Option(help="error, skip, resume or overwrite.")] = "error",
 ) -> None:
     """Make a store of features that were computed elsewhere."""
-    from cache.imports import import_file
+    from cache.import_store import import_file
     from cache.location import default_root
 
     arrays = _settings("--array", array)
@@ -1057,7 +1061,7 @@ def doctor(
     try:
         from cache.location import default_root
         from cache.source import data_root as chosen_root
-        from fewshot.doctor import checkup, report
+        from fewshot.doctor.checkup import checkup, report
     except ImportError as error:
         raise UserError(f"the installation is not whole ({error}); install fewshot again") from None
 
@@ -1083,9 +1087,9 @@ def demo(
     if photos is not None:
         from fewshot.demo import write_photos
 
-        n_labelled, n_unlabelled = write_photos(photos)
+        n_labeled, n_unlabeled = write_photos(photos)
         print(
-            f"{photos}: {n_labelled} digits in ten class folders, {n_unlabelled} in unlabelled/; "
+            f"{photos}: {n_labeled} digits in ten class folders, {n_unlabeled} in unlabeled/; "
             f"now: fewshot auto {photos} --model tiny"
         )
         return
@@ -1099,7 +1103,7 @@ def demo(
     from cache.source import data_root, resolve
     from cache.store import FeatureStore
     from fewshot import demo as main_job
-    from fewshot.tables import accuracy_table
+    from fewshot.results.tables import accuracy_table
 
     root = store or default_root()
     path = store_path(root, "digits", "tiny")

@@ -28,7 +28,7 @@ from cache.source import resolve_folder
 
 
 def draw(folder: Path, count: int) -> None:
-    """Smooth colour fields with some grain: JPEG files as big as photographs of that size."""
+    """Smooth color fields with some grain: JPEG files as big as photographs of that size."""
     rng = np.random.default_rng(0)
     for i in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
@@ -69,7 +69,7 @@ def main() -> None:
         items = source.splits["train"][: options.images]
         size = sum((folder / item.path).stat().st_size for item in items) / len(items)
         print(f"{len(items)} JPEG files of {size / 1e3:.0f} kB, batch {options.batch_size}")
-        pixels = torch.stack([encoder.preprocess.centre(source.read(i.path)) for i in items])
+        pixels = torch.stack([encoder.preprocess.center(source.read(i.path)) for i in items])
         batches = list(torch.split(pixels, options.batch_size))
         shard = Shard("train", 0, tuple(range(len(items))), 0)
         plan = Plan(source, Parts(Path(directory)), options.batch_size, (0.5, 1.0), 0, False)

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from fewshot.endtoend.attention import unfuse
-from fewshot.endtoend.lora import attach_lora, parameters
+from fewshot.endtoend.parts.lora import attach_lora, parameters
 from fewshot.endtoend.text_tower import encode
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}

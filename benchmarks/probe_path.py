@@ -28,8 +28,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from fewshot.logistic import logistic_path
 from fewshot.methods.linear_probe import LinearProbe, published_search
+from fewshot.parts.logistic import logistic_path
 
 CLASSES, DIM, SHOTS = 101, 512, 16
 Fitted = list[tuple[Tensor, Tensor]]  # weight and bias for each C

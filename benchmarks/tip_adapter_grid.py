@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from fewshot.key_value_cache import KeyValueCache
-from fewshot.tip_search import published_grid, published_search
+from fewshot.parts.key_value_cache import KeyValueCache
+from fewshot.parts.tip_search import published_grid, published_search
 
 CLASSES, SHOTS, DIM, VALIDATION = 101, 16, 512, 1898
 

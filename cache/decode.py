@@ -13,8 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 def read_rgb(path: Path, *, exif: bool) -> Image.Image:
     """The image in a file, as RGB.
 
-    Colour goes through Pillow's own conversion, as in CLIP's preprocessing: transparency is
-    dropped and of an animation the first frame is taken. Grey of 16 bits, and of floats between
+    Color goes through Pillow's own conversion, as in CLIP's preprocessing: transparency is
+    dropped and of an animation the first frame is taken. Gray of 16 bits, and of floats between
     0 and 1, is scaled to 8 bits, where that conversion would clip it.
 
     Args:
@@ -48,10 +48,10 @@ def check_header(path: Path) -> None:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits, also where Pillow keeps them in 32
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-    elif image.mode == "F" and (grey := np.asarray(image)).max() <= 1:
-        image = Image.fromarray((grey.clip(0, 1) * 255).round().astype(np.uint8))
+        gray = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
+    elif image.mode == "F" and (gray := np.asarray(image)).max() <= 1:
+        image = Image.fromarray((gray.clip(0, 1) * 255).round().astype(np.uint8))
     return image.convert("RGB")
 
 

@@ -60,7 +60,7 @@ class Encoder:
 
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Unnormalised image features (B, D), float32 on the CPU, of pixels (B, 3, H, W)."""
+        """Unnormalized image features (B, D), float32 on the CPU, of pixels (B, 3, H, W)."""
         with self._autocast():
             features: Tensor = self.model.encode_image(pixels.to(self.device, non_blocking=True))
         return features.float().cpu()
@@ -72,7 +72,7 @@ class Encoder:
         return None if projection is None else projection.detach().float().cpu()
 
     def encode_text(self, prompts: list[str]) -> Tensor:
-        """Unnormalised text features (P, D), float32 on the CPU, of P prompts."""
+        """Unnormalized text features (P, D), float32 on the CPU, of P prompts."""
         return self.encode_text_pooled(prompts)[0]
 
     @torch.inference_mode()
@@ -104,7 +104,7 @@ def load(
         name: One of the forms above.
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
         precision: "auto" (float32 on a CPU, fp16 autocast on CUDA), "fp32", "bf16" or "fp16".
-        resize: "shorter" (short side to the model's size, then a centre crop), "squash" (both
+        resize: "shorter" (short side to the model's size, then a center crop), "squash" (both
             sides), or None for what the model was trained with.
 
     Raises:

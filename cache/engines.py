@@ -92,7 +92,7 @@ class Worker:
         return len(shard.rows)
 
 
-_worker: Worker  # of a worker process, made by its initialiser
+_worker: Worker  # of a worker process, made by its initializer
 
 
 def _start(*arguments: Any) -> None:

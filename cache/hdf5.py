@@ -61,7 +61,7 @@ def stamp(path: Path) -> tuple[int, int]:
 def gather(path: Path, dataset: Any, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """(n, D) rows of a float16 matrix, in the order given, repeats included, as unit vectors.
 
-    Reads those rows and no others, neighbouring ones in one go. HDF5's own selection of
+    Reads those rows and no others, neighboring ones in one go. HDF5's own selection of
     scattered rows takes many times as long, and a memory map keeps a dozen pages resident
     for each row that it touches.
 

@@ -17,7 +17,7 @@ RESIZE = {"shorter": "shortest", "squash": "squash"}  # our word, open_clip's wo
 
 @dataclass(frozen=True)
 class Preprocess:
-    """PIL image to pixels (3, H, W), channels standardised as the model wants them.
+    """PIL image to pixels (3, H, W), channels standardized as the model wants them.
 
     Attributes:
         size: H = W in pixels.
@@ -55,7 +55,7 @@ class Preprocess:
         """Everything that changes a pixel, for the store's fingerprint."""
         return asdict(self)
 
-    def centre(self, image: Image.Image) -> Tensor:
+    def center(self, image: Image.Image) -> Tensor:
         """The single deterministic crop (3, H, W) that features are stored for."""
         return _open_clips(self)(_middle(image) if self.resize_mode == "shortest" else image)
 
@@ -117,7 +117,7 @@ def crop_box(
     """Top, left, height and width of a random crop, aspect ratio between 3:4 and 4:3.
 
     The rule of Inception-style training (Szegedy et al., 2015, arXiv:1409.4842): area and aspect
-    are drawn up to ten times until the box fits, then the largest centred box is taken.
+    are drawn up to ten times until the box fits, then the largest centered box is taken.
     """
     for _ in range(10):
         area = height * width * rng.uniform(*scale)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from safetensors.torch import save as serialised
+from safetensors.torch import save as serialized
 from torch import Tensor
 
 from cache.atomic import replacing
@@ -39,7 +39,7 @@ class Parts:
         """Keep a piece; `note` is what else is to be remembered of it, as JSON."""
         data, marker = self._files(name)
         with replacing(data) as temporary:
-            temporary.write_bytes(serialised(tensors))  # so that a full disk is an OSError
+            temporary.write_bytes(serialized(tensors))  # so that a full disk is an OSError
         with replacing(marker) as temporary:
             temporary.write_text(json.dumps({"sha256": _sha256(data), "note": note}))
 

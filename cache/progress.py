@@ -22,7 +22,7 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
     """A function to call with the number of items just finished.
 
     Shows how many of `total` there are, the rate, and the time left. `done` items were there
-    before; they count as finished but not towards the rate.
+    before; they count as finished but not toward the rate.
     """
     if sys.stderr.isatty():
         with _bar(what, total, done) as advance:

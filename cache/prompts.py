@@ -37,7 +37,7 @@ def from_templates(
     Args:
         classnames: C names; underscores become spaces unless `raw_names`.
         templates: T sentences, each with one {} for the name.
-        raw_names: Keep the names as they are spelt.
+        raw_names: Keep the names as they are spelled.
 
     Raises:
         UserError: No template, or one without exactly one {}.

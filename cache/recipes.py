@@ -17,9 +17,9 @@ def class_text(
 ) -> NDArray[np.float32]:
     """(C, D) text features, one row per class.
 
-    `unit-mean` (Tip-Adapter, GDA, APE, LP++): normalise each embedding, average, normalise.
+    `unit-mean` (Tip-Adapter, GDA, APE, LP++): normalize each embedding, average, normalize.
     `raw-mean` (TaskRes, CLAP): average the embeddings as the encoder gave them. The result is not
-    normalised, and TaskRes's step size hangs on its norm.
+    normalized, and TaskRes's step size hangs on its norm.
 
     Args:
         recipe: `unit-mean` or `raw-mean`.

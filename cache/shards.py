@@ -94,7 +94,7 @@ def text_shards(prompts: Mapping[str, tuple[str, ...]]) -> list[TextShard]:
 
 
 def encode_text_shard(parts: Parts, shard: TextShard, encoder: Encoder) -> None:
-    """Encode prompts and keep their unnormalised embeddings (P, D).
+    """Encode prompts and keep their unnormalized embeddings (P, D).
 
     With them, where the text tower ends in a projection, what it projected: pooled (P, W).
     """
@@ -117,7 +117,7 @@ def encode_shard(
     workers: int = 2,
     advance: Callable[[int], None] = lambda n: None,
 ) -> None:
-    """Encode one shard and keep it: rows, features (n, D) and views (V, n, D), unnormalised.
+    """Encode one shard and keep it: rows, features (n, D) and views (V, n, D), unnormalized.
 
     The note of the piece says which rows were skipped and why.
 
@@ -176,7 +176,7 @@ def _read_ahead(
                 preprocess.view(image, plan.crop_scale, (plan.view_seed, row, v))
                 for v in range(shard.views)
             ]
-            return torch.stack([preprocess.centre(image), *views])
+            return torch.stack([preprocess.center(image), *views])
         except (OSError, ValueError, MemoryError) as error:  # the last two of a sliver, resized
             return str(error) or type(error).__name__
 

@@ -195,7 +195,7 @@ def resolve_table(path: Path, name: str = "") -> Source:
 
 
 def pooled(source: Source) -> Source:
-    """The source with every labelled image for training, but those of a test split that was given.
+    """The source with every labeled image for training, but those of a test split that was given.
 
     For whoever wants a classifier rather than a benchmark, and judges it by cross-validation. It is
     called otherwise, so that its store lies beside that of the source as it was.

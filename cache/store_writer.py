@@ -146,7 +146,7 @@ class StoreWriter:
         """
         block = np.asarray(features)
         at = self._claim(f"{split}/features", start, len(block))
-        vectors, norms = self._normalised(split, self._rows[split][at], block)
+        vectors, norms = self._normalized(split, self._rows[split][at], block)
         self._file[f"{split}/features"][at] = vectors
         self._file[f"{split}/norms"][at] = norms
         self._disk.report(self._path)
@@ -159,7 +159,7 @@ class StoreWriter:
         """
         block = np.asarray(views)
         at = self._claim(f"{split}/views", start, block.shape[1])
-        vectors, norms = self._normalised(split, self._file[f"{split}/view_rows"][at], block)
+        vectors, norms = self._normalized(split, self._file[f"{split}/view_rows"][at], block)
         self._file[f"{split}/views"][:, at] = vectors
         self._file[f"{split}/view_norms"][:, at] = norms
         self._disk.report(self._path)
@@ -239,7 +239,7 @@ class StoreWriter:
         written[start : start + count] = True
         return slice(start, start + count)
 
-    def _normalised(
+    def _normalized(
         self, split: str, rows: NDArray[np.int64], block: NDArray[Any]
     ) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
         vectors, norms = _unit_and_norms(block)

@@ -61,8 +61,8 @@ def by_its_name(
     returned: str | None,
 ) -> tuple[str | None, str | None]:
     """The signature with `ArrayLike` in it, and not the dozen types which that stands for."""
-    spelt_out = stringify_annotation(ArrayLike, "smart")
-    return signature and signature.replace(spelt_out, "ArrayLike"), returned
+    spelled_out = stringify_annotation(ArrayLike, "smart")
+    return signature and signature.replace(spelled_out, "ArrayLike"), returned
 
 
 def setup(app: Sphinx) -> None:

@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 from fewshot.adapters.adapter import Adapter, load_adapter
-from fewshot.adapters.export import export
+from fewshot.adapters.export.exporting import export
 from fewshot.adapters.predict import predict
 from fewshot.adapters.prediction import Prediction
 from fewshot.adapters.predictor import open_adapter
-from fewshot.automatic.run import auto
+from fewshot.automatic.pipeline import auto
 from fewshot.classifier import Classifier, LinearClassifier, Method, classify
-from fewshot.evaluate import base_to_new, evaluate, transfer
+from fewshot.evaluation import base_to_new, evaluate, transfer
 from fewshot.fitting import Fitted, fit
 from fewshot.methods import (
     APE,
@@ -34,13 +34,13 @@ from fewshot.methods import (
     TransCLIP,
     ZeroShot,
 )
-from fewshot.results import Result
+from fewshot.model_selection.tuning import PROTOCOLS, tune
+from fewshot.results.log import Result
 from fewshot.sample_file import read_sample, write_sample
 from fewshot.sampling import Sample, base_new, draw, draw_imbalanced
 from fewshot.settings import configure
 from fewshot.support import SupportSet
 from fewshot.text import Text
-from fewshot.tuning import PROTOCOLS, tune
 
 if TYPE_CHECKING:
     from fewshot.estimator import FewShotClassifier

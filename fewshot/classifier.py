@@ -56,7 +56,7 @@ class Method(Protocol):
         grid: Field -> the values that tuning tries.
         text_recipe: Which text features `fit` wants; see `FeatureStore.text`.
         learns_from: `labels`: a support set. `text`: nothing else; `fit` takes None. `labels or
-            text`: either. `images`: unlabelled ones, of which it is given all there are for
+            text`: either. `images`: unlabeled ones, of which it is given all there are for
             training; `fit` takes their features (U, D), or of a support set looks at those alone.
         transductive: Whether the logits of an image depend on the images beside it, so that the
             whole query has to be classified at once.
@@ -75,7 +75,7 @@ class Method(Protocol):
         """A classifier of the support set's classes; neither argument is modified.
 
         Args:
-            support: The labelled images.
+            support: The labeled images.
             text: The classes' text by the method's recipe, or None where there is none.
 
         Raises:
@@ -96,14 +96,14 @@ class Sweeper(Method, Protocol):
 
 
 @runtime_checkable
-class Generaliser(Method, Protocol):
+class Generalizer(Method, Protocol):
     """A method that also classifies classes of which it has text but no image."""
 
     def fit_new(self, support: SupportSet, text: Text | None, new: Text) -> Classifier:
-        """A classifier of the classes of `new`, learnt from the support set of others.
+        """A classifier of the classes of `new`, learned from the support set of others.
 
         Args:
-            support: Labelled images of the base classes.
+            support: Labeled images of the base classes.
             text: The base classes' text.
             new: The new classes' text.
         """

@@ -7,16 +7,16 @@ from cache.errors import UserError
 from cache.layouts import digits
 from cache.manifest import load_manifest
 from cache.store import FeatureStore
-from fewshot.evaluate import evaluate
-from fewshot.plots import accuracy_against_shots
-from fewshot.results import Result
+from fewshot.evaluation import evaluate
+from fewshot.results.log import Result
+from fewshot.results.plots import accuracy_against_shots
+from fewshot.results.tables import curves
 from fewshot.settings import configure
-from fewshot.tables import curves
 
 SHOTS = (1, 2, 4, 8, 16)
 SEEDS = (1, 2, 3)
-LABELLED = 20  # photographs in each class folder
-UNLABELLED = 100
+LABELED = 20  # photographs in each class folder
+UNLABELED = 100
 SIDE = 64  # pixels
 
 
@@ -39,9 +39,9 @@ def run(store: FeatureStore, advance: Callable[[int], None] = lambda n: None) ->
 def plot(results: Sequence[Result], path: Path) -> None:
     """Write accuracy against shots as a PNG; what uses no shots is a level."""
     rows = curves(results)
-    learnt = {row[2]: points for row, points in rows.items() if points[0][0] > 0}
+    learned = {row[2]: points for row, points in rows.items() if points[0][0] > 0}
     levels = {row[2]: points[0][1] for row, points in rows.items() if points[0][0] == 0}
-    accuracy_against_shots(learnt, levels, f"{results[0].dataset}, {results[0].model}", path)
+    accuracy_against_shots(learned, levels, f"{results[0].dataset}, {results[0].model}", path)
 
 
 def write_photos(folder: Path) -> tuple[int, int]:
@@ -63,12 +63,12 @@ def write_photos(folder: Path) -> tuple[int, int]:
     for item in listing.splits["train"]:
         name = listing.classnames[item.label]
         written[name] = written.get(name, 0) + 1
-        if written[name] <= LABELLED:
+        if written[name] <= LABELED:
             _write_photo(item.path, folder / name / f"{written[name]:02d}.png")
-    unlabelled = listing.splits["test"][:: len(listing.splits["test"]) // UNLABELLED][:UNLABELLED]
-    for i, item in enumerate(unlabelled):
-        _write_photo(item.path, folder / "unlabelled" / f"{i:03d}.png")
-    return LABELLED * len(listing.classnames), len(unlabelled)
+    unlabeled = listing.splits["test"][:: len(listing.splits["test"]) // UNLABELED][:UNLABELED]
+    for i, item in enumerate(unlabeled):
+        _write_photo(item.path, folder / "unlabeled" / f"{i:03d}.png")
+    return LABELED * len(listing.classnames), len(unlabeled)
 
 
 def _write_photo(path: str, target: Path) -> None:

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cache.errors import UserError, unknown
-from fewshot import tuning
 from fewshot.classifier import Method
-from fewshot.covariance import class_means
 from fewshot.methods import METHODS
+from fewshot.model_selection import tuning
+from fewshot.parts.covariance import class_means
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
@@ -41,7 +41,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     and the same seed gives the same classifier.
 
     Rows may have any scale: they are divided by their norm, unless the method wants them as the
-    encoder gave them (`Method.unit_norm`). A row of zeros has no direction: nothing is learnt from
+    encoder gave them (`Method.unit_norm`). A row of zeros has no direction: nothing is learned from
     it, and classified it is equally far from everything. All is computed, and given back, in single
     precision. A transductive method classifies the rows of one call together.
 
@@ -52,7 +52,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             the mean of each class's rows in the text's stead, where there is no text and the
             method cannot do without; or None for no text.
         tune: "none" uses the hyper-parameters as they are; "cv" starts from them and chooses by
-            folds over the rows given to `fit`, as `fewshot.tuning.tune` does.
+            folds over the rows given to `fit`, as `fewshot.model_selection.tuning.tune` does.
 
     Attributes:
         classes_: (C,) the labels, sorted.

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from cache.errors import UserError, unknown
 from cache.store import FeatureStore
-from fewshot import tuning
 from fewshot.classifier import Classifier, Method, Traits
+from fewshot.model_selection import tuning
 from fewshot.sampling import Rows, Sample, draw, restrict
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
-Labelled = tuple[Tensor, Tensor]  # features (M, D) float32 and labels (M,)
+Labeled = tuple[Tensor, Tensor]  # features (M, D) float32 and labels (M,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +26,13 @@ class Fitted:
     Attributes:
         method: With its hyper-parameters as tuned.
         classifier: What it made.
-        support: What it learnt from; None where it learnt from no labels.
+        support: What it learned from; None where it learned from no labels.
         text: The classes' text, or None.
         shots: K, images per class; the most of any class where they differ; 0 without labels.
         seed: What drew them, and what training used; 0 without labels.
         tune: The tuning protocol.
-        n_images: N of the support set, or of the unlabelled images, or 0.
-        n_validation: Labelled images besides the support set that tuning looked at.
+        n_images: N of the support set, or of the unlabeled images, or 0.
+        n_validation: Labeled images besides the support set that tuning looked at.
         seconds: Tuning and fitting, from features in memory.
     """
 
@@ -76,7 +76,7 @@ def fit(
         fixed: Hyper-parameters that are not tuned but stay as the method has them.
         prompt_set: Which prompts of the store make the text features; the dataset's own without it.
         sample: Few shots to use instead of drawing some; `shots` and `seed` are then its own.
-        views: Learn from the store's augmented views where it has some, else from centre crops.
+        views: Learn from the store's augmented views where it has some, else from center crops.
         classes: The run of classes to learn, cut out of the sample of all; all without it.
 
     Raises:
@@ -203,7 +203,7 @@ def _support(
 
 def _validation(
     store: FeatureStore, method: Method, sample: Sample, tune: str, classes: range
-) -> Labelled | None:
+) -> Labeled | None:
     """The validation images that the protocol tunes on, if it tunes on any."""
     if tune not in ("val", "full-val"):
         return None

@@ -1,4 +1,4 @@
-"""The support set: the few labelled images, as features, that a method learns from."""
+"""The support set: the few labeled images, as features, that a method learns from."""
 
 from dataclasses import dataclass, replace
 
@@ -10,10 +10,10 @@ from cache.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class SupportSet:
-    """N labelled images of C classes, checked once, here, so that no method has to.
+    """N labeled images of C classes, checked once, here, so that no method has to.
 
     Attributes:
-        features: (N, D) float32, unit norm: one centre crop of each image.
+        features: (N, D) float32, unit norm: one center crop of each image.
         labels: (N,) int64 in 0..C-1; every class has at least one image.
         n_classes: C, at least two.
         views: (V, N, D) float32, unit norm: V augmented crops of the same images in the same
@@ -74,13 +74,13 @@ class SupportSet:
 
     @property
     def n_views(self) -> int:
-        """V; 1 where there are no augmented views and the centre crop stands for the image."""
+        """V; 1 where there are no augmented views and the center crop stands for the image."""
         return 1 if self.views is None else len(self.views)
 
     def samples(self) -> tuple[Tensor, Tensor]:
         """What to train on: features (V*N, D) and labels (V*N,), each view a sample of its own.
 
-        With views the centre crops are not among them, as in the published recipes.
+        With views the center crops are not among them, as in the published recipes.
         """
         if self.views is None:
             return self.features, self.labels

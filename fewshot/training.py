@@ -13,7 +13,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # (B, D) features and (B,) labels -> 
 Schedule = Callable[[int, float], float]  # epoch, and share of all steps done -> learning rate
 
 
-def minimise(
+def minimize(
     loss: Loss,
     optimizer: Optimizer,
     schedule: Schedule,
@@ -27,7 +27,7 @@ def minimise(
     """Move the optimizer's parameters down the loss, in place.
 
     Every epoch is a new permutation of the images, each by one of its views: in epoch e all
-    by view e mod V, or by the centre crop where there are no views. All randomness is the
+    by view e mod V, or by the center crop where there are no views. All randomness is the
     seed's, so on one machine a run repeats bit for bit.
 
     Args:

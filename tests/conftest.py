@@ -64,7 +64,7 @@ def random_resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def draw_photos(tmp_path: Path) -> Callable[..., Path]:
-    """A function that draws a folder of class folders, `n` noisy photos of each class's colour."""
+    """A function that draws a folder of class folders, `n` noisy photos of each class's color."""
 
     def draw(n: int = 6, classes: tuple[str, ...] = ("blue", "green", "red")) -> Path:
         rng = np.random.default_rng(0)

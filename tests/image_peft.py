@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, normalize
 from cache.encoder import Encoder
 from fewshot.endtoend.attention import unfuse
 from fewshot.endtoend.clip import Clip, Learner
-from fewshot.endtoend.tuned import Tuned
+from fewshot.endtoend.parts.peft import Tuned
 
 NAMES = ["cat", "long_haired dog", "zebra"]
 LABELS = torch.tensor([0, 1, 2, 1])
@@ -132,6 +132,6 @@ def feed(block: Any, tokens: Tensor) -> Tensor:
 
 
 def attend(block: Any, tokens: Tensor) -> Tensor:
-    """open_clip's own attention of (L, W) normalised tokens."""
+    """open_clip's own attention of (L, W) normalized tokens."""
     out: Tensor = block.attn(tokens, tokens, tokens, need_weights=False)[0]
     return out

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cli import main
 from fewshot.automatic.outcome import Outcome
-from fewshot.automatic.run import auto
+from fewshot.automatic.pipeline import auto
 from tests.auto_photos import digit, draw_digits
 
 QUICK = ("zero-shot", "nearest-mean")
@@ -35,15 +35,15 @@ def two_classes(folder: Path, n: int = 3) -> Path:
 
 
 def picture() -> Image.Image:
-    """A grey digit, wider than high, which looks like itself in no other orientation."""
+    """A gray digit, wider than high, which looks like itself in no other orientation."""
     page = Image.new("L", (48, 32), 30)
     page.paste(digit("three", 0).convert("L"), (2, 0))
     return page.convert("RGB")
 
 
-def _grey(dtype: type, scale: float) -> Image.Image:
-    grey = np.asarray(picture().convert("L"), np.float64)
-    return Image.fromarray((grey * scale).astype(dtype))
+def _gray(dtype: type, scale: float) -> Image.Image:
+    gray = np.asarray(picture().convert("L"), np.float64)
+    return Image.fromarray((gray * scale).astype(dtype))
 
 
 def _palette_with_transparency() -> Image.Image:
@@ -58,11 +58,11 @@ FORMS: Mapping[str, Callable[[Path], None]] = {
     "a.bmp": lambda path: picture().save(path),
     "a.TIFF": lambda path: picture().save(path),
     "a.ppm": lambda path: picture().save(path),
-    "grey.png": lambda path: picture().convert("L").save(path),
-    "16 bit grey.png": lambda path: _grey(np.uint16, 257).save(path),
-    "16 bit grey.tif": lambda path: _grey(np.uint16, 257).save(path),
-    "float of 0 to 1.tif": lambda path: _grey(np.float32, 1 / 255).save(path),
-    "float of 0 to 255.tif": lambda path: _grey(np.float32, 1).save(path),
+    "gray.png": lambda path: picture().convert("L").save(path),
+    "16 bit gray.png": lambda path: _gray(np.uint16, 257).save(path),
+    "16 bit gray.tif": lambda path: _gray(np.uint16, 257).save(path),
+    "float of 0 to 1.tif": lambda path: _gray(np.float32, 1 / 255).save(path),
+    "float of 0 to 255.tif": lambda path: _gray(np.float32, 1).save(path),
     "palette.png": lambda path: _palette_with_transparency().save(path, transparency=30),
     "palette.gif": lambda path: _palette_with_transparency().save(path, transparency=30),
     "rgba.png": lambda path: picture().convert("RGBA").save(path),
@@ -161,7 +161,7 @@ class User:
         )
 
     def predicts(self, *images: str | Path) -> list[dict[str, Any]]:
-        """What `predict` says of images, by what `auto` learnt."""
+        """What `predict` says of images, by what `auto` learned."""
         adapter = self.home / "out" / "adapter.safetensors"
         ran = self.types("predict", adapter, *images, "--format", "jsonl", "--top", "99")
         assert ran.code == 0, ran.said

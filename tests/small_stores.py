@@ -24,11 +24,11 @@ def write_store(
     text: Sequence[str] = ("templates",),
     n_views: int = 0,
 ) -> Path:
-    """A store of noise about a centre for each class; 20 train images of each."""
+    """A store of noise about a center for each class; 20 train images of each."""
     path = store_path(root, dataset, model)
     path.unlink(missing_ok=True)
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(len(names), DIM))
+    centers = rng.normal(size=(len(names), DIM))
     identity: dict[str, Any] = {
         "dataset": {"name": dataset, "seed": seed},
         "model": {"name": model, "logit_scale": 50.0},
@@ -38,7 +38,7 @@ def write_store(
             if split not in splits:
                 continue
             labels = np.arange(n * len(names)) % len(names)
-            features = centres[labels] + rng.normal(size=(len(labels), DIM))
+            features = centers[labels] + rng.normal(size=(len(labels), DIM))
             here = n_views if split == "train" else 0
             paths = [f"{split}/{row}.jpg" for row in range(len(labels))]
             writer.split(split, labels=labels, paths=paths, dim=DIM, n_views=here)
@@ -47,6 +47,6 @@ def write_store(
                 noise = rng.normal(size=(here, *features.shape)) / 4
                 writer.write_views(split, 0, (features + noise).astype(np.float32))
         for name in text:
-            prompts = centres + 2 * rng.normal(size=centres.shape)
+            prompts = centers + 2 * rng.normal(size=centers.shape)
             writer.text(name, prompts.astype(np.float32), range(len(names)), list(names))
     return path

@@ -97,7 +97,7 @@ def _main(text: str) -> None:
 
     from cache import encoder, shards
 
-    for heavy in ("open_clip", "h5py", "fewshot.automatic.run"):
+    for heavy in ("open_clip", "h5py", "fewshot.automatic.pipeline"):
         importlib.import_module(heavy)
     torch.set_num_threads(1)  # a thread pool would not survive the fork
     shards.ROWS = ROWS

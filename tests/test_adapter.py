@@ -15,16 +15,16 @@ from cache.errors import UserError
 from cache.store import FeatureStore
 from cli import main
 from fewshot.adapters.adapter import Adapter, Calibration, is_adapter, load_adapter
-from fewshot.adapters.calibrating import calibrate, cross_validated
+from fewshot.adapters.classifiers import KINDS, put_together, take_apart
 from fewshot.adapters.description import describe
 from fewshot.adapters.making import fit_and_save, of_fitted
-from fewshot.adapters.parts import KINDS, put_together, take_apart
 from fewshot.adapters.predictor import preprocessing, require_model, with_encoder
-from fewshot.automatic.duplicates import scenes
-from fewshot.automatic.folds import folds
 from fewshot.classifier import LinearClassifier
 from fewshot.fitting import Fitted, query
 from fewshot.methods import METHODS
+from fewshot.model_selection.calibrating import calibrate, cross_validated
+from fewshot.model_selection.folds import folds
+from fewshot.model_selection.near_duplicates import scenes
 from fewshot.support import SupportSet
 from tests.small_stores import NAMES, write_store
 
@@ -235,7 +235,7 @@ def test_a_model_of_unknown_weights_is_told_by_its_width(
         require_model(adapter, encoder.identity)
 
 
-def test_images_go_to_the_model_as_those_that_were_learnt_from(
+def test_images_go_to_the_model_as_those_that_were_learned_from(
     store: FeatureStore, encoder: Encoder
 ) -> None:
     adapter = on(encoder, store)
@@ -282,7 +282,7 @@ def test_inspect_tells_all_of_an_adapter_and_verify_reads_it(
         "  4, of ant: ant",
         "  alpha: 2.0",
         "  dataset: pets",
-        "  16 images: folds of the images learnt from",
+        "  16 images: folds of the images learned from",
         "  weight: (4, 8) torch.float32",
     ):
         assert line in lines
@@ -298,7 +298,7 @@ def test_inspect_names_the_first_of_many_classes(store: FeatureStore, tmp_path: 
     text = describe(adapter)
     assert "  19  c19" in text
     assert "  and 10 more" in text
-    assert "none: there were no labelled images to judge by" in text
+    assert "none: there were no labeled images to judge by" in text
 
 
 def test_images_of_one_scene_do_not_vouch_for_one_another(store: FeatureStore) -> None:
@@ -309,4 +309,4 @@ def test_images_of_one_scene_do_not_vouch_for_one_another(store: FeatureStore) -
     known = cross_validated(fit)
     assert known.images == 96
     assert known.accuracy is not None
-    assert known.accuracy < 0.5  # 1.0 where a copy is learnt from
+    assert known.accuracy < 0.5  # 1.0 where a copy is learned from

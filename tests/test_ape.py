@@ -10,8 +10,8 @@ from cache.errors import UserError
 from fewshot import SupportSet
 from fewshot.methods.ape import APE, best_channels
 from fewshot.methods.tip_adapter import TipAdapter
+from fewshot.model_selection.tuning import sweep
 from fewshot.text import Text
-from fewshot.tuning import sweep
 
 N_CLASSES = 5
 
@@ -21,12 +21,12 @@ def vectors(seed: int, *shape: int) -> Tensor:
 
 
 def task(n_views: int = 0, left_out: int = 2) -> tuple[SupportSet, Text, Tensor]:
-    centres = vectors(0, N_CLASSES, 12)
+    centers = vectors(0, N_CLASSES, 12)
     labels = torch.arange(N_CLASSES).repeat(4)[: 20 - left_out]
-    features = normalize(centres[labels] + vectors(1, len(labels), 12))
+    features = normalize(centers[labels] + vectors(1, len(labels), 12))
     views = normalize(features + 0.3 * vectors(2, n_views, len(labels), 12), dim=-1)
     support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
-    return support, Text(normalize(centres + vectors(3, N_CLASSES, 12))), vectors(4, 40, 12)
+    return support, Text(normalize(centers + vectors(3, N_CLASSES, 12))), vectors(4, 40, 12)
 
 
 def naive_criterion(text: Tensor, samples: Tensor, labels: Tensor, balance: float) -> Tensor:
@@ -36,8 +36,8 @@ def naive_criterion(text: Tensor, samples: Tensor, labels: Tensor, balance: floa
         if labels[i] != labels[j]:
             total += samples[i].double() * samples[j].double()
             n += 1
-    centred = text.double() - text.double().mean(dim=0)
-    variance = (centred**2).sum(dim=0) / (len(text) - 1)
+    centered = text.double() - text.double().mean(dim=0)
+    variance = (centered**2).sum(dim=0) / (len(text) - 1)
     return torch.sub(balance * variance, total, alpha=(1 - balance) / n)
 
 

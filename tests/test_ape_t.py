@@ -11,8 +11,8 @@ from fewshot import SupportSet
 from fewshot.methods.ape import best_channels
 from fewshot.methods.ape_t import APET
 from fewshot.methods.tip_adapter import TipAdapter
+from fewshot.model_selection.tuning import sweep
 from fewshot.text import Text
-from fewshot.tuning import sweep
 
 N_CLASSES = 5
 
@@ -22,12 +22,12 @@ def vectors(seed: int, *shape: int) -> Tensor:
 
 
 def task(n_views: int = 0) -> tuple[SupportSet, Text, Tensor]:
-    centres = vectors(0, N_CLASSES, 12)
+    centers = vectors(0, N_CLASSES, 12)
     labels = torch.arange(N_CLASSES).repeat(4)[:-2]
-    features = normalize(centres[labels] + vectors(1, len(labels), 12))
+    features = normalize(centers[labels] + vectors(1, len(labels), 12))
     views = normalize(features + 0.3 * vectors(2, n_views, len(labels), 12), dim=-1)
     support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
-    return support, Text(normalize(centres + vectors(3, N_CLASSES, 12))), vectors(4, 40, 12)
+    return support, Text(normalize(centers + vectors(3, N_CLASSES, 12))), vectors(4, 40, 12)
 
 
 @pytest.mark.parametrize("n_views", [0, 3])

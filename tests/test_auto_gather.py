@@ -18,25 +18,25 @@ def copies(photos: Path, folder: Path, n: int) -> Path:
     return folder
 
 
-def test_all_labelled_images_are_for_training(draw_photos: Draw) -> None:
+def test_all_labeled_images_are_for_training(draw_photos: Draw) -> None:
     found = gather(draw_photos(n=4))
-    assert found.labelled.dataset == "photos-all"
-    assert found.labelled.classnames == ("blue", "green", "red")
-    assert [len(items) for items in found.labelled.splits.values()] == [12]
-    assert found.unlabelled is None
+    assert found.labeled.dataset == "photos-all"
+    assert found.labeled.classnames == ("blue", "green", "red")
+    assert [len(items) for items in found.labeled.splits.values()] == [12]
+    assert found.unlabeled is None
 
 
-@pytest.mark.parametrize("name", ["unlabelled", "Unlabeled"])
-def test_a_folder_of_unlabelled_images_is_no_class(draw_photos: Draw, name: str) -> None:
+@pytest.mark.parametrize("name", ["unlabeled", "Unlabeled"])
+def test_a_folder_of_unlabeled_images_is_no_class(draw_photos: Draw, name: str) -> None:
     photos = draw_photos(n=4)
     copies(photos, photos / name, 2)
     found = gather(photos)
-    assert found.labelled.classnames == ("blue", "green", "red")
-    assert len(found.labelled.splits["train"]) == 12
-    assert found.unlabelled is not None
-    assert found.unlabelled.dataset == "photos-unlabelled"
-    assert [item.path for item in found.unlabelled.splits["test"]] == ["copy0.jpg", "copy1.jpg"]
-    assert found.unlabelled.root == photos / name
+    assert found.labeled.classnames == ("blue", "green", "red")
+    assert len(found.labeled.splits["train"]) == 12
+    assert found.unlabeled is not None
+    assert found.unlabeled.dataset == "photos-unlabeled"
+    assert [item.path for item in found.unlabeled.splits["test"]] == ["copy0.jpg", "copy1.jpg"]
+    assert found.unlabeled.root == photos / name
 
 
 def test_images_beside_the_class_folders_have_no_label(draw_photos: Draw) -> None:
@@ -44,19 +44,19 @@ def test_images_beside_the_class_folders_have_no_label(draw_photos: Draw) -> Non
     copies(photos, photos, 2)
     (photos / "notes.txt").write_text("no image")
     found = gather(photos)
-    assert found.unlabelled is not None
-    assert [item.path for item in found.unlabelled.splits["test"]] == ["copy0.jpg", "copy1.jpg"]
-    with found.unlabelled.read("copy0.jpg") as image:
+    assert found.unlabeled is not None
+    assert [item.path for item in found.unlabeled.splits["test"]] == ["copy0.jpg", "copy1.jpg"]
+    with found.unlabeled.read("copy0.jpg") as image:
         assert image.size == (50, 40)
 
 
 def test_a_named_folder_comes_before_those_beside(draw_photos: Draw, tmp_path: Path) -> None:
     photos = draw_photos(n=3)
-    copies(photos, photos / "unlabelled", 1)
+    copies(photos, photos / "unlabeled", 1)
     found = gather(photos, copies(photos, tmp_path / "more", 3))
-    assert found.unlabelled is not None
-    assert found.unlabelled.root == tmp_path / "more"
-    assert len(found.unlabelled.splits["test"]) == 3
+    assert found.unlabeled is not None
+    assert found.unlabeled.root == tmp_path / "more"
+    assert len(found.unlabeled.splits["test"]) == 3
 
 
 def test_a_test_split_of_the_users_own_is_kept_apart_and_val_is_not(draw_photos: Draw) -> None:
@@ -66,7 +66,7 @@ def test_a_test_split_of_the_users_own_is_kept_apart_and_val_is_not(draw_photos:
             folder = photos.parent / "splits" / split / name
             folder.mkdir(parents=True)
             Image.new("RGB", (4, 4)).save(folder / f"{split}.png")
-    source = gather(photos.parent / "splits").labelled
+    source = gather(photos.parent / "splits").labeled
     assert [item.path for item in source.splits["train"]] == [
         "train/cat/train.png", "val/cat/val.png", "train/dog/train.png", "val/dog/val.png",
     ]  # fmt: skip
@@ -81,14 +81,14 @@ def test_a_table_will_do(draw_photos: Draw) -> None:
     rows = [f"{name}/{i:03d}.jpg,{name}" for name in ("blue", "red") for i in range(2)]
     (photos / "mine.csv").write_text("\n".join(["path,label", *rows]))
     found = gather(photos / "mine.csv")
-    assert found.labelled.dataset == "mine-all"
-    assert found.labelled.classnames == ("blue", "red")
-    assert len(found.labelled.splits["train"]) == 4
-    assert found.unlabelled is None  # the loose images of a folder are no matter of a table
+    assert found.labeled.dataset == "mine-all"
+    assert found.labeled.classnames == ("blue", "red")
+    assert len(found.labeled.splits["train"]) == 4
+    assert found.unlabeled is None  # the loose images of a folder are no matter of a table
 
 
 def test_a_known_dataset_will_do() -> None:
-    source = gather("digits").labelled
+    source = gather("digits").labeled
     assert source.dataset == "digits-all"
     assert set(source.splits) == {"train", "test"}
 

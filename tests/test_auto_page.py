@@ -16,19 +16,19 @@ from cache.source import Item, Source
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import Calibration
 from fewshot.adapters.making import of_fitted
-from fewshot.automatic import thumbnails
 from fewshot.automatic.commands import commands
-from fewshot.automatic.drawings import bar, curve_svg, scale
-from fewshot.automatic.duplicates import Conflict
 from fewshot.automatic.findings import examine
-from fewshot.automatic.galleries import GROUPS, SUSPECTS
 from fewshot.automatic.judging import inputs, judge, refit, to_try
-from fewshot.automatic.learning_curve import LearningCurve, Point, Prediction
 from fewshot.automatic.outcome import Outcome, in_100
-from fewshot.automatic.page import page
-from fewshot.automatic.pieces import Cell, copyable, number, table, text
-from fewshot.automatic.run import auto
-from fewshot.automatic.thumbnails import Thumbnails
+from fewshot.automatic.page import thumbnails
+from fewshot.automatic.page.assembly import page
+from fewshot.automatic.page.drawings import bar, curve_svg, scale
+from fewshot.automatic.page.galleries import GROUPS, SUSPECTS
+from fewshot.automatic.page.pieces import Cell, copyable, number, table, text
+from fewshot.automatic.page.thumbnails import Thumbnails
+from fewshot.automatic.pipeline import auto
+from fewshot.model_selection.learning_curve import LearningCurve, Point, Prediction
+from fewshot.model_selection.near_duplicates import Conflict
 from tests.auto_photos import digit, draw_digits
 from tests.small_stores import write_store
 
@@ -74,7 +74,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     digit("zero", 40).save(photos / "three" / f"{NASTY}.png")
     digit("five", 0).save(photos / "five" / "twin.png")
     digit("five", 1).save(photos / "three" / "twin.png")
-    draw_digits(photos / "unlabelled", {"zero": 3, "two": 3}, first=50)
+    draw_digits(photos / "unlabeled", {"zero": 3, "two": 3}, first=50)
     (photos / "zero" / "empty.png").write_bytes(b"")
     return auto(
         photos,
@@ -104,7 +104,7 @@ def test_ids_are_unique_and_links_lead_somewhere(html: str) -> None:
     ids = elements.values("id")
     assert len(ids) == len(set(ids))
     assert {link.removeprefix("#") for link in elements.values("href", "a")} <= set(ids)
-    for section in ("tried", "classes", "confusions", "suspects", "labels", "unlabelled",
+    for section in ("tried", "classes", "confusions", "suspects", "labels", "unlabeled",
                     "duplicates", "data", "commands"):  # fmt: skip
         assert section in ids
 
@@ -188,7 +188,7 @@ def many_classes(root: Path, n_classes: int) -> Outcome:
         dataset="many", out=root, source=source, report=check(source), store=store, judged=judged,
         adapter=of_fitted(fitted, store, calibration=Calibration()),
         findings=examine(judged, method, 1.0, support_of(method), text_for(method)),
-        tested=None, unlabelled=None, commands=steps, seconds={"encoding": 1.0},
+        tested=None, unlabeled=None, commands=steps, seconds={"encoding": 1.0},
     )  # fmt: skip
 
 
@@ -263,9 +263,9 @@ def test_the_curve_tells_its_points_in_words_and_tells_forecasts_apart() -> None
     points = (Point(1, 10.0, 0.5, 0.02), Point(2, 20.0, 0.6, 0.0))
     more = (Prediction(2, 0.7, (0.65, 0.8), 0.1, (0.05, 0.2)),)
     drawn = curve_svg(LearningCurve(points, more), 25, 0.4)
-    assert 'aria-label="10 labelled photos, measured: 50.0 in 100 right (48.0 to 52.0)"' in drawn
-    assert 'aria-label="20 labelled photos, measured: 60.0 in 100 right"' in drawn
-    assert 'aria-label="50 labelled photos, expected: 70.0 in 100 right (65.0 to 80.0)"' in drawn
+    assert 'aria-label="10 labeled photos, measured: 50.0 in 100 right (48.0 to 52.0)"' in drawn
+    assert 'aria-label="20 labeled photos, measured: 60.0 in 100 right"' in drawn
+    assert 'aria-label="50 labeled photos, expected: 70.0 in 100 right (65.0 to 80.0)"' in drawn
     assert drawn.count("class names alone") == 1
     assert drawn.count("expected c1") == 1
     heights = [float(y) for y in re.findall(r'data-y="([\d.]+)"', drawn)]
@@ -297,7 +297,7 @@ say.push("wide open=" + (root.scrollWidth > window.innerWidth));
 const boxes = document.querySelectorAll(".copyable");
 const buttons = document.querySelectorAll(".copyable button");
 say.push("buttons=" + (boxes.length === buttons.length && boxes.length > 4));
-say.push("labelled=" + [...buttons].every((b) => b.ariaLabel.startsWith("Copy ")));
+say.push("labeled=" + [...buttons].every((b) => b.ariaLabel.startsWith("Copy ")));
 const head = document.querySelectorAll("#tried th button")[1];
 const values = () => [...document.querySelectorAll("#tried tbody tr")]
   .map((row) => Number(row.cells[1].dataset.value)).join(",");
@@ -332,7 +332,7 @@ def test_in_a_browser_as_narrow_as_a_phone_nothing_sticks_out_or_fails(
     assert match is not None
     said = dict(line.split("=", 1) for line in match[1].splitlines())
     assert said["wide"] == said["wide open"] == "false"
-    assert said["buttons"] == said["labelled"] == "true"
+    assert said["buttons"] == said["labeled"] == "true"
     ascending = [float(value) for value in said["sorted"].split(",")]
     assert ascending == sorted(ascending)
-    assert "labelled photos, measured" in said["tip"]
+    assert "labeled photos, measured" in said["tip"]

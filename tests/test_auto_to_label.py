@@ -50,5 +50,5 @@ def test_the_sure_ones_are_left_for_last_and_no_row_comes_twice() -> None:
     assert set(rows[:3]) == {1, 3, 5}
 
 
-def test_without_images_nothing_is_to_be_labelled() -> None:
+def test_without_images_nothing_is_to_be_labeled() -> None:
     assert to_label(torch.empty(0, 8), torch.empty(0, 3)) == ()

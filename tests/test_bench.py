@@ -11,14 +11,14 @@ from cache import progress
 from cache.errors import UserError
 from cli import main
 from fewshot.bench.attempt import Failure, attempt
+from fewshot.bench.benchmark import Outcome, command, pending, run
 from fewshot.bench.config import Bench
 from fewshot.bench.plan import Cell, plan
-from fewshot.bench.progress import Display, Pace
-from fewshot.bench.run import Outcome, command, pending, run
+from fewshot.bench.status import Display, Pace
 from fewshot.classifier import LinearClassifier, Method
 from fewshot.methods import METHODS
-from fewshot.predictions import read_predictions
-from fewshot.results import read
+from fewshot.results.log import read
+from fewshot.results.predictions import read_predictions
 from fewshot.support import SupportSet
 from fewshot.text import Text
 from tests.small_stores import NAMES, write_store
@@ -195,7 +195,7 @@ AGAIN: list[dict[str, Any]] = [
     {"protocol": "base-to-new"},
     {"imbalance": "step:2"},
     {"imbalance": "natural"},
-    {"protocol": "domain-generalisation", "source": "one"},
+    {"protocol": "domain-generalization", "source": "one"},
 ]
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from cli import main
-from fewshot.results import read
+from fewshot.results.log import read
 
 BENCH = ["bench", "--datasets", "digits", "--models", "tiny", "--shots", "1", "--seeds", "1,2"]
 SHORT = ["--set", "coop.epochs=1", "--set", "clip-lora.iterations_per_shot=1"]

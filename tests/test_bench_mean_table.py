@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 
 from fewshot.bench.mean_table import mean_table
-from fewshot.results import Result
-from fewshot.tables import text
+from fewshot.results.log import Result
+from fewshot.results.tables import text
 
 RESULT = Result(
     method="gda", dataset="dtd", model="tiny", setting="few-shot", fitted_on="dtd", shots=4,
@@ -127,4 +127,4 @@ def test_the_source_of_a_transfer_is_named() -> None:
 
 def test_datasets_without_text_are_named() -> None:
     shown = lines(result("a", 1, 0.5), result("b", 1, 0.5, text_recipe=None))
-    assert shown[-1] == "There is no text of b: learnt from images alone there."
+    assert shown[-1] == "There is no text of b: learned from images alone there."

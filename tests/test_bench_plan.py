@@ -9,7 +9,7 @@ from fewshot.bench.attempt import attempt
 from fewshot.bench.config import Bench
 from fewshot.bench.plan import Cell, plan
 from fewshot.methods import METHODS
-from fewshot.results import Result
+from fewshot.results.log import Result
 from tests.small_stores import NAMES, write_store
 
 
@@ -179,7 +179,7 @@ def test_one_fit_serves_all_targets_that_are_not_done(root: Path) -> None:
     for name in ("v2", "drawn", "v2s"):
         write_store(root, name, names=NAMES[:3], seed=2)
     bench = Bench(
-        store=root, methods=("gda",), shots=(1,), seeds=(1, 2), protocol="domain-generalisation",
+        store=root, methods=("gda",), shots=(1,), seeds=(1, 2), protocol="domain-generalization",
         source="one", datasets=("v2", "drawn", "v2s"),
     )  # fmt: skip
     made = plan(bench)
@@ -197,7 +197,7 @@ ASKED: list[dict[str, Any]] = [
     {"shots": (4,), "imbalance": "long-tail:4"},
     {"shots": (4,), "imbalance": "step:2", "tune": "none"},
     {"shots": (4,), "imbalance": "natural", "datasets": ("two",)},
-    {"shots": (2,), "protocol": "domain-generalisation", "source": "one"},
+    {"shots": (2,), "protocol": "domain-generalization", "source": "one"},
     {"shots": (2,), "protocol": "cross-dataset", "source": "half"},
 ]
 SETTINGS = {"gda.alpha": ("2",), "gda.shrinkage": ("oas",), "ridge.penalty": ("1",)}
@@ -207,9 +207,9 @@ SOME = ("zero-shot", "nearest-mean", "gda", "ridge")
 @pytest.mark.parametrize("asked", ASKED)
 def test_results_are_those_that_were_planned(asked: dict[str, Any], root: Path) -> None:
     write_store(root, "half", names=NAMES[:2], seed=3)
-    unlabelled = {n for n, m in METHODS.items() if m.learns_from in ("images", "labels or text")}
+    unlabeled = {n for n, m in METHODS.items() if m.learns_from in ("images", "labels or text")}
     bench = Bench(store=root, seeds=(1,), settings=SETTINGS, **asked)
-    made = [c for c in plan(bench).cells if c.what["method"] in {*SOME, *unlabelled}]
+    made = [c for c in plan(bench).cells if c.what["method"] in {*SOME, *unlabeled}]
     assert made
     for cell in made:
         [outcome], _ = attempt(None, [cell])

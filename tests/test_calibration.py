@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewshot.calibration import expected_calibration_error, log_loss, temperature
+from fewshot.model_selection.calibration import expected_calibration_error, log_loss, temperature
 
 
 def drawn(n: int = 20_000, sharpness: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:

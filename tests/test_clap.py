@@ -24,12 +24,12 @@ def vectors(seed: int, *shape: int) -> Tensor:
 def task(shots: int = 4, n_views: int = 0) -> tuple[SupportSet, Text, Tensor]:
     """Text of norms 7 to 11; the last two classes lack an image."""
     labels = torch.arange(N_CLASSES).repeat(shots)[: N_CLASSES * shots - 2 * (shots > 1)]
-    centres = vectors(3, N_CLASSES, DIM)
-    features = normalize(centres[labels] + vectors(1, len(labels), DIM))
+    centers = vectors(3, N_CLASSES, DIM)
+    features = normalize(centers[labels] + vectors(1, len(labels), DIM))
     views = normalize(features + 0.3 * vectors(2, n_views, len(labels), DIM), dim=-1)
     support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
     text = torch.linspace(7, 11, N_CLASSES)[:, None] * normalize(
-        centres + vectors(5, N_CLASSES, DIM)
+        centers + vectors(5, N_CLASSES, DIM)
     )
     return support, Text(text), vectors(4, 40, DIM)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli import main
-from fewshot.results import read
+from fewshot.results.log import read
 from tests.small_stores import write_store
 
 ROOT = Path(__file__).parents[1]

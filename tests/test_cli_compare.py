@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from cli import main
-from fewshot.predictions import read_predictions
-from fewshot.results import Result, read
-from fewshot.significance import compare
+from fewshot.results.log import Result, read
+from fewshot.results.predictions import read_predictions
+from fewshot.results.significance import compare
 
 SAVED = "runs/predictions"
 

@@ -10,8 +10,8 @@ import pytest
 
 from cli import main
 from fewshot.adapters.adapter import load_adapter
-from fewshot.predictions import read_predictions
-from fewshot.results import read
+from fewshot.results.log import read
+from fewshot.results.predictions import read_predictions
 
 ROOT = Path(__file__).parents[1]
 KEYS = {
@@ -126,7 +126,7 @@ def test_base_to_new_reports_both_halves(capsys: pytest.CaptureFixture[str]) -> 
     assert result["accuracy"] == pytest.approx(2 * base * new / (base + new))
 
 
-def test_what_was_learnt_on_one_store_is_tested_on_others(
+def test_what_was_learned_on_one_store_is_tested_on_others(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     imported("art")
@@ -139,7 +139,7 @@ def test_what_was_learnt_on_one_store_is_tested_on_others(
         ("art", "mine"),
         ("paint", "mine"),
     ]
-    assert {r["setting"] for r in results} == {"domain-generalisation"}
+    assert {r["setting"] for r in results} == {"domain-generalization"}
 
 
 def test_classes_may_be_made_unequal(capsys: pytest.CaptureFixture[str]) -> None:

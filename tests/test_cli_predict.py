@@ -35,7 +35,7 @@ def photos(
     return folder
 
 
-def test_a_folder_is_classified_by_the_adapter_that_learnt_it(
+def test_a_folder_is_classified_by_the_adapter_that_learned_it(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["predict", "a.safetensors", "photos", "--format", "csv", "--top", "2"]) == 0

@@ -12,9 +12,9 @@ from cli import main
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.predictor import open_adapter
 from fewshot.endtoend.clip import Clip, Plan
-from fewshot.endtoend.clip_lora import CLIPLoRA
 from fewshot.endtoend.methods import METHODS
-from fewshot.results import read
+from fewshot.endtoend.methods.clip_lora import CLIPLoRA
+from fewshot.results.log import read
 
 DIGITS = ["--dataset", "digits", "--model", "tiny", "--shots", "1"]
 SHORT = [*DIGITS, "--set", "epochs=2"]
@@ -163,7 +163,7 @@ def test_what_was_trained_is_kept_and_tells_test_images_as_it_did(
     source = find("digits")
     items = source.splits["test"][:40]
     predictor = open_adapter(adapter, device="cpu")
-    pixels = torch.stack([predictor.preprocess.centre(source.read(item.path)) for item in items])
+    pixels = torch.stack([predictor.preprocess.center(source.read(item.path)) for item in items])
     predicted = predictor.logits(predictor.features(pixels)).argmax(dim=1)
     trained = open_trained(adapter, pixels)
     torch.testing.assert_close(predicted, trained)

@@ -13,8 +13,8 @@ from cache.errors import UserError
 from fewshot import SupportSet, ZeroShot, configure
 from fewshot.classifier import variants
 from fewshot.methods.clip_adapter import CLIPAdapter
+from fewshot.model_selection.tuning import sweep
 from fewshot.text import Text, required
-from fewshot.tuning import sweep
 from tests.test_enhanced_base import DIM, N_CLASSES
 from tests.test_enhanced_base import task as raw_task
 
@@ -187,7 +187,7 @@ def test_features_narrower_than_the_reduction_pass_one_unit() -> None:
     [
         ({"ratio": -0.1}, "ratio must be 0 to 1; got -0.1; 0 is zero-shot"),
         ({"ratio": 1.1}, "ratio must be 0 to 1; got 1.1"),
-        ({"ratio": 0.0, "learn_ratio": True}, "learnt must start between 0 and 1; got 0.0"),
+        ({"ratio": 0.0, "learn_ratio": True}, "learned must start between 0 and 1; got 0.0"),
         ({"adapter": "image"}, "unknown adapter 'image'"),
         ({"reduction": 0}, "reduction must be more than 0"),
         ({"lr": math.nan}, "lr must be more than 0"),

@@ -6,7 +6,7 @@ import torch
 from sklearn.covariance import OAS, LedoitWolf
 from torch import Tensor
 
-from fewshot.covariance import (
+from fewshot.parts.covariance import (
     Shrinkage,
     class_means,
     shared_covariance,
@@ -60,7 +60,7 @@ def test_published_shrinkage_gives_the_published_precision_but_for_its_scale(dim
 @pytest.mark.parametrize(
     ("rule", "estimator"), [("ledoit-wolf", LedoitWolf), ("oas", OAS)], ids=["ledoit-wolf", "oas"]
 )
-def test_estimated_intensities_are_those_of_centred_residuals(
+def test_estimated_intensities_are_those_of_centered_residuals(
     rule: Shrinkage, estimator: type[LedoitWolf]
 ) -> None:
     x = features(3)

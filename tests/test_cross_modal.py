@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy, normalize
 from cache.errors import UserError
 from fewshot.methods.cross_modal import CrossModal
 from fewshot.methods.zero_shot import ZeroShot
+from fewshot.model_selection.tuning import sweep
 from fewshot.support import SupportSet
 from fewshot.text import Text
-from fewshot.tuning import sweep
 
 N_CLASSES, DIM = 5, 12
 
@@ -24,13 +24,13 @@ def vectors(seed: int, *shape: int) -> Tensor:
 def task(shots: int = 4, n_views: int = 0, n_prompts: int = 3) -> tuple[SupportSet, Text, Tensor]:
     """Prompts of which the first class has one more; none of them is a class's mean."""
     labels = torch.arange(N_CLASSES).repeat(shots)
-    centres = vectors(3, N_CLASSES, DIM)
-    features = normalize(centres[labels] + vectors(1, len(labels), DIM))
+    centers = vectors(3, N_CLASSES, DIM)
+    features = normalize(centers[labels] + vectors(1, len(labels), DIM))
     views = normalize(features + 0.3 * vectors(2, n_views, len(labels), DIM), dim=-1)
     support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
     whose = torch.cat([torch.arange(N_CLASSES).repeat(n_prompts), torch.tensor([0])])
-    prompts = normalize(centres[whose] + vectors(5, len(whose), DIM))
-    return support, Text(centres, prompts, whose), vectors(4, 40, DIM)
+    prompts = normalize(centers[whose] + vectors(5, len(whose), DIM))
+    return support, Text(centers, prompts, whose), vectors(4, 40, DIM)
 
 
 def restated(

@@ -25,9 +25,9 @@ def test_rgb_comes_back_as_it_was(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(image), pixels)
 
 
-def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path: Path) -> None:
-    grey = np.array([[0, 200, 257, 32896, 65535]], dtype=np.uint16)
-    Image.fromarray(grey).save(tmp_path / "a.png")
+def test_sixteen_bit_gray_is_scaled_and_not_clipped(tmp_path: Path) -> None:
+    gray = np.array([[0, 200, 257, 32896, 65535]], dtype=np.uint16)
+    Image.fromarray(gray).save(tmp_path / "a.png")
     image = read_rgb(tmp_path / "a.png", exif=False)
     np.testing.assert_array_equal(np.asarray(image)[0, :, 0], [0, 1, 1, 128, 255])
     assert image.mode == "RGB"
@@ -56,7 +56,7 @@ def test_transparency_is_dropped_and_a_palette_with_it_does_not_warn(tmp_path: P
 
 
 def test_the_first_frame_of_an_animation_is_taken(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("white", "black")]
+    frames = [Image.new("RGB", (4, 4), color) for color in ("white", "black")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert read_rgb(tmp_path / "a.gif", exif=False).getpixel((0, 0)) == (255, 255, 255)
 

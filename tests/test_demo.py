@@ -8,8 +8,8 @@ from cache.source import pooled, resolve_folder
 from cache.store import FeatureStore
 from cli import main
 from fewshot.demo import SEEDS, SHOTS, run
-from fewshot.results import Result
-from fewshot.tables import curves
+from fewshot.results.log import Result
+from fewshot.results.tables import curves
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +31,10 @@ def results(demo: Path) -> list[Result]:
 def test_the_demo_leaves_a_store_and_a_plot(demo: Path) -> None:
     assert (demo / "features" / "digits" / "tiny.h5").is_file()
     with Image.open(demo / "runs" / "demo.png") as image:
-        colours = {c for _, c in image.convert("RGB").getcolors(1 << 24) or []}
+        colors = {c for _, c in image.convert("RGB").getcolors(1 << 24) or []}
     curve, level, neither = ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73))
-    assert {curve, level} <= colours
-    assert neither not in colours
+    assert {curve, level} <= colors
+    assert neither not in colors
 
 
 def test_the_demo_fits_zero_shot_once_and_gda_for_all_shots_and_seeds(
@@ -76,10 +76,10 @@ def test_the_demo_writes_photographs_to_try_ones_hand_on(
     source = pooled(resolve_folder(folder))
     assert len(source.classnames) == 10
     assert Counter(item.label for item in source.splits["train"]) == dict.fromkeys(range(10), 20)
-    unlabelled = sorted((folder / "unlabelled").iterdir())
-    assert len(unlabelled) == 100
-    labelled = [path for path in folder.glob("*/*.png") if path not in unlabelled]
-    pixels = {path.read_bytes() for path in unlabelled}
-    assert pixels.isdisjoint(path.read_bytes() for path in labelled)
+    unlabeled = sorted((folder / "unlabeled").iterdir())
+    assert len(unlabeled) == 100
+    labeled = [path for path in folder.glob("*/*.png") if path not in unlabeled]
+    pixels = {path.read_bytes() for path in unlabeled}
+    assert pixels.isdisjoint(path.read_bytes() for path in labeled)
     assert main(["demo", "--photos", str(folder)]) == 2
     assert "not an empty folder; name a new one" in capsys.readouterr().err

@@ -22,10 +22,10 @@ from huggingface_hub import constants
 import cache.encoder
 import fewshot
 from cli import main
-from fewshot import doctor
-from fewshot.doctor import Finding, checkup, folders, installation, machine, report
+from fewshot.doctor import folders, installation, machine
+from fewshot.doctor.checkup import Finding, checkup, report
 from fewshot.endtoend.attention import unfuse
-from fewshot.memory import GIB
+from fewshot.parts.memory import GIB
 from tests.small_stores import write_store
 
 ROOT = Path(fewshot.__file__).parents[1]
@@ -482,18 +482,17 @@ def test_a_store_that_cannot_be_opened_is_a_problem(tmp_path: Path) -> None:
 
 def test_looking_for_the_doctor_does_not_load_what_it_looks_at() -> None:
     code = (
-        "import sys, fewshot.doctor; "
+        "import sys, fewshot.doctor.checkup; "
         "sys.exit(bool({'open_clip', 'torchvision', 'huggingface_hub'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
-    assert doctor.__all__ == ["Finding", "checkup", "report"]
 
 
 def test_the_command_prints_the_findings_and_fails_where_there_is_a_problem(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     findings = [Finding("Python", "ok", "3.11.7", ""), Finding("hub", "warning", "gone", "connect")]
-    monkeypatch.setattr("fewshot.doctor.checkup", lambda store, data: findings)
+    monkeypatch.setattr("fewshot.doctor.checkup.checkup", lambda store, data: findings)
     assert main(["doctor", "--store", str(tmp_path)]) == 0
     assert capsys.readouterr().out == report(findings) + "\n"
     findings.append(Finding("torch", "problem", "missing", "install it"))

@@ -10,15 +10,15 @@ from torch.nn.functional import conv2d, gelu, linear
 from cache.encoder import Encoder, load
 from cache.errors import UserError
 from cache.source import resolve_folder
-from fewshot.endtoend.adapterbias import AdapterBias
-from fewshot.endtoend.adaptformer import AdaptFormer
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.convpass import Convpass
-from fewshot.endtoend.houlsby import Houlsby
-from fewshot.endtoend.inner_clip_adapter import InnerCLIPAdapter
-from fewshot.endtoend.run import run
-from fewshot.endtoend.sct import SCT, ChannelSubset
-from fewshot.endtoend.tuned import Tuned
+from fewshot.endtoend.experiment import run
+from fewshot.endtoend.methods.adapterbias import AdapterBias
+from fewshot.endtoend.methods.adaptformer import AdaptFormer
+from fewshot.endtoend.methods.convpass import Convpass
+from fewshot.endtoend.methods.houlsby import Houlsby
+from fewshot.endtoend.methods.inner_clip_adapter import InnerCLIPAdapter
+from fewshot.endtoend.methods.sct import SCT, ChannelSubset
+from fewshot.endtoend.parts.peft import Tuned
 from fewshot.sampling import draw
 from tests.image_peft import (
     LABELS,
@@ -261,7 +261,7 @@ def test_a_run_chooses_the_channels_by_its_few_shots(
     done = run(method, encoder, source, shots=2, seed=1, batch_size=4)
     train = source.splits["train"]
     rows = draw([item.label for item in train], source.classnames, shots=2, seed=1).train
-    crops = [encoder.preprocess.centre(source.read(train[row].path)) for row in rows]
+    crops = [encoder.preprocess.center(source.read(train[row].path)) for row in rows]
     clip, learner = attached(encoder, method)
     assert learner.calibrate is not None
     learner.calibrate([torch.stack(crops)], torch.tensor([train[row].label for row in rows]))

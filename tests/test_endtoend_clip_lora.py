@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy, linear, normalize
 from cache.encoder import Encoder, load
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.clip_lora import CLIPLoRA
-from fewshot.endtoend.lora_pro import LoRAPro
+from fewshot.endtoend.methods.clip_lora import CLIPLoRA
+from fewshot.endtoend.parts.lora_pro import LoRAPro
 
 NAMES = ["cat", "long_haired dog", "zebra"]
 LABELS = torch.tensor([0, 1, 2, 1])

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, normalize
 from cache.encoder import Encoder, load
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.cocoop import CoCoOp, meta_net
+from fewshot.endtoend.methods.cocoop import CoCoOp, meta_net
 from tests.naive_prompts import text_around
 
 NAMES = ["cat", "long_haired dog", "zebra crossing", "b"]

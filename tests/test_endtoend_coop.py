@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, normalize
 from cache.encoder import Encoder, load
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.coop import CoOp
+from fewshot.endtoend.methods.coop import CoOp
 
 NAMES = ["cat", "long_haired dog", "zebra crossing", "b"]
 

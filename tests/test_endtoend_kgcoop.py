@@ -8,8 +8,8 @@ from torch.nn.functional import cross_entropy, normalize
 from cache.encoder import Encoder, load
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.coop import CoOp
-from fewshot.endtoend.kgcoop import KgCoOp
+from fewshot.endtoend.methods.coop import CoOp
+from fewshot.endtoend.methods.kgcoop import KgCoOp
 from tests.naive_prompts import text_around, text_of
 
 NAMES = ["cat", "long_haired dog", "zebra crossing", "b"]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from cache.encoder import load
 from cache.errors import UserError
 from fewshot.endtoend.attention import fuse, unfuse
-from fewshot.endtoend.lora import LoRA, attach_lora, blocks_of, fold, load_weights, parameters
-from fewshot.endtoend.lora_official import Official, read_official, write_official
+from fewshot.endtoend.parts.lora import LoRA, attach_lora, blocks_of, fold, load_weights, parameters
+from fewshot.endtoend.parts.lora_official import Official, read_official, write_official
 from fewshot.endtoend.text_tower import encode
 
 

@@ -10,7 +10,7 @@ from scipy.linalg import solve_sylvester
 from torch import Tensor, nn
 
 from cache.errors import UserError
-from fewshot.endtoend.lora_pro import LoRAPro, Steps
+from fewshot.endtoend.parts.lora_pro import LoRAPro, Steps
 
 # m, n, r, s
 SIZES = [(40, 30, 4, 2.0), (24, 32, 6, 0.5), (20, 20, 1, 1.0)]

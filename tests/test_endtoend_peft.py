@@ -14,17 +14,17 @@ from cache.encoder import Encoder, load
 from cache.errors import UserError
 from fewshot.endtoend.attention import fuse, unfuse
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.difffit import DiffFit
-from fewshot.endtoend.fact import FacT, FacTLinear
-from fewshot.endtoend.full_delta import FullDelta
-from fewshot.endtoend.kadaptation import KAdaptation
-from fewshot.endtoend.krona import KronA
-from fewshot.endtoend.repadapter import RepAdapter
-from fewshot.endtoend.select import BitFit, FullFineTuning, LiveLinearProbe, LNTune
-from fewshot.endtoend.ssf import SSF
+from fewshot.endtoend.methods.difffit import DiffFit
+from fewshot.endtoend.methods.fact import FacT, FacTLinear
+from fewshot.endtoend.methods.full_delta import FullDelta
+from fewshot.endtoend.methods.kadaptation import KAdaptation
+from fewshot.endtoend.methods.krona import KronA
+from fewshot.endtoend.methods.repadapter import RepAdapter
+from fewshot.endtoend.methods.ssf import SSF
+from fewshot.endtoend.parts.peft import Tuned
+from fewshot.endtoend.parts.select import BitFit, FullFineTuning, LiveLinearProbe, LNTune
+from fewshot.endtoend.parts.weight_delta import fold
 from fewshot.endtoend.train import load_checkpoint, train
-from fewshot.endtoend.tuned import Tuned
-from fewshot.endtoend.weight_delta import fold
 
 NAMES = ["cat", "long_haired dog", "zebra"]
 TEMPLATES = ["{} texture.", "other {}"]
@@ -161,7 +161,7 @@ def test_folded_it_is_a_stock_model_of_the_same_function(encoder: Encoder, metho
     assert keys - {n for n in keys if n.endswith("conv1.bias")} == set(stock.state_dict())
 
 
-def materialised(model: nn.Module, method: Tuned, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def materialized(model: nn.Module, method: Tuned, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every weight and bias that the technique changes, written out from the parts."""
     weights: dict[str, Tensor] = {}
 
@@ -247,7 +247,7 @@ def test_loss_and_gradients_are_those_of_the_updated_weights_written_out(
     visual: Any = Clip.of(encoder).model
     changed = {
         name.removeprefix("visual."): weight
-        for name, weight in materialised(visual, method, theirs).items()
+        for name, weight in materialized(visual, method, theirs).items()
     }
     features = functional_call(visual.visual, changed, (pixels(),))
     text = normalize(learner.text(), dim=-1)

@@ -12,7 +12,7 @@ from cache.images import Preprocess
 from cache.manifest import load_manifest
 from cache.source import Item, Source, resolve
 from fewshot.endtoend import photos as photos_module
-from fewshot.endtoend.photos import Photos, centre_crops, require_images
+from fewshot.endtoend.photos import Photos, center_crops, require_images
 
 PREPROCESS = Preprocess(16, (0.5,) * 3, (0.25,) * 3, "bicubic", "shortest")
 SCALE = (0.2, 0.9)
@@ -100,19 +100,19 @@ def test_no_crop_is_mirrored_where_none_may_be(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 7, 8, 9, 12, 13, 21])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_centre_crops_are_all_there_and_in_order(source: Source, n: int, workers: int) -> None:
+def test_center_crops_are_all_there_and_in_order(source: Source, n: int, workers: int) -> None:
     paths = paths_of(source)[::-1][:n]
     done: list[int] = []
     batches = list(
-        centre_crops(source, paths, PREPROCESS, batch_size=4, workers=workers, advance=done.append)
+        center_crops(source, paths, PREPROCESS, batch_size=4, workers=workers, advance=done.append)
     )
     assert [len(batch) for batch in batches] == done == [4] * (n // 4) + [n % 4] * (n % 4 > 0)
     for crop, path in zip([crop for batch in batches for crop in batch], paths, strict=True):
-        assert torch.equal(crop, PREPROCESS.centre(source.read(path)))
+        assert torch.equal(crop, PREPROCESS.center(source.read(path)))
 
 
-def test_centre_crops_are_decoded_no_more_than_two_batches_ahead(source: Counted) -> None:
-    crops = centre_crops(source, paths_of(source), PREPROCESS, batch_size=2, workers=1)
+def test_center_crops_are_decoded_no_more_than_two_batches_ahead(source: Counted) -> None:
+    crops = center_crops(source, paths_of(source), PREPROCESS, batch_size=2, workers=1)
     next(crops)
     crops.close()  # type: ignore[attr-defined]  # a generator
     assert len(source.seen) <= 6
@@ -128,7 +128,7 @@ def test_an_image_that_cannot_be_read_is_named(source: Source, damage: str) -> N
     with pytest.raises(UserError, match=rf"cannot read {path}: .*; mend it, or remove it"):
         photos(source)(torch.tensor([3, 9]), 0)
     with pytest.raises(UserError, match=rf"cannot read {path}: "):
-        list(centre_crops(source, paths_of(source), PREPROCESS, batch_size=4))
+        list(center_crops(source, paths_of(source), PREPROCESS, batch_size=4))
 
 
 @pytest.mark.parametrize("workers", [1, 4])

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, normalize
 from cache.encoder import Encoder, load
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.prograd import ProGrad, words_before
+from fewshot.endtoend.methods.prograd import ProGrad, words_before
 from tests.naive_prompts import text_around, text_of
 
 NAMES = ["cat", "long_haired dog", "zebra crossing", "b"]

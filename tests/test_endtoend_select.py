@@ -7,7 +7,7 @@ from torch import nn
 from cache.encoder import load
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.select import Kind, select
+from fewshot.endtoend.parts.select import Kind, select
 
 KINDS: tuple[Kind, ...] = ("norms", "biases", "all")
 

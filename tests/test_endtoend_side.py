@@ -10,10 +10,10 @@ from torch.nn.functional import conv2d, cross_entropy, gelu, layer_norm, linear,
 from cache.encoder import Encoder, load
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.dtl import DTL
-from fewshot.endtoend.lst import LST
-from fewshot.endtoend.tuned import Tuned
-from fewshot.endtoend.vqt import VQT
+from fewshot.endtoend.methods.dtl import DTL
+from fewshot.endtoend.methods.lst import LST
+from fewshot.endtoend.methods.vqt import VQT
+from fewshot.endtoend.parts.peft import Tuned
 from tests.image_peft import (
     LABELS,
     NAMES,

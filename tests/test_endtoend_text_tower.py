@@ -122,7 +122,7 @@ def test_prompts_of_the_full_length_fit(random_vit: Path) -> None:
 @pytest.mark.parametrize("n_prefix", [0, 1, 6])
 @pytest.mark.parametrize("chunk", [None, 2])
 @pytest.mark.parametrize("checkpointing", [True, False])
-def test_learnt_prompts_get_the_gradients_of_77_positions(
+def test_learned_prompts_get_the_gradients_of_77_positions(
     random_vit: Path, n_prefix: int, chunk: int | None, checkpointing: bool
 ) -> None:
     model, ours = pair(random_vit)

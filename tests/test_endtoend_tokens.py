@@ -11,9 +11,9 @@ from torch.optim import SGD, AdamW
 from cache.encoder import Encoder, load
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.tokens import PATT, Prefix, VPTDeep, VPTShallow
-from fewshot.endtoend.tuned import Tuned
-from fewshot.endtoend.visual_prompt import VisualPrompt
+from fewshot.endtoend.methods.visual_prompt import VisualPrompt
+from fewshot.endtoend.parts.peft import Tuned
+from fewshot.endtoend.parts.tokens import PATT, Prefix, VPTDeep, VPTShallow
 from tests.image_peft import (
     LABELS,
     NAMES,

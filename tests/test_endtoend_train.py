@@ -15,7 +15,7 @@ from torch import Tensor
 from cache.encoder import Encoder, load
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip, Learner, Plan
-from fewshot.endtoend.clip_lora import CLIPLoRA
+from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.train import train
 from fewshot.training import cosine_by_step
 

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from cache.errors import UserError
-from fewshot.endtoend.difffit import Gain
-from fewshot.endtoend.fact import FacTLinear
-from fewshot.endtoend.full_delta import FullDeltaLinear
-from fewshot.endtoend.kadaptation import KAdaptationLinear
-from fewshot.endtoend.krona import KronALinear
-from fewshot.endtoend.repadapter import AdaptedNorm
-from fewshot.endtoend.ssf import ScaleShift
-from fewshot.endtoend.weight_delta import WeightDelta, fold
+from fewshot.endtoend.methods.difffit import Gain
+from fewshot.endtoend.methods.fact import FacTLinear
+from fewshot.endtoend.methods.full_delta import FullDeltaLinear
+from fewshot.endtoend.methods.kadaptation import KAdaptationLinear
+from fewshot.endtoend.methods.krona import KronALinear
+from fewshot.endtoend.methods.repadapter import AdaptedNorm
+from fewshot.endtoend.methods.ssf import ScaleShift
+from fewshot.endtoend.parts.weight_delta import WeightDelta, fold
 
 IN, OUT = 12, 24
 

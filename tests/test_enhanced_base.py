@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from cache.errors import UserError
 from fewshot import SupportSet
-from fewshot.enhanced_base import tower_end, tune_projection
+from fewshot.parts.enhanced_base import tower_end, tune_projection
 from fewshot.text import Text
 
 N_CLASSES, DIM, WIDTH = 5, 12, 15
@@ -20,14 +20,14 @@ def vectors(seed: int, *shape: int) -> Tensor:
 
 
 def task(shots: int = 4, n_views: int = 0) -> tuple[SupportSet, Text, Tensor]:
-    """Support about class centres, raw text about the same, and a query."""
-    centres = vectors(0, N_CLASSES, DIM)
+    """Support about class centers, raw text about the same, and a query."""
+    centers = vectors(0, N_CLASSES, DIM)
     labels = torch.arange(N_CLASSES).repeat(shots)
-    features = normalize(centres[labels] + 0.8 * vectors(1, len(labels), DIM))
+    features = normalize(centers[labels] + 0.8 * vectors(1, len(labels), DIM))
     views = normalize(features + 0.3 * vectors(2, n_views, len(labels), DIM), dim=-1)
     projection = vectors(5, WIDTH, DIM)
     norms = torch.linspace(7, 11, N_CLASSES)[:, None]
-    raw = norms * normalize(centres + 0.8 * vectors(3, N_CLASSES, DIM))
+    raw = norms * normalize(centers + 0.8 * vectors(3, N_CLASSES, DIM))
     text = Text(raw, pooled=raw @ torch.linalg.pinv(projection), projection=projection)
     support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
     return support, text, vectors(4, 30, DIM)

@@ -26,11 +26,11 @@ from tests.small_stores import write_store
 
 NAMES = np.array(["cat", "ant", "bee"])  # not in the order of the alphabet
 RNG = np.random.default_rng(0)
-CENTRES = RNG.normal(size=(3, 8))
+CENTERS = RNG.normal(size=(3, 8))
 ROWS = np.arange(60) % 3
-X, Y = CENTRES[ROWS] + RNG.normal(size=(60, 8)), NAMES[ROWS]
-QUERY = CENTRES[ROWS] + RNG.normal(size=(60, 8))
-TEXT = (CENTRES + RNG.normal(size=(3, 8)))[np.argsort(NAMES)]
+X, Y = CENTERS[ROWS] + RNG.normal(size=(60, 8)), NAMES[ROWS]
+QUERY = CENTERS[ROWS] + RNG.normal(size=(60, 8))
+TEXT = (CENTERS + RNG.normal(size=(3, 8)))[np.argsort(NAMES)]
 
 
 def quick(name: str, **settings: Any) -> Method:

@@ -9,8 +9,8 @@ import pytest
 from cache.encoder import Encoder, load
 from cache.errors import UserError
 from cli import main
-from fewshot.adapters import export as exporting
-from fewshot.adapters.export import export
+from fewshot.adapters.export import exporting
+from fewshot.adapters.export.exporting import export
 from tests.toy_adapters import NAMES, fitted_adapter
 
 

@@ -18,9 +18,9 @@ from cache.encoder import Encoder, load
 from cache.errors import UserError
 from cache.images import Preprocess
 from fewshot.adapters.adapter import Adapter, Calibration
-from fewshot.adapters.export import export
-from fewshot.adapters.onnx_export import check, how_to_run, require_onnx, write_graph
-from fewshot.adapters.onnx_graph import Graph, at_once, graph_of
+from fewshot.adapters.export.exporting import export
+from fewshot.adapters.export.onnx_file import check, how_to_run, require_onnx, write_graph
+from fewshot.adapters.export.onnx_graph import Graph, at_once, graph_of
 from fewshot.adapters.predictor import with_encoder
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.methods import METHODS
@@ -131,7 +131,7 @@ def test_the_card_s_code_prints_the_predicted_class(
     card = (folder / "README.md").read_text(encoding="utf-8")
     exec(code_of(card).replace("image.jpg", str(photo)), {})
     predictor = with_encoder(adapter, encoder)
-    crop = predictor.preprocess.centre(read_rgb(photo, exif=True))[None]
+    crop = predictor.preprocess.center(read_rgb(photo, exif=True))[None]
     [expected] = predictor.probabilities(predictor.features(crop))
     name, _, probability = capsys.readouterr().out.strip().rpartition(" ")
     assert name == NAMES[int(expected.argmax())]
@@ -180,7 +180,7 @@ def test_the_card_s_code_makes_the_model_s_own_pixels(
     made: dict[str, Any] = {}
     exec(code.replace("image.jpg", str(tmp_path / "image.png")), made)
     x = torch.from_numpy(made["x"].transpose(2, 0, 1))
-    torch.testing.assert_close(x, preprocess.centre(photo), rtol=0, atol=1e-5)
+    torch.testing.assert_close(x, preprocess.center(photo), rtol=0, atol=1e-5)
 
 
 def test_what_classifies_images_jointly_is_refused(encoder: Encoder, tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from cache.decode import read_rgb
 from cache.encoder import Encoder, load
 from cache.errors import UserError
 from fewshot.adapters.adapter import Adapter
-from fewshot.adapters.export import export
-from fewshot.adapters.folding import FOLDED, TOWERS_AS_THEY_WERE, Head, require_towers
-from fewshot.adapters.open_clip_export import check, model_config
+from fewshot.adapters.export.exporting import export
+from fewshot.adapters.export.folding import FOLDED, TOWERS_AS_THEY_WERE, Head, require_towers
+from fewshot.adapters.export.open_clip_folder import check, model_config
 from fewshot.adapters.predictor import attached, with_encoder
 from fewshot.endtoend import text_tower
 from fewshot.endtoend.clip import Clip
@@ -129,7 +129,7 @@ def test_the_card_s_code_prints_the_predicted_class(
     monkeypatch.chdir(folder)
     exec(code[1].replace("image.jpg", str(photo)), {})
     predictor = with_encoder(adapter, vit)
-    crop = predictor.preprocess.centre(read_rgb(photo, exif=True))[None]
+    crop = predictor.preprocess.center(read_rgb(photo, exif=True))[None]
     [expected] = predictor.probabilities(predictor.features(crop))
     printed, _, probability = capsys.readouterr().out.strip().rpartition(" ")
     assert printed == NAMES[int(expected.argmax())]

@@ -320,7 +320,7 @@ def test_an_image_that_breaks_off_stops_the_run_or_is_left_out_and_listed(
     assert made.paths("train") == [item.path for item in kept]
     assert made.labels("train").tolist() == [item.label for item in kept]
     sound = photos.splits["train"][3]
-    crop = encoder.preprocess.centre(photos.read(sound.path))
+    crop = encoder.preprocess.center(photos.read(sound.path))
     expected = encoder.encode_images(crop[None]).numpy()
     np.testing.assert_allclose(
         made.features("train", [2], unit=False), expected, atol=1e-3 * abs(expected).max()

@@ -127,7 +127,7 @@ def test_no_folder_and_no_class_folders_are_refused(tmp_path: Path) -> None:
         resolve_folder(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["unlabelled", "Unlabeled"])
+@pytest.mark.parametrize("name", ["unlabeled", "Unlabeled"])
 def test_a_folder_of_images_without_labels_is_no_class(tmp_path: Path, name: str) -> None:
     fill(tmp_path, ["a/1.png", "a/2.png", "b/1.png", "b/2.png", f"{name}/9.png"])
     source = resolve_folder(tmp_path)

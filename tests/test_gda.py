@@ -8,8 +8,8 @@ from torch.nn.functional import normalize
 
 from cache.errors import UserError
 from fewshot import GDA, SupportSet, ZeroShot
+from fewshot.model_selection.tuning import sweep
 from fewshot.text import Text
-from fewshot.tuning import sweep
 
 N_CLASSES = 5
 
@@ -19,9 +19,9 @@ def vectors(seed: int, *shape: int) -> Tensor:
 
 
 def task(shots: int = 6, dim: int = 12, n_views: int = 0) -> tuple[SupportSet, Text, Tensor]:
-    centres = vectors(0, N_CLASSES, dim)
+    centers = vectors(0, N_CLASSES, dim)
     labels = torch.arange(N_CLASSES).repeat(shots)
-    features = normalize(centres[labels] + vectors(1, len(labels), dim))
+    features = normalize(centers[labels] + vectors(1, len(labels), dim))
     views = normalize(features + 0.3 * vectors(2, n_views, len(labels), dim), dim=-1)
     support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
     return support, Text(vectors(3, N_CLASSES, dim)), vectors(4, 40, dim)
@@ -179,7 +179,7 @@ def test_with_unequal_classes_the_lead_is_the_same_mean_over_classes() -> None:
     assert float(leads.mean()) == pytest.approx(3 * math.sqrt(250 / N_CLASSES), rel=1e-4)
 
 
-def test_empirical_priors_favour_the_head_of_a_long_tail_by_the_log_of_its_share() -> None:
+def test_empirical_priors_favor_the_head_of_a_long_tail_by_the_log_of_its_share() -> None:
     support, counts = long_tailed()
     query = vectors(4, 40, 12)
     uniform, empirical = (
@@ -199,7 +199,7 @@ def new_task(n_views: int = 0) -> tuple[SupportSet, Text, Tensor]:
 
 
 def borrowed_by_loop(support: SupportSet, new: Text, k: int) -> list[tuple[Tensor, Tensor]]:
-    """The mean of each new class, and its neighbours' residuals about the text."""
+    """The mean of each new class, and its neighbors' residuals about the text."""
     samples = support.samples()[0].double()
     result = []
     for t in new.features.double():
@@ -223,7 +223,7 @@ def test_new_classes_are_the_papers_with_the_published_covariance_and_unit(
     mu, precision = torch.stack(means), torch.stack(precisions).mean(dim=0)
     gaussian = query.double() @ precision @ mu.T - (mu @ precision * mu).sum(dim=1) / 2
     expected = 100 * query.double() @ new.features.double().T + 0.1 * gaussian
-    gda = GDA(0.1, alpha_unit="published", neighbours=k, new_covariance="published")
+    gda = GDA(0.1, alpha_unit="published", neighbors=k, new_covariance="published")
     logits = gda.fit_new(support, None, new).logits(query)
     torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-4)
 
@@ -241,7 +241,7 @@ def test_new_classes_share_the_base_classes_covariance_and_unit(n_views: int) ->
     mu = torch.stack([mean for mean, _ in borrowed_by_loop(support, new, 8)])
     gaussian = query.double() @ precision @ mu.T - (mu @ precision * mu).sum(dim=1) / 2
     expected = 100 * query.double() @ new.features.double().T + 0.1 * gaussian
-    gda = GDA(0.1, alpha_unit="published", neighbours=8)
+    gda = GDA(0.1, alpha_unit="published", neighbors=8)
     logits = gda.fit_new(support, None, new).logits(query)
     torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-4)
 
@@ -249,7 +249,7 @@ def test_new_classes_share_the_base_classes_covariance_and_unit(n_views: int) ->
 @pytest.mark.parametrize("new_covariance", ["shared", "published"])
 def test_of_new_classes_alpha_is_the_lead_that_one_image_gives(new_covariance: str) -> None:
     support, new, _ = new_task()
-    gda = GDA(alpha=3.0, neighbours=8, new_covariance=new_covariance)  # type: ignore[arg-type]
+    gda = GDA(alpha=3.0, neighbors=8, new_covariance=new_covariance)  # type: ignore[arg-type]
     mu = torch.stack([mean for mean, _ in borrowed_by_loop(support, new, 8)]).float()
     gaussian = gda.fit_new(support, None, new).logits(mu) - 100 * mu @ new.features.T
     leads = gaussian.diagonal() - gaussian.mean(dim=1)
@@ -283,7 +283,7 @@ def test_new_classes_whose_text_is_the_same_are_refused() -> None:
         ({"priors": "unifrom"}, "unknown priors 'unifrom'; did you mean 'uniform'"),
         ({"alpha_unit": "nats"}, "unknown alpha unit 'nats'"),
         ({"new_covariance": "share"}, "unknown new covariance 'share'; did you mean 'shared'"),
-        ({"neighbours": 1}, "neighbours must be 2 or more; got 1"),
+        ({"neighbors": 1}, "neighbors must be 2 or more; got 1"),
     ],
 )
 def test_hyper_parameters_outside_their_range_are_refused(

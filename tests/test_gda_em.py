@@ -21,11 +21,11 @@ def vectors(seed: int, *shape: int) -> Tensor:
 
 
 def task(n: int = 60, dim: int = 12) -> tuple[Tensor, Text, Tensor, Tensor]:
-    """Unlabelled images, text, a query, and the images' labels to see by."""
-    centres = vectors(0, N_CLASSES, dim)
+    """Unlabeled images, text, a query, and the images' labels to see by."""
+    centers = vectors(0, N_CLASSES, dim)
     labels = torch.arange(n) % N_CLASSES
-    images = normalize(centres[labels] + 0.6 * vectors(1, n, dim))
-    text = Text(normalize(centres + 1.5 * vectors(3, N_CLASSES, dim)))
+    images = normalize(centers[labels] + 0.6 * vectors(1, n, dim))
+    text = Text(normalize(centers + 1.5 * vectors(3, N_CLASSES, dim)))
     return images, text, vectors(4, 40, dim), labels
 
 
@@ -110,14 +110,14 @@ def test_of_a_support_set_neither_labels_nor_views_are_looked_at() -> None:
 
 def test_it_learns_from_images_what_the_text_alone_does_not_know() -> None:
     images, text, _, labels = task(300)
-    zero_shot, learnt = (
+    zero_shot, learned = (
         (classifier.logits(images).argmax(dim=1) == labels).double().mean()
         for classifier in (
             ZeroShot(20.0).fit(None, text),
             GDAEM(logit_scale=20.0).fit(images, text),
         )
     )
-    assert learnt > zero_shot + 0.1
+    assert learned > zero_shot + 0.1
 
 
 def test_alpha_zero_is_zero_shot() -> None:
@@ -157,7 +157,7 @@ def test_it_needs_text_and_two_images() -> None:
     images, text, _, _ = task()
     with pytest.raises(UserError, match="gda-em needs text features and there are none"):
         GDAEM().fit(images, None)
-    with pytest.raises(UserError, match="gda-em needs two unlabelled images; got 1"):
+    with pytest.raises(UserError, match="gda-em needs two unlabeled images; got 1"):
         GDAEM().fit(images[:1], text)
 
 
@@ -179,7 +179,7 @@ def test_hyper_parameters_outside_their_range_are_refused(
         GDAEM(**settings)  # type: ignore[arg-type]
 
 
-def test_on_ucf101_unlabelled_images_are_worth_four_percent(shared: Path) -> None:
+def test_on_ucf101_unlabeled_images_are_worth_four_percent(shared: Path) -> None:
     with np.load(shared / "features" / "ucf101_openai_vitb16.npz") as arrays:
         images, query, text = (
             normalize(torch.from_numpy(arrays[name].astype(np.float32)))

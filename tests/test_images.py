@@ -27,7 +27,7 @@ def photo(width: int = 90, height: int = 60) -> Image.Image:
 def test_preprocessing_equals_the_published_pixels(shared: Path) -> None:
     expected = np.load(shared / "golden" / "expected_preprocessed_image.npy")[0]
     image = Image.open(shared / "golden" / "franz-kafka.jpg").convert("RGB")
-    np.testing.assert_allclose(CLIP.centre(image).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(CLIP.center(image).numpy(), expected, atol=1e-5)
 
 
 def test_shorter_crops_the_middle_and_squash_keeps_all_of_it() -> None:
@@ -35,8 +35,8 @@ def test_shorter_crops_the_middle_and_squash_keeps_all_of_it() -> None:
     wide.paste("white", (100, 0, 200, 100))
     tiny = Preprocess(10, (0.0,) * 3, (1.0,) * 3, "bicubic", "shortest")
     squash = Preprocess(10, (0.0,) * 3, (1.0,) * 3, "bicubic", "squash")
-    assert tiny.centre(wide).min() > 0.9
-    assert squash.centre(wide)[:, :, 0].max() < 0.1
+    assert tiny.center(wide).min() > 0.9
+    assert squash.center(wide)[:, :, 0].max() < 0.1
 
 
 def test_an_unknown_resizing_style_is_refused() -> None:
@@ -69,7 +69,7 @@ def test_a_whole_square_crop_unflipped_is_the_image_resized() -> None:
     plain = Preprocess(32, (0.0,) * 3, (1.0,) * 3, "bicubic", "squash")
     image = photo(48, 48)
     views = [plain.view(image, (1.0, 1.0), (0, 0, k)) for k in range(60)]
-    whole = plain.centre(image)
+    whole = plain.center(image)
     assert any(torch.allclose(v, whole, atol=1e-6) for v in views)
     assert any(torch.allclose(v, whole.flip(2), atol=1e-6) for v in views)
 
@@ -94,7 +94,7 @@ def test_crops_are_distributed_as_torchvisions(scale: tuple[float, float]) -> No
 @pytest.mark.parametrize(
     ("height", "width", "expected"), [(1, 100, (0, 50, 1, 1)), (100, 1, (50, 0, 1, 1))]
 )
-def test_an_image_no_box_fits_gets_the_largest_centred_one(
+def test_an_image_no_box_fits_gets_the_largest_centered_one(
     height: int, width: int, expected: tuple[int, int, int, int]
 ) -> None:
     top, left, h, w = crop_box(height, width, (1.0, 1.0), np.random.default_rng(0))

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from cache.errors import UserError
-from fewshot.logistic import logistic_path
 from fewshot.methods.linear_probe import LinearProbe, published_search
+from fewshot.model_selection.tuning import sweep
+from fewshot.parts.logistic import logistic_path
 from fewshot.support import SupportSet
-from fewshot.tuning import sweep
 
 N_CLASSES = 5
 
@@ -27,10 +27,10 @@ def task(
     shots: int = 6, dim: int = 12, n_views: int = 0, norm: float = 3.0, n_classes: int = N_CLASSES
 ) -> tuple[SupportSet, Tensor]:
     """Features with a common component; the last two classes lack an image."""
-    centres = noise(0, n_classes, dim) + 2
+    centers = noise(0, n_classes, dim) + 2
     labels = torch.arange(n_classes).repeat(shots)[: n_classes * shots - 2 * (shots > 1)]
     scale = norm / math.sqrt(6 * dim)
-    features = scale * (centres[labels] + noise(1, len(labels), dim))
+    features = scale * (centers[labels] + noise(1, len(labels), dim))
     views = features + 0.3 * scale * noise(2, n_views, len(labels), dim)
     support = SupportSet(features, labels, n_classes, views if n_views else None, unit_norm=False)
     return support, scale * (2 + noise(3, 40, dim))
@@ -72,7 +72,7 @@ def test_one_shot_gives_scikit_learns_logits(dim: int) -> None:
     np.testing.assert_allclose(logits, reference(support, 2.0, query), rtol=1e-5, atol=1e-4)
 
 
-def test_two_classes_minimise_the_objective_too() -> None:
+def test_two_classes_minimize_the_objective_too() -> None:
     # scikit-learn fits a single vector there; with two, each of half of it, the penalty is half.
     support, query = task(6, n_classes=2)
     logits = LinearProbe(C=3.0, C_unit="published", tol=1e-9).fit(support, None).logits(query)
@@ -152,7 +152,7 @@ def test_a_sweep_keeps_the_grids_order_and_equals_fitting_each() -> None:
 def test_blocks_of_samples_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     support, query = task()
     whole = LinearProbe().fit(support, None).logits(query)
-    monkeypatch.setattr("fewshot.logistic.BLOCK", 7 * N_CLASSES)
+    monkeypatch.setattr("fewshot.parts.logistic.BLOCK", 7 * N_CLASSES)
     torch.testing.assert_close(LinearProbe().fit(support, None).logits(query), whole)
 
 

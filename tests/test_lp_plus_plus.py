@@ -7,9 +7,9 @@ from torch.nn.functional import cross_entropy, normalize
 
 from cache.errors import UserError
 from fewshot.methods.lp_plus_plus import LPPlusPlus
+from fewshot.model_selection.tuning import sweep
 from fewshot.support import SupportSet
 from fewshot.text import Text
-from fewshot.tuning import sweep
 
 N_CLASSES = 5
 
@@ -21,11 +21,11 @@ def vectors(seed: int, *shape: int) -> Tensor:
 def task(shots: int = 4, dim: int = 12, n_views: int = 0) -> tuple[SupportSet, Text, Tensor]:
     """Text says little of the images, or training had nothing to do; two classes lack an image."""
     labels = torch.arange(N_CLASSES).repeat(shots)[: N_CLASSES * shots - 2 * (shots > 1)]
-    centres = vectors(3, N_CLASSES, dim)
-    features = normalize(centres[labels] + 2 * vectors(1, len(labels), dim))
+    centers = vectors(3, N_CLASSES, dim)
+    features = normalize(centers[labels] + 2 * vectors(1, len(labels), dim))
     views = normalize(features + 0.3 * vectors(2, n_views, len(labels), dim), dim=-1)
     support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
-    text = normalize(0.2 * centres + vectors(5, N_CLASSES, dim))
+    text = normalize(0.2 * centers + vectors(5, N_CLASSES, dim))
     return support, Text(text), vectors(4, 40, dim)
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from cache.errors import UserError
-from fewshot import memory
-from fewshot.memory import available_memory, require_memory
+from fewshot.parts import memory
+from fewshot.parts.memory import available_memory, require_memory
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from torch.nn.functional import normalize
 
 from cache.errors import UserError
 from fewshot import METHODS, NearestMean, SupportSet, ZeroShot, configure
-from fewshot.classifier import Generaliser, Method, variants
+from fewshot.classifier import Generalizer, Method, variants
+from fewshot.model_selection.tuning import sweep
 from fewshot.text import Text
-from fewshot.tuning import sweep
 
 N_CLASSES = 5
 N_PROMPTS = 3
@@ -27,7 +27,7 @@ NOT_LINEAR_IN_THE_LOGIT_SCALE = {
 }
 
 # Of methods that not every setting lets classify classes without images, one that does.
-GENERALISING: dict[str, dict[str, Any]] = {"taskres": {"residual": "image"}}
+GENERALIZING: dict[str, dict[str, Any]] = {"taskres": {"residual": "image"}}
 
 
 def vectors(seed: int, *shape: int) -> Tensor:
@@ -36,7 +36,7 @@ def vectors(seed: int, *shape: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Images about class centres, text about the same centres, and a query."""
+    """Images about class centers, text about the same centers, and a query."""
 
     support: SupportSet
     text: Text
@@ -55,10 +55,10 @@ def task(
 
     The last classes have an image less each, as many of them as are `left_out`.
     """
-    centres = vectors(0, n_classes, dim)
+    centers = vectors(0, n_classes, dim)
     labels = torch.arange(n_classes).repeat(shots)
     labels = labels[: len(labels) - left_out]
-    features = normalize(centres[labels] + 0.8 * vectors(1, len(labels), dim))
+    features = normalize(centers[labels] + 0.8 * vectors(1, len(labels), dim))
     views = normalize(features + 0.3 * vectors(2, n_views, len(labels), dim), dim=-1)
     query = vectors(4, 30, dim)
     if not method.unit_norm:
@@ -69,14 +69,14 @@ def task(
     support = SupportSet(
         features, labels, n_classes, views if n_views else None, unit_norm=method.unit_norm
     )
-    return Task(support, class_text(centres, method.text_recipe), query)
+    return Task(support, class_text(centers, method.text_recipe), query)
 
 
-def class_text(centres: Tensor, recipe: str) -> Text:
-    """Three prompts about each centre, their mean, and what a text tower made of them."""
-    n_classes, dim = centres.shape
+def class_text(centers: Tensor, recipe: str) -> Text:
+    """Three prompts about each center, their mean, and what a text tower made of them."""
+    n_classes, dim = centers.shape
     labels = torch.arange(n_classes).repeat_interleave(N_PROMPTS)
-    prompts = normalize(centres[labels] + 0.8 * vectors(3, len(labels), dim))
+    prompts = normalize(centers[labels] + 0.8 * vectors(3, len(labels), dim))
     raw = 9 * torch.stack([prompts[labels == k].mean(dim=0) for k in range(n_classes)])
     projection = vectors(5, dim + 4, dim)
     pooled = torch.linalg.lstsq(projection.T.double(), raw.T.double()).solution.T.float()
@@ -178,11 +178,11 @@ def test_there_is_one_float32_logit_per_class_and_no_gradient_hangs_on_it(
 
 
 @parametrized(
-    [replace(m, **GENERALISING.get(m.name, {})) for m in DEFAULTS if isinstance(m, Generaliser)]
+    [replace(m, **GENERALIZING.get(m.name, {})) for m in DEFAULTS if isinstance(m, Generalizer)]
 )
 @with_and_without_views
 def test_classes_without_images_get_one_logit_each(method: Method, n_views: int) -> None:
-    assert isinstance(method, Generaliser)
+    assert isinstance(method, Generalizer)
     given = task(method, n_views=n_views)
     new = class_text(vectors(50, 3, 16), method.text_recipe)
     result = method.fit_new(given.support, given.text, new).logits(given.query)

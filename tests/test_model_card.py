@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fewshot.adapters.adapter import Adapter, Calibration
-from fewshot.adapters.model_card import TO_FILL_IN, escaped, model_card
+from fewshot.adapters.export.model_card import TO_FILL_IN, escaped, model_card
 
 CALIBRATION = Calibration(1.25, 40, "cv", 0.875, (0.739, 0.945), 0.031, 0.062)
 
@@ -64,8 +64,8 @@ def test_the_card_tells_how_it_was_made_and_how_good_it_is() -> None:
     ):
         assert line in text.splitlines(), line
     assert (
-        "- Accuracy: 87.5 %, 95 % interval 73.9 to 94.5 %, cross-validated on the images it learnt "
-        "from, each judged by a fit without it (40 images).\n"
+        "- Accuracy: 87.5 %, 95 % interval 73.9 to 94.5 %, cross-validated on the images it "
+        "learned from, each judged by a fit without it (40 images).\n"
         "- Expected calibration error on the same images: 3.1 % at the temperature 1.25 that was "
         "chosen on them, 6.2 % without.\n"
     ) in text
@@ -81,7 +81,7 @@ def test_what_is_not_known_is_not_claimed() -> None:
     for absent in ("Accuracy", "%", "versions", "test split", "None |"):
         assert absent not in text
     assert "the model's own" in text.lower()
-    assert "None: it learnt without text." in text
+    assert "None: it learned without text." in text
     assert "sentences" in card(prompts=(), training={"text recipe": "unit-mean"})
 
 

@@ -17,8 +17,8 @@ from cache.encoder import Encoder, load
 from cache.errors import UserError
 from fewshot import GDA, SupportSet, Text, TransCLIP, ZeroShot
 from fewshot.adapters.adapter import Adapter, Calibration
+from fewshot.adapters.classifiers import take_apart
 from fewshot.adapters.images import image_files
-from fewshot.adapters.parts import take_apart
 from fewshot.adapters.predict import predict, run, stream
 from fewshot.adapters.prediction import Prediction, Unreadable
 from fewshot.adapters.predictor import Predictor, with_encoder
@@ -45,7 +45,7 @@ def unit_features(encoder: Encoder, paths: list[str]) -> Tensor:
     features = []
     for path in paths:
         with Image.open(path) as image:
-            pixels = encoder.preprocess.centre(image.convert("RGB"))
+            pixels = encoder.preprocess.center(image.convert("RGB"))
         features.append(encoder.model.encode_image(pixels[None])[0].detach())
     return torch.nn.functional.normalize(torch.stack(features), dim=1)
 
@@ -71,12 +71,12 @@ def adapter_of(
 
 
 def linear(encoder: Encoder, names: tuple[str, ...] = CLASSES) -> Adapter:
-    """An adapter whose classes have nothing to do with colours; about grey, it is undecided."""
+    """An adapter whose classes have nothing to do with colors; about gray, it is undecided."""
     rng = torch.Generator().manual_seed(3)
     weight = 15 * torch.randn(3, 16, generator=rng)
-    pixels = encoder.preprocess.centre(Image.new("RGB", (32, 32), (90, 90, 90)))
-    grey = torch.nn.functional.normalize(encoder.encode_images(pixels[None])[0], dim=0)
-    return adapter_of(encoder, GDA(), LinearClassifier(weight, -weight @ grey), names)
+    pixels = encoder.preprocess.center(Image.new("RGB", (32, 32), (90, 90, 90)))
+    gray = torch.nn.functional.normalize(encoder.encode_images(pixels[None])[0], dim=0)
+    return adapter_of(encoder, GDA(), LinearClassifier(weight, -weight @ gray), names)
 
 
 @pytest.fixture
@@ -106,18 +106,18 @@ def test_probabilities_are_the_softmax_of_the_logits_over_the_temperature(
     assert len({one.label for one in predicted}) > 1
 
 
-def test_a_fitted_classifier_says_the_colours_of_photos_from_its_file(
+def test_a_fitted_classifier_says_the_colors_of_photos_from_its_file(
     encoder: Encoder, photos: list[str], tmp_path: Path
 ) -> None:
     labels = torch.arange(9) % 3
     support = SupportSet(unit_features(encoder, photos[:9]), labels, 3)
     text = Text(torch.nn.functional.normalize(torch.randn(3, 16), dim=1))
     classifier = GDA(alpha=5.0, logit_scale=1.0).fit(support, text)
-    adapter_of(encoder, GDA(), classifier).save(tmp_path / "colours.safetensors")
+    adapter_of(encoder, GDA(), classifier).save(tmp_path / "colors.safetensors")
     rest = photos[9:]
-    predicted = predict(tmp_path / "colours.safetensors", rest, device="cpu")
+    predicted = predict(tmp_path / "colors.safetensors", rest, device="cpu")
     assert [one.label for one in predicted] == [Path(path).parent.name for path in rest]
-    assert predicted == predict(str(tmp_path / "colours.safetensors"), rest, device="cpu")
+    assert predicted == predict(str(tmp_path / "colors.safetensors"), rest, device="cpu")
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (7, 4), (64, 2), (60, 3), (0, 0)])

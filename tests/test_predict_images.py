@@ -254,10 +254,10 @@ def pixels_of(images: Sequence[str | Image.Image], *, exif: bool = True) -> list
 
 
 def test_an_image_in_memory_gives_the_pixels_of_its_file() -> None:
-    grey = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
-    Image.fromarray(grey).save("deep.png")
+    gray = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(gray).save("deep.png")
     Image.new("CMYK", (5, 4), (10, 90, 200, 40)).save("cmyk.tiff")
-    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, "black")]
+    frames = [Image.new("RGB", (4, 4), color) for color in (RED, "black")]
     frames[0].save("moving.gif", save_all=True, append_images=frames[1:])
     turned = Image.fromarray(np.arange(96, dtype=np.uint8).reshape(8, 12))
     exif = turned.getexif()
@@ -265,7 +265,7 @@ def test_an_image_in_memory_gives_the_pixels_of_its_file() -> None:
     turned.save("turned.png", exif=exif)
     names = ["deep.png", "cmyk.tiff", "moving.gif", "turned.png"]
     for upright in (True, False):
-        expected = [WHOLE.centre(read_rgb(Path(name), exif=upright)) for name in names]
+        expected = [WHOLE.center(read_rgb(Path(name), exif=upright)) for name in names]
         with contextlib.ExitStack() as files:
             opened = [files.enter_context(Image.open(name)) for name in names]
             for images in (names, opened, [image.copy() for image in opened[:3]]):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cache.errors import UserError
-from fewshot.predictions import (
+from fewshot.results.predictions import (
     Predictions,
     digest_of_images,
     file_name,

@@ -46,7 +46,7 @@ def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
 
 
-def test_what_was_done_before_counts_not_towards_the_rate(
+def test_what_was_done_before_counts_not_toward_the_rate(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = iter([0.0, 0.0, 20.0, 20.0])

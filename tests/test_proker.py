@@ -10,8 +10,8 @@ from torch.nn.functional import normalize, one_hot
 from cache.errors import UserError
 from fewshot import SupportSet, ZeroShot
 from fewshot.methods import ProKeR, proker
+from fewshot.model_selection.tuning import sweep
 from fewshot.text import Text
-from fewshot.tuning import sweep
 
 N_CLASSES = 5
 
@@ -29,7 +29,7 @@ def task(shots: int = 4, dim: int = 10, n_views: int = 0) -> tuple[SupportSet, T
     return support, Text(vectors(3, N_CLASSES, dim)), vectors(4, 40, dim)
 
 
-def centred(logits: Tensor) -> Tensor:
+def centered(logits: Tensor) -> Tensor:
     """Less what all classes of a query share."""
     return logits - logits.mean(dim=1, keepdim=True)
 
@@ -60,7 +60,7 @@ def test_the_correction_is_scikit_learns_kernel_ridge_of_the_residuals(
     expected = zero_shot + (lmbda if correction == "published" else 1) * predicted
     method = ProKeR(1.5, lmbda, correction, margin=7.0, logit_scale=30.0)  # type: ignore[arg-type]
     logits = method.fit(support, text if with_text else None).logits(query)
-    torch.testing.assert_close(centred(logits).double(), centred(expected), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(centered(logits).double(), centered(expected), rtol=1e-5, atol=1e-4)
 
 
 def test_the_published_correction_of_cosines_is_the_authors_but_for_scale_and_shift() -> None:
@@ -71,7 +71,7 @@ def test_the_published_correction_of_cosines_is_the_authors_but_for_scale_and_sh
     solved = torch.linalg.solve(kernel / 0.3 + torch.eye(len(x)).double(), left)
     expected = 100 * (q @ t.T + torch.exp(-2.5 * (1 - q @ x.T)) @ solved)
     logits = ProKeR(2.5, 0.3, margin=100.0).fit(support, text).logits(query)
-    torch.testing.assert_close(centred(logits).double(), centred(expected), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(centered(logits).double(), centered(expected), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(("correction", "lmbda"), [("published", 1e-9), ("exact", 1e9)])
@@ -89,7 +89,7 @@ def test_zero_shot_is_the_limit_of_lambda(correction: str, lmbda: float) -> None
 def test_a_vanishing_lambda_of_the_exact_correction_puts_every_image_ahead_by_the_margin() -> None:
     support, _, _ = task(3, 60)
     method = ProKeR(lmbda=1e-9, correction="exact", margin=9.0)
-    logits = centred(method.fit(support, None).logits(support.features))
+    logits = centered(method.fit(support, None).logits(support.features))
     expected = 9 * (one_hot(support.labels, N_CLASSES) - 1 / N_CLASSES)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-3)
 
@@ -145,7 +145,7 @@ def test_a_sweep_over_any_fields_equals_fitting_each(grid: dict[str, tuple[objec
 
 def test_too_large_a_kernel_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     support, text, query = task()
-    monkeypatch.setattr("fewshot.memory.available_memory", lambda: 2**10)
+    monkeypatch.setattr("fewshot.parts.memory.available_memory", lambda: 2**10)
     with pytest.raises(UserError, match=r"proker with 18 support images needs .* use fewer shots"):
         ProKeR().fit(support, text)
     with pytest.raises(UserError, match="proker with 18 support images needs"):

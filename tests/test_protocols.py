@@ -27,9 +27,9 @@ from fewshot import (
     evaluate,
     tune,
 )
-from fewshot.classifier import Generaliser, LearnsFrom
-from fewshot.evaluate import base_to_new, transfer
-from fewshot.predictions import digest_of_images, read_predictions
+from fewshot.classifier import Generalizer, LearnsFrom
+from fewshot.evaluation import base_to_new, transfer
+from fewshot.results.predictions import digest_of_images, read_predictions
 from fewshot.sampling import draw_imbalanced
 from fewshot.text import Text, required
 
@@ -53,7 +53,7 @@ def store(
     rows: Sequence[int] | None = None,
     text: bool = True,
 ) -> FeatureStore:
-    """A store of noise about the centres of its classes, which their names alone decide.
+    """A store of noise about the centers of its classes, which their names alone decide.
 
     Args:
         path: Its folder names the dataset.
@@ -62,11 +62,11 @@ def store(
         model: The model's name.
         sizes: Train images of each class; val has three of each.
         test: Test images.
-        test_labels: What they are labelled, whatever they are.
+        test_labels: What they are labeled, whatever they are.
         rows: Train rows that were encoded.
         text: Whether there is text.
     """
-    centres = np.stack([noise(sum(map(ord, ids[k] if ids else name)), DIM)
+    centers = np.stack([noise(sum(map(ord, ids[k] if ids else name)), DIM)
                         for k, name in enumerate(names)])  # fmt: skip
     dataset: dict[str, Any] = {"name": path.parent.name}
     identity = {
@@ -81,14 +81,14 @@ def store(
     }
     with create(path, identity=identity, classnames=names, versions={}) as writer:
         for seed, (split, here) in enumerate(labels.items(), start=1):
-            features = centres[here] + 1.5 * noise(seed, len(here), DIM)
+            features = centers[here] + 1.5 * noise(seed, len(here), DIM)
             kept = rows if split == "train" and rows is not None else range(len(here))
             told = here if split != "test" or test_labels is None else np.asarray(test_labels)
             paths = [f"{i}.jpg" for i in range(len(here))]
             writer.split(split, labels=told, paths=paths, dim=DIM, rows=kept)
             writer.write(split, 0, features[list(kept)])
         if text:
-            prompts = centres.repeat(2, axis=0) + 2 * noise(8, 2 * len(names), DIM)
+            prompts = centers.repeat(2, axis=0) + 2 * noise(8, 2 * len(names), DIM)
             whose = np.arange(len(names)).repeat(2)
             writer.text("templates", prompts, whose, [f"prompt {i}" for i in range(len(whose))])
     return FeatureStore.open(path)
@@ -145,7 +145,7 @@ class Echo(Method):
 
 @dataclass(frozen=True)
 class Clusters(Method):
-    """Zero-shot's guesses at unlabelled images, averaged: one step of k-means."""
+    """Zero-shot's guesses at unlabeled images, averaged: one step of k-means."""
 
     given: list[Any] = field(default_factory=list, compare=False)
 
@@ -163,7 +163,7 @@ class Clusters(Method):
         return LinearClassifier(new.features)
 
 
-class Centred:
+class Centered:
     """Cosines after the mean of all queries is taken from each."""
 
     measures: ClassVar[dict[str, float]] = {}
@@ -183,12 +183,12 @@ class Joint(Method):
     learns_from: ClassVar[LearnsFrom] = "labels or text"
     transductive: ClassVar[bool] = True
 
-    def fit(self, support: SupportSet | None, text: Text | None) -> Centred:
+    def fit(self, support: SupportSet | None, text: Text | None) -> Centered:
         weight = required(text, self.name)
-        return Centred(weight if support is None else NearestMean().fit(support, None).weight)
+        return Centered(weight if support is None else NearestMean().fit(support, None).weight)
 
-    def fit_new(self, support: Any, text: Text | None, new: Text) -> Centred:
-        return Centred(new.features)
+    def fit_new(self, support: Any, text: Text | None, new: Text) -> Centered:
+        return Centered(new.features)
 
 
 BASE, NEW = (0, 1, 2, 3), (4, 5, 6)
@@ -247,8 +247,8 @@ def test_what_knows_only_classes_with_images_is_refused_for_others(
 
 def test_classes_without_images_need_text(tmp_path: Path) -> None:
     bare = store(tmp_path / "toy" / "noise.h5", text=False)
-    generalisers = [m() for m in METHODS.values() if isinstance(m(), Generaliser)]
-    for method in generalisers:
+    generalizers = [m() for m in METHODS.values() if isinstance(m(), Generalizer)]
+    for method in generalizers:
         with pytest.raises(UserError, match="text"):
             base_to_new(bare, method, shots=4)
 
@@ -267,7 +267,7 @@ def test_a_target_with_some_of_the_classes_is_judged_by_their_logits(
     assert result.accuracy == pytest.approx(share(predicted, labels))
     assert result.accuracy > 0.5
     assert (result.setting, result.dataset, result.fitted_on) == (
-        "domain-generalisation", "art", "toy"
+        "domain-generalization", "art", "toy"
     )  # fmt: skip
     assert (result.n_classes, result.n_test, result.n_support) == (3, 30, 28)
     assert result.fingerprint == target.fingerprint
@@ -289,7 +289,7 @@ def test_ids_decide_where_names_occur_twice(tmp_path: Path) -> None:
     labels = torch.from_numpy(target.labels("test"))
     assert result.accuracy == pytest.approx(share(logits[:, [2, 1]].argmax(dim=1), labels))
     assert result.accuracy > share(logits[:, [0, 1]].argmax(dim=1), labels)
-    assert result.setting == "domain-generalisation"
+    assert result.setting == "domain-generalization"
 
 
 def few_of_three(source: FeatureStore) -> SupportSet:
@@ -304,11 +304,11 @@ def few_of_three(source: FeatureStore) -> SupportSet:
 @pytest.mark.parametrize(
     ("known", "wanted", "setting"),
     [
-        (("crane", "bee", "crane"), ("crane", "bee", "crane"), "domain-generalisation"),
+        (("crane", "bee", "crane"), ("crane", "bee", "crane"), "domain-generalization"),
         (("crane", "bee", "crane"), ("bee", "crane"), "cross-dataset"),  # which crane?
         (("crane", "bee"), ("crane", "bee", "crane"), "cross-dataset"),
         (("crane", "bee"), ("bee", "yak"), "cross-dataset"),
-        (("crane", "bee"), ("bee", "crane"), "domain-generalisation"),
+        (("crane", "bee"), ("bee", "crane"), "domain-generalization"),
     ],
 )
 def test_classes_are_shared_where_each_name_means_one(
@@ -318,7 +318,7 @@ def test_classes_are_shared_where_each_name_means_one(
     target = store(tmp_path / "art" / "noise.h5", names=wanted)
     [result] = transfer(source, [target], ZeroShot())
     assert result.setting == setting
-    if setting == "domain-generalisation":
+    if setting == "domain-generalization":
         assert transfer(source, [target], Ridge(), shots=4)[0].setting == setting
 
 
@@ -326,7 +326,7 @@ def test_ids_of_one_store_alone_leave_it_to_the_names(tmp_path: Path) -> None:
     source = store(tmp_path / "toy" / "noise.h5", names=("ant", "bee"), ids=("n1", "n2"))
     target = store(tmp_path / "art" / "noise.h5", names=("bee", "ant"))
     [result] = transfer(source, [target], Ridge(), shots=4)
-    assert result.setting == "domain-generalisation"
+    assert result.setting == "domain-generalization"
 
 
 def test_across_datasets_the_targets_own_text_says_the_classes(
@@ -408,13 +408,13 @@ def test_imbalance_is_refused_for_what_learns_from_no_labels(
         (Joint(), 4, "transductive few-shot", 28),
     ],
 )
-def test_a_setting_says_what_was_learnt_from(
+def test_a_setting_says_what_was_learned_from(
     opened: FeatureStore, method: Method, shots: int, setting: str, n_support: int
 ) -> None:
     result = evaluate(opened, method, shots=shots, seed=3)
     assert (result.setting, result.n_support) == (setting, n_support)
-    labelled = setting.endswith("few-shot")
-    assert (result.shots, result.seed) == ((4, 3) if labelled else (0, 0))
+    labeled = setting.endswith("few-shot")
+    assert (result.shots, result.seed) == ((4, 3) if labeled else (0, 0))
     assert result.fitted_on == "toy"
 
 
@@ -434,7 +434,7 @@ def test_other_protocols_say_when_the_test_was_joint(opened: FeatureStore, tmp_p
     assert base_to_new(opened, Joint(), shots=4).setting == "transductive base-to-new"
     target = store(tmp_path / "art" / "noise.h5")
     [result] = transfer(opened, [target], Joint(), shots=4)
-    assert result.setting == "transductive domain-generalisation"
+    assert result.setting == "transductive domain-generalization"
     result = evaluate(opened, Joint(), shots=4, imbalance="step:2")
     assert result.setting == "transductive imbalanced"
 
@@ -451,7 +451,7 @@ def test_the_unsupervised_get_the_features_of_all_encoded_train_images_and_no_la
     assert (result.n_support, result.n_views) == (6, 0)
 
 
-def test_the_unsupervised_get_images_of_base_classes_alone_where_only_these_are_learnt(
+def test_the_unsupervised_get_images_of_base_classes_alone_where_only_these_are_learned(
     opened: FeatureStore,
 ) -> None:
     method = Clusters()

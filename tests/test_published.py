@@ -52,7 +52,7 @@ def test_averages_are_those_of_the_figures_they_are_over() -> None:
     for (method, model, setting, shots, dataset, part), figure in FIGURES.items():
         if dataset != "average" or (setting == "base-to-new" and part == "accuracy"):
             continue
-        over = VARIANTS if setting == "domain-generalisation" else ELEVEN
+        over = VARIANTS if setting == "domain-generalization" else ELEVEN
         parts = [FIGURES.get((method, model, setting, shots, name, part)) for name in over]
         found = [p.accuracy for p in parts if p is not None and p.source == figure.source]
         if len(found) == len(over):

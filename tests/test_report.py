@@ -11,13 +11,13 @@ from PIL import Image
 from cache.errors import UserError
 from cli import main
 from fewshot.metrics import harmonic_mean
-from fewshot.predictions import Predictions, write_predictions
-from fewshot.report import main_tables, make, read
+from fewshot.report.build import main_tables, make, read
 from fewshot.report.classes import confusions
 from fewshot.report.content import Curves, Places, Report, Section
 from fewshot.report.published import ELEVEN, load
-from fewshot.results import Result, append
-from fewshot.tables import Number, Table
+from fewshot.results.log import Result, append
+from fewshot.results.predictions import Predictions, write_predictions
+from fewshot.results.tables import Number, Table
 from tests.toy_results import RESULT, result, zero_shot
 
 FEW = [

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from cache.errors import UserError
-from cache.imports import import_file
+from cache.import_store import import_file
 from cache.store import FeatureStore
-from fewshot.evaluate import base_to_new, evaluate
+from fewshot.evaluation import base_to_new, evaluate
 from fewshot.fitting import fit
 from fewshot.methods import GDA, ZeroShot
-from fewshot.report import make
+from fewshot.report.build import make
 from fewshot.report.content import Maps
 from fewshot.report.embedding import chosen, draw_maps, embed, refit
-from fewshot.results import Result
+from fewshot.results.log import Result
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ def test_maps_are_the_same_every_time_and_gather_the_classes(
     _, logits, _ = refit(store, fitted)
     panel = maps.panels["logits of gda"]
     assert np.array_equal(panel, embed(logits.numpy()))
-    centres = np.stack([panel[maps.labels == k].mean(axis=0) for k in range(3)])
-    nearest = np.linalg.norm(panel[:, None] - centres, axis=2).argmin(axis=1)
+    centers = np.stack([panel[maps.labels == k].mean(axis=0) for k in range(3)])
+    nearest = np.linalg.norm(panel[:, None] - centers, axis=2).argmin(axis=1)
     assert (nearest == maps.labels).mean() > 0.7
 
 

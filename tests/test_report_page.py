@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fewshot.report import make
+from fewshot.report.build import make
 from fewshot.report.content import Maps, Places, Report, Section
-from fewshot.report.page import page
+from fewshot.report.html_page import page
 from tests.toy_results import result, zero_shot
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -141,7 +141,7 @@ document.body.append(result);
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to look at the page with")
-def test_in_a_browser_it_sorts_tells_values_changes_colours_and_complains_of_nothing(
+def test_in_a_browser_it_sorts_tells_values_changes_colors_and_complains_of_nothing(
     html: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "page.html"

@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 
 from cache.errors import UserError
-from fewshot.results import Result, append, read
+from fewshot.results.log import Result, append, read
 
 HYPERPARAMETERS = {"alpha": 8.0, "shrinkage": "published"}
 RESULT = Result(
@@ -88,7 +88,7 @@ def test_saving_predictions_changes_the_result_only_by_their_file() -> None:
     [
         (RESULT.to_json()[:50], "it is not JSON"),
         ("[1]", "missing or unknown: accuracies, accuracy, dataset"),
-        (RESULT.to_json()[:-1] + ', "colour": 1}', "missing or unknown: colour"),
+        (RESULT.to_json()[:-1] + ', "color": 1}', "missing or unknown: color"),
     ],
 )
 def test_what_is_no_result_is_refused(line: str, message: str) -> None:
@@ -162,7 +162,7 @@ import resource, signal, sys
 from pathlib import Path
 from typing import Any
 from cache.errors import UserError
-from fewshot.results import Result, append
+from fewshot.results.log import Result, append
 path, line = Path(sys.argv[1]), sys.argv[2]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20,) * 2)

@@ -10,8 +10,8 @@ from torch.nn.functional import normalize, one_hot
 
 from cache.errors import UserError
 from fewshot import Ridge, SupportSet, ZeroShot
+from fewshot.model_selection.tuning import sweep
 from fewshot.text import Text
-from fewshot.tuning import sweep
 
 N_CLASSES = 5
 

@@ -44,7 +44,7 @@ def encoder() -> Encoder:
 
 def feature(image: Image.Image) -> NDArray[np.float32]:
     """(D,) of unit norm, of an image in memory."""
-    encoded = encoder().encode_images(encoder().preprocess.centre(image)[None])[0]
+    encoded = encoder().encode_images(encoder().preprocess.center(image)[None])[0]
     unit: NDArray[np.float32] = torch.nn.functional.normalize(encoded, dim=0).numpy()
     return unit
 
@@ -61,14 +61,14 @@ def extracted(user: User, dataset: str = "photos-all") -> FeatureStore:
 def assert_all_see(user: User, photos: Path, expected: dict[str, NDArray[np.float32]]) -> None:
     """Extract, auto and predict make the same features of files, by path below the photos."""
     assert user.extracts(photos).code == 0
-    learnt = user.learns(photos)
-    for store in (extracted(user), learnt.store):
+    learned = user.learns(photos)
+    for store in (extracted(user), learned.store):
         found = features(store)
         for path, wanted in expected.items():
             atol = 0.03 if Path(path).name in LOSSY else 1e-3
             np.testing.assert_allclose(found[path], wanted, atol=atol, err_msg=path)
     seen = torch.stack([torch.from_numpy(wanted) for wanted in expected.values()])
-    all_p = open_adapter(learnt.adapter, device="cpu").probabilities(seen)
+    all_p = open_adapter(learned.adapter, device="cpu").probabilities(seen)
     said = user.predicts(*(photos / path for path in expected))
     for one, p, path in zip(said, all_p, expected, strict=True):
         assert one["path"] == str(photos / path)
@@ -107,14 +107,14 @@ def test_a_single_pixel_and_slivers_are_seen_as_what_is_in_their_middle(
     user: User, tmp_path: Path
 ) -> None:
     photos = two_classes(tmp_path / "photos")
-    colour = (200, 60, 20)
+    color = (200, 60, 20)
     sizes = {"1x1.png": (1, 1), "1x3000000.png": (1, 3_000_000), "5000x1.png": (5000, 1)}
     for name, (width, height) in sizes.items():
         pixels = np.zeros((height, width, 3), np.uint8)
         middle = tuple(slice(n // 2 - min(n // 2, 50), n // 2 + 50) for n in (height, width))
-        pixels[middle] = colour
+        pixels[middle] = color
         Image.fromarray(pixels).save(photos / "zero" / name)
-    plain = feature(Image.new("RGB", (32, 32), colour))
+    plain = feature(Image.new("RGB", (32, 32), color))
     assert_all_see(user, photos, {f"zero/{name}": plain for name in sizes})
 
 
@@ -141,15 +141,15 @@ def test_what_is_no_image_stops_extract_and_is_counted_and_left_out_elsewhere(
         (tmp_path / name).rename(photos / "one" / name)
 
     assert user.extracts(photos, "--skip-unreadable").code == 0
-    learnt = user.learns(photos)
-    for store in (extracted(user), learnt.store):
+    learned = user.learns(photos)
+    for store in (extracted(user), learned.store):
         assert len(store.paths("train")) == 6
         left_out = dict(note.split(": ", 1) for note in store.skipped)
         assert set(left_out) == {f"train/one/{name}" for name in reasons}
         for name, reason in reasons.items():
             assert reason in left_out[f"train/one/{name}"]
 
-    adapter = learnt.adapter_path
+    adapter = learned.adapter_path
     ran = user.types("predict", adapter, photos / "one", "--format", "csv", "--top", "1")
     assert ran.code == 0
     assert ran.said[-1] == "3 images classified, 5 unreadable and skipped"
@@ -174,23 +174,23 @@ def test_names_of_any_kind_stay_as_they_are(user: User, tmp_path: Path) -> None:
         (photos / name).mkdir(parents=True)
         digit("two", i).save(photos / name / f"{name}.png")
         digit("three", i).save(photos / name / "plain.png")
-    (photos / "unlabelled").mkdir()
+    (photos / "unlabeled").mkdir()
     for i, name in enumerate(CLASSES):
-        digit("four", i).save(photos / "unlabelled" / f"{name}.png")
+        digit("four", i).save(photos / "unlabeled" / f"{name}.png")
     mine = User(home, user._capsys)
     assert mine.extracts(photos).code == 0
-    learnt = mine.learns(photos)
-    for store in (extracted(mine), learnt.store):
+    learned = mine.learns(photos)
+    for store in (extracted(mine), learned.store):
         assert store.classnames == tuple(sorted(CLASSES))
         assert {f"{name}/{name}.png" for name in CLASSES} < set(store.paths("train"))
-    files = [photos / "unlabelled" / f"{name}.png" for name in CLASSES]
+    files = [photos / "unlabeled" / f"{name}.png" for name in CLASSES]
     said = mine.predicts(*files)
     assert [one["path"] for one in said] == list(map(str, files))
     assert {one["label"] for one in said} <= set(CLASSES)
-    with (learnt.out / "predictions.csv").open(newline="", encoding="utf-8") as file:
+    with (learned.out / "predictions.csv").open(newline="", encoding="utf-8") as file:
         assert {row["path"] for row in csv.DictReader(file)} == set(map(str, files))
-    assert json.loads((learnt.out / "report.json").read_text())["accuracy"] == learnt.accuracy
-    page = learnt.page_path.read_text(encoding="utf-8")
+    assert json.loads((learned.out / "report.json").read_text())["accuracy"] == learned.accuracy
+    page = learned.page_path.read_text(encoding="utf-8")
     assert "<b>&amp;" not in page
     assert page.count("</script>") == page.count("<script")
     report = mine.extracts(photos, "--dry-run").said
@@ -201,8 +201,8 @@ def test_the_step_by_step_commands_survive_any_name(user: User, tmp_path: Path) 
     home = tmp_path / "it's “my” photos, [all] $HOME"
     photos = two_classes(home / "-photos")
     mine = User(home, user._capsys)
-    learnt = mine.learns(photos)
-    script = (learnt.out / "commands.sh").read_text(encoding="utf-8").splitlines()
+    learned = mine.learns(photos)
+    script = (learned.out / "commands.sh").read_text(encoding="utf-8").splitlines()
     for line in [line for line in script if line.startswith("fewshot ")]:
         assert mine.types(*shlex.split(line)[1:]).code == 0, line
 
@@ -224,9 +224,9 @@ def test_classes_that_the_model_cannot_tell_by_name_are_told_and_stay_two(
     note = f"classes called {told} have the same prompts; if they are one class, put their images "
     ran = user.extracts(photos)
     assert [line for line in ran.said if line.startswith(f"note: {note}")]
-    learnt = user.learns(photos)
-    assert any(line.startswith(note) for line in learnt.report.notes)
-    for store in (extracted(user), learnt.store):
+    learned = user.learns(photos)
+    assert any(line.startswith(note) for line in learned.report.notes)
+    for store in (extracted(user), learned.store):
         assert store.classnames == tuple(sorted(names))
         text = store.text()
         np.testing.assert_allclose(text[0], text[1], atol=1e-6)
@@ -241,8 +241,8 @@ def test_two_ids_of_one_name_stay_apart_to_the_end(user: User, tmp_path: Path) -
     table.write_text("\n".join(["path,label,classname", *rows]))
     ran = user.extracts(table)
     assert "note: classes 0 and 1 are both called 'crane'; they stay apart by id" in ran.said
-    learnt = user.learns(table)
-    assert extracted(user, "birds-all").classnames == learnt.store.classnames == ("crane", "crane")
+    learned = user.learns(table)
+    assert extracted(user, "birds-all").classnames == learned.store.classnames == ("crane", "crane")
     said = user.predicts(photos / "one", photos / "zero")
     assert [one["label"] for one in said] == ["crane (class 0)"] * 3 + ["crane (class 1)"] * 3
 
@@ -263,10 +263,10 @@ def test_a_second_folder_without_labels_is_not_taken_for_a_class(
     user: User, tmp_path: Path
 ) -> None:
     photos = two_classes(tmp_path / "photos")
-    for name in ("unlabelled", "Unlabeled"):
+    for name in ("unlabeled", "Unlabeled"):
         (photos / name).mkdir()
         digit("two", 0).save(photos / name / "a.png")
-    expected = "has both Unlabeled/ and unlabelled/; keep one of them"
+    expected = "has both Unlabeled/ and unlabeled/; keep one of them"
     assert user.extracts(photos).refusal.endswith(expected)
 
 
@@ -294,8 +294,8 @@ def test_images_are_found_whatever_their_extension_and_depth_and_nothing_else_is
     ran = user.extracts(photos)
     found = "2 hidden, 4 of another type, 1 outside any class folder"
     assert f"note: files left out: {found}" in ran.said
-    learnt = user.learns(photos)
-    for store in (extracted(user), learnt.store):
+    learned = user.learns(photos)
+    for store in (extracted(user), learned.store):
         assert store.classnames == ("one", "zero")
         assert len(store.paths("train")) == 13
         assert "one/2019.jpg/Über/x y/c.PnG" in store.paths("train")
@@ -319,8 +319,8 @@ def test_links_are_followed_and_those_to_nowhere_are_told(user: User, tmp_path: 
     ran = user.extracts(photos, "--skip-unreadable")
     told = "note: links left out, as they lead nowhere or back: gone, itself, round"
     assert told in ran.said
-    learnt = user.learns(photos)
-    for store in (extracted(user), learnt.store):
+    learned = user.learns(photos)
+    for store in (extracted(user), learned.store):
         assert store.classnames == ("linked class", "one", "zero")
         assert store.paths("train") == [
             *(f"linked class/00{i}.png" for i in range(3)),
@@ -337,19 +337,19 @@ def test_names_that_are_no_utf8_are_unreadable_and_named_before_anything_is_enco
 ) -> None:
     photos = two_classes(tmp_path / "photos")
     (photos / "one" / "002.png").rename(photos / "one" / "caf\udce9.png")
-    (photos / "unlabelled").mkdir()
+    (photos / "unlabeled").mkdir()
     for name in ("caf\udce9.png", "tea.png"):
         digit("two", 0).save(tmp_path / "two.png")
-        (tmp_path / "two.png").rename(photos / "unlabelled" / name)
+        (tmp_path / "two.png").rename(photos / "unlabeled" / name)
     refusal = user.extracts(photos).refusal
     assert r"train one/caf\udce9.png (its name is no valid UTF-8; rename it)" in refusal
     assert user.extracts(photos, "--skip-unreadable").code == 0
     left_out = (r"train/one/caf\udce9.png: its name is no valid UTF-8; rename it",)
-    learnt = user.learns(photos)
-    assert extracted(user).skipped == learnt.store.skipped == left_out
-    assert learnt.unlabelled is not None
-    assert learnt.unlabelled.paths == ("tea.png",)
-    assert len(learnt.unlabelled.skipped) == 1
+    learned = user.learns(photos)
+    assert extracted(user).skipped == learned.store.skipped == left_out
+    assert learned.unlabeled is not None
+    assert learned.unlabeled.paths == ("tea.png",)
+    assert len(learned.unlabeled.skipped) == 1
     assert len(user.predicts(photos)) == 8  # what is stored nowhere may be called anything
     (photos / "zero").rename(photos / "z\udce9ro")
     assert r"1 class (z\udce9ro) with no readable train image" in user.extracts(photos).refusal
@@ -364,7 +364,7 @@ def test_names_that_are_no_utf8_are_unreadable_and_named_before_anything_is_enco
         ((), "has no class folders"),
     ],
 )
-def test_photos_that_no_classifier_can_be_learnt_from_are_refused_in_a_line(
+def test_photos_that_no_classifier_can_be_learned_from_are_refused_in_a_line(
     user: User, tmp_path: Path, folders: tuple[str, ...], expected: str
 ) -> None:
     photos = tmp_path / "photos"

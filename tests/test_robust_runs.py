@@ -143,8 +143,8 @@ def test_a_folder_is_the_same_however_it_is_named(
         stores.append(Path(ran.out.strip()))
     assert {path.parent.name for path in stores} == {"photos-all"}
     assert len({path.read_bytes() for path in stores}) == 1
-    learnt = user.learns(Path("../../disk/photos/"))
-    assert learnt.store.dataset == "photos-all"
+    learned = user.learns(Path("../../disk/photos/"))
+    assert learned.store.dataset == "photos-all"
 
 
 def test_a_folder_that_is_not_there_is_one_line(user: User) -> None:

@@ -126,7 +126,7 @@ def test_one_class_has_no_halves() -> None:
         base_new(1)
 
 
-def test_a_half_is_relabelled_from_zero() -> None:
+def test_a_half_is_relabeled_from_zero() -> None:
     _, new = base_new(3)
     rows, labels = restrict(MIXED, new)
     assert rows.tolist() == [0, 4, 7, 11, 12]

@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from cache.errors import UserError
-from fewshot.predictions import Predictions
-from fewshot.significance import Pair, compare, mcnemar
+from fewshot.results.predictions import Predictions
+from fewshot.results.significance import Pair, compare, mcnemar
 
 Rights = NDArray[np.bool_]
 

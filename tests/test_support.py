@@ -21,7 +21,7 @@ def test_shots_are_those_of_the_smallest_class() -> None:
     assert support().shots == 1
 
 
-def test_without_views_the_samples_are_the_centre_crops() -> None:
+def test_without_views_the_samples_are_the_center_crops() -> None:
     features, labels = support().samples()
     torch.testing.assert_close(features, FEATURES)
     torch.testing.assert_close(labels, LABELS)

@@ -1,7 +1,7 @@
 import csv
 import io
 
-from fewshot.tables import (
+from fewshot.results.tables import (
     Number,
     Table,
     accuracy_table,
@@ -53,10 +53,10 @@ def test_the_table_has_a_column_per_number_of_shots_in_percent() -> None:
 
 
 def test_the_table_tells_settings_apart_where_there_are_several() -> None:
-    target = result(dataset="imagenet_a", fitted_on="imagenet", setting="domain-generalisation")
+    target = result(dataset="imagenet_a", fitted_on="imagenet", setting="domain-generalization")
     lines = accuracy_table([result(imbalance="step:10", setting="imbalanced"), target]).splitlines()
     assert "imbalanced step:10" in lines[1]
-    assert "domain-generalisation imagenet" in lines[2]
+    assert "domain-generalization imagenet" in lines[2]
 
 
 def test_text_is_aligned_and_followed_by_its_notes() -> None:

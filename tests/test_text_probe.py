@@ -24,11 +24,11 @@ def vectors(seed: int, *shape: int) -> Tensor:
 
 def task(shots: int = 4, dim: int = 12, n_views: int = 0) -> tuple[SupportSet, Text, Tensor]:
     labels = torch.arange(N_CLASSES).repeat(shots)
-    centres = vectors(3, N_CLASSES, dim)
-    features = normalize(centres[labels] + vectors(1, len(labels), dim))
+    centers = vectors(3, N_CLASSES, dim)
+    features = normalize(centers[labels] + vectors(1, len(labels), dim))
     views = normalize(features + 0.3 * vectors(2, n_views, len(labels), dim), dim=-1)
     support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
-    return support, Text(centres), vectors(4, 40, dim)
+    return support, Text(centers), vectors(4, 40, dim)
 
 
 class AdamW:

@@ -15,8 +15,8 @@ from tiny_clip.train import (
     EMBEDDING,
     contrastive_loss,
     encode_captions,
-    normalise,
     save,
+    standardize,
 )
 
 FOLDER = Path(__file__).resolve().parents[1] / "cache" / "tiny"
@@ -33,7 +33,7 @@ def tiny() -> open_clip.CLIP:
 def best_caption(model: open_clip.CLIP, pictures: Tensor, texts: list[str]) -> Tensor:
     """For each picture, the index of the nearest text."""
     tokens = open_clip.get_tokenizer(f"local-dir:{FOLDER}")(texts)
-    images = model.encode_image(normalise(pictures), normalize=True)
+    images = model.encode_image(standardize(pictures), normalize=True)
     nearest: Tensor = (images @ model.encode_text(tokens, normalize=True).T).argmax(dim=1)
     return nearest
 
@@ -66,12 +66,12 @@ def test_numerals_name_digits_as_words_do(tiny: open_clip.CLIP) -> None:
     assert (guesses == digits).double().mean() > 0.5
 
 
-def test_captions_of_shape_and_colour_are_told_apart(tiny: open_clip.CLIP) -> None:
+def test_captions_of_shape_and_color_are_told_apart(tiny: open_clip.CLIP) -> None:
     pictures, truth = draw(4000, Generator().manual_seed(HELD_OUT))
     pairs = [(c, s) for c in ("red", "blue") for s in ("circle", "square")]
-    colours = [words.COLOUR_NAMES.index(colour) for colour, _ in pairs]
+    colors = [words.COLOR_NAMES.index(color) for color, _ in pairs]
     names = [words.NAMES.index(shape) for _, shape in pairs]
-    right = (truth[:, [words.INK]] == torch.tensor(colours)) & (
+    right = (truth[:, [words.INK]] == torch.tensor(colors)) & (
         truth[:, [words.NAME]] == torch.tensor(names)
     )
     chosen = right.any(dim=1)
@@ -117,7 +117,7 @@ def test_every_caption_fits_its_own_picture_and_says_what_it_states() -> None:
     assert fits(torch.tensor([said for _, said in described]), truth).diagonal().all()
     for text, said in described:
         if said[words.INK] != words.UNSAID:
-            assert words.COLOUR_NAMES[said[words.INK]] in text
+            assert words.COLOR_NAMES[said[words.INK]] in text
         if said[words.NAME] != words.UNSAID:
             name = words.NAMES[said[words.NAME]]
             assert name in text or str(said[words.NAME]) in text

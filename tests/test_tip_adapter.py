@@ -8,11 +8,11 @@ from torch.nn.functional import normalize, one_hot
 
 from cache.errors import UserError
 from fewshot import METHODS, SupportSet, ZeroShot
-from fewshot.key_value_cache import KeyValueCache
 from fewshot.methods.tip_adapter import TipAdapter
+from fewshot.model_selection.tuning import sweep
+from fewshot.parts.key_value_cache import KeyValueCache
+from fewshot.parts.tip_search import SCALES, published_grid, published_search
 from fewshot.text import Text
-from fewshot.tip_search import SCALES, published_grid, published_search
-from fewshot.tuning import sweep
 
 N_CLASSES = 5
 
@@ -22,12 +22,12 @@ def vectors(seed: int, *shape: int) -> Tensor:
 
 
 def task(n_views: int = 0, shots: int = 4, dim: int = 12) -> tuple[SupportSet, Text, Tensor]:
-    centres = vectors(0, N_CLASSES, dim)
+    centers = vectors(0, N_CLASSES, dim)
     labels = torch.arange(N_CLASSES).repeat(shots)[: N_CLASSES * shots - 2]
-    features = normalize(centres[labels] + vectors(1, len(labels), dim))
+    features = normalize(centers[labels] + vectors(1, len(labels), dim))
     views = normalize(features + 0.3 * vectors(2, n_views, len(labels), dim), dim=-1)
     support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
-    return support, Text(normalize(centres + vectors(3, N_CLASSES, dim))), vectors(4, 40, dim)
+    return support, Text(normalize(centers + vectors(3, N_CLASSES, dim))), vectors(4, 40, dim)
 
 
 @pytest.mark.parametrize("n_views", [0, 3])
@@ -58,7 +58,7 @@ def test_a_query_of_many_blocks_is_classified_as_one_of_few(
 ) -> None:
     support, text, query = task()
     whole = TipAdapter().fit(support, text).logits(query)
-    monkeypatch.setattr("fewshot.key_value_cache.BLOCK", 7 * len(support.labels))
+    monkeypatch.setattr("fewshot.parts.key_value_cache.BLOCK", 7 * len(support.labels))
     torch.testing.assert_close(TipAdapter().fit(support, text).logits(query), whole)
 
 
@@ -97,7 +97,7 @@ def naive_search(
 def test_the_published_search_finds_the_first_best_pair_of_the_naive_loop(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fewshot.key_value_cache.BLOCK", 500)
+    monkeypatch.setattr("fewshot.parts.key_value_cache.BLOCK", 500)
     support, _, query = task()
     query = vectors(10 + seed, 300, 12).double()
     text = 8 * vectors(20 + seed, N_CLASSES, 12).double()

@@ -11,7 +11,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from fewshot import SupportSet
-from fewshot.training import Schedule, cosine_by_epoch, cosine_by_step, minimise
+from fewshot.training import Schedule, cosine_by_epoch, cosine_by_step, minimize
 
 N, DIM, N_CLASSES = 10, 6, 3
 
@@ -47,7 +47,7 @@ class Watched:
     def run(self, given: SupportSet, **asked: object) -> None:
         settings = {"epochs": 4, "batch_size": 4, "seed": 1, **asked}
         schedule = settings.pop("schedule", constant)
-        minimise(self, self.optimizer, schedule, given, **settings)  # type: ignore[arg-type]
+        minimize(self, self.optimizer, schedule, given, **settings)  # type: ignore[arg-type]
 
 
 def rows_of(batch: Tensor, features: Tensor) -> list[int]:
@@ -99,7 +99,7 @@ def test_every_epoch_sees_the_next_view_of_all_images() -> None:
 def by_hand(
     given: SupportSet, optimizer: Callable[[list[Tensor]], Optimizer], scheduled: bool
 ) -> Tensor:
-    """The same training with nothing of `minimise`: a plain loop with torch's own schedule."""
+    """The same training with nothing of `minimize`: a plain loop with torch's own schedule."""
     weight = torch.zeros(N_CLASSES, DIM, requires_grad=True)
     steps = optimizer([weight])
     scheduler = CosineAnnealingLR(steps, T_max=4 * 3)
@@ -182,7 +182,7 @@ def test_the_rate_is_that_of_the_share_of_all_steps_done() -> None:
 def test_every_group_of_parameters_gets_the_rate() -> None:
     one, other = (torch.ones(2, requires_grad=True) for _ in range(2))
     optimizer = SGD([{"params": [one], "lr": 7.0}, {"params": [other], "lr": 9.0}])
-    minimise(
+    minimize(
         lambda features, labels: one.sum() + other.sum(),
         optimizer,
         constant,

@@ -8,12 +8,13 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from cache.errors import UserError
-from fewshot import SupportSet, ZeroShot, neighbours
+from fewshot import SupportSet, ZeroShot
 from fewshot.classifier import classify
 from fewshot.methods import TransCLIP
-from fewshot.neighbours import nearest
+from fewshot.model_selection.tuning import sweep
+from fewshot.parts import neighbors as neighbors
+from fewshot.parts.neighbors import nearest
 from fewshot.text import Text
-from fewshot.tuning import sweep
 
 N_CLASSES = 5
 
@@ -23,14 +24,14 @@ def vectors(seed: int, *shape: int) -> Tensor:
 
 
 def task(shots: int = 3, m: int = 40, dim: int = 12) -> tuple[SupportSet, Text, Tensor]:
-    centres = vectors(0, N_CLASSES, dim)
+    centers = vectors(0, N_CLASSES, dim)
     labels = torch.arange(N_CLASSES).repeat(shots)
     labels = labels[:-2] if shots > 1 else labels  # the last two classes lack an image
     support = SupportSet(
-        normalize(centres[labels] + vectors(1, len(labels), dim)), labels, N_CLASSES
+        normalize(centers[labels] + vectors(1, len(labels), dim)), labels, N_CLASSES
     )
-    query = normalize(centres[torch.arange(m) % N_CLASSES] + vectors(4, m, dim))
-    return support, Text(normalize(centres + vectors(3, N_CLASSES, dim))), query
+    query = normalize(centers[torch.arange(m) % N_CLASSES] + vectors(4, m, dim))
+    return support, Text(normalize(centers + vectors(3, N_CLASSES, dim))), query
 
 
 def assignments_by_loop(
@@ -102,9 +103,9 @@ def test_with_few_shots_the_assignments_are_the_papers_by_a_loop(
     torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-4)
 
 
-def test_every_number_of_neighbours_and_iterations_and_any_lambda_are_as_given() -> None:
+def test_every_number_of_neighbors_and_iterations_and_any_lambda_are_as_given() -> None:
     support, text, query = task()
-    method = TransCLIP(1.0, lmbda=0.3, neighbours=5, iterations=2, inner_iterations=3)
+    method = TransCLIP(1.0, lmbda=0.3, neighbors=5, iterations=2, inner_iterations=3)
     weight = len(support.labels) / 40
     expected = assignments_by_loop(
         support, text, query, weight=weight, lmbda=0.3, n=5, rounds=2, steps=3
@@ -135,7 +136,7 @@ def test_the_order_of_the_queries_permutes_the_rows() -> None:
         )
 
 
-def test_the_views_of_labelled_images_are_not_looked_at() -> None:
+def test_the_views_of_labeled_images_are_not_looked_at() -> None:
     support, text, query = task()
     views = vectors(9, 2, 13, 12)
     viewed = SupportSet(support.features, support.labels, N_CLASSES, views)
@@ -162,7 +163,7 @@ def test_queries_that_are_all_the_same_get_finite_logits() -> None:
 @pytest.mark.parametrize(
     "grid",
     [
-        {"gamma": (0.5, 3.0), "neighbours": (2, 4)},
+        {"gamma": (0.5, 3.0), "neighbors": (2, 4)},
         {"lmbda": ("published", 0.1), "gamma_unit": ("image", "published")},
     ],
 )
@@ -179,10 +180,10 @@ def test_a_sweep_over_any_fields_equals_fitting_each(
 
 
 @pytest.mark.parametrize("pairs", [1, 90, 2**24])
-def test_neighbours_in_blocks_are_those_of_the_whole_matrix(
+def test_neighbors_in_blocks_are_those_of_the_whole_matrix(
     pairs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(neighbours, "PAIRS", pairs)
+    monkeypatch.setattr(neighbors, "PAIRS", pairs)
     query, other = vectors(1, 40, 6), vectors(2, 7, 6)
     cosines = query @ query.T
     expected = cosines.fill_diagonal_(-2).topk(3, dim=1)
@@ -200,7 +201,7 @@ def test_without_text_and_images_there_is_nothing_to_go_by() -> None:
 
 def test_too_many_queries_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     support, text, query = task()
-    monkeypatch.setattr("fewshot.memory.available_memory", lambda: 2**10)
+    monkeypatch.setattr("fewshot.parts.memory.available_memory", lambda: 2**10)
     with pytest.raises(UserError, match="transclip on 40 images of 5 classes at once needs"):
         TransCLIP().fit(support, text).logits(query)
 
@@ -212,7 +213,7 @@ def test_too_many_queries_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"gamma_unit": "images"}, "unknown gamma unit 'images'; did you mean 'image'"),
         ({"lmbda": "publish"}, "unknown lmbda 'publish'; did you mean 'published'"),
         ({"lmbda": -0.5}, "lmbda must be 0 or more; got -0.5"),
-        ({"neighbours": 0}, "neighbours must be 1 or more; got 0"),
+        ({"neighbors": 0}, "neighbors must be 1 or more; got 0"),
         ({"iterations": 0}, "iterations must be 1 or more; got 0"),
         ({"inner_iterations": 0}, "inner_iterations must be 1 or more; got 0"),
     ],

@@ -7,10 +7,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from cache.errors import UserError
-from fewshot import GDA, METHODS, SupportSet, ZeroShot, tune, tuning
+from fewshot import GDA, METHODS, SupportSet, ZeroShot, tune
 from fewshot.classifier import Grid, LinearClassifier, Method, variants
+from fewshot.model_selection import tuning
+from fewshot.model_selection.tuning import Score, best, cross_validation, default_protocol, sweep
 from fewshot.text import Text, required
-from fewshot.tuning import Score, best, cross_validation, default_protocol, sweep
 
 N_CLASSES = 5
 
@@ -20,12 +21,12 @@ def vectors(seed: int, *shape: int) -> Tensor:
 
 
 def task(shots: int = 6, noise: float = 1.0, n_views: int = 0) -> tuple[SupportSet, Text]:
-    centres = vectors(0, N_CLASSES, 16)
+    centers = vectors(0, N_CLASSES, 16)
     labels = torch.arange(N_CLASSES).repeat(shots)
-    features = normalize(centres[labels] + noise * vectors(1, len(labels), 16))
+    features = normalize(centers[labels] + noise * vectors(1, len(labels), 16))
     views = normalize(features + 0.3 * vectors(2, n_views, len(labels), 16), dim=-1)
     support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
-    return support, Text(normalize(centres + vectors(3, N_CLASSES, 16)))
+    return support, Text(normalize(centers + vectors(3, N_CLASSES, 16)))
 
 
 def validation(n: int = 200) -> tuple[Tensor, Tensor]:

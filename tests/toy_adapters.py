@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from cache.encoder import Encoder
 from fewshot.adapters.adapter import Adapter, Calibration
-from fewshot.adapters.parts import take_apart
+from fewshot.adapters.classifiers import take_apart
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods import configure
 from fewshot.methods import METHODS

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from fewshot.results import Result
+from fewshot.results.log import Result
 
 RESULT = Result(
     method="gda",
@@ -37,7 +37,7 @@ RESULT = Result(
 
 
 def result(**changes: Any) -> Result:
-    """The result with other values; learnt on its own dataset unless said otherwise."""
+    """The result with other values; learned on its own dataset unless said otherwise."""
     if "dataset" in changes:
         changes.setdefault("fitted_on", changes["dataset"])
     return replace(RESULT, **changes)

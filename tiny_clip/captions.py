@@ -49,11 +49,11 @@ def describe(truth: list[int], rng: Random) -> tuple[str, list[int]]:
     if group == words.PATTERN:
         phrase = _pattern(truth, said, rng)
         return rng.choice(FRAMES).format(_article(phrase)), said
-    colourful = group == words.SHAPE
+    colorful = group == words.SHAPE
     if state(words.TEXTURE, 0.7):
         look += rng.choice(words.TEXTURES[truth[words.TEXTURE]]) + " "
-    if state(words.INK, 0.7 if colourful else 0.2):
-        look += words.COLOUR_NAMES[truth[words.INK]] + " "
+    if state(words.INK, 0.7 if colorful else 0.2):
+        look += words.COLOR_NAMES[truth[words.INK]] + " "
 
     state(words.NAME, 1.0)
     name = words.NAMES[truth[words.NAME]]
@@ -61,8 +61,8 @@ def describe(truth: list[int], rng: Random) -> tuple[str, list[int]]:
         name = str(truth[words.NAME])
     phrases = {words.DIGIT: DIGIT_PHRASES, words.LETTER: LETTER_PHRASES}.get(group, THING_PHRASES)
     phrase = rng.choice(phrases).format(look=look, name=name)
-    if state(words.GROUND, 0.5 if colourful else 0.15):
-        phrase += f" on a {words.COLOUR_NAMES[truth[words.GROUND]]} background"
+    if state(words.GROUND, 0.5 if colorful else 0.15):
+        phrase += f" on a {words.COLOR_NAMES[truth[words.GROUND]]} background"
     return rng.choice(FRAMES).format(_article(phrase)), said
 
 
@@ -73,19 +73,19 @@ def fits(said: Tensor, truth: Tensor) -> Tensor:
 
 
 def _pattern(truth: list[int], said: list[int], rng: Random) -> str:
-    """A phrase for a picture that is texture all over; states its texture, colours or both."""
+    """A phrase for a picture that is texture all over; states its texture, colors or both."""
     style = rng.choice(("texture", "both", "both"))
     said[words.TEXTURE] = truth[words.TEXTURE]
     look = rng.choice(words.TEXTURES[truth[words.TEXTURE]]) + " "
     if style == "both" or truth[words.TEXTURE] == words.PLAIN:
         said[words.INK], said[words.GROUND] = truth[words.INK], truth[words.GROUND]
-        colours = [
-            words.COLOUR_NAMES[c]
+        colors = [
+            words.COLOR_NAMES[c]
             for c in (truth[words.INK], truth[words.GROUND])
             if c != words.UNSAID
         ]
-        rng.shuffle(colours)
-        look += " and ".join(colours) + " "
+        rng.shuffle(colors)
+        look += " and ".join(colors) + " "
     return rng.choice(PATTERN_PHRASES).format(look=look)
 
 

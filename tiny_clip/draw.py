@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from tiny_clip import fonts, pen, shapes, words
 from tiny_clip.chance import chance
 from tiny_clip.ink import IMAGE_SIZE, print_mask, write
-from tiny_clip.scene import colour, photograph
+from tiny_clip.scene import color, photograph
 
 GROUP_SHARES = {
     words.DIGIT: 0.6,
@@ -39,7 +39,7 @@ def draw(n: int, generator: Generator) -> tuple[Tensor, Tensor]:
         rows = torch.nonzero(truth[:, words.GROUP] == group)[:, 0]
         if len(rows):
             ink[rows], truth[rows] = paint(truth[rows], generator)
-    return photograph(colour(ink, truth, generator), generator), truth
+    return photograph(color(ink, truth, generator), generator), truth
 
 
 def draw_digits(n: int, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -47,7 +47,7 @@ def draw_digits(n: int, generator: Generator) -> tuple[Tensor, Tensor]:
     truth = torch.full((n, len(words.FACTS)), words.UNSAID)
     truth[:, words.GROUP] = words.DIGIT
     ink, truth = _digits(truth, generator)
-    return photograph(colour(ink, truth, generator), generator), truth[:, words.NAME]
+    return photograph(color(ink, truth, generator), generator), truth[:, words.NAME]
 
 
 def _digits(truth: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:

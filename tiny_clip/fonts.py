@@ -80,7 +80,7 @@ def glyph_traces() -> Tensor:
 
 
 def fill_frame(ink: Image.Image) -> Tensor:
-    """A mask (S, S) of the ink, cropped, centred and enlarged until one side touches the frame."""
+    """A mask (S, S) of the ink, cropped, centered and enlarged until one side touches the frame."""
     ink = ink.crop(ink.getbbox())
     scale = MASK_SIZE / max(ink.size)
     width, height = (max(1, round(side * scale)) for side in ink.size)
@@ -105,7 +105,7 @@ def _skeleton(masks: Tensor) -> Tensor:
 
 
 def _dilate(ink: Tensor) -> Tensor:
-    """The brightest of every pixel of (G, H, W) and its eight neighbours."""
+    """The brightest of every pixel of (G, H, W) and its eight neighbors."""
     wide = pad(ink, (1, 1, 1, 1), mode="replicate")
     rows = torch.maximum(torch.maximum(wide[:, :-2], wide[:, 1:-1]), wide[:, 2:])
     return torch.maximum(torch.maximum(rows[..., :-2], rows[..., 1:-1]), rows[..., 2:])

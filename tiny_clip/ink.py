@@ -26,8 +26,8 @@ def write(path: Tensor, generator: Generator) -> Tensor:
     aspect = extent[:, 0] / extent[:, 1] * uniform(n, 0.75, 1.35, generator)
     target = torch.stack((torch.minimum(height * aspect, 1.95 - 2 * radius[:, 0]), height), dim=1)
     slack = (1 - target / 2 - radius).clamp_min(0.03)
-    centre = slack * (2 * torch.rand(n, 2, generator=generator) - 1) * 0.6
-    path = (path - ((low + high) / 2)[:, None]) * (target / extent)[:, None] + centre[:, None]
+    center = slack * (2 * torch.rand(n, 2, generator=generator) - 1) * 0.6
+    path = (path - ((low + high) / 2)[:, None]) * (target / extent)[:, None] + center[:, None]
     distance = torch.cdist(pixel_grid().reshape(1, -1, 2).expand(n, -1, -1), path).amin(dim=2)
     softness = uniform(n, 0.01, 0.04, generator)[:, None]
     return torch.sigmoid((radius - distance) / softness).reshape(n, IMAGE_SIZE, IMAGE_SIZE)
@@ -39,8 +39,8 @@ def print_mask(masks: Tensor, generator: Generator, turn: float, reweigh: bool =
     scale = uniform(n, 0.6, 1.0, generator)
     stretch = torch.exp(uniform(n, -0.2, 0.2, generator))
     reach = torch.stack((scale * stretch, scale / stretch), dim=1).clamp_max(1.0)
-    centre = (1 - reach) * (2 * torch.rand(n, 2, generator=generator) - 1)
-    grid = (pixel_grid().reshape(1, -1, 2) - centre[:, None]) / reach[:, None]
+    center = (1 - reach) * (2 * torch.rand(n, 2, generator=generator) - 1)
+    grid = (pixel_grid().reshape(1, -1, 2) - center[:, None]) / reach[:, None]
     grid = grid @ _linear(n, turn, turn, generator)
     grid = _bend(grid, uniform(n, 0.0, 0.1 if reweigh else 0.03, generator), generator)
     grid = grid.reshape(n, IMAGE_SIZE, IMAGE_SIZE, 2)
@@ -52,7 +52,7 @@ def print_mask(masks: Tensor, generator: Generator, turn: float, reweigh: bool =
 
 
 def pixel_grid() -> Tensor:
-    """(32, 32, 2) centres of the picture's pixels, (x, y)."""
+    """(32, 32, 2) centers of the picture's pixels, (x, y)."""
     axis = (torch.arange(IMAGE_SIZE) + 0.5) * (2 / IMAGE_SIZE) - 1
     return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)
 

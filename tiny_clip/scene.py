@@ -1,4 +1,4 @@
-"""From ink to a picture: colours, textures, a coarse and noisy camera."""
+"""From ink to a picture: colors, textures, a coarse and noisy camera."""
 
 import math
 
@@ -12,23 +12,23 @@ from tiny_clip.ink import IMAGE_SIZE, pixel_grid
 
 RESOLUTIONS = {8: 0.45, 12: 0.15, 16: 0.1, IMAGE_SIZE: 0.3}
 BLACK, WHITE = 0, 1
-PALETTE = torch.tensor(list(words.COLOURS.values()))
+PALETTE = torch.tensor(list(words.COLORS.values()))
 
 
-def colour(ink: Tensor, truth: Tensor, generator: Generator) -> Tensor:
-    """RGB (n, 3, 32, 32) in 0..1 of the ink on a ground; writes colour and texture into `truth`."""
+def color(ink: Tensor, truth: Tensor, generator: Generator) -> Tensor:
+    """RGB (n, 3, 32, 32) in 0..1 of the ink on a ground; writes color and texture into `truth`."""
     n = len(ink)
     group = truth[:, words.GROUP]
     pattern = group == words.PATTERN
-    ink_colour, ground_colour = _colours(truth, generator)
-    top = ink_colour[..., None, None].expand(-1, -1, IMAGE_SIZE, IMAGE_SIZE).clone()
-    bottom = ground_colour[..., None, None].expand(-1, -1, IMAGE_SIZE, IMAGE_SIZE).clone()
+    ink_color, ground_color = _colors(truth, generator)
+    top = ink_color[..., None, None].expand(-1, -1, IMAGE_SIZE, IMAGE_SIZE).clone()
+    bottom = ground_color[..., None, None].expand(-1, -1, IMAGE_SIZE, IMAGE_SIZE).clone()
 
     woven = torch.nonzero(pattern | ((group == words.SHAPE) & chance(n, 0.4, generator)))[:, 0]
     texture = torch.randint(len(words.TEXTURES), (len(woven),), generator=generator)
     truth[woven, words.TEXTURE] = texture
     truth[woven[pattern[woven] & (texture == words.PLAIN)], words.GROUND] = words.UNSAID
-    shade = torch.where(pattern[:, None], ground_colour, ink_colour * 0.45 + 0.05)[woven]
+    shade = torch.where(pattern[:, None], ground_color, ink_color * 0.45 + 0.05)[woven]
     top[woven] = shade[..., None, None].lerp(top[woven], _textures(texture, generator)[:, None])
 
     stained = torch.nonzero(chance(n, 0.05, generator))[:, 0]
@@ -55,10 +55,10 @@ def photograph(image: Tensor, generator: Generator) -> Tensor:
     return (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _colours(truth: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Ink and ground colours (n, 3); named in `truth` where they have a name.
+def _colors(truth: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Ink and ground colors (n, 3); named in `truth` where they have a name.
 
-    Characters are mostly light on dark greys, as scanned writing is; the rest is in colour.
+    Characters are mostly light on dark greys, as scanned writing is; the rest is in color.
     """
     n = len(truth)
     character = truth[:, words.GROUP] <= words.SIGN
@@ -72,14 +72,14 @@ def _colours(truth: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         flipped[:, None], torch.tensor([BLACK, WHITE]), torch.tensor([WHITE, BLACK])
     )
     named = torch.where((scan & classic)[:, None], black_white, named)
-    colours = PALETTE[named] + 0.06 * torch.randn(n, 2, 3, generator=generator)
+    colors = PALETTE[named] + 0.06 * torch.randn(n, 2, 3, generator=generator)
     dark, light = uniform(n, 0.0, 0.35, generator), uniform(n, 0.6, 1.0, generator)
     greys = torch.stack((light, dark), dim=1)
     greys = torch.where(flipped[:, None], greys.flip(1), greys)[..., None].expand(-1, -1, 3)
     grey = (scan & ~classic)[:, None]
     truth[:, words.INK : words.GROUND + 1] = torch.where(grey, words.UNSAID, named)
-    colours = torch.where(grey[..., None], greys, colours).clamp(0, 1)
-    return colours[:, 0], colours[:, 1]
+    colors = torch.where(grey[..., None], greys, colors).clamp(0, 1)
+    return colors[:, 0], colors[:, 1]
 
 
 def _textures(kind: Tensor, generator: Generator) -> Tensor:

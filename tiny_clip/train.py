@@ -100,7 +100,7 @@ def train(seed: int, steps: int = STEPS, batch: int = BATCH) -> CLIP:
         pictures, truth = draw(batch, generator)
         described = [describe(facts, rng) for facts in truth.tolist()]
         fit = fits(torch.tensor([said for _, said in described]), truth)
-        features = model.encode_image(normalise(pictures))
+        features = model.encode_image(standardize(pictures))
         images = normalize(features, dim=-1)
         texts = encode_captions(model, tokenizer([text for text, _ in described]))
         loss = contrastive_loss(model.logit_scale.exp() * texts @ images.T, fit)
@@ -128,7 +128,7 @@ def encode_captions(model: CLIP, tokens: Tensor) -> Tensor:
     return normalize(last @ model.text_projection, dim=-1)
 
 
-def normalise(pictures: Tensor) -> Tensor:
+def standardize(pictures: Tensor) -> Tensor:
     """Pictures (n, 3, 32, 32) uint8 as the image tower takes them."""
     return pictures.float() / 127.5 - 1
 
@@ -139,7 +139,7 @@ def drawn_accuracy(model: CLIP, n: int, generator: Generator) -> float:
     tokenizer = open_clip.SimpleTokenizer(context_length=CONTEXT_LENGTH)
     prompts = tokenizer([f"a photo of the number {name}." for name in DIGITS])
     pictures, digits = draw_digits(n, generator)
-    images = model.encode_image(normalise(pictures), normalize=True)
+    images = model.encode_image(standardize(pictures), normalize=True)
     guesses = (images @ model.encode_text(prompts, normalize=True).T).argmax(dim=1)
     return float((guesses == digits).double().mean())
 

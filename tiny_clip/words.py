@@ -41,7 +41,7 @@ NAMES_OF = {
 CASES = (("capital", "uppercase"), ("small", "lowercase"))
 CAPITAL, SMALL = range(len(CASES))
 
-COLOURS = {
+COLORS = {
     "black": (0.03, 0.03, 0.03),
     "white": (0.97, 0.97, 0.97),
     "grey": (0.5, 0.5, 0.5),
@@ -55,7 +55,7 @@ COLOURS = {
     "brown": (0.42, 0.24, 0.08),
     "cyan": (0.1, 0.85, 0.9),
 }
-COLOUR_NAMES = tuple(COLOURS)
+COLOR_NAMES = tuple(COLORS)
 
 TEXTURES = (
     ("plain", "solid"),

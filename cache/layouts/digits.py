@@ -1,6 +1,6 @@
 """The bundled dataset: handwritten digits that come with scikit-learn, no file on disk.
 
-1,797 grey images of 8 x 8 pixels with values 0..16, the test part of Alpaydin and Kaynak's
+1,797 gray images of 8 x 8 pixels with values 0..16, the test part of Alpaydin and Kaynak's
 "Optical Recognition of Handwritten Digits" (UCI, 1998).
 """
 

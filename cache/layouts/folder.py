@@ -2,7 +2,7 @@
 
 Either `train/`, `val/` and `test/` hold the class folders (`valid/` and `validation/` will do, and
 one or two of the three), or the folder holds them itself and is split 50/20/30. A folder called
-`unlabelled/` beside them is no class.
+`unlabeled/` beside them is no class.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ from cache.listing import SPLIT_RULE, Item, Listing, find_images, folders, lost_
 from cache.manifest import SPLITS, Manifest
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-UNLABELLED = ("unlabelled", "unlabeled")
+UNLABELED = ("unlabeled", "unlabelled")
 
 
 def read(manifest: Manifest, data_root: Path) -> Listing:
@@ -38,7 +38,7 @@ def read_folder(
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give a folder of class folders")
-    beside = unlabelled_folder(root)
+    beside = unlabeled_folder(root)
     drop = (*drop, *([beside.name] if beside else ()))
     split_folders = _split_folders(root)
     parents = {split: f"{folder}/" for split, folder in split_folders.items()} or {"all": ""}
@@ -81,13 +81,13 @@ def read_folder(
     )
 
 
-def unlabelled_folder(root: Path) -> Path | None:
+def unlabeled_folder(root: Path) -> Path | None:
     """The folder of images without labels beside the class folders, if there is one.
 
     Raises:
         UserError: There are two.
     """
-    found = [name for name in folders(root) if name.lower() in UNLABELLED]
+    found = [name for name in folders(root) if name.lower() in UNLABELED]
     if len(found) > 1:
         raise UserError(f"{root} has both {found[0]}/ and {found[1]}/; keep one of them")
     return root / found[0] if found else None
@@ -108,7 +108,7 @@ def _split_folders(root: Path) -> dict[str, str]:
                 f"{root} has both {by_split[split]}/ and {name}/; keep one {split} split"
             )
         by_split[split] = name
-    others = [n for n in folders(root) if n not in found and n.lower() not in UNLABELLED]
+    others = [n for n in folders(root) if n not in found and n.lower() not in UNLABELED]
     mixed = [name for name in others if by_split and find_images(root / name).paths]
     if mixed:
         raise UserError(

@@ -1,1 +1,1 @@
-"""What was learnt, kept in a file: saved, loaded, used on new images, taken elsewhere."""
+"""What was learned, kept in a file: saved, loaded, used on new images, taken elsewhere."""

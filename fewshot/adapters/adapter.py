@@ -1,4 +1,4 @@
-"""A saved adapter: what a method learnt, in one file with all that using it takes.
+"""A saved adapter: what a method learned, in one file with all that using it takes.
 
 The file is safetensors: the tensors, and in its header JSON under the key "fewshot". Nothing in it
 is ever executed. The model's own weights are not in it; their digest is, and no others will do.
@@ -18,14 +18,14 @@ from torch import Tensor
 
 from cache.atomic import replacing
 from cache.errors import UserError
-from fewshot.tables import shots_name
+from fewshot.results.tables import shots_name
 
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How sure an adapter may be, judged on labelled images that it was not fitted to.
+    """How sure an adapter may be, judged on labeled images that it was not fitted to.
 
     Attributes:
         temperature: T: probabilities are softmax(logits / T).
@@ -48,7 +48,7 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """What a method learnt.
+    """What a method learned.
 
     Attributes:
         method: Its name.
@@ -61,7 +61,7 @@ class Adapter:
         classnames: C names by class id.
         prompts: The sentences that made each class's text, by class id; empty without text.
         templates: The dataset's templates, which end-to-end methods make their prompts of.
-        training: What it was learnt from: dataset, shots, seed, tuning, counts, versions.
+        training: What it was learned from: dataset, shots, seed, tuning, counts, versions.
         calibration: How sure it may be.
         classifier: The classifier on features as `parts` has it; None of an end-to-end method.
         tensors: Its tensors, or what an end-to-end method trained, by name.
@@ -89,10 +89,10 @@ class Adapter:
         """One line: what it is, and how good as far as is known."""
         shots = self.training.get("shots")
         known = self.calibration
-        learnt = shots_name(int(shots)) if shots else "no labels"
-        line = f"{self.method} on {self.model_name}, {len(self.classnames)} classes, {learnt}"
+        learned = shots_name(int(shots)) if shots else "no labels"
+        line = f"{self.method} on {self.model_name}, {len(self.classnames)} classes, {learned}"
         if known.accuracy is None or known.interval is None:
-            return f"{line}; not calibrated, for want of labelled images to judge by"
+            return f"{line}; not calibrated, for want of labeled images to judge by"
         low, high = (f"{100 * end:.1f}" for end in known.interval)
         where = {"cv": "cross-validated", "val": "on validation images"}[known.source]
         return f"{line}; {100 * known.accuracy:.1f} % right {where} ({low} to {high})"

@@ -17,7 +17,7 @@ def describe(adapter: Adapter) -> str:
         ("classes", _classes(adapter)),
         ("prompts", _prompts(adapter)),
         ("settings", _values(adapter.settings)),
-        ("learnt from", _values(adapter.training)),
+        ("learned from", _values(adapter.training)),
         ("calibration", _calibration(adapter)),
         ("tensors", (f"{n}: {tuple(t.shape)} {t.dtype}" for n, t in adapter.tensors.items())),
     ):
@@ -55,10 +55,10 @@ def _prompts(adapter: Adapter) -> Iterator[str]:
 def _calibration(adapter: Adapter) -> Iterator[str]:
     known = adapter.calibration
     if known.accuracy is None or known.interval is None or known.error is None:
-        yield "none: there were no labelled images to judge by; probabilities are the model's own"
+        yield "none: there were no labeled images to judge by; probabilities are the model's own"
         return
     low, high = known.interval
-    where = {"cv": "folds of the images learnt from", "val": "validation images"}[known.source]
+    where = {"cv": "folds of the images learned from", "val": "validation images"}[known.source]
     yield f"{known.images:,} images: {where}"
     yield f"accuracy: {100 * known.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
     yield f"temperature: {known.temperature:.4g}"

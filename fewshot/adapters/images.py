@@ -94,7 +94,7 @@ def decoded(
                     rgb = decode.to_rgb(image, exif=exif)
             else:
                 rgb = decode.read_rgb(Path(image), exif=exif)
-            return preprocess.centre(rgb)
+            return preprocess.center(rgb)
         except (OSError, ValueError, MemoryError) as error:  # the last two of a sliver, resized
             return str(error) or type(error).__name__
 

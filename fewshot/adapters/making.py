@@ -13,15 +13,15 @@ from cache.extract import versions
 from cache.source import Source
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter, Calibration, require_suffix
-from fewshot.adapters.calibrating import calibrate, cross_validated
-from fewshot.adapters.parts import take_apart
+from fewshot.adapters.classifiers import take_apart
 from fewshot.classifier import Method
 from fewshot.endtoend.clip import EndToEnd
-from fewshot.endtoend.photos import centre_crops, require_images
-from fewshot.endtoend.run import Trained
-from fewshot.evaluate import score
+from fewshot.endtoend.experiment import Trained
+from fewshot.endtoend.photos import center_crops, require_images
+from fewshot.evaluation import score
 from fewshot.fitting import Fitted, fit
-from fewshot.results import Result, program_version
+from fewshot.model_selection.calibrating import calibrate, cross_validated
+from fewshot.results.log import Result, program_version
 from fewshot.sampling import Sample, draw, draw_imbalanced
 
 
@@ -169,7 +169,7 @@ def _validation(
     paths = [item.path for item in items]
     require_images(source, paths, workers=workers)
     encode = learner.images or clip.model.encode_image
-    crops = centre_crops(source, paths, encoder.preprocess, batch_size=batch_size, workers=workers)
+    crops = center_crops(source, paths, encoder.preprocess, batch_size=batch_size, workers=workers)
     with clip.autocast():
         fixed = learner.frozen()
         logits = [fixed.logits(encode(pixels.to(clip.device))).cpu() for pixels in crops]

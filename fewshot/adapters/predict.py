@@ -61,8 +61,8 @@ def predict(
     require_form(top, min_confidence)
     files = list(every(images))
     if not isinstance(adapter, Predictor):
-        learnt = adapter if isinstance(adapter, Adapter) else load_adapter(adapter)
-        adapter = open_adapter(learnt, model=model, device=device, precision=precision)
+        learned = adapter if isinstance(adapter, Adapter) else load_adapter(adapter)
+        adapter = open_adapter(learned, model=model, device=device, precision=precision)
     found = stream(
         adapter, files, top=top, min_confidence=min_confidence, batch_size=batch_size,
         workers=workers,
@@ -140,9 +140,9 @@ def run(
     """
     require_form(top, min_confidence)
     output.require_format(form)
-    learnt = load_adapter(adapter)
+    learned = load_adapter(adapter)
     files = image_files(images, stdin)
-    predictor = open_adapter(learnt, model=model, device=device, precision=precision)
+    predictor = open_adapter(learned, model=model, device=device, precision=precision)
     terminal = out.isatty()
     width = shutil.get_terminal_size().columns if terminal else None
     counts: Counter[str] = Counter()

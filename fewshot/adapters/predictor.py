@@ -12,7 +12,7 @@ from cache.encoder import Encoder, load
 from cache.errors import UserError
 from cache.images import Preprocess
 from fewshot.adapters.adapter import Adapter
-from fewshot.adapters.parts import put_together
+from fewshot.adapters.classifiers import put_together
 from fewshot.methods import METHODS
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Predictor:
     """What classifies images.
 
     Attributes:
-        adapter: What was learnt.
+        adapter: What was learned.
         preprocess: PIL image to pixels (3, H, W).
         features: Pixels (B, 3, H, W) to features (B, D), on the CPU.
         logits: Features (M, D) to logits (M, C), on the CPU.
@@ -52,7 +52,7 @@ def open_adapter(
     """The adapter and its model, ready to classify.
 
     Args:
-        adapter: What was learnt.
+        adapter: What was learned.
         model: The model under another name, such as `local-dir:` of the same weights.
         device: As in `encoder.load`.
         precision: As in `encoder.load`.
@@ -156,7 +156,7 @@ def _end_to_end(adapter: Adapter, encoder: Encoder, preprocess: Preprocess) -> P
 
 
 def attached(adapter: Adapter, clip: "Clip") -> "tuple[Learner, Clip]":
-    """An end-to-end method put into the model with what it had learnt; the model is changed.
+    """An end-to-end method put into the model with what it had learned; the model is changed.
 
     Raises:
         UserError: No such method here, or it has become another.

@@ -1,1 +1,1 @@
-"""What labelled photos say about themselves: which method suits them, how well, and what next."""
+"""What labeled photos say about themselves: which method suits them, how well, and what next."""

@@ -62,7 +62,7 @@ def candidates(n_images: int, n_classes: int) -> Candidates:
     """The methods to try on N images of C classes; what has no text to learn from fails by itself.
 
     Never those whose logits of an image depend on the images beside it, nor those that learn from
-    unlabelled images: labels could not say how good they are by folds, or would be wasted.
+    unlabeled images: labels could not say how good they are by folds, or would be wasted.
     """
     left_out = {}
     for name, kind in METHODS.items():

@@ -67,7 +67,7 @@ def commands(
     """What was done, step by step, and how to go on.
 
     Args:
-        store: Of the labelled images.
+        store: Of the labeled images.
         method: The winner, with its hyper-parameters as tuned.
         dataset: The images as the user named them.
         adapter: Where the winner was saved.

@@ -14,7 +14,7 @@ class ClassFigures:
         label: The class.
         images: How many of it were judged.
         predicted: How many images were taken for it, rightly or not.
-        right: How many of it were recognised.
+        right: How many of it were recognized.
     """
 
     label: int
@@ -24,7 +24,7 @@ class ClassFigures:
 
     @property
     def recall(self) -> float | None:
-        """Share of its images that were recognised, its accuracy; None without any."""
+        """Share of its images that were recognized, its accuracy; None without any."""
         return self.right / self.images if self.images else None
 
     @property

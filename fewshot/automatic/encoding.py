@@ -21,10 +21,10 @@ def look_at(source: Source) -> Preflight:
         return check(source, advance=advance)
 
 
-def encode_labelled(
+def encode_labeled(
     report: Preflight, encoder: Encoder, path: Path, *, workers: int | None, say: Say
 ) -> FeatureStore:
-    """The store of labelled images and of their classes' prompts; unreadable images are left out.
+    """The store of labeled images and of their classes' prompts; unreadable images are left out.
 
     Args:
         report: On these images.
@@ -49,7 +49,7 @@ def encode_labelled(
     return store
 
 
-def encode_unlabelled(
+def encode_unlabeled(
     source: Source, encoder: Encoder, path: Path, *, workers: int | None, say: Say
 ) -> FeatureStore | None:
     """The store of images without labels or prompts; None where none of them can be read."""

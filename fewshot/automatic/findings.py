@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from fewshot.automatic.confusions import ClassFigures, Pair, class_figures, confused_pairs
-from fewshot.automatic.duplicates import Conflict, conflicts, near_duplicates
 from fewshot.automatic.judging import Judged
-from fewshot.automatic.learning_curve import LearningCurve, learning_curve
-from fewshot.automatic.mislabelled import Suspect, mislabelled
+from fewshot.automatic.mislabeled import Suspect, mislabeled
 from fewshot.classifier import Method
+from fewshot.model_selection.learning_curve import LearningCurve, learning_curve
+from fewshot.model_selection.near_duplicates import Conflict, conflicts, near_duplicates
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
@@ -53,7 +53,7 @@ def examine(
         judged: What became of the methods.
         method: The winner, with its hyper-parameters as tuned.
         temperature: T of its probabilities, softmax(logits / T).
-        support: All labelled images in the form that it wants.
+        support: All labeled images in the form that it wants.
         text: The classes' text by its recipe.
         seed: Of the learning curve's orders.
     """
@@ -71,7 +71,7 @@ def examine(
     return Findings(
         figures=class_figures(p, labels, seen),
         pairs=confused_pairs(p, labels, seen, examples=EXAMPLES),
-        suspects=mislabelled(p, labels, seen, twice),
+        suspects=mislabeled(p, labels, seen, twice),
         duplicates=repeated(twins),
         conflicts=twice,
         curve=curve,

@@ -1,4 +1,4 @@
-"""The methods on labelled images: each judged by cross-validation, the best fitted to all."""
+"""The methods on labeled images: each judged by cross-validation, the best fitted to all."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,10 @@ from cache.errors import UserError, unknown
 from cache.progress import progress
 from cache.store import FeatureStore
 from fewshot.automatic.candidates import Candidates, candidates
-from fewshot.automatic.cross_validation import (
+from fewshot.classifier import Method
+from fewshot.fitting import Fitted, class_text, fit, query
+from fewshot.methods import METHODS, ZeroShot
+from fewshot.model_selection.cross_validation import (
     Failed,
     SupportOf,
     TextFor,
@@ -18,12 +21,9 @@ from fewshot.automatic.cross_validation import (
     cross_validate,
     tune_unbalanced,
 )
-from fewshot.automatic.duplicates import scenes
-from fewshot.automatic.folds import folds
-from fewshot.automatic.selection import Selection, select
-from fewshot.classifier import Method
-from fewshot.fitting import Fitted, class_text, fit, query
-from fewshot.methods import METHODS, ZeroShot
+from fewshot.model_selection.folds import folds
+from fewshot.model_selection.near_duplicates import scenes
+from fewshot.model_selection.selection import Selection, select
 from fewshot.sampling import draw_imbalanced
 from fewshot.settings import configure
 from fewshot.support import SupportSet
@@ -45,7 +45,7 @@ class Judged:
     """What became of the methods.
 
     Attributes:
-        labels: (N,) class ids of all labelled images.
+        labels: (N,) class ids of all labeled images.
         groups: (N,) scenes, which folds keep together.
         fold: (N,) in which fold an image was held out, or -1.
         tried: The methods that could be judged.
@@ -85,14 +85,14 @@ def to_try(names: Sequence[str] | None, n_images: int, n_classes: int) -> Candid
             raise unknown("method", name, METHODS)
         if METHODS[name].transductive or METHODS[name].learns_from == "images":
             raise UserError(
-                f"{name} learns from the images to be classified, so labelled ones held out say "
+                f"{name} learns from the images to be classified, so labeled ones held out say "
                 "nothing of it; leave it out"
             )
     return Candidates(tuple(dict.fromkeys(names)), {})
 
 
 def inputs(store: FeatureStore) -> tuple[SupportOf, TextFor]:
-    """All labelled images, and the classes' text, in the form that a method wants."""
+    """All labeled images, and the classes' text, in the form that a method wants."""
     labels = torch.from_numpy(store.labels("train"))
     classes = range(store.n_classes)
     supports: dict[bool, SupportSet] = {}
@@ -125,7 +125,7 @@ def judge(
     """Cross-validate every method on the same folds, and choose.
 
     Args:
-        store: Of the labelled images, its train split.
+        store: Of the labeled images, its train split.
         asked: What to try.
         support_of: By `inputs`, as is `text_for`.
         text_for: The classes' text.

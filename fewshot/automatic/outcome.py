@@ -14,8 +14,8 @@ from fewshot.adapters.adapter import Adapter
 from fewshot.automatic.commands import Command
 from fewshot.automatic.findings import Findings
 from fewshot.automatic.judging import Judged
-from fewshot.automatic.selection import Standing
-from fewshot.automatic.unlabelled import Unlabelled
+from fewshot.automatic.unlabeled import Unlabeled
+from fewshot.model_selection.selection import Standing
 
 # Of the labels. People mislabel fewer: in ten well-known test sets at most 10 % were wrong
 # (Northcutt, Athalye and Mueller, 2021, https://arxiv.org/abs/2103.14749).
@@ -44,14 +44,14 @@ class Outcome:
     Attributes:
         dataset: The images as the user named them.
         out: The folder of all that was written.
-        source: The labelled images.
+        source: The labeled images.
         report: The pre-flight report on them.
         store: Their features.
         judged: What became of the methods.
         adapter: The winner, fitted to all labels.
         findings: What its answers out of fold say of the photos.
         tested: The winner on the user's own test images; None without any.
-        unlabelled: What it makes of images without a label; None without any.
+        unlabeled: What it makes of images without a label; None without any.
         commands: What repeats each step.
         seconds: Stage -> how long it took.
     """
@@ -65,7 +65,7 @@ class Outcome:
     adapter: Adapter
     findings: Findings
     tested: Tested | None
-    unlabelled: Unlabelled | None
+    unlabeled: Unlabeled | None
     commands: tuple[Command, ...]
     seconds: Mapping[str, float]
 
@@ -103,7 +103,7 @@ class Outcome:
 
     @cached_property
     def paths(self) -> list[str]:
-        """N paths of the labelled images, relative to the source's root."""
+        """N paths of the labeled images, relative to the source's root."""
         return self.store.paths("train")
 
     @property
@@ -156,7 +156,7 @@ def more_labels(outcome: Outcome) -> str:
 
 def _summary(outcome: Outcome) -> list[str]:
     selection, interval = outcome.judged.selection, outcome.interval
-    n_labelled = count(len(outcome.judged.labels), "labelled photo")
+    n_labeled = count(len(outcome.judged.labels), "labeled photo")
     if selection is None or interval is None:
         lines = [
             (
@@ -169,7 +169,7 @@ def _summary(outcome: Outcome) -> list[str]:
         lines = [
             (
                 f"{outcome.winner}: about {in_100(selection.accuracy)} new photos right, between "
-                f"{low} and {high} (cross-validated on {n_labelled})"
+                f"{low} and {high} (cross-validated on {n_labeled})"
             )
         ]
     if outcome.zero_shot and outcome.winner != "zero-shot":
@@ -180,8 +180,8 @@ def _summary(outcome: Outcome) -> list[str]:
     lines.append(f"more labels: {more_labels(outcome)}")
     if outcome.doubtful_labels:
         lines.append(f"labels to look at again: {outcome.doubtful_labels:,}")
-    if outcome.unlabelled:
-        n = count(len(outcome.unlabelled.paths), "photo")
+    if outcome.unlabeled:
+        n = count(len(outcome.unlabeled.paths), "photo")
         lines.append(f"without a label: {n}, predictions in {outcome.out / 'predictions.csv'}")
     lines.append(f"page: {outcome.page_path}")
     lines.append(f"next: {outcome.commands[-1].line}")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from fewshot.automatic.outcome import Outcome, more_labels
-from fewshot.automatic.unlabelled import Unlabelled
+from fewshot.automatic.unlabeled import Unlabeled
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "fingerprint": outcome.store.fingerprint,
         "model": outcome.store.model,
         "classes": list(names),
-        "labelled": len(paths),
+        "labeled": len(paths),
         "judged": int((outcome.judged.fold >= 0).sum()),
         "winner": {"method": outcome.winner, "settings": dict(outcome.adapter.settings)},
         "accuracy": outcome.accuracy,
@@ -51,7 +51,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
             for way in (pair.more, pair.less)
             if way.count
         ],
-        "mislabelled": [
+        "mislabeled": [
             {
                 "path": paths[one.row],
                 "label": names[one.label],
@@ -65,7 +65,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "near_duplicates": [[paths[row] for row in rows] for rows in outcome.findings.duplicates],
         "learning_curve": outcome.findings.curve and asdict(outcome.findings.curve),
         "more_labels": more_labels(outcome),
-        "unlabelled": outcome.unlabelled and _unlabelled(outcome.unlabelled, names),
+        "unlabeled": outcome.unlabeled and _unlabeled(outcome.unlabeled, names),
         "left_out": list(outcome.store.skipped),
         "notes": list(outcome.report.notes),
         "commands": [asdict(one) for one in outcome.commands],
@@ -74,7 +74,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     return found
 
 
-def _unlabelled(found: Unlabelled, names: tuple[str, ...]) -> dict[str, Any]:
+def _unlabeled(found: Unlabeled, names: tuple[str, ...]) -> dict[str, Any]:
     counts = torch.bincount(found.probabilities.argmax(dim=1), minlength=len(names)).tolist()
     return {
         "folder": str(found.source.root),

@@ -1,9 +1,9 @@
-"""Which unlabelled images to label next: those the classifier doubts, and no two alike.
+"""Which unlabeled images to label next: those the classifier doubts, and no two alike.
 
 Doubt is the margin between the two likeliest classes (Scheffer, Decomain and Wrobel, "Active Hidden
-Markov Models for Information Extraction", 2001). Variety is the greedy choice of centres, each as
+Markov Models for Information Extraction", 2001). Variety is the greedy choice of centers, each as
 far as can be from those before it (Gonzalez, "Clustering to minimize the maximum intercluster
-distance", 1985; for labelling, Sener and Savarese, https://arxiv.org/abs/1708.00489).
+distance", 1985; for labeling, Sener and Savarese, https://arxiv.org/abs/1708.00489).
 """
 
 from dataclasses import dataclass

@@ -22,7 +22,7 @@ GLOSSES: Mapping[str, str] = {
     "lp++": "Straight borders plus a share of what the class names say, found for each class.",
     "zs-lp": "Starts with the class names as the classes' middles and trains them on your photos.",
     "clap": "As zs-lp, holding each class near its name as far as the name deserves it.",
-    "cross-modal": "Takes the class names for further labelled examples, and draws straight "
+    "cross-modal": "Takes the class names for further labeled examples, and draws straight "
     "borders.",
     "taskres": "Learns a correction to each class name.",
     "clip-adapter": "Trains a small network that adjusts the features to your classes.",

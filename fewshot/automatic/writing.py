@@ -9,9 +9,9 @@ from fewshot.adapters.output import lines
 from fewshot.adapters.prediction import Prediction, distinct
 from fewshot.automatic.commands import script
 from fewshot.automatic.outcome import Outcome
-from fewshot.automatic.page import page
+from fewshot.automatic.page.assembly import page
 from fewshot.automatic.record import as_json
-from fewshot.automatic.unlabelled import Unlabelled
+from fewshot.automatic.unlabeled import Unlabeled
 
 TOP = 3  # classes told of each image without a label
 
@@ -23,10 +23,10 @@ def write(outcome: Outcome) -> None:
         leftover.unlink(missing_ok=True)
     outcome.adapter.save(outcome.adapter_path)
     predictions = out / "predictions.csv"
-    if outcome.unlabelled is None:
+    if outcome.unlabeled is None:
         predictions.unlink(missing_ok=True)  # of an earlier run
     else:
-        found = _predictions(outcome.unlabelled, outcome.store.classnames)
+        found = _predictions(outcome.unlabeled, outcome.store.classnames)
         _write_text(predictions, "".join(lines(found, "csv")))
     _write_text(out / "commands.sh", script(outcome.commands, Path.cwd()))
     record = json.dumps(as_json(outcome), indent=1, allow_nan=False)
@@ -39,7 +39,7 @@ def _write_text(path: Path, content: str) -> None:
         temporary.write_text(content, encoding="utf-8", errors="surrogateescape")
 
 
-def _predictions(found: Unlabelled, classnames: tuple[str, ...]) -> Iterator[Prediction]:
+def _predictions(found: Unlabeled, classnames: tuple[str, ...]) -> Iterator[Prediction]:
     """What is said of each image, as `fewshot predict` says it."""
     names = distinct(classnames)
     p, classes = found.probabilities.topk(min(TOP, len(names)), dim=1)

@@ -13,11 +13,11 @@ from cache.errors import UserError
 from cache.source import Source, find
 from cache.store import FeatureStore
 from fewshot.bench.plan import Cell, key_of
+from fewshot.endtoend.experiment import run
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.endtoend.methods import configure as configure_trained
-from fewshot.endtoend.run import run
-from fewshot.evaluate import base_to_new, evaluate, transfer
-from fewshot.results import Result
+from fewshot.evaluation import base_to_new, evaluate, transfer
+from fewshot.results.log import Result
 from fewshot.settings import configure
 
 
@@ -64,7 +64,7 @@ def _outcomes(save: Path | None, cells: Sequence[Cell]) -> Sequence[Result | Fai
 
 def _evaluate(save: Path | None, cells: Sequence[Cell]) -> list[Result]:
     cell = cells[0]
-    store = FeatureStore.open(cell.learnt)
+    store = FeatureStore.open(cell.learned)
     if cell.what["method"] in TRAINED:
         return [_train(save, cell, store)]
     method = configure(cell.what["method"], cell.settings, logit_scale=store.logit_scale)
@@ -77,7 +77,7 @@ def _evaluate(save: Path | None, cells: Sequence[Cell]) -> list[Result]:
         "prompt_set": cell.what["prompt_set"],
         "save": save,
     }
-    if cell.tested != cell.learnt:
+    if cell.tested != cell.learned:
         targets = [FeatureStore.open(one.tested) for one in cells]
         return transfer(store, targets, method, **ask)
     if cell.protocol == "base-to-new":

@@ -24,11 +24,11 @@ from typing import Any
 from cache.errors import UserError, unknown
 from cache.location import default_root
 from cache.toml_table import Table
+from fewshot.model_selection.tuning import PROTOCOLS as TUNING
 from fewshot.sampling import draw_imbalanced
-from fewshot.tuning import PROTOCOLS as TUNING
 
 ALL = ("all",)
-TRANSFERS = ("domain-generalisation", "cross-dataset")
+TRANSFERS = ("domain-generalization", "cross-dataset")
 PROTOCOLS = ("few-shot", "base-to-new", *TRANSFERS)
 
 
@@ -87,7 +87,7 @@ class Bench:
             raise unknown("tuning protocol", self.tune, TUNING)
         if (self.source is None) == (self.protocol in TRANSFERS):
             wants = "needs a source" if self.source is None else "takes no source"
-            raise UserError(f"{self.protocol} {wants}, the dataset that is learnt for others")
+            raise UserError(f"{self.protocol} {wants}, the dataset that is learned for others")
         if self.imbalance is not None and self.protocol != "few-shot":
             raise UserError(f"imbalance goes with few-shot alone; got {self.protocol}; drop one")
         if self.imbalance is not None:  # drawn from two images, to hear now what is wrong with it

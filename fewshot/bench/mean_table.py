@@ -9,16 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import fsum, nan
 from typing import Any
 
-from fewshot.groups import TRANSFERS
 from fewshot.metrics import harmonic_mean, mean_interval
-from fewshot.results import Result
-from fewshot.tables import Cell, Number, Table, shots_name
+from fewshot.results.groups import TRANSFERS
+from fewshot.results.log import Result
+from fewshot.results.tables import Cell, Number, Table, shots_name
 
 Asked = Mapping[str, Any]  # what `Result.cell` says
 Runs = dict[str, dict[int, Result | None]]  # dataset -> seed -> what came of it
 Row = tuple[str, ...]  # as COLUMNS names it
 
-COLUMNS = ("method", "model", "setting", "learnt on", "prompts", "imbalance", "views")
+COLUMNS = ("method", "model", "setting", "learned on", "prompts", "imbalance", "views")
 PARTS = ("base", "new", "H")
 
 
@@ -62,7 +62,7 @@ def mean_table(runs: Sequence[tuple[Asked, Result | None]]) -> Table:
         notes.append("Where a class has one image there is no tuning: the defaults.")
     bare = sorted({r.dataset for _, r in runs if r is not None and r.text_recipe is None})
     if bare and any(r is not None and r.text_recipe is not None for _, r in runs):
-        notes.append(f"There is no text of {', '.join(bare)}: learnt from images alone there.")
+        notes.append(f"There is no text of {', '.join(bare)}: learned from images alone there.")
     return Table(title, (*header, *map(shots_name, all_shots)), lines, tuple(notes))
 
 

@@ -17,11 +17,11 @@ from cache.location import find_store, find_stores
 from cache.manifest import all_manifests
 from cache.store import FeatureStore, canonical_json
 from fewshot.bench.config import ALL, TRANSFERS, Bench
-from fewshot.classifier import Generaliser, Traits
+from fewshot.classifier import Generalizer, Traits
 from fewshot.endtoend.clip import EndToEnd
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.endtoend.methods import configure as configure_trained
-from fewshot.evaluate import setting_name, shared_classes
+from fewshot.evaluation import setting_name, shared_classes
 from fewshot.fitting import protocol_used, uses_labels
 from fewshot.methods import METHODS
 from fewshot.sampling import draw_imbalanced
@@ -43,7 +43,7 @@ class Cell:
         settings: The method's fixed hyper-parameters, as text.
         shots: K as asked for, whatever the method makes of it.
         tested: The store of the test split.
-        learnt: The store of the few shots; mostly the same.
+        learned: The store of the few shots; mostly the same.
     """
 
     what: Mapping[str, Any]
@@ -51,7 +51,7 @@ class Cell:
     settings: Mapping[str, str]
     shots: int
     tested: Path
-    learnt: Path
+    learned: Path
 
     @property
     def key(self) -> str:
@@ -110,7 +110,7 @@ def plan(bench: Bench) -> Plan:
         bench.seeds, bench.shots, pairs, methods, bench.prompts or (None,)
     ):
         for settings in variants[name]:
-            method = _configured(name, settings, pair.learnt.logit_scale)
+            method = _configured(name, settings, pair.learned.logit_scale)
             ask = _Ask(bench, method, settings, pair, prompts, shots, seed)
             if method.learns_from == "labels" and not shots:
                 continue
@@ -130,17 +130,17 @@ def plan(bench: Bench) -> Plan:
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """Where is learnt and where is tested, and what the two have in common.
+    """Where is learned and where is tested, and what the two have in common.
 
     Attributes:
-        learnt: The store of the few shots.
+        learned: The store of the few shots.
         tested: The store of the test split; mostly the same.
         shares: Whether all classes to test are among those to learn.
         n_views: V of the support sets.
         counted: What unequal classes were drawn for, and the images of their largest and smallest.
     """
 
-    learnt: FeatureStore
+    learned: FeatureStore
     tested: FeatureStore
     shares: bool
     n_views: int
@@ -151,7 +151,7 @@ class _Pair:
         if imbalance is None:
             return shots, shots
         if (shots, seed) not in self.counted:
-            labels, names = self.learnt.labels("train"), self.learnt.classnames
+            labels, names = self.learned.labels("train"), self.learned.classnames
             try:
                 drawn = draw_imbalanced(labels, names, profile=imbalance, shots=shots, seed=seed)
             except UserError:  # what is wrong is for the cell to say when it runs
@@ -174,7 +174,7 @@ class _Ask:
     seed: int
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         return uses_labels(self.method, self.shots)
 
     def objection(self) -> tuple[str | None, bool]:
@@ -194,27 +194,27 @@ class _Ask:
         ):
             return f"{name} is trained end to end, from few shots and with prompts of its own alone"
         if protocol in ("base-to-new", "cross-dataset") and not isinstance(
-            self.method, Generaliser
+            self.method, Generalizer
         ):
             return (
                 f"{name} knows no classes but those it has images of, so it is not for {protocol}"
             )
-        if self.bench.imbalance and not self.labelled:
+        if self.bench.imbalance and not self.labeled:
             return f"{name} learns from no labels, which imbalance is about"
         return None
 
     def _stores_cannot(self) -> str | None:
-        learnt, tested, protocol = self.pair.learnt, self.pair.tested, self.bench.protocol
+        learned, tested, protocol = self.pair.learned, self.pair.tested, self.bench.protocol
         if self.pair.shares == (protocol == "cross-dataset"):
             has = "no classes but those of" if self.pair.shares else "classes that are not in"
-            return f"{tested.dataset} has {has} {learnt.dataset}, so it is not for {protocol}"
+            return f"{tested.dataset} has {has} {learned.dataset}, so it is not for {protocol}"
         if self.prompts is not None and self.prompts not in tested.text_sets:
             return str(unknown(f"prompt set of {tested.path}", self.prompts, tested.text_sets))
         wanted = [(tested, "test")]
-        if self.labelled or self.method.learns_from == "images":
-            wanted.append((learnt, "train"))
+        if self.labeled or self.method.learns_from == "images":
+            wanted.append((learned, "train"))
         if self._tune(2) in ("val", "full-val"):
-            wanted.append((learnt, "val"))
+            wanted.append((learned, "val"))
         for store, split in wanted:
             if split not in store.splits:
                 return f"{store.dataset} has no {split} split"
@@ -222,15 +222,15 @@ class _Ask:
 
     def _tune(self, least: int) -> str:
         """The tuning protocol; one image of a class cannot be cross-validated, as by default."""
-        if not self.labelled:
+        if not self.labeled:
             return "none"
         tune = None if self.bench.tune == "cv" and least < 2 else self.bench.tune
         return protocol_used(self.method, tune, self.settings, least)
 
     def cell(self) -> Cell:
-        bench, learnt, tested = self.bench, self.pair.learnt, self.pair.tested
+        bench, learned, tested = self.bench, self.pair.learned, self.pair.tested
         most, least, seed, n_views = 0, 0, 0, 0
-        if self.labelled:
+        if self.labeled:
             most, least = self.pair.counts(bench.imbalance, self.shots, self.seed)
             seed, n_views = self.seed, self.pair.n_views
             if isinstance(self.method, EndToEnd) and self.method.on_images:
@@ -242,9 +242,9 @@ class _Ask:
             "dataset": tested.dataset,
             "model": tested.model,
             "setting": setting_name(
-                self.method, None if protocol == "few-shot" else protocol, self.labelled
+                self.method, None if protocol == "few-shot" else protocol, self.labeled
             ),
-            "fitted_on": learnt.dataset,
+            "fitted_on": learned.dataset,
             "shots": most,
             "seed": seed,
             "tune": self._tune(least),
@@ -253,7 +253,7 @@ class _Ask:
             "n_views": n_views,
             "fingerprint": tested.fingerprint,
         }
-        return Cell(what, bench.protocol, self.settings, self.shots, tested.path, learnt.path)
+        return Cell(what, bench.protocol, self.settings, self.shots, tested.path, learned.path)
 
 
 def _variants(
@@ -296,16 +296,16 @@ def _pairs(bench: Bench, left_out: dict[str, None]) -> Iterator[_Pair]:
         if bench.source is not None:
             source = FeatureStore.open(find_store(bench.store, bench.source, model)[0])
         for tested in stores:
-            learnt = source or tested
+            learned = source or tested
             if tested.model != model:
                 continue
             if source is not None and tested.path == source.path:
                 if bench.datasets != ALL:
                     raise UserError(f"{tested.dataset} is the source and so no target; drop it")
                 continue
-            shares = learnt is tested or shared_classes(learnt, tested) is not None
-            n_views = learnt.n_views("train") if "train" in learnt.splits else 0
-            yield _Pair(learnt, tested, shares, max(1, n_views))
+            shares = learned is tested or shared_classes(learned, tested) is not None
+            n_views = learned.n_views("train") if "train" in learned.splits else 0
+            yield _Pair(learned, tested, shares, max(1, n_views))
 
 
 def _stores(bench: Bench, left_out: dict[str, None]) -> Iterator[FeatureStore]:

@@ -13,7 +13,7 @@ from cache.errors import UserError
 from cache.location import find_stores
 from cache.store import FeatureStore
 from fewshot.doctor.finding import Finding
-from fewshot.memory import GIB
+from fewshot.parts.memory import GIB
 
 ROOM = GIB  # bytes; a store of ImageNet takes more, one of any other of the usual datasets less
 QUIET = 3600  # seconds without a write, after which nobody is taken to be writing

@@ -89,7 +89,7 @@ def encoder() -> Iterator[Finding]:
     from cache.encoder import load
 
     tiny = load("tiny", device="cpu")
-    pixels = tiny.preprocess.centre(Image.new("RGB", (48, 32), "red"))
+    pixels = tiny.preprocess.center(Image.new("RGB", (48, 32), "red"))
     features = torch.cat([tiny.encode_images(pixels[None]), tiny.encode_text(["a photo"])])
     if tuple(features.shape) != (2, tiny.dim) or not bool(torch.isfinite(features).all()):
         yield Finding(

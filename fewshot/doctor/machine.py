@@ -16,7 +16,7 @@ import torch
 
 from fewshot.doctor.finding import Finding
 from fewshot.doctor.folders import writable
-from fewshot.memory import GIB, available_memory
+from fewshot.parts.memory import GIB, available_memory
 
 ENOUGH = 2 * GIB  # bytes to load ViT-B/16 and encode with it
 WEIGHTS = (".safetensors", ".bin", ".pt", ".npz")

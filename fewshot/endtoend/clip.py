@@ -91,7 +91,7 @@ class Learner:
         penalty: Of the classes' text, as `text` gives it, what is added to the loss; None for
             nothing.
         modules: What is in training mode while it trains, for the sake of dropout.
-        calibrate: Called before training with the centre crops of the few shots, a batch of pixels
+        calibrate: Called before training with the center crops of the few shots, a batch of pixels
             at a time and in order, and their (N,) labels; None where nothing depends on them.
         chosen: Name -> what `calibrate` chose and no gradient moves; saved with the parameters.
     """

@@ -61,7 +61,7 @@ class Photos:
         return self.preprocess.view(image, self.crop_scale, key, flip=self.flip)
 
 
-def centre_crops(
+def center_crops(
     source: Source,
     paths: Sequence[str],
     preprocess: Preprocess,
@@ -70,10 +70,10 @@ def centre_crops(
     workers: int = 2,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Iterator[Tensor]:
-    """Batches of pixels (B, 3, H, W) of the centre crops, in order, decoded two batches ahead."""
+    """Batches of pixels (B, 3, H, W) of the center crops, in order, decoded two batches ahead."""
 
     def crop(path: str) -> Tensor:
-        return preprocess.centre(read(source, path))
+        return preprocess.center(read(source, path))
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         ahead: list[list[Future[Tensor]]] = []

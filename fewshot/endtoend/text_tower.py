@@ -30,7 +30,7 @@ def encode(
     chunk: int | None = None,
     checkpointing: bool = False,
 ) -> Tensor:
-    """Unnormalised text features (C, D) of tokens (C, L).
+    """Unnormalized text features (C, D) of tokens (C, L).
 
     Args:
         model: An unfused open_clip CLIP.
@@ -65,7 +65,7 @@ def encode_embeddings(
     chunk: int | None = None,
     checkpointing: bool = False,
 ) -> Tensor:
-    """Unnormalised text features (C, D) of prompts that share no tokens.
+    """Unnormalized text features (C, D) of prompts that share no tokens.
 
     Args:
         model: An unfused open_clip CLIP.
@@ -91,7 +91,7 @@ def encode_with_prefix(
     chunk: int | None = None,
     checkpointing: bool = False,
 ) -> Tensor:
-    """Unnormalised text features (C, D) of prompts that begin alike.
+    """Unnormalized text features (C, D) of prompts that begin alike.
 
     Args:
         model: An unfused open_clip CLIP.
@@ -160,7 +160,7 @@ def _refuse_other_towers(model: Any) -> None:
     name = type(model).__name__
     if getattr(model, "attn_mask", None) is None:
         raise UserError(
-            f"prompts can be learnt with a causal text tower; that of this {name} is not one, or "
+            f"prompts can be learned with a causal text tower; that of this {name} is not one, or "
             "not open_clip's own; use a model such as ViT-B-16/openai"
         )
     pooling = model.text_pool_type

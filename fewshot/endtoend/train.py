@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load as deserialised
-from safetensors.torch import save as serialised
+from safetensors.torch import save as serialized
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -134,7 +134,7 @@ def save_checkpoint(
     note = {"about": about, "step": str(step), "scaler": json.dumps(scaler.state_dict())}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        temporary.write_bytes(serialised(contiguous, note))
+        temporary.write_bytes(serialized(contiguous, note))
 
 
 def load_checkpoint(

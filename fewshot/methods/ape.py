@@ -17,7 +17,7 @@ from torch.nn.functional import linear
 
 from cache.errors import UserError
 from fewshot.classifier import Grid, Method
-from fewshot.key_value_cache import (
+from fewshot.parts.key_value_cache import (
     CacheClassifier,
     KeyValueCache,
     check_not_negative,

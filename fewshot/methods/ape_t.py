@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from fewshot.classifier import Grid, Method
-from fewshot.key_value_cache import (
+from fewshot.methods.ape import best_channels, check_shares
+from fewshot.parts.key_value_cache import (
     CacheClassifier,
     KeyValueCache,
     check_not_negative,
@@ -26,10 +27,9 @@ from fewshot.key_value_cache import (
     on_channels,
     sweep_votes,
 )
-from fewshot.methods.ape import best_channels, check_shares
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
-from fewshot.training import cosine_by_step, minimise
+from fewshot.training import cosine_by_step, minimize
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class APET(Method):
             votes = cache.votes(features, self.train_beta)
             return cross_entropy(linear(features, moved) + self.train_alpha * votes, targets)
 
-        minimise(
+        minimize(
             loss,
             torch.optim.AdamW(
                 [residual, weights], lr=self.lr, eps=1e-3, weight_decay=self.weight_decay

@@ -17,8 +17,8 @@ from torch.nn.functional import linear, normalize
 
 from cache.errors import UserError
 from fewshot.classifier import LinearClassifier, Method
-from fewshot.covariance import class_means
 from fewshot.methods.zs_lp import check_training, learn_prototypes, raw_text
+from fewshot.parts.covariance import class_means
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 

@@ -21,7 +21,7 @@ from cache.errors import UserError, unknown
 from fewshot.classifier import Grid, Method, variants
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
-from fewshot.training import cosine_by_epoch, minimise
+from fewshot.training import cosine_by_epoch, minimize
 
 Adapted = Literal["visual", "text", "both"]
 Published = Literal["published"]
@@ -33,15 +33,15 @@ class CLIPAdapter(Method):
 
     For a feature f of either kind, with W1 (D/reduction, D) and W2 (D, D/reduction),
 
-        A(f) = ReLU(W2 ReLU(W1 f)),    f' = ratio A(f) + (1 - ratio) f, normalised,
+        A(f) = ReLU(W2 ReLU(W1 f)),    f' = ratio A(f) + (1 - ratio) f, normalized,
 
     and logits logit_scale f'.t'. Trained by cross-entropy with SGD.
 
     Attributes:
         ratio: Share of the adapter, 0 to 1; 0 is zero-shot CLIP. Published: 0.2 for ImageNet, 0.6
-            for DTD. Or where it starts, if it is learnt.
+            for DTD. Or where it starts, if it is learned.
         learn_ratio: Train the ratio's logit along with the adapter.
-        adapter: Whose features are adapted. Both: an adapter each, of the same ratio unless learnt.
+        adapter: Whose features are adapted. Both: an adapter each, with one ratio unless learned.
         reduction: How many times narrower than the features the adapter's middle is.
         lr: Learning rate.
         momentum: Of SGD.
@@ -76,7 +76,7 @@ class CLIPAdapter(Method):
         if not 0 <= self.ratio <= 1:
             raise UserError(f"ratio must be 0 to 1; got {self.ratio}; 0 is zero-shot")
         if self.learn_ratio and not 0 < self.ratio < 1:
-            raise UserError(f"a ratio to be learnt must start between 0 and 1; got {self.ratio}")
+            raise UserError(f"a ratio to be learned must start between 0 and 1; got {self.ratio}")
         if self.adapter not in get_args(Adapted):
             raise unknown("adapter", self.adapter, get_args(Adapted))
         for name in ("lr", "reduction", "batch_size"):
@@ -153,7 +153,7 @@ class CLIPAdapter(Method):
         if isinstance(epochs, str):
             shots = len(support.labels) / support.n_classes
             epochs = 50 if shots <= 1 else 100 if shots <= 4 else 200
-        minimise(
+        minimize(
             loss,
             torch.optim.SGD(
                 parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
@@ -185,14 +185,14 @@ class Adapters:
     Attributes:
         down: (D, G H), the transposed W1 side by side, one matrix product for all.
         up: (G, H, D), each W2 transposed.
-        ratio: (G, 1, 1), or its logit where `learnt`.
-        learnt: Whether the ratio is trained.
+        ratio: (G, 1, 1), or its logit where `learned`.
+        learned: Whether the ratio is trained.
     """
 
     down: Tensor
     up: Tensor
     ratio: Tensor
-    learnt: bool
+    learned: bool
 
     @classmethod
     def random(
@@ -200,7 +200,7 @@ class Adapters:
         t: Tensor,
         reduction: int,
         ratios: Sequence[float],
-        learnt: bool,
+        learned: bool,
         generator: torch.Generator,
     ) -> Self:
         """Untrained adapters of the features (C, D) t, one for each ratio, of equal weights.
@@ -219,24 +219,24 @@ class Adapters:
         return cls(
             down=down.T.repeat(1, len(ratios)),
             up=up.T.repeat(len(ratios), 1, 1),
-            ratio=ratio.logit() if learnt else ratio,
-            learnt=learnt,
+            ratio=ratio.logit() if learned else ratio,
+            learned=learned,
         )
 
     def parameters(self) -> list[Tensor]:
         """What is trained."""
-        return [self.down, self.up, *([self.ratio] if self.learnt else [])]
+        return [self.down, self.up, *([self.ratio] if self.learned else [])]
 
     def only(self, i: int) -> "Adapters":
         """The i-th, without gradients."""
         down = self.down.detach().view(self.down.shape[0], len(self.up), -1)[:, i]
         up, ratio = self.up.detach()[i : i + 1], self.ratio.detach()[i : i + 1]
-        return Adapters(down, up, ratio, self.learnt)
+        return Adapters(down, up, ratio, self.learned)
 
     def __call__(self, f: Tensor) -> Tensor:
         """(G, N, D) adapted features f', unit norm, of (N, D) features f."""
         hidden = torch.relu(f @ self.down).view(len(f), len(self.up), -1).transpose(0, 1)
-        ratio = self.ratio.sigmoid() if self.learnt else self.ratio
+        ratio = self.ratio.sigmoid() if self.learned else self.ratio
         return normalize(torch.lerp(f, torch.relu(hidden @ self.up), ratio), dim=-1)
 
 

@@ -20,7 +20,7 @@ from fewshot.classifier import Grid, LinearClassifier, Method, variants
 from fewshot.methods.text_probe import random_head
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
-from fewshot.training import cosine_by_step, minimise
+from fewshot.training import cosine_by_step, minimize
 
 Init = Literal["zeroshot", "random"]
 
@@ -123,7 +123,7 @@ class CrossModal(Method):
             losses = [cross_entropy(self.logit_scale * linear(x, weight), y) for x, y in parts]
             return (losses[0] + losses[1]) / 2
 
-        minimise(
+        minimize(
             loss,
             torch.optim.AdamW([weight], weight_decay=self.weight_decay),
             cosine_by_step(self.lr),

@@ -4,7 +4,7 @@ Wang et al., "A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation", 
 https://arxiv.org/abs/2402.04087. Differs from the authors' code in three ways: the precision comes
 from a Cholesky factor rather than a pseudo-inverse; alpha has a unit of its own, because the
 published one changes its meaning with the number of images and of views; and classes without
-images share the base classes' covariance. Their code for base-to-new generalisation also treats the
+images share the base classes' covariance. Their code for base-to-new generalization also treats the
 base classes differently, by the plain pseudo-inverse of the mean of the classes' covariances, with
 neither shrinkage nor the factor that alpha is tuned to elsewhere; here it treats them as ever.
 """
@@ -20,9 +20,9 @@ from torch.nn.functional import linear
 
 from cache.errors import UserError, unknown
 from fewshot.classifier import Grid, LinearClassifier, Method, variants
-from fewshot.covariance import SHRINKAGES, Shrinkage, class_means, shared_covariance
-from fewshot.discriminant import directions, lead, offsets, require_difference
-from fewshot.new_classes import borrow, mean_precision
+from fewshot.parts.covariance import SHRINKAGES, Shrinkage, class_means, shared_covariance
+from fewshot.parts.discriminant import directions, lead, offsets, require_difference
+from fewshot.parts.new_classes import borrow, mean_precision
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
@@ -59,13 +59,13 @@ class GDA(Method):
 
     Attributes:
         alpha: Weight of the Gaussian term; 0 is zero-shot CLIP.
-        shrinkage: How far the covariance is shrunk towards the identity, in (0, 1], or the rule
+        shrinkage: How far the covariance is shrunk toward the identity, in (0, 1], or the rule
             that says; see `shrinkage_intensity`.
         priors: All classes alike, or each as frequent as in the support set.
         alpha_unit: What alpha counts.
-        neighbours: Samples, views counted one by one, that a class without images borrows.
+        neighbors: Samples, views counted one by one, that a class without images borrows.
         new_covariance: Of classes without images: `shared`, the base classes'; or `published`,
-            the mean of the precisions of each class's neighbours about its text.
+            the mean of the precisions of each class's neighbors about its text.
         logit_scale: CLIP's inverse temperature.
     """
 
@@ -77,9 +77,9 @@ class GDA(Method):
     alpha_unit: AlphaUnit = "lead"
     # On the second half of the classes of UCF101's validation split, learning the first half at 4
     # and 16 shots of one view, nothing is better than zero-shot by more than chance, and the more
-    # alpha the worse. At this alpha 16 neighbours and the shared covariance do less harm than the
+    # alpha the worse. At this alpha 16 neighbors and the shared covariance do less harm than the
     # authors' 64 (of ten views) and the published one: they lose 0.4 % of accuracy and not 2.6 %.
-    neighbours: int = 16
+    neighbors: int = 16
     new_covariance: NewCovariance = "shared"
     logit_scale: float = 100.0
 
@@ -101,8 +101,8 @@ class GDA(Method):
             raise unknown("alpha unit", self.alpha_unit, get_args(AlphaUnit))
         if self.new_covariance not in get_args(NewCovariance):
             raise unknown("new covariance", self.new_covariance, get_args(NewCovariance))
-        if self.neighbours < 2:
-            raise UserError(f"neighbours must be 2 or more; got {self.neighbours}; 16 is usual")
+        if self.neighbors < 2:
+            raise UserError(f"neighbors must be 2 or more; got {self.neighbors}; 16 is usual")
 
     def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
         """Fit in closed form; without text the Gaussian term stands alone."""
@@ -117,7 +117,7 @@ class GDA(Method):
         samples, labels = support.samples()
         samples = samples.double()
         n, dim = samples.shape
-        borrowed = borrow(samples, new.features.double(), self.neighbours)
+        borrowed = borrow(samples, new.features.double(), self.neighbors)
         require_difference(borrowed.means, self.name)
         unit = 1.0
         if self.new_covariance == "published":

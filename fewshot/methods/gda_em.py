@@ -18,8 +18,8 @@ from torch.nn.functional import linear
 
 from cache.errors import UserError, unknown
 from fewshot.classifier import LearnsFrom, LinearClassifier, Method
-from fewshot.covariance import soft_covariance
-from fewshot.discriminant import directions, lead, offsets
+from fewshot.parts.covariance import soft_covariance
+from fewshot.parts.discriminant import directions, lead, offsets
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 
@@ -28,7 +28,7 @@ Priors = Literal["uniform", "estimated"]
 
 @dataclass(frozen=True)
 class GDAEM(Method):
-    """Gaussian classes of one covariance, fitted to unlabelled images, added to zero-shot logits.
+    """Gaussian classes of one covariance, fitted to unlabeled images, added to zero-shot logits.
 
     From responsibilities r = softmax(logit_scale x.t), each iteration estimates
 
@@ -40,16 +40,16 @@ class GDAEM(Method):
 
     Attributes:
         alpha: Weight of the Gaussian term, as GDA's in its unit `lead`; the K there is the
-            number of unlabelled images per class. 0 is zero-shot CLIP.
+            number of unlabeled images per class. 0 is zero-shot CLIP.
         iterations: EM steps; each estimates the Gaussians once.
-        shrinkage: How far the covariance is shrunk towards the identity, in (0, 1]; or
+        shrinkage: How far the covariance is shrunk toward the identity, in (0, 1]; or
             `published`, GDA's rule.
         smoothing: Images that each class has of the average image; 0 is plain EM.
         priors: All classes alike, or each as frequent as its responsibilities.
         logit_scale: CLIP's inverse temperature.
     """
 
-    # On UCF101's validation split, with its 16 shots for unlabelled images: least log-loss at an
+    # On UCF101's validation split, with its 16 shots for unlabeled images: least log-loss at an
     # alpha of 2 and best accuracy at 8, by then at a log-loss far above zero-shot's; either is best
     # after two or three iterations, and the log-loss has risen past zero-shot's after ten, at 3.
     alpha: float = 3.0
@@ -78,7 +78,7 @@ class GDAEM(Method):
             raise unknown("priors", self.priors, get_args(Priors))
 
     def fit(self, support: SupportSet | Tensor, text: Text | None) -> LinearClassifier:
-        """Fit to unlabelled images.
+        """Fit to unlabeled images.
 
         Args:
             support: Their features (U, D), or a support set of which labels and views are not
@@ -90,7 +90,7 @@ class GDAEM(Method):
         """
         features = support.features if isinstance(support, SupportSet) else support
         if len(features) < 2:
-            raise UserError(f"{self.name} needs two unlabelled images; got {len(features)}")
+            raise UserError(f"{self.name} needs two unlabeled images; got {len(features)}")
         anchor = self.logit_scale * required(text, self.name).double()
         x = features.double()
         zero_shot = linear(x, anchor)

@@ -1,11 +1,11 @@
 """Linear probe: multinomial logistic regression on image features.
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021,
-https://arxiv.org/abs/2103.00020; as a few-shot baseline, on unnormalised features, in Zhou et al.,
+https://arxiv.org/abs/2103.00020; as a few-shot baseline, on unnormalized features, in Zhou et al.,
 "Learning to Prompt for Vision-Language Models", IJCV 2022, https://arxiv.org/abs/2109.01134. Both
-fit scikit-learn's LogisticRegression; `fewshot.logistic` finds the same optimum, and faster along
-a path of C. scikit-learn's own stopping rule is a gradient of 1e-4, which at a large C leaves it
-far from the optimum.
+fit scikit-learn's LogisticRegression; `fewshot.parts.logistic` finds the same optimum, and faster
+along a path of C. scikit-learn's own stopping rule is a gradient of 1e-4, which at a large C leaves
+it far from the optimum.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cache.errors import UserError, unknown
 from fewshot.classifier import Grid, LinearClassifier, Method, variants
-from fewshot.logistic import Solution, logistic_path
+from fewshot.parts.logistic import Solution, logistic_path
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
@@ -28,7 +28,7 @@ BISECTIONS = 8
 
 @dataclass(frozen=True)
 class LinearProbe(Method):
-    """The weights that minimise |W|^2 / 2 + c sum_i CE(W x_i + b, y_i) / V.
+    """The weights that minimize |W|^2 / 2 + c sum_i CE(W x_i + b, y_i) / V.
 
     The views of an image share its weight, so that C means the same for any number of them. Text
     plays no part. `C_unit` says what c is:
@@ -104,7 +104,7 @@ class LinearProbe(Method):
 
 
 def published_search(accuracy: Callable[[float], float]) -> float:
-    """CoOp's search for C: the best of seven, then eight bisections between its neighbours.
+    """CoOp's search for C: the best of seven, then eight bisections between its neighbors.
 
     In log10 C, from one below the best to one above: whichever end of the interval is worse moves
     to the middle, and the better end of the last interval is the answer; of equal ones, the first.

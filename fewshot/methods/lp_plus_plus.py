@@ -1,4 +1,4 @@
-"""LP++: a linear probe that mixes image weights and text by learnt multipliers.
+"""LP++: a linear probe that mixes image weights and text by learned multipliers.
 
 Huang et al., "LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP", CVPR 2024,
 https://arxiv.org/abs/2404.02285. Step sizes and starting points come from the data. As in the
@@ -30,7 +30,7 @@ ALPHA_EVERY = 10
 class LPPlusPlus(Method):
     """Logits f.(w_k + alpha_k t_k) + b_k: no logit scale, alpha takes its place.
 
-    With N samples F, one-hot labels and K images per class, the mean cross-entropy is minimised by
+    With N samples F, one-hot labels and K images per class, the mean cross-entropy is minimized by
     gradient steps over all samples at once:
 
         w_k = sum of f_i over class k         steps of 4 N / lambda_max(F'F), with momentum

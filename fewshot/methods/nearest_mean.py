@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from cache.errors import UserError
 from fewshot.classifier import LinearClassifier, Method
-from fewshot.covariance import class_means
+from fewshot.parts.covariance import class_means
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 
@@ -40,7 +40,7 @@ class NearestMean(Method):
             raise UserError(f"text_weight must be 0 to 1; got {self.text_weight}; 0 is images only")
 
     def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
-        """Prototypes: the renormalised class means, mixed with text and normalised again.
+        """Prototypes: the renormalised class means, mixed with text and normalized again.
 
         Raises:
             UserError: Text has a weight, and there is none.

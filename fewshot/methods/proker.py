@@ -3,7 +3,7 @@
 Bendou et al., "ProKeR: A Kernel Perspective on Few-Shot Adaptation of Large Vision-Language
 Models", CVPR 2025, https://arxiv.org/abs/2501.11175. Differs from the authors' code (read in a
 public copy, https://github.com/omarnust/BReg-Adapter): logits are at CLIP's temperature, not
-cosines, and the targets' height is a setting; targets are centred over the classes, which shifts
+cosines, and the targets' height is a setting; targets are centered over the classes, which shifts
 all classes alike; the views of an image share its weight, so lambda keeps its meaning at any number
 of views, and are averaged where there would be too many samples; and beta and lambda have defaults,
 where theirs are tuned on validation images for each dataset.
@@ -20,7 +20,7 @@ from torch.nn.functional import linear, normalize, one_hot
 
 from cache.errors import UserError, unknown
 from fewshot.classifier import Grid, Method, variants
-from fewshot.memory import require_memory
+from fewshot.parts.memory import require_memory
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
@@ -38,7 +38,7 @@ class ProKeR(Method):
 
         f(x) = f0(x) + w k(x, S) (K + lambda V I)^-1 (margin Y - f0(S)).
 
-    exact: w = 1, the minimiser over the kernel's space of the squared error of f plus lambda
+    exact: w = 1, the minimizer over the kernel's space of the squared error of f plus lambda
     |f - f0|^2; an endless lambda is zero-shot.
 
     published: w = lambda, as in the authors' code, which has (K / lambda + I)^-1. Then lambda is
@@ -98,9 +98,9 @@ class ProKeR(Method):
     def sweep(
         self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
     ) -> Iterator[tuple[Self, Tensor]]:
-        """Cosines once, the kernel once for each beta, a factorisation for each lambda.
+        """Cosines once, the kernel once for each beta, a factorization for each lambda.
 
-        An eigendecomposition would do for all lambdas, at the price of thirty factorisations.
+        An eigendecomposition would do for all lambdas, at the price of thirty factorizations.
         """
         samples, labels, n_views = _samples(support)
         _require_memory(len(samples), 4 * len(samples) + 2 * len(query))

@@ -1,9 +1,9 @@
 """Ridge regression on CLIP features, anchored at the text: a probe in closed form.
 
 Hoerl and Kennard, "Ridge Regression: Biased Estimation for Nonorthogonal Problems", 1970. Least
-squares as a few-shot probe, with one factorisation for all penalties: Kolesnikov et al., "Big
-Transfer", ECCV 2020, https://arxiv.org/abs/1912.11370. Pulling the weights towards the text rather
-than towards zero is CLAP's idea (Silva-Rodriguez et al., CVPR 2024,
+squares as a few-shot probe, with one factorization for all penalties: Kolesnikov et al., "Big
+Transfer", ECCV 2020, https://arxiv.org/abs/1912.11370. Pulling the weights toward the text rather
+than toward zero is CLAP's idea (Silva-Rodriguez et al., CVPR 2024,
 https://arxiv.org/abs/2312.12730), there with cross-entropy and trained.
 """
 
@@ -32,7 +32,7 @@ class Ridge(Method):
         W = argmin sum_i |W x_i - margin (e_{y_i} - 1/C)|^2 / V + penalty |W - W0|^2,
 
     logits W f. An infinite penalty is zero-shot CLIP; without text this is plain ridge regression
-    on centred one-hot targets. There is no intercept: CLIP features have a large common
+    on centered one-hot targets. There is no intercept: CLIP features have a large common
     component, so W has one in all but name, and the limit stays exactly zero-shot. Every image
     counts the same, so a larger class counts for more; the views of an image share its weight.
     The sum is over images and no mean, as a Gaussian prior on W - W0 would have it: so a penalty

@@ -1,11 +1,11 @@
-"""TaskRes: a residual for every class's text feature, learnt on the few shots.
+"""TaskRes: a residual for every class's text feature, learned on the few shots.
 
 Yu et al., "Task Residual for Tuning Vision-Language Models", CVPR 2023,
 https://arxiv.org/abs/2211.10277. Differs from the authors' code: features are cached, so an image
 comes by as many views as are stored rather than by a new one every epoch; and text that comes at
 unit norm, as imported text does, is brought to the norm that CLIP's has, where theirs always had it
 and where alone alpha and the learning rate mean what they do. Their code has no residual of images
-and no learnt alpha; these follow the paper.
+and no learned alpha; these follow the paper.
 """
 
 import math
@@ -19,10 +19,10 @@ from torch.nn.functional import cross_entropy, linear, normalize
 
 from cache.errors import UserError, unknown
 from fewshot.classifier import Classifier, Grid, LinearClassifier, Method
-from fewshot.enhanced_base import tower_end, tune_projection
+from fewshot.parts.enhanced_base import tower_end, tune_projection
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
-from fewshot.training import cosine_by_epoch, minimise
+from fewshot.training import cosine_by_epoch, minimize
 
 Residual = Literal["text", "image", "both"]
 Base = Literal["regular", "enhanced"]
@@ -33,20 +33,20 @@ Published = Literal["published"]
 class TaskRes(Method):
     """Zero-shot CLIP with text features moved by what the few shots teach.
 
-    With class text t_k as the text tower gave it, not normalised, and residuals x_k, zero at first,
+    With class text t_k as the text tower gave it, not normalized, and residuals x_k, zero at first,
 
         logit_k(f) = logit_scale f.t'_k / |t'_k|,    t'_k = t_k + alpha x_k,
 
     trained by cross-entropy with Adam, weight decay being added to the gradient. A residual of the
     images is one vector x that all of them share, for an image to be classified has none of its
-    own: f' = f + alpha x in place of f, normalised, with f at norm `norm`.
+    own: f' = f + alpha x in place of f, normalized, with f at norm `norm`.
 
     The enhanced base tunes the text tower's projection first, then the residuals from there; see
-    `fewshot.enhanced_base`.
+    `fewshot.parts.enhanced_base`.
 
     Attributes:
         alpha: Weight of the residuals; 0 is zero-shot CLIP, or the enhanced base. Published: 0.5,
-            Flowers102 1. Or where it starts, if it is learnt.
+            Flowers102 1. Or where it starts, if it is learned.
         learn_alpha: Train alpha along with the residuals.
         residual: What has a residual: each class's text, the images, or both.
         base: What the residuals are added to: CLIP's text, or that of a tuned projection.
@@ -113,7 +113,7 @@ class TaskRes(Method):
         return self._classifier(t, moved, shift, count + _size(projection))
 
     def fit_new(self, support: SupportSet, text: Text | None, new: Text) -> Classifier:
-        """The images' residual, learnt on the base classes, and the new classes' text.
+        """The images' residual, learned on the base classes, and the new classes' text.
 
         Raises:
             UserError: Text has a residual, of which the new classes have none; or as `fit`.
@@ -177,7 +177,7 @@ class TaskRes(Method):
         epochs = self.epochs
         if isinstance(epochs, str):
             epochs = 100 if len(support.labels) <= 4 * support.n_classes else 200
-        minimise(
+        minimize(
             loss,
             torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.weight_decay),
             cosine_by_epoch(self.lr, epochs),
@@ -206,7 +206,7 @@ class ShiftedClassifier:
 
     Attributes:
         weight: (C, D).
-        shift: (D,), added to every feature of unit norm before it is normalised again.
+        shift: (D,), added to every feature of unit norm before it is normalized again.
         measures: See `Classifier`.
     """
 

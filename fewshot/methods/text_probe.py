@@ -1,9 +1,9 @@
-"""Text-initialised probe: a linear head that starts as the zero-shot classifier.
+"""Text-initialized probe: a linear head that starts as the zero-shot classifier.
 
 Li et al., "ELEVATER: A Benchmark and Toolkit for Evaluating Language-Augmented Visual Models",
-NeurIPS 2022, https://arxiv.org/abs/2204.08790, there called language-augmented initialisation.
+NeurIPS 2022, https://arxiv.org/abs/2204.08790, there called language-augmented initialization.
 Differs from the authors' toolkit: learning rate and weight decay are fixed rather than searched on
-a validation set; the optimiser is AdamW; the logit scale is CLIP's, so that the head starts as
+a validation set; the optimizer is AdamW; the logit scale is CLIP's, so that the head starts as
 zero-shot CLIP, temperature and all.
 """
 
@@ -19,7 +19,7 @@ from cache.errors import UserError, unknown
 from fewshot.classifier import LinearClassifier, Method
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
-from fewshot.training import cosine_by_step, minimise
+from fewshot.training import cosine_by_step, minimize
 
 Init = Literal["text", "random"]
 
@@ -92,7 +92,7 @@ class TextProbe(Method):
                 features = linear(features, visual)
             return cross_entropy(self.logit_scale * linear(features, head, bias), labels)
 
-        minimise(
+        minimize(
             loss,
             torch.optim.AdamW(trained, weight_decay=self.weight_decay),
             cosine_by_step(self.lr),

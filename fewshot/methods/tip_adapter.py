@@ -2,7 +2,7 @@
 
 Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022,
 https://arxiv.org/abs/2207.09519. Differs from the authors' code in three ways: a key is the mean of
-the views' unit-norm features, where theirs is of the features before normalisation; all is single
+the views' unit-norm features, where theirs is of the features before normalization; all is single
 precision, theirs half; and (alpha, beta) are one pair for every dataset rather than a table of
 them, tuned on a grid of its own. Their search itself is `tip_search.published_search`.
 """
@@ -14,16 +14,16 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from fewshot.classifier import Grid, Method
-from fewshot.key_value_cache import (
+from fewshot.parts.key_value_cache import (
     CacheClassifier,
     KeyValueCache,
     check_not_negative,
     keys_of,
     sweep_votes,
 )
+from fewshot.parts.tip_search import published_grid
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
-from fewshot.tip_search import published_grid
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from fewshot.classifier import Grid, Method
-from fewshot.key_value_cache import (
+from fewshot.parts.key_value_cache import (
     CacheClassifier,
     KeyValueCache,
     check_not_negative,
@@ -23,10 +23,10 @@ from fewshot.key_value_cache import (
     keys_of,
     sweep_votes,
 )
+from fewshot.parts.tip_search import published_grid
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
-from fewshot.tip_search import published_grid
-from fewshot.training import cosine_by_step, minimise
+from fewshot.training import cosine_by_step, minimize
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class TipAdapterF(Method):
             votes = cache.votes(features, self.train_beta)
             return cross_entropy(linear(features, weight) + self.train_alpha * votes, labels)
 
-        minimise(
+        minimize(
             loss,
             torch.optim.AdamW([keys], lr=self.lr, eps=1e-4, weight_decay=self.weight_decay),
             cosine_by_step(self.lr),

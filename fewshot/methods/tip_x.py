@@ -1,7 +1,7 @@
 """TIP-X: Tip-Adapter with a second vote, by how alike two images look to the class texts.
 
 Udandarao et al., "SuS-X: Training-Free Name-Only Transfer of Vision-Language Models", ICCV 2023,
-https://arxiv.org/abs/2211.16198; its TIP-X, here on the few labelled images as support set. Differs
+https://arxiv.org/abs/2211.16198; its TIP-X, here on the few labeled images as support set. Differs
 from the authors' code in two ways. Theirs leaves the divergences of a last, partial block of 100
 queries at zero; here all are computed. Theirs rescales the divergences by the extremes over the
 query, and by the affinities of other images, so that the logits of an image hang on what is
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import linear, log_softmax
 
 from fewshot.classifier import Grid, Method
-from fewshot.key_value_cache import (
+from fewshot.parts.key_value_cache import (
     BLOCK,
     KeyValueCache,
     check_not_negative,
@@ -74,7 +74,7 @@ class TipXClassifier:
 
     def divergence_votes(self, features: Tensor) -> Tensor:
         """(M, C) sums over a class's keys of phi(-KL(p || q))."""
-        log_p = centred_log_distributions(features, self.text, self.temperature)
+        log_p = centered_log_distributions(features, self.text, self.temperature)
         p = log_p.exp() / len(self.text)
         counts = torch.bincount(self.cache.labels, minlength=self.cache.n_classes)
         entropy = (p * log_p).sum(dim=1, keepdim=True)
@@ -88,7 +88,7 @@ class TipX(Method):
     M_i = KL(p || q_i) with p and q_i the softmax, over the classes, of the cosines of the query and
     of key i to the texts, divided by the temperature. phi is the affine map that gives divergences
     the range of affinities: none counts as an affinity of 1, and the largest of a support image
-    (its centre crop) from a key as the least affinity of such a pair.
+    (its center crop) from a key as the least affinity of such a pair.
 
     Attributes:
         alpha: Weight of the votes by affinity.
@@ -130,7 +130,7 @@ class TipX(Method):
         """
         texts = required(text, self.name)
         cache = KeyValueCache(keys_of(support), support.labels, support.n_classes)
-        log_q = centred_log_distributions(cache.keys, texts, self.temperature)
+        log_q = centered_log_distributions(cache.keys, texts, self.temperature)
         log_sums = torch.zeros_like(texts @ texts.T).index_add_(0, support.labels, log_q)
         slope = self._slope(support, texts, cache.keys, log_q)
         scores = (self.alpha, self.beta, self.gamma, self.logit_scale)
@@ -155,7 +155,7 @@ class TipX(Method):
 
     def _slope(self, support: SupportSet, texts: Tensor, keys: Tensor, log_q: Tensor) -> float:
         """The slope of phi; 0 where all images look alike to the texts."""
-        log_p = centred_log_distributions(support.features, texts, self.temperature)
+        log_p = centered_log_distributions(support.features, texts, self.temperature)
         p = log_p.exp() / len(texts)
         entropy = (p * log_p).sum(dim=1, keepdim=True)
         least, most = 1.0, 0.0
@@ -167,7 +167,7 @@ class TipX(Method):
         return (1 - least) / most if most > 0 else 0.0
 
 
-def centred_log_distributions(features: Tensor, text: Tensor, temperature: float) -> Tensor:
+def centered_log_distributions(features: Tensor, text: Tensor, temperature: float) -> Tensor:
     """(M, C) log(C p), p the softmax of the features' cosines to the text over the temperature.
 
     Near 0 where log p is near -log C: so small divergences survive single precision.

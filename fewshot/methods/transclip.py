@@ -21,8 +21,8 @@ from torch.nn.functional import linear, normalize
 
 from cache.errors import UserError, unknown
 from fewshot.classifier import Grid, LearnsFrom, Method, variants
-from fewshot.memory import require_memory
-from fewshot.neighbours import Graph, build_graph
+from fewshot.parts.memory import require_memory
+from fewshot.parts.neighbors import Graph, build_graph
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 
@@ -35,32 +35,32 @@ GammaUnit = Literal["image", "published"]
 
 @dataclass(frozen=True)
 class TransCLIP(Method):
-    """Assignments z of the queries Q to the classes that text, Gaussians and neighbours agree on.
+    """Assignments z of the queries Q to the classes that text, Gaussians and neighbors agree on.
 
     With y = softmax(logit_scale x.t) and Gaussians of means mu_k of unit norm and one diagonal
     variance s, each of `iterations` rounds is a few steps of
 
         z_i = softmax_k(lambda log y_ik - |x_i - mu_k|^2_s / (2 tau) + sum_j w_ij z_jk / 2n)
 
-    and then, over queries and the labelled images S, whose z are their labels,
+    and then, over queries and the labeled images S, whose z are their labels,
 
-        mu_k = normalise(sum_Q z_ik x_i + g sum_S z_ik x_i),
+        mu_k = normalize(sum_Q z_ik x_i + g sum_S z_ik x_i),
         s    = the likewise weighted mean of (x_i - mu_k)^2, in each dimension,
 
     and a last few steps give the result. w is the sum W + W' of the cosines W to the n nearest
-    queries, of each query and each labelled image; tau is 50. The first means are of the
-    labelled images, or without such of the eight queries surest of the class by y. Of the labelled
+    queries, of each query and each labeled image; tau is 50. The first means are of the
+    labeled images, or without such of the eight queries surest of the class by y. Of the labeled
     images' views none is looked at, as in the paper.
 
-    `gamma_unit` says what g is. image: gamma, the queries that a labelled image counts as.
-    published: tau gamma |Q| / |S|; all labelled images together then count as tau gamma times all
+    `gamma_unit` says what g is. image: gamma, the queries that a labeled image counts as.
+    published: tau gamma |Q| / |S|; all labeled images together then count as tau gamma times all
     queries, and the best gamma grows with the shots by a factor of a hundred.
 
     Attributes:
-        gamma: Weight of the labelled images; 0 leaves them the first means and the graph.
+        gamma: Weight of the labeled images; 0 leaves them the first means and the graph.
         gamma_unit: What gamma counts.
-        lmbda: lambda, weight of the text; `published` is 0.5 with labelled images, 1 without.
-        neighbours: n.
+        lmbda: lambda, weight of the text; `published` is 0.5 with labeled images, 1 without.
+        neighbors: n.
         iterations: Rounds.
         inner_iterations: Steps of z in each round.
         logit_scale: CLIP's inverse temperature.
@@ -73,7 +73,7 @@ class TransCLIP(Method):
     gamma: float = 1.0
     gamma_unit: GammaUnit = "image"
     lmbda: Literal["published"] | float = "published"
-    neighbours: int = 3
+    neighbors: int = 3
     iterations: int = 10
     inner_iterations: int = 5
     logit_scale: float = 100.0
@@ -94,7 +94,7 @@ class TransCLIP(Method):
                 raise unknown("lmbda", self.lmbda, ("published",))
         elif not 0 <= self.lmbda < math.inf:
             raise UserError(f"lmbda must be 0 or more; got {self.lmbda}; 0 leaves the text out")
-        for name in ("neighbours", "iterations", "inner_iterations"):
+        for name in ("neighbors", "iterations", "inner_iterations"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be 1 or more; got {getattr(self, name)}")
 
@@ -117,18 +117,18 @@ class TransCLIP(Method):
     def sweep(
         self, grid: Grid, support: SupportSet | None, text: Text | None, query: Tensor
     ) -> Iterator[tuple[Self, Tensor]]:
-        """Neighbours once for all variants that have as many; see `Sweeper`."""
+        """Neighbors once for all variants that have as many; see `Sweeper`."""
         graph: Graph | None = None
         for method in variants(self, grid):
             classifier = method.fit(support, text)
-            if graph is None or graph.neighbours != method.neighbours:
-                graph = build_graph(query, support, method.neighbours)
+            if graph is None or graph.neighbors != method.neighbors:
+                graph = build_graph(query, support, method.neighbors)
             yield method, classifier.on_graph(query, graph)
 
 
 @dataclass(frozen=True, eq=False)
 class _Shots:
-    """Sums over the labelled images S, all zero without any.
+    """Sums over the labeled images S, all zero without any.
 
     Attributes:
         sums: (C, D) of the images of each class.
@@ -149,8 +149,8 @@ class JointClassifier:
 
     Attributes:
         method: The hyper-parameters.
-        support: The labelled images, or None.
-        text: The classes' text, or None where there are labelled images.
+        support: The labeled images, or None.
+        text: The classes' text, or None where there are labeled images.
         measures: See `Classifier`.
     """
 
@@ -161,7 +161,7 @@ class JointClassifier:
 
     def logits(self, features: Tensor) -> Tensor:
         """(M, C) log z of (M, D) queries, which are to be all there are."""
-        graph = build_graph(features, self.support, self.method.neighbours)
+        graph = build_graph(features, self.support, self.method.neighbors)
         return self.on_graph(features, graph)
 
     def on_graph(self, features: Tensor, graph: Graph) -> Tensor:
@@ -228,7 +228,7 @@ class JointClassifier:
             if step:
                 z = torch.softmax(scores, dim=1)
             votes = torch.sparse.mm(graph.affinities, z).add_(graph.votes)
-            scores = votes.div_(2 * graph.neighbours).add_(fixed)
+            scores = votes.div_(2 * graph.neighbors).add_(fixed)
         return scores
 
 
@@ -243,14 +243,14 @@ def _estimate(x: Tensor, squares: Tensor, z: Tensor, shots: _Shots) -> tuple[Ten
 
     Args:
         x: (M, D) queries.
-        squares: (D,) weighted sum of the squares of queries and labelled images together.
+        squares: (D,) weighted sum of the squares of queries and labeled images together.
         z: (M, C) assignments.
-        shots: The labelled images.
+        shots: The labeled images.
     """
     sums = z.T @ x / len(x) + shots.each * shots.sums
     shares = z.sum(dim=0) / len(x) + shots.each * shots.counts
     averages = sums / shares.clamp_min(torch.finfo(x.dtype).tiny)[:, None]
     means = normalize(averages, dim=1)
-    # sum_ik z_ik (x_i - mu_k)^2, multiplied out, of queries and labelled images together.
+    # sum_ik z_ik (x_i - mu_k)^2, multiplied out, of queries and labeled images together.
     spread = squares - 2 * (sums * means).sum(dim=0) + shares @ means**2
     return means, (spread / shares.sum()).clamp_min(LEAST_VARIANCE)

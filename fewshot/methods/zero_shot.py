@@ -26,7 +26,7 @@ class ZeroShot(Method):
     learns_from: ClassVar[LearnsFrom] = "text"
 
     def fit(self, support: SupportSet | None, text: Text | None) -> LinearClassifier:
-        """Nothing is learnt: the weights are the text features; the support is not looked at.
+        """Nothing is learned: the weights are the text features; the support is not looked at.
 
         Raises:
             UserError: There is no text.

@@ -19,7 +19,7 @@ from cache.errors import UserError
 from fewshot.classifier import LinearClassifier, Method
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
-from fewshot.training import cosine_by_epoch, minimise
+from fewshot.training import cosine_by_epoch, minimize
 
 TYPICAL_NORM = 10.0  # of what CLIP's text tower puts out, about 7 to 11
 
@@ -29,7 +29,7 @@ class ZSLP(Method):
     """Logits logit_scale f.w_k / |w_k|, with prototypes w_k trained from the text t_k.
 
     t_k is the mean of the text embeddings as the encoder gave them, and the step size hangs on its
-    norm. Where that is about one, as in features imported normalised, it is taken times ten.
+    norm. Where that is about one, as in features imported normalized, it is taken times ten.
 
     Attributes:
         lr: Learning rate of SGD with momentum 0.9; Dassl's cosine after a warm-up epoch.
@@ -72,7 +72,7 @@ class ZSLP(Method):
 
 
 def raw_text(features: Tensor) -> Tensor:
-    """(C, D) text features as the encoder may have given them, where they were normalised."""
+    """(C, D) text features as the encoder may have given them, where they were normalized."""
     return TYPICAL_NORM * features if float(features.norm(dim=1).mean()) < 2 else features
 
 
@@ -115,7 +115,7 @@ def learn_prototypes(
         distances = (prototypes - start).square().sum(dim=1)
         return cross_entropy(logits, labels) + (weights * distances).mean()
 
-    minimise(
+    minimize(
         loss,
         torch.optim.SGD([prototypes], lr=lr, momentum=0.9),
         cosine_by_epoch(lr, epochs),
@@ -125,9 +125,9 @@ def learn_prototypes(
         seed=seed,
         drop_last=True,
     )
-    learnt = prototypes.detach()
+    learned = prototypes.detach()
     measures = {
-        "trained_parameters": float(learnt.numel()),
-        "residual_size": float(((learnt - start).norm(dim=1) / start.norm(dim=1)).mean()),
+        "trained_parameters": float(learned.numel()),
+        "residual_size": float(((learned - start).norm(dim=1) / start.norm(dim=1)).mean()),
     }
-    return LinearClassifier(logit_scale * normalize(learnt), measures=measures)
+    return LinearClassifier(logit_scale * normalize(learned), measures=measures)

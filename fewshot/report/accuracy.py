@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from fewshot.groups import Cells, Task, by_dataset, datasets_of, over_datasets, over_seeds
+from fewshot.report.class_groups import base_new, base_new_average, imbalanced, imbalanced_average
 from fewshot.report.content import Curves, Section
 from fewshot.report.cost import cost, cost_places, hyperparameters
 from fewshot.report.lines import (
@@ -15,8 +15,8 @@ from fewshot.report.lines import (
     over,
     series_names,
 )
-from fewshot.report.parts import base_new, base_new_average, imbalanced, imbalanced_average
-from fewshot.tables import Cell, Number, Table, by_shots, points, shots_name
+from fewshot.results.groups import Cells, Task, by_dataset, datasets_of, over_datasets, over_seeds
+from fewshot.results.tables import Cell, Number, Table, by_shots, points, shots_name
 
 
 def section(task: Task, rows: Cells, zero_shot: Cells) -> Section:
@@ -108,11 +108,11 @@ def _curves(rows: Cells, zero_shot: Cells) -> Iterator[Curves]:
     }
     for dataset in datasets:
         series = {names[row]: line for row, line in lines.items() if row.dataset == dataset}
-        learnt = {name: [p for p in line if p[0]] for name, line in series.items()}
+        learned = {name: [p for p in line if p[0]] for name, line in series.items()}
         level = {name: line[0][1] for name, line in series.items() if not line[0][0]}
         if dataset in levels:
             level["zero-shot"] = over_seeds(levels[dataset])[1]
-        yield Curves(dataset, {name: line for name, line in learnt.items() if line}, level)
+        yield Curves(dataset, {name: line for name, line in learned.items() if line}, level)
     if len(datasets) < 2:
         return
     averages = {}

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.errors import UserError
-from fewshot.groups import Cells
-from fewshot.predictions import Predictions, read_predictions
 from fewshot.report.content import Section
 from fewshot.report.lines import largest, series_names
-from fewshot.results import Result
-from fewshot.tables import Cell, Number, Table
+from fewshot.results.groups import Cells
+from fewshot.results.log import Result
+from fewshot.results.predictions import Predictions, read_predictions
+from fewshot.results.tables import Cell, Number, Table
 
 PAIRS = 8  # confusions shown of each row
 

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from scipy.stats import spearmanr
 
-from fewshot.groups import Cells, Row, by_dataset, labels, over_datasets, over_seeds
 from fewshot.report import published
+from fewshot.report.class_groups import base_new_averages, mean_h
 from fewshot.report.content import Places, Section
-from fewshot.report.parts import base_new_averages, mean_h
 from fewshot.report.published import Figure, Key
-from fewshot.results import Result
-from fewshot.tables import Cell, Number, Table
+from fewshot.results.groups import Cells, Row, by_dataset, labels, over_datasets, over_seeds
+from fewshot.results.log import Result
+from fewshot.results.tables import Cell, Number, Table
 
 HEADER = (
     "dataset", "setting", "model", "method", "shots", "classes", "ours", "published",
@@ -84,7 +84,7 @@ def _ours(row: Row, group: Sequence[Result]) -> Iterator[Ours]:
 
 def _our_averages(row: Row, here: Mapping[str, list[Result]]) -> Iterator[Ours]:
     """Our averages, where there is a result on every dataset of the benchmark."""
-    benchmark = published.VARIANTS if row.setting == "domain-generalisation" else published.ELEVEN
+    benchmark = published.VARIANTS if row.setting == "domain-generalization" else published.ELEVEN
     if not set(benchmark) <= set(here):
         return
     groups = [here[dataset] for dataset in benchmark]

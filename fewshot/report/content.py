@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshot.groups import Point
-from fewshot.plots import Place
-from fewshot.tables import Table
+from fewshot.results.groups import Point
+from fewshot.results.plots import Place
+from fewshot.results.tables import Table
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Places:
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """Maps of the same M points, coloured by class.
+    """Maps of the same M points, colored by class.
 
     Attributes:
         title: What they show.

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from statistics import median
 
-from fewshot.groups import Cells, datasets_of, labels
 from fewshot.methods import METHODS
 from fewshot.report.content import Places
 from fewshot.report.lines import largest, percent, series_names
-from fewshot.results import Result
-from fewshot.tables import Number, Table
+from fewshot.results.groups import Cells, datasets_of, labels
+from fewshot.results.log import Result
+from fewshot.results.tables import Number, Table
 
 NOTE = (
     "At the most shots of each row; medians over seeds. Fitting is tuning and fitting, predicting "

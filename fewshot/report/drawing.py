@@ -1,4 +1,4 @@
-"""Drawings as inline SVG: every point carries its values, and colours come from the page."""
+"""Drawings as inline SVG: every point carries its values, and colors come from the page."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,7 +8,7 @@ from fewshot.report.content import Curves, Maps, Places
 
 WIDTH, HEIGHT = 560, 350
 LEFT, RIGHT, TOP, BOTTOM = 60, 14, 12, 46
-N_COLOURS = 10
+N_COLORS = 10
 
 # Marks of about equal area around the origin.
 MARKS = (
@@ -29,7 +29,7 @@ def curves_svg(curves: Curves, styles: Mapping[str, int]) -> str:
 
     Args:
         curves: What to draw.
-        styles: Series -> the number of its colour and mark.
+        styles: Series -> the number of its color and mark.
     """
     all_shots = sorted({shots for line in curves.series.values() for shots, _, _ in line})
     spans = [
@@ -54,7 +54,7 @@ def curves_svg(curves: Curves, styles: Mapping[str, int]) -> str:
         tip = f"{name}, no shots: {100 * level:.1f} %"
         parts.append(
             f'<g class="series" data-series="{escape(name)}">'
-            f'<path class="line level c{k % N_COLOURS}" d="M{LEFT} {height:.1f}H{WIDTH - RIGHT}"/>'
+            f'<path class="line level c{k % N_COLORS}" d="M{LEFT} {height:.1f}H{WIDTH - RIGHT}"/>'
             + _mark(x(first), height, k, tip, "level")
             + "</g>"
         )
@@ -62,15 +62,15 @@ def curves_svg(curves: Curves, styles: Mapping[str, int]) -> str:
         k = styles[name]
         places = [(x(math.log2(s)), y(100 * m)) for s, m, _ in line]
         path = "L".join(f"{a:.1f} {b:.1f}" for a, b in places)
-        dash = ' stroke-dasharray="7 3"' if k >= N_COLOURS else ""
-        drawn = [f'<path class="line c{k % N_COLOURS}"{dash} d="M{path}"/>']
+        dash = ' stroke-dasharray="7 3"' if k >= N_COLORS else ""
+        drawn = [f'<path class="line c{k % N_COLORS}"{dash} d="M{path}"/>']
         for (a, b), (shots, mean, half) in zip(places, line, strict=True):
             percent = f"{100 * mean:.1f}"
             if not math.isnan(half):
                 percent += f" ± {100 * half:.1f}"
                 ends = [y(min(high, max(low, 100 * (mean + s * half)))) for s in (-1, 1)]
                 drawn.append(
-                    f'<path class="whisker c{k % N_COLOURS}" '
+                    f'<path class="whisker c{k % N_COLORS}" '
                     f'd="M{a:.1f} {ends[0]:.1f}V{ends[1]:.1f}"/>'
                 )
             what = "1 shot" if shots == 1 else f"{shots} shots"
@@ -111,7 +111,7 @@ def maps_svg(maps: Maps, panel: str) -> str:
         dots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in placed[maps.labels == k])
         groups.append(
             f'<g class="series" data-series="{escape(name)}">'
-            f'<path class="dots c{k % N_COLOURS}" d="{dots}"><title>{escape(name)}</title></path>'
+            f'<path class="dots c{k % N_COLORS}" d="{dots}"><title>{escape(name)}</title></path>'
             "</g>"
         )
     label = escape(f"{maps.title}: {panel}")
@@ -122,9 +122,9 @@ def maps_svg(maps: Maps, panel: str) -> str:
 
 def mark_svg(k: int, *, level: bool = False) -> str:
     """A legend's sample of a series."""
-    colour = f"c{k % N_COLOURS}"
-    line = f'<path class="line {colour}{" level" if level else ""}" d="M0 7H28"/>'
-    mark = f'<path class="mark {colour}" transform="translate(14 7)" d="{MARKS[k % len(MARKS)]}"/>'
+    color = f"c{k % N_COLORS}"
+    line = f'<path class="line {color}{" level" if level else ""}" d="M0 7H28"/>'
+    mark = f'<path class="mark {color}" transform="translate(14 7)" d="{MARKS[k % len(MARKS)]}"/>'
     return f'<svg class="sample" viewBox="0 0 28 14" aria-hidden="true">{line}{mark}</svg>'
 
 
@@ -140,7 +140,7 @@ def _mark(x: float, y: float, k: int, tip: str, column: str) -> str:
         f'<g class="point" role="img" tabindex="-1" aria-label="{escape(tip)}" '
         f'data-column="{column}" data-x="{x:.1f}" data-y="{y:.1f}" '
         f'transform="translate({x:.1f} {y:.1f})">'
-        f'<path class="mark c{k % N_COLOURS}" d="{MARKS[k % len(MARKS)]}"/></g>'
+        f'<path class="mark c{k % N_COLORS}" d="{MARKS[k % len(MARKS)]}"/></g>'
     )
 
 

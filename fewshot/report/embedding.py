@@ -15,12 +15,12 @@ from cache.errors import UserError
 from cache.location import find_store
 from cache.store import FeatureStore
 from fewshot.fitting import fit, query
-from fewshot.groups import Cells, labels
 from fewshot.methods import METHODS
 from fewshot.metrics import accuracy
 from fewshot.report.content import Maps, Section
 from fewshot.report.lines import largest
-from fewshot.results import Result
+from fewshot.results.groups import Cells, labels
+from fewshot.results.log import Result
 
 IMAGES = 2000
 CLASSES = 10

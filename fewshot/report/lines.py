@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from fewshot.groups import Cells, Row, Value, by_dataset, labels, over_seeds
-from fewshot.results import Result
-from fewshot.tables import Cell, Number, shots_name
+from fewshot.results.groups import Cells, Row, Value, by_dataset, labels, over_seeds
+from fewshot.results.log import Result
+from fewshot.results.tables import Cell, Number, shots_name
 
 INTERVAL = (
     "Accuracy on the test split in %; means over seeds ± half the 95 % interval (Student's t)."

@@ -102,7 +102,7 @@ for (const button of document.querySelectorAll(".legend button")) {
   });
 }
 
-// Colours: as the system has them, or one of the two, which is remembered where that is allowed.
+// Colors: as the system has them, or one of the two, which is remembered where that is allowed.
 const theme = document.getElementById("theme");
 const themes = { "": "as the system", light: "light", dark: "dark" };
 let chosen = "";
@@ -126,7 +126,7 @@ theme.addEventListener("click", () => {
 function paint() {
   if (!(chosen in themes)) chosen = "";
   document.documentElement.dataset.theme = chosen;
-  theme.textContent = `Colours: ${themes[chosen]}`;
+  theme.textContent = `Colors: ${themes[chosen]}`;
 }
 
 window.addEventListener("beforeprint", () => {

@@ -9,7 +9,7 @@ from typing import Any
 
 from cache.errors import UserError
 
-FILE = Path(__file__).resolve().parents[1] / "published.toml"
+FILE = Path(__file__).resolve().parent / "published.toml"
 
 ELEVEN = (
     "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101",
@@ -19,7 +19,7 @@ VARIANTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 AVERAGES = ("average", "mean_of_harmonic_means")
 PARTS = ("accuracy", "base", "new")
 SETTINGS = (
-    "zero-shot", "few-shot", "base-to-new", "domain-generalisation", "unsupervised",
+    "zero-shot", "few-shot", "base-to-new", "domain-generalization", "unsupervised",
     "transductive zero-shot",
 )  # fmt: skip
 CONFIDENCES = ("high", "medium", "digitised")
@@ -36,7 +36,7 @@ class Protocol:
     Attributes:
         tuned_by: One of `TUNED_BY`; `test` is with the test split's labels.
         on_imagenet: The same on ImageNet, where that differs.
-        views: Augmented views of each image that was learnt from; 0 for a fresh one every epoch.
+        views: Augmented views of each image that was learned from; 0 for a fresh one every epoch.
         seeds: How many were averaged.
         note: What else to know.
     """
@@ -140,7 +140,7 @@ def differences(
     Args:
         figure: The published one.
         tune: Our tuning protocol.
-        n_views: Augmented views of each image that ours learnt from.
+        n_views: Augmented views of each image that ours learned from.
         seeds: Ours.
         text: Whether ours had text features to go by.
     """

@@ -1,0 +1,224 @@
+"""What a file of features from elsewhere says: which array is what, and whether it can be true."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.errors import UserError, unknown
+from cache.import_files import Arrays
+from cache.listing import stratified_split
+from cache.store import SPLITS
+
+# What each array is called in the wild: ours and its short form, Tip-Adapter's, CLIP_benchmark's.
+NAMES = {
+    "train_features": r"train_(features|x|f)|features_train|keys_\d+shots",
+    "train_labels": r"train_(labels|y|l)|targets_train|values_\d+shots",
+    "val_features": r"val_(features|x|f)|features_val",
+    "val_labels": r"val_(labels|y|l)|targets_val",
+    "test_features": r"test_(features|x|f)|features_test",
+    "test_labels": r"test_(labels|y|l)|targets_test",
+    "train_paths": r"train_paths",
+    "val_paths": r"val_paths",
+    "test_paths": r"test_paths",
+    "features": r"features|x",
+    "labels": r"labels|targets|y",
+    "paths": r"paths",
+    "text_features": r"text(_features|_weights\w*)?",
+    "prompts": r"prompts",
+    "classnames": r"class_?names",
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """N rows: features (N, D) as they came, labels (N,), and a path or a row's name for each."""
+
+    features: NDArray[Any]
+    labels: NDArray[np.int64]
+    paths: list[str]
+
+
+@dataclass(frozen=True)
+class Text:
+    """P prompts: embeddings (P, D) as they came, labels (P,) and sentences."""
+
+    embeddings: NDArray[Any]
+    labels: NDArray[np.int64]
+    prompts: list[str]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """All that is taken over.
+
+    Attributes:
+        names: What each array is called in the file.
+        splits: Those of train, val and test that there are.
+        text: The classifier, where there is one.
+        classnames: C names by class id.
+        stratified: Whether the splits are our own, of rows that came in one piece.
+    """
+
+    names: Mapping[str, str]
+    splits: Mapping[str, Split]
+    text: Text | None
+    classnames: tuple[str, ...]
+    stratified: bool
+
+
+def recognize(found: Arrays, arrays: Mapping[str, str]) -> Imported:
+    """The arrays of a file, each in its place, checked against one another.
+
+    Args:
+        found: The file.
+        arrays: Names of arrays that go by other ones: {"train_features": "train16_x"}.
+
+    Raises:
+        UserError: An array is missing, has several candidates or the wrong shape, a feature
+            is NaN, infinite or zero, or the counts of classes do not agree.
+    """
+    names = _names(found, arrays)
+    splits = _splits(found, names)
+    text = found.read(names["text_features"]) if "text_features" in names else None
+    if text is not None and text.ndim not in (2, 3):
+        raise UserError(
+            "text_features must be (C, D), or (T, C, D) for T templates; "
+            f"{names['text_features']} is {text.shape}"
+        )
+    if "classnames" in names:
+        classnames = tuple(map(str, found.read(names["classnames"]).tolist()))
+    else:
+        n_labels = 1 + max(int(split.labels.max()) for split in splits.values())
+        classnames = tuple(
+            f"class {label}" for label in range(n_labels if text is None else text.shape[-2])
+        )
+    if len(classnames) < 2:
+        raise UserError("there is only one class, and nothing to tell apart; give two or more")
+    if text is not None and text.shape[-2] != len(classnames):
+        raise UserError(
+            f"text_features must be (C, D) or (T, C, D), for {len(classnames)} class names; "
+            f"{names['text_features']} is {text.shape}"
+        )
+    templates = found.read(names["prompts"]).tolist() if "prompts" in names else []
+    return Imported(
+        names=names,
+        splits=splits,
+        text=None if text is None else _text(text, classnames, templates),
+        classnames=classnames,
+        stratified="features" in names,
+    )
+
+
+def _names(found: Arrays, arrays: Mapping[str, str]) -> dict[str, str]:
+    """The file's name of each array that is there, those asked for first."""
+    for target, name in arrays.items():
+        if target not in NAMES:
+            raise unknown("array", target, NAMES)
+        if name not in found.names:
+            raise unknown("array in the file", name, found.names)
+    names = dict(arrays)
+    for target, pattern in NAMES.items():
+        # An array named for one purpose is not taken for another: val for test is no val as well.
+        fitting = [
+            name
+            for name in found.names
+            if re.fullmatch(pattern, name) and name not in arrays.values()
+        ]
+        if target in names or not fitting:
+            continue
+        if len(fitting) > 1:
+            raise UserError(
+                f"several arrays could be {target}: {', '.join(fitting)}; "
+                f"choose with --array {target}=NAME"
+            )
+        names[target] = fitting[0]
+    others = sorted(set(found.names) - set(names.values()))
+    if not {"train_features", "features"} & names.keys() and others:
+        raise UserError(
+            f"no train_features, and arrays of unknown purpose: {', '.join(others)}; "
+            "say which is which, such as --array train_features=NAME --array train_labels=NAME"
+        )
+    return names
+
+
+def _splits(found: Arrays, names: Mapping[str, str]) -> dict[str, Split]:
+    given = [s for s in SPLITS if {f"{s}_features", f"{s}_labels"} & names.keys()]
+    if given and "features" in names:
+        raise UserError(
+            f"there are {given[0]} features, and {names['features']}, which may be any; say what "
+            f"it is, such as --array train_features={names['features']}"
+        )
+    if given:
+        return {split: _split(found, names, f"{split}_") for split in given}
+    whole = _split(found, names, "")
+    return {
+        split: Split(whole.features[rows], whole.labels[rows], [whole.paths[row] for row in rows])
+        for split, rows in stratified_split(whole.labels.tolist()).items()
+    }
+
+
+def _split(found: Arrays, names: Mapping[str, str], prefix: str) -> Split:
+    for target in (f"{prefix}features", f"{prefix}labels"):
+        if target not in names:
+            raise UserError(
+                f"no array for {target} among {', '.join(found.names)}; "
+                f"say which it is with --array {target}=NAME"
+            )
+    name = names[f"{prefix}features"]
+    features = _features(name, found.read(name))
+    labels = _labels(names[f"{prefix}labels"], found.read(names[f"{prefix}labels"]))
+    if len(features) != len(labels):
+        raise UserError(
+            f"{prefix}features has {len(features)} rows and {prefix}labels {len(labels)}; "
+            "each row needs one label"
+        )
+    if f"{prefix}paths" in names:
+        paths = list(map(str, found.read(names[f"{prefix}paths"]).tolist()))
+    else:
+        paths = [f"{name}[{row}]" for row in range(len(labels))]
+    return Split(features, labels, paths)
+
+
+def _features(name: str, features: NDArray[Any]) -> NDArray[Any]:
+    if features.ndim != 2 or features.dtype.kind not in "fiu" or 0 in features.shape:
+        raise UserError(
+            f"features must be (N, D) numbers; {name} is {features.dtype} {features.shape}"
+        )
+    bad = np.flatnonzero(~(np.isfinite(features).all(axis=1) & features.any(axis=1)))
+    if bad.size:
+        raise UserError(
+            f"features must be finite and not zero; {bad.size} of {len(features)} rows of {name} "
+            f"are not, the first is row {bad[0]}; drop them, or compute them again"
+        )
+    return features
+
+
+def _labels(name: str, labels: NDArray[Any]) -> NDArray[np.int64]:
+    whole = labels.dtype.kind in "iu" or (labels.dtype.kind == "f" and (labels % 1 == 0).all())
+    if labels.ndim != 1 or not whole or (labels < 0).any():
+        raise UserError(
+            f"labels must be (N,) class ids from 0 on; {name} is {labels.dtype} {labels.shape}"
+            + (f" from {labels.min()} on" if whole and labels.size else "")
+        )
+    return labels.astype(np.int64)
+
+
+def _text(text: NDArray[Any], classnames: tuple[str, ...], templates: list[str]) -> Text:
+    """One prompt per template and class, template by template."""
+    embeddings = text.reshape(-1, text.shape[-1])
+    n_templates = len(embeddings) // len(classnames)
+    if len(templates) != n_templates:  # the list belongs to other text, or there is none
+        templates = [f"(template {i})" for i in range(n_templates)]
+    return Text(
+        embeddings,
+        np.tile(np.arange(len(classnames)), n_templates),
+        [_filled(template, name) for template in templates for name in classnames],
+    )
+
+
+def _filled(template: str, name: str) -> str:
+    return template.replace("{}", name) if "{}" in template else f"{template.rstrip()} {name}"

@@ -1,0 +1,135 @@
+"""An adapter for other programs: a folder that open_clip loads, or an ONNX file; with a card."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from cache.encoder import load
+from cache.errors import UserError, unknown
+from fewshot.adapters.adapter import Adapter, load_adapter
+from fewshot.adapters.export.folding import require_towers
+from fewshot.adapters.export.model_card import model_card
+from fewshot.adapters.export.onnx_file import require_onnx, write_onnx
+from fewshot.adapters.export.open_clip_folder import write_open_clip
+from fewshot.endtoend.methods import METHODS as TRAINED
+from fewshot.methods import METHODS
+
+TARGETS = {"open_clip": write_open_clip, "onnx": write_onnx}
+CLASSES, CARD, RECEIPT = "classes.json", "README.md", "export.json"
+
+
+def export(
+    adapter: Adapter | Path | str, to: str, out: Path | None = None, *, model: str | None = None
+) -> Path:
+    """The folder in which the adapter lies in another program's form, checked, with its card.
+
+    It is written whole or not at all. What is there already is replaced if an export wrote it and
+    nobody has changed it since.
+
+    Args:
+        adapter: What was learned, or its file.
+        to: `open_clip` or `onnx`.
+        out: The folder; without it the adapter file's name with `-open_clip` or `-onnx`.
+        model: The model under another name, such as `local-dir:` of the same weights.
+
+    Raises:
+        UserError: No such target, a method that it has no place for, a package that is missing,
+            another model's weights, a folder with something else in it, or an export that does not
+            compute what the adapter does.
+    """
+    if to not in TARGETS:
+        raise unknown("export target", to, TARGETS)
+    if not isinstance(adapter, Adapter):
+        adapter = Path(adapter)
+        out = out or adapter.with_name(f"{adapter.stem}-{to}")
+        adapter = load_adapter(adapter)
+    if out is None:
+        raise UserError("an adapter in memory has no name to export under; give out, a folder")
+    _require_replaceable(out)
+    _require_method(adapter)
+    if to == "onnx":
+        require_onnx()
+    else:
+        require_towers(adapter)
+    encoder = load(model or adapter.model_name, device="cpu", precision="fp32")
+    with _replacing_folder(out) as folder:
+        how_to_run = TARGETS[to](adapter, encoder, folder)
+        names = json.dumps(list(adapter.classnames), ensure_ascii=False, indent=1)
+        (folder / CLASSES).write_text(names + "\n", encoding="utf-8")
+        card = model_card(adapter, library=to, how_to_run=how_to_run, files=_digests(folder))
+        (folder / CARD).write_text(card, encoding="utf-8")
+        receipt = json.dumps({"made by": "fewshot export", "files": _digests(folder)}, indent=1)
+        (folder / RECEIPT).write_text(receipt + "\n", encoding="utf-8")
+    return out
+
+
+def _require_method(adapter: Adapter) -> None:
+    """Refuse a method that is not known here, or that classifies images jointly."""
+    known = TRAINED if adapter.classifier is None else METHODS
+    if adapter.method not in known:
+        raise unknown("method", adapter.method, known)
+    if known[adapter.method].transductive:
+        raise UserError(
+            f"{adapter.method} cannot be exported: the logits of an image depend on the images "
+            "beside it, which a fixed graph does not see; use `fewshot predict`, or export a "
+            "method such as gda"
+        )
+
+
+def _require_replaceable(out: Path) -> None:
+    """Refuse a path that holds anything but an export as it was written."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"an export is a folder, and {out} is a file; give --out another name")
+    there = _digests(out)
+    written = _receipt(out)
+    if strange := sorted(there.keys() - written.keys() - {RECEIPT}):
+        raise UserError(
+            f"{out} holds {strange[0]}, which no export wrote; give --out another folder"
+        )
+    if changed := sorted(name for name in written if there.get(name) != written[name]):
+        raise UserError(
+            f"{out} is an export of which {changed[0]} has been changed since; give --out another "
+            "folder, or remove this one"
+        )
+
+
+def _receipt(folder: Path) -> dict[str, str]:
+    """Name -> digest of what an export wrote there; empty where none did."""
+    try:
+        files = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))["files"]
+        return {str(name): str(digest) for name, digest in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Name -> SHA-256 of every file in the folder, in order; of a folder in it, nothing."""
+    digests = {}
+    for path in sorted(folder.iterdir()):
+        digests[path.name] = ""
+        if path.is_file():
+            with path.open("rb") as file:
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+@contextlib.contextmanager
+def _replacing_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out`, which takes its place when the block ends well."""
+    out = out.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if out.exists():
+            shutil.rmtree(out)
+        temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,115 @@
+"""What of an adapter open_clip's own CLIP can hold: both towers' weights, and a matrix."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import linear, normalize
+
+from cache.errors import UserError
+from fewshot.adapters.adapter import Adapter
+from fewshot.adapters.classifiers import put_together
+from fewshot.classifier import LinearClassifier
+from fewshot.endtoend.attention import fuse
+from fewshot.endtoend.parts import lora, weight_delta
+from fewshot.methods import METHODS
+from fewshot.methods.clip_adapter import AdapterClassifier
+
+FOLDED = (
+    "clip-lora", "ln-tune", "bitfit", "difffit", "full-fine-tuning", "full-delta", "krona",
+    "kadaptation", "fact", "ssf", "repadapter",
+)  # fmt: skip
+TOWERS_AS_THEY_WERE = ("coop", "kgcoop", "prograd", "live-linear-probe")
+_WHY_NOT = {
+    "cocoop": "its class texts are other ones for every image",
+    "visual-prompt": "it changes the pixels, before any weight of the model",
+}
+_FOLLOWED = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"))  # in downsample
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A linear classifier of image features.
+
+    Attributes:
+        weight: (C, D).
+        bias: (C,), or None.
+        unit_norm: Whether features come at unit norm, or as the tower gives them.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    unit_norm: bool
+
+    def form(self, features: Tensor) -> Tensor:
+        """(M, D) features as the head wants them, of the tower's (M, D)."""
+        return normalize(features, dim=-1) if self.unit_norm else features
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(M, C) logits of the tower's (M, D) features."""
+        return linear(self.form(features), self.weight, self.bias)
+
+
+def require_towers(adapter: Adapter) -> None:
+    """Do nothing if the adapter's method can be open_clip's two towers and a matrix.
+
+    Raises:
+        UserError: It cannot; says why, and what works.
+    """
+    if adapter.classifier is None:
+        if adapter.method in FOLDED + TOWERS_AS_THEY_WERE:
+            return
+        why = _WHY_NOT.get(
+            adapter.method,
+            "what it adds to the towers is no change of their weights, and open_clip's own have no "
+            "place for it",
+        )
+    elif matrix_of(adapter) is not None:
+        return
+    else:
+        why = "its classifier is no matrix that image features are multiplied by"
+    raise UserError(f"{adapter.method} cannot be exported to open_clip: {why}; use --to onnx")
+
+
+def matrix_of(adapter: Adapter) -> Head | None:
+    """The classifier on features as a head, if it is one."""
+    if adapter.classifier is None:
+        return None
+    classifier = put_together(adapter.classifier, adapter.tensors)
+    unit_norm = METHODS[adapter.method].unit_norm
+    if isinstance(classifier, LinearClassifier):
+        return Head(classifier.weight, classifier.bias, unit_norm)
+    if isinstance(classifier, AdapterClassifier) and classifier.visual is None:
+        return Head(classifier.weight, None, unit_norm)
+    return None
+
+
+def folded(model: Any) -> Any:
+    """The same model, its updates now in open_clip's own weights."""
+    lora.fold(model)
+    weight_delta.fold(model)
+    _move_biases_of_convolutions(model.visual)
+    fuse(model)
+    return model
+
+
+def _move_biases_of_convolutions(tower: Any) -> None:
+    """Put biases that convolutions were given, where open_clip has none, into what follows them.
+
+    That is the positions of a ViT's patches, and a ResNet's batch norms, which take off a mean.
+    """
+
+    def take_from(convolution: Any) -> Tensor | None:
+        bias: Tensor | None = convolution.bias
+        convolution.bias = None
+        return bias
+
+    if hasattr(tower, "transformer"):
+        if (bias := take_from(tower.conv1)) is not None:
+            tower.positional_embedding.data[1:] += bias  # the first is the class token's
+        return
+    for module in list(tower.modules()):
+        for first, second in _FOLLOWED:
+            convolution = getattr(module, first, None)
+            if isinstance(convolution, nn.Conv2d) and (bias := take_from(convolution)) is not None:
+                getattr(module, second).running_mean -= bias

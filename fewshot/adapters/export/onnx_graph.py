@@ -1,0 +1,139 @@
+"""An adapter and its model as one module, pixels to probabilities, of which a graph can be made.
+
+A graph has no loop over blocks of queries or over the images of a batch, so classifiers that save
+memory by one are stated here without it.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, normalize
+
+from cache.encoder import Encoder
+from fewshot.adapters.adapter import Adapter
+from fewshot.adapters.classifiers import put_together
+from fewshot.adapters.predictor import attached
+from fewshot.classifier import Classifier
+from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.methods.cocoop import CoCoOp
+from fewshot.endtoend.methods.coop import CoOp, LearnedPrompts
+from fewshot.methods import METHODS
+from fewshot.methods.proker import KernelClassifier
+from fewshot.methods.tip_x import TipXClassifier, centered_log_distributions
+from fewshot.parts.key_value_cache import CacheClassifier
+
+Step = Callable[[Tensor], Tensor]
+
+
+class Graph(nn.Module):
+    """Pixels (B, 3, H, W) to logits (B, C) and calibrated probabilities (B, C).
+
+    Attributes:
+        encode: Pixels to features (B, D), of the norm that the head wants.
+        head: Features to logits.
+        temperature: T of softmax(logits / T).
+    """
+
+    def __init__(self, encode: Step, head: Step, temperature: float) -> None:
+        super().__init__()
+        self.encode, self.head, self.temperature = encode, head, temperature
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, float32."""
+        logits = self.head(self.encode(pixels))
+        return logits, torch.softmax(logits / self.temperature, dim=1)
+
+
+@torch.no_grad()
+def graph_of(adapter: Adapter, encoder: Encoder) -> Graph:
+    """The adapter on its model, which is in float32 on the CPU."""
+    temperature = adapter.calibration.temperature
+    model = encoder.model
+    if adapter.classifier is not None:
+        head = at_once(put_together(adapter.classifier, adapter.tensors))
+        if METHODS[adapter.method].unit_norm:
+            return Graph(lambda x: normalize(model.encode_image(x), dim=-1), head, temperature)
+        return Graph(model.encode_image, head, temperature)
+    learner, clip = attached(adapter, Clip.of(encoder))
+    if adapter.method == CoCoOp.name:
+        head = _cocoop(adapter, clip, learner.parameters)
+    else:
+        head = learner.frozen().logits
+    return Graph(learner.images or clip.model.encode_image, head, temperature)
+
+
+def at_once(classifier: Classifier) -> Step:
+    """The classifier's (M, C) logits of (M, D) features, in float32 and without blocks."""
+    if isinstance(classifier, CacheClassifier):
+        return _cache(classifier)
+    if isinstance(classifier, TipXClassifier):
+        return _tip_x(classifier)
+    if isinstance(classifier, KernelClassifier):
+        return _kernel(classifier)
+    return classifier.logits
+
+
+def _cache(c: CacheClassifier) -> Step:
+    return lambda f: linear(f, c.text) + c.alpha * c.cache.votes(f, c.beta)
+
+
+def _tip_x(c: TipXClassifier) -> Step:
+    counts = torch.bincount(c.cache.labels, minlength=c.cache.n_classes)
+
+    def logits(features: Tensor) -> Tensor:
+        log_p = centered_log_distributions(features, c.text, c.temperature)
+        p = log_p.exp() / len(c.text)
+        entropy = (p * log_p).sum(dim=1, keepdim=True)
+        divergence = counts * (1 - c.slope * entropy) + c.slope * (p @ c.log_sums.T)
+        votes = c.cache.votes(features, c.beta)
+        return c.zero_shot(features) + c.alpha * votes + c.gamma * divergence
+
+    return logits
+
+
+def _kernel(c: KernelClassifier) -> Step:
+    samples, coefficients = c.samples.float(), c.coefficients.float()
+    anchor = None if c.anchor is None else c.anchor.float()
+
+    def logits(features: Tensor) -> Tensor:
+        correction = torch.exp(c.beta * (features @ samples.T - 1)) @ coefficients
+        return correction if anchor is None else correction + linear(features, anchor)
+
+    return logits
+
+
+def _cocoop(adapter: Adapter, clip: Clip, trained: Mapping[str, Tensor]) -> Step:
+    """CoCoOp's logits with the prompts of all images of a batch side by side, each in full."""
+    method = CoCoOp(**adapter.settings)
+    plain = CoOp(n_ctx=method.n_ctx, ctx_init=method.ctx_init, seed=method.seed)
+    prompts, model = LearnedPrompts.of(clip, adapter.classnames, plain), clip.model
+    context = trained["context"]
+    first, second = (
+        tuple(trained[f"meta_net.{layer}.{part}"] for part in ("weight", "bias"))
+        for layer in ("linear1", "linear2")
+    )
+    n_classes, n_rest, width = prompts.rest.shape
+    length = 1 + len(context) + n_rest
+    end = 1 + len(context) + prompts.n_name + 1  # after the start, the context, name and period
+    classes = torch.arange(n_classes)
+    positions, causal = model.positional_embedding[:length], model.attn_mask[:length, :length]
+
+    def logits(features: Tensor) -> Tensor:
+        n, unit = len(features), normalize(features, dim=-1)
+        shifts = linear(linear(unit, *first).relu(), *second)
+        rows = torch.cat(
+            [
+                prompts.start.expand(n, n_classes, 1, width),
+                (context + shifts[:, None])[:, None].expand(n, n_classes, -1, width),
+                prompts.rest.expand(n, -1, -1, -1),
+            ],
+            dim=2,
+        )
+        tokens = model.transformer(rows.flatten(0, 1) + positions, attn_mask=causal)
+        pooled = model.ln_final(tokens.view(n, n_classes, length, width)[:, classes, end])
+        last = model.text_projection
+        text = last(pooled) if isinstance(last, nn.Module) else pooled @ last
+        return clip.logit_scale * (normalize(text, dim=-1) @ unit[:, :, None])[:, :, 0]
+
+    return logits

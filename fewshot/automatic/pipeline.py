@@ -1,0 +1,199 @@
+"""A folder of labeled photos in; a fitted, calibrated classifier and one page about it out."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cache.encoder import load
+from cache.errors import UserError
+from cache.location import default_root, model_name, require_outside, store_path
+from cache.manifest import all_manifests
+from cache.store import FeatureStore
+from fewshot.adapters.adapter import Adapter, Calibration
+from fewshot.adapters.making import of_fitted
+from fewshot.automatic.commands import commands
+from fewshot.automatic.encoding import Say, encode_labeled, encode_unlabeled, look_at
+from fewshot.automatic.findings import examine
+from fewshot.automatic.gather import gather
+from fewshot.automatic.judging import Judged, inputs, judge, refit, to_try
+from fewshot.automatic.outcome import Outcome, Tested
+from fewshot.automatic.unlabeled import classify_unlabeled
+from fewshot.automatic.writing import write
+from fewshot.classifier import classify
+from fewshot.fitting import Fitted, query
+from fewshot.metrics import accuracy, wilson
+from fewshot.model_selection.calibrating import calibrate
+
+MODEL = "ViT-B-16/openai"
+
+
+def auto(
+    dataset: str | Path,
+    *,
+    model: str = MODEL,
+    out: Path | None = None,
+    store: Path | None = None,
+    unlabeled: Path | None = None,
+    methods: Sequence[str] | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    seed: int = 1,
+    workers: int | None = None,
+    say: Say = lambda lines: None,
+) -> Outcome:
+    """Find the method that suits the photos, say honestly how good it is, and fit it to all.
+
+    What an interrupted run has encoded is not encoded again; the rest is computed anew. Nothing of
+    a test split that the user keeps apart is looked at before the winner is fitted.
+
+    Args:
+        dataset: A folder of class folders, a CSV or JSON lines of paths and labels, or a dataset's
+            name.
+        model: As `encoder.load` names it.
+        out: The folder to write into; `runs/auto/NAME` without it.
+        store: Where feature stores lie; `location.default_root()` without it.
+        unlabeled: A folder of images without labels; see `gather`.
+        methods: Names of those to try; without it those that suit so many images and classes.
+        device: As in `encoder.load`.
+        precision: As in `encoder.load`.
+        seed: Of folds, resamples and training.
+        workers: Threads that decode images; one per core or so without it.
+        say: Told what goes on, lines at a time.
+
+    Returns:
+        What was found. In `out` are then adapter.safetensors, report.html, report.json,
+        commands.sh and, where there are images without a label, predictions.csv.
+
+    Raises:
+        UserError: The photos are not fit to learn from, `out` or `store` lie among them, the model
+            cannot be had, or no method could be tried.
+    """
+    seconds: dict[str, float] = {}
+    model = model_name(model)
+    found = gather(dataset, unlabeled)
+    out = out or Path("runs") / "auto" / found.labeled.dataset.removesuffix("-all")
+    root = store or default_root()
+    require_outside(Path(dataset), {"--out": out, "--store": root})
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is no folder; give --out a place for one")
+    report = look_at(found.labeled)
+    say(report.report())
+    source, _ = report.passed(skip_unreadable=True)
+    asked = to_try(methods, len(source.splits["train"]), len(source.classnames))
+
+    with _timed(seconds, "loading the model"):
+        encoder = load(model, device=device, precision=precision)
+    with _timed(seconds, "encoding"):
+        path = store_path(root, source.dataset, model)
+        opened = encode_labeled(report, encoder, path, workers=workers, say=say)
+        others = None
+        if found.unlabeled is not None:
+            path = store_path(root, found.unlabeled.dataset, model)
+            others = encode_unlabeled(found.unlabeled, encoder, path, workers=workers, say=say)
+    support_of, text_for = inputs(opened)
+    with _timed(seconds, "trying methods"):
+        judged = judge(opened, asked, support_of, text_for, seed=seed)
+    with _timed(seconds, "fitting the winner"):
+        fitted = refit(opened, judged, support_of, text_for, seed=seed)
+        method = fitted.method
+        calibration = _calibration(judged)
+    with _timed(seconds, "looking at labels"):
+        findings = examine(
+            judged,
+            method,
+            calibration.temperature,
+            support_of(method),
+            text_for(method),
+            seed=seed,
+        )
+        beside = None
+        if found.unlabeled is not None and others is not None:
+            beside = classify_unlabeled(fitted, calibration.temperature, others, found.unlabeled)
+    tested = _tested(opened, fitted) if "test" in opened.splits else None
+
+    outcome = Outcome(
+        dataset=str(dataset),
+        out=out,
+        source=source,
+        report=report,
+        store=opened,
+        judged=judged,
+        adapter=_adapter(fitted, opened, judged, calibration, tested),
+        findings=findings,
+        tested=tested,
+        unlabeled=beside,
+        commands=commands(
+            opened,
+            method,
+            dataset=_as_typed(dataset),
+            adapter=out / "adapter.safetensors",
+            root=None if root == Path("features") else root,
+            seed=seed,
+            encoding={
+                "--device": None if device == "auto" else device,
+                "--precision": None if precision == "auto" else precision,
+            },
+            again={
+                "--out": out,
+                "--unlabeled": unlabeled,
+                "--methods": methods and ",".join(methods),
+                "--seed": None if seed == 1 else seed,
+            },
+            skip=bool(opened.skipped),
+        ),
+        seconds=seconds,
+    )
+    write(outcome)
+    return outcome
+
+
+def _as_typed(dataset: str | Path) -> str:
+    """The images as commands find them: a folder called like a known dataset goes by ./ there."""
+    known = {name for manifest in all_manifests() for name in (manifest.name, *manifest.aliases)}
+    return f"./{dataset}" if str(dataset) in known and Path(dataset).is_dir() else str(dataset)
+
+
+def _calibration(judged: Judged) -> Calibration:
+    """How sure the winner may be, from its answers out of fold."""
+    if judged.winner is None:
+        return Calibration()
+    seen = judged.winner.judged
+    return calibrate(judged.winner.logits[seen], judged.labels[seen], "cv")
+
+
+def _adapter(
+    fitted: Fitted,
+    store: FeatureStore,
+    judged: Judged,
+    calibration: Calibration,
+    tested: Tested | None,
+) -> Adapter:
+    """The winner, with how it was chosen among what is told of its training."""
+    selection = judged.selection
+    more: dict[str, Any] = {
+        "tune": "cv" if fitted.method.grid and judged.winner is not None else "none",
+        "tried": [one.name for one in judged.tried],
+        "expected accuracy": selection and selection.accuracy,
+        "expected accuracy, 95 % interval": selection and selection.interval,
+    }
+    if tested is not None:
+        more |= {"test accuracy": tested.accuracy, "test images": tested.images}
+    return of_fitted(fitted, store, calibration=calibration, more=more)
+
+
+def _tested(store: FeatureStore, fitted: Fitted) -> Tested:
+    """The winner on the user's own test images."""
+    labels = torch.from_numpy(store.labels("test"))
+    right = accuracy(classify(fitted.classifier, query(store, fitted.method, "test")), labels)
+    return Tested(len(labels), right, wilson(right, len(labels)))
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start

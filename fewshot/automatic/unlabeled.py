@@ -1,0 +1,60 @@
+"""What the winner makes of the images without a label, and which of them to label next."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cache.source import Source
+from cache.store import FeatureStore
+from fewshot.automatic.to_label import ToLabel, to_label
+from fewshot.fitting import Fitted, query
+
+BLOCK = 4096  # images whose logits are computed at a time
+WORTH_LABELING = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Unlabeled:
+    """U images that have no label.
+
+    Attributes:
+        source: Where they are.
+        paths: U of them, relative to its root.
+        probabilities: (U, C) float32, calibrated.
+        next: Those to label first.
+        skipped: Those that could not be read, with reasons.
+    """
+
+    source: Source
+    paths: tuple[str, ...]
+    probabilities: Tensor
+    next: tuple[ToLabel, ...]
+    skipped: tuple[str, ...]
+
+
+def classify_unlabeled(
+    fitted: Fitted, temperature: float, store: FeatureStore, source: Source
+) -> Unlabeled:
+    """The probabilities of the images in a store, and which to label next.
+
+    Args:
+        fitted: The classifier.
+        temperature: T of softmax(logits / T).
+        store: Of the images, its test split.
+        source: Where they are.
+    """
+    features = query(store, fitted.method, "test")
+    probabilities = torch.cat(
+        [
+            torch.softmax(fitted.classifier.logits(part) / temperature, dim=1)
+            for part in torch.split(features, BLOCK)
+        ]
+    )
+    return Unlabeled(
+        source,
+        tuple(store.paths("test")),
+        probabilities,
+        to_label(features, probabilities, WORTH_LABELING),
+        store.skipped,
+    )

@@ -1,0 +1,180 @@
+"""A benchmark: all cells of a plan that are not done yet, in one process or several.
+
+Results are appended to `OUT/results.jsonl` as they come, which is all that resuming needs: what
+has its line there is done, and the same command goes on with the rest. A cell that fails is
+reported and the others run; `OUT/failures.jsonl` has the failures of the last run.
+"""
+
+import contextlib
+import json
+import shlex
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from cache.errors import UserError
+from fewshot.bench.attempt import Failure, attempt
+from fewshot.bench.config import Bench
+from fewshot.bench.plan import Cell, Plan, key_of
+from fewshot.bench.status import Display, Pace
+from fewshot.bench.workers import WorkerDiedError, each
+from fewshot.endtoend.methods import METHODS as TRAINED
+from fewshot.results import log
+from fewshot.results.log import Result
+
+Task = list[Cell]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a benchmark came to.
+
+    Attributes:
+        runs: Every cell of the plan, as `Result.cell` says it, with its result, of this run or of
+            an earlier one, or None.
+        failures: Error -> the cells that failed with it.
+    """
+
+    runs: list[tuple[Mapping[str, Any], Result | None]]
+    failures: dict[str, list[Cell]]
+
+
+def run(bench: Bench, plan: Plan, say: Callable[[str], None]) -> Outcome:
+    """Run the cells of the plan that are not done.
+
+    Args:
+        bench: What was asked for; where results go, and how many processes there are.
+        plan: Its cells.
+        say: Called with each line for the user.
+
+    Raises:
+        UserError: Another benchmark is writing there, or results cannot be written.
+    """
+    with _locked(bench.out):
+        done = finished(bench, say)
+        tasks = pending(bench, plan, say, done)
+        known = {cell.key: done[cell.key] for cell in plan.cells if cell.key in done}
+        failures: dict[str, list[Cell]] = {}
+        report = bench.out / "failures.jsonl"
+        report.unlink(missing_ok=True)
+        for leftover in (bench.out / "predictions").glob(".*.tmp"):  # of a killed run
+            leftover.unlink()
+        pace = Pace((cell for task in tasks for cell in task), bench.jobs)
+        for result in done.values():
+            pace.learn(result.cell(), result.fit_seconds + result.predict_seconds)
+        with Display(len(plan.cells), len(known), pace).shown() as display:
+            for cell, outcome, seconds in _outcomes(bench, tasks, display.started):
+                if isinstance(outcome, Result):
+                    log.append(bench.out / "results.jsonl", outcome)
+                    known[cell.key] = outcome
+                    pace.learn(cell.what, seconds)
+                else:
+                    _record(report, bench, cell, outcome)
+                    if outcome.error not in failures:
+                        display.say(f"failed: {cell}: {outcome.error}")
+                    failures.setdefault(outcome.error, []).append(cell)
+                display.finished(cell)
+    if failures:
+        n = sum(map(len, failures.values()))
+        cells = "1 cell" if n == 1 else f"{n} cells"
+        say(f"{cells} failed, told one by one in {report}; the same command tries again:")
+    for error, (cell, *others) in failures.items():
+        more = f" and {len(others)} more" if others else ""
+        say(f"  {cell}{more}: {error}\n    {command(bench, cell)}")
+    return Outcome([(cell.what, known.get(cell.key)) for cell in plan.cells], failures)
+
+
+def pending(
+    bench: Bench, plan: Plan, say: Callable[[str], None], done: Mapping[str, Result] | None = None
+) -> list[Task]:
+    """What of the plan is not done, after a word on the rest of it."""
+    for why in plan.left_out:
+        say(f"left out: {why}")
+    tasks = plan.tasks(finished(bench, say) if done is None else done)
+    left = sum(map(len, tasks))
+    say(f"{len(plan.cells)} cells, {len(plan.cells) - left} of them done before; into {bench.out}")
+    return tasks
+
+
+def finished(bench: Bench, say: Callable[[str], None]) -> dict[str, Result]:
+    """The results that there are, by the key of their cell; of several the last."""
+    path = bench.out / "results.jsonl"
+    if not path.exists():
+        return {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = log.read(path)
+    for warning in caught:
+        say(str(warning.message))
+    return {key_of(result.cell()): result for result in found}
+
+
+def command(bench: Bench, cell: Cell) -> str:
+    """The `fewshot fit` that runs the cell again and puts its result where it belongs."""
+    what = cell.what
+    trained = what["method"] in TRAINED
+    words = ["fewshot", "train" if trained else "fit", what["method"], "--model", what["model"]]
+    words += ["--dataset", what["fitted_on"]]
+    if cell.tested != cell.learned:
+        words += ["--test-on", what["dataset"]]
+    if what["shots"]:
+        words += ["--shots", str(cell.shots), "--seed", str(what["seed"])]
+        words += [] if trained else ["--tune", what["tune"]]
+    else:
+        words += ["--shots", "0"]
+    for name, value in cell.settings.items():
+        words += ["--set", f"{name}={value}"]
+    for flag in ("prompt_set", "imbalance"):
+        if what[flag] is not None:
+            words += [{"prompt_set": "--prompts"}.get(flag, f"--{flag}"), what[flag]]
+    words += ["--base-to-new"] if cell.protocol == "base-to-new" else []
+    results = ["--out", bench.out] if trained else ["--results", bench.out / "results.jsonl"]
+    words += ["--store", bench.store, *results]
+    return shlex.join(map(str, words))
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Nobody else's, for as long as the block lasts; a killed holder's lock is free."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out}: {error.strerror}; give another") from None
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"another benchmark is writing to {out}; wait until it is done, or give another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _record(path: Path, bench: Bench, cell: Cell, failure: Failure) -> None:
+    """Add the failure to the file of them."""
+    record = {"cell": cell.what, "error": failure.error, "again": command(bench, cell)}
+    if failure.trace:
+        record["trace"] = failure.trace
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _outcomes(
+    bench: Bench, tasks: Sequence[Task], started: Callable[[Cell], None]
+) -> Iterator[tuple[Cell, Result | Failure, float]]:
+    """Each cell with what came of it, and the seconds it took."""
+    run_one = partial(attempt, bench.out / "predictions" if bench.predictions else None)
+    for task, done in each(run_one, tasks, bench.jobs, lambda task: started(task[0])):
+        if isinstance(done, WorkerDiedError):
+            done = [Failure(str(done))] * len(task), 0.0
+        outcomes, seconds = done
+        for cell, outcome in zip(task, outcomes, strict=True):
+            yield cell, outcome, seconds / len(task)

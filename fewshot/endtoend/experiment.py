@@ -1,0 +1,336 @@
+"""Train a method on a dataset's few shots and test it: from images to a result."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache.encoder import Encoder
+from cache.errors import UserError
+from cache.location import default_root, store_path
+from cache.source import Item, Source
+from cache.store import FeatureStore
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner, Plan
+from fewshot.endtoend.photos import Photos, center_crops, require_images
+from fewshot.endtoend.train import Batches, Watch, train
+from fewshot.evaluation import with_predictions
+from fewshot.metrics import accuracy, per_class_accuracy
+from fewshot.results.log import Result, program_version
+from fewshot.results.predictions import digest_of_images
+from fewshot.sampling import draw
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What training gave.
+
+    Attributes:
+        learner: With its parameters as trained.
+        clip: The model that it is part of.
+        result: What it reached on the test split.
+    """
+
+    learner: Learner
+    clip: Clip
+    result: Result
+
+
+def run(
+    method: EndToEnd,
+    encoder: Encoder,
+    source: Source,
+    *,
+    shots: int,
+    seed: int,
+    store: FeatureStore | None = None,
+    fixed: Collection[str] = (),
+    crop_scale: tuple[float, float] | None = None,
+    flip: bool | None = None,
+    official: bool = False,
+    save_memory: bool = False,
+    checkpoint: Path | None = None,
+    save: Path | None = None,
+    workers: int = 2,
+    batch_size: int = 64,
+    watch: Watch = lambda step, loss, accuracy: None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Trained:
+    """Draw the few shots, train on them, and only then classify the test split.
+
+    A method that leaves the image tower alone learns from the store's features where there is a
+    store of the same weights, from a fresh view in each epoch if it has views; without one, and for
+    every other method, images are decoded and augmented live.
+
+    Args:
+        method: What to train; its field `seed`, if it has one, is the caller's to set.
+        encoder: The model; not changed.
+        source: The images and their labels.
+        shots: K, images per class.
+        seed: What draws them and orders the batches.
+        store: The same dataset's features under the same model.
+        fixed: Hyper-parameters that were set by hand, for the record.
+        crop_scale: Least and greatest share of an image that a live crop keeps; the method's own
+            without it.
+        flip: Mirror half of the live crops; as the method has it without.
+        official: Draw the few shots as the method's own authors do, where that is another way.
+        save_memory: Compute activations twice instead of keeping them; see `Clip.save_memory`.
+        checkpoint: A file to resume from and to keep up to date.
+        save: A folder to write the predictions into.
+        workers: Threads that decode and augment.
+        batch_size: Images per forward pass in testing.
+        watch: Called after each training step with step, loss and accuracy on the batch.
+        advance: Called with the number of test images just classified.
+
+    Raises:
+        UserError: No train or test split, too few images, unreadable ones, which are found before
+            training starts, a store of other weights or images, or what the method and the loop
+            object to.
+    """
+    for split in ("train", "test"):
+        if not source.splits.get(split):
+            raise UserError(
+                f"{source.dataset} has no {split} split; add one, or train on another dataset"
+            )
+    if store is not None:
+        _require_same_weights(store, encoder)
+        _require_same_images(store, source)
+    train_items = source.splits["train"]
+    theirs = official and method.val_first and bool(source.splits.get("val"))
+    sample = draw(
+        [item.label for item in train_items],
+        source.classnames,
+        shots=shots,
+        seed=seed,
+        val_labels=[item.label for item in source.splits["val"]] if theirs else None,
+        val_first=theirs,
+    )
+    items = [train_items[row] for row in sample.train]
+    labels = torch.tensor([item.label for item in items])
+    clip = Clip.of(encoder)
+    learner = method.attach(clip, source.classnames, source.templates)
+    if save_memory:
+        clip.save_memory()
+    plan = augmented(method.plan(shots, len(items)), crop_scale, flip)
+    stored = store if learner.images is None else None
+    if stored is not None:
+        batches = _stored(stored, sample.train)
+        n_views = max(1, stored.n_views("train"))
+    else:
+        paths = [item.path for item in items]
+        tested = [item.path for item in source.splits["test"]]
+        require_images(source, paths + tested, workers=workers)
+        batches = _live(learner, encoder, source, paths, plan, seed, workers)
+        n_views = 0
+    about = _about(method, plan, encoder, source, items, seed, stored)
+    start = time.perf_counter()
+    if learner.calibrate is not None:
+        paths = [item.path for item in items]
+        crops = center_crops(
+            source, paths, encoder.preprocess, batch_size=batch_size, workers=workers
+        )
+        learner.calibrate(crops, labels)
+    train(
+        learner, clip, plan, method.optimizer(learner), batches, labels,
+        seed=seed, checkpoint=checkpoint, about=about, watch=watch,
+    )  # fmt: skip
+    trained = time.perf_counter()
+    predicted, truth = _test(learner, clip, source, stored, batch_size, workers, advance)
+    done = time.perf_counter()
+    values: dict[str, Any] = asdict(method)
+    if theirs:
+        values |= {"sample": "val first"}
+        fixed = [*fixed, "sample"]
+    if stored is None:
+        values |= {"crop_scale": list(plan.crop_scale), "flip": plan.flip}
+        asked = {"crop_scale": crop_scale, "flip": flip}
+        fixed = [*fixed, *(name for name, value in asked.items() if value is not None)]
+    result = Result(
+        method=method.name,
+        dataset=source.dataset,
+        model=str(encoder.identity["name"]),
+        setting="few-shot",
+        fitted_on=source.dataset,
+        shots=shots,
+        seed=seed,
+        tune="none",
+        imbalance=None,
+        accuracy=accuracy(predicted, truth),
+        per_class_accuracy=per_class_accuracy(predicted, truth),
+        accuracies={},
+        hyperparameters=values,
+        fixed=sorted(fixed),
+        measures={"trained_parameters": float(sum(p.numel() for p in learner.parameters.values()))},
+        text_recipe="live",
+        prompt_set=None,
+        n_classes=len(source.classnames),
+        n_support=len(items),
+        n_views=n_views,
+        n_validation=0,
+        n_test=len(truth),
+        fit_seconds=trained - start,
+        predict_seconds=done - trained,
+        predictions=None,
+        fingerprint=store.fingerprint if store else str(encoder.identity["weights"]),
+        version=program_version(),
+    )
+    images = digest_of_images(source.dataset, truth.numpy(), np.arange(len(truth)))
+    result = with_predictions(result, save, source.classnames, images, predicted, truth)
+    return Trained(learner, clip, result)
+
+
+def _require_same_weights(store: FeatureStore, encoder: Encoder) -> None:
+    stored = store.identity["model"].get("weights")
+    if stored is not None and stored != encoder.identity["weights"]:
+        raise UserError(
+            f"{store.path} was made with other weights than {encoder.identity['name']} has now; "
+            "extract it again"
+        )
+
+
+def _require_same_images(store: FeatureStore, source: Source) -> None:
+    """Rows are drawn from the source and looked up in the store, so they must be the same ones."""
+    for split in ("train", "test"):
+        items = source.splits[split]
+        same = store.labels(split).tolist() == [item.label for item in items]
+        if not store.imported:  # then it may not know the paths
+            same = same and store.paths(split) == [item.path for item in items]
+        if not same:
+            raise UserError(
+                f"{store.path} has other {split} images or labels than {source.dataset} has now; "
+                "extract it again"
+            )
+
+
+def _stored(store: FeatureStore, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Batches:
+    """Features (B, D) from the store: in each epoch another view, or the center crop."""
+    if store.n_views("train"):
+        views = torch.from_numpy(store.views("train", rows))
+    else:
+        views = torch.from_numpy(store.features("train", rows))[None]
+    return lambda chosen, epoch: views[epoch % len(views)][chosen]
+
+
+def _live(
+    learner: Learner,
+    encoder: Encoder,
+    source: Source,
+    paths: list[str],
+    plan: Plan,
+    seed: int,
+    workers: int,
+) -> Batches:
+    """Pixels, or, where the image tower is left alone, the features it has of them."""
+    photos = Photos(
+        source, paths, encoder.preprocess,
+        crop_scale=plan.crop_scale, flip=plan.flip, seed=seed, workers=workers,
+    )  # fmt: skip
+    if learner.images is not None:
+        return photos
+    return lambda rows, epoch: encoder.encode_images(photos(rows, epoch))
+
+
+@torch.no_grad()
+def _test(
+    learner: Learner,
+    clip: Clip,
+    source: Source,
+    store: FeatureStore | None,
+    batch_size: int,
+    workers: int,
+    advance: Callable[[int], None],
+) -> tuple[Tensor, Tensor]:
+    """(M,) predicted and true classes of the test split."""
+    items = source.splits["test"]
+    predicted = []
+    with clip.autocast():
+        fixed = learner.frozen()
+        if store is not None:
+            features = torch.from_numpy(store.features("test"))
+            # A learner with a score of its own may run the text tower for every image.
+            for part in torch.split(features, 4096 if learner.score is None else batch_size):
+                predicted.append(fixed.logits(part.to(clip.device)).argmax(dim=1).cpu())
+                advance(len(part))
+            return torch.cat(predicted), torch.from_numpy(store.labels("test"))
+        paths = [item.path for item in items]
+        encode = learner.images or clip.model.encode_image
+        for pixels in center_crops(
+            source, paths, clip.preprocess, batch_size=batch_size, workers=workers, advance=advance
+        ):
+            logits = fixed.logits(encode(pixels.to(clip.device)))
+            predicted.append(logits.argmax(dim=1).cpu())
+    return torch.cat(predicted), torch.tensor([item.label for item in items])
+
+
+def _about(
+    method: EndToEnd,
+    plan: Plan,
+    encoder: Encoder,
+    source: Source,
+    items: list[Item],
+    seed: int,
+    store: FeatureStore | None,
+) -> str:
+    """All that a run's outcome depends on, as text."""
+    data = [
+        [[item.path, item.label] for item in items],
+        source.classnames,
+        source.templates,
+        encoder.preprocess.identity(),
+    ]
+    what = {
+        "method": method.name,
+        "settings": asdict(method),
+        "weights": encoder.identity["weights"],
+        "precision": encoder.precision,
+        "device": encoder.device.type,
+        "dataset": source.dataset,
+        "data": hashlib.sha256(json.dumps(data).encode()).hexdigest(),
+        "seed": seed,
+        "store": store.fingerprint if store else None,
+        "crops": None if store else [*plan.crop_scale, plan.flip],
+    }
+    return json.dumps(what, sort_keys=True)
+
+
+def augmented(plan: Plan, crop_scale: tuple[float, float] | None, flip: bool | None) -> Plan:
+    """The plan with other crops, where others are asked for.
+
+    Raises:
+        UserError: The scale is no range of shares.
+    """
+    if crop_scale is not None and not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+        raise UserError(
+            f"crop_scale must be two shares of the area, 0 < least <= greatest <= 1; got "
+            f"{crop_scale[0]} and {crop_scale[1]}; CoOp's are 0.08 and 1"
+        )
+    return replace(
+        plan,
+        crop_scale=plan.crop_scale if crop_scale is None else crop_scale,
+        flip=plan.flip if flip is None else flip,
+    )
+
+
+def checkpoint_path(
+    out: Path, method: EndToEnd, source: Source, model: str, shots: int, seed: int, *more: object
+) -> Path:
+    """Where a run keeps its checkpoint: a name of its own for whatever was asked for."""
+    asked = [asdict(method), model, shots, seed, *more]
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    name = f"{method.name}-{source.dataset}-{shots}-{seed}-{digest}.safetensors"
+    return out / "checkpoints" / name
+
+
+def store_of(source: Source, model: str, root: Path | None) -> FeatureStore | None:
+    """The store of the source's features under this model, if there is one."""
+    path = store_path(root or default_root(), source.dataset, model)
+    return FeatureStore.open(path) if path.exists() else None

@@ -1,0 +1,79 @@
+"""The end-to-end methods by name."""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+
+from cache.errors import unknown
+from fewshot.endtoend.clip import EndToEnd
+from fewshot.endtoend.methods.adapterbias import AdapterBias
+from fewshot.endtoend.methods.adaptformer import AdaptFormer
+from fewshot.endtoend.methods.clip_lora import CLIPLoRA
+from fewshot.endtoend.methods.cocoop import CoCoOp
+from fewshot.endtoend.methods.convpass import Convpass
+from fewshot.endtoend.methods.coop import CoOp
+from fewshot.endtoend.methods.difffit import DiffFit
+from fewshot.endtoend.methods.dtl import DTL
+from fewshot.endtoend.methods.fact import FacT
+from fewshot.endtoend.methods.full_delta import FullDelta
+from fewshot.endtoend.methods.houlsby import Houlsby
+from fewshot.endtoend.methods.inner_clip_adapter import InnerCLIPAdapter
+from fewshot.endtoend.methods.kadaptation import KAdaptation
+from fewshot.endtoend.methods.kgcoop import KgCoOp
+from fewshot.endtoend.methods.krona import KronA
+from fewshot.endtoend.methods.lst import LST
+from fewshot.endtoend.methods.prograd import ProGrad
+from fewshot.endtoend.methods.repadapter import RepAdapter
+from fewshot.endtoend.methods.sct import SCT
+from fewshot.endtoend.methods.ssf import SSF
+from fewshot.endtoend.methods.visual_prompt import VisualPrompt
+from fewshot.endtoend.methods.vqt import VQT
+from fewshot.endtoend.parts.select import BitFit, FullFineTuning, LiveLinearProbe, LNTune
+from fewshot.endtoend.parts.tokens import PATT, Prefix, VPTDeep, VPTShallow
+from fewshot.settings import with_settings
+
+METHODS: dict[str, type[EndToEnd]] = {
+    "coop": CoOp,
+    "cocoop": CoCoOp,
+    "kgcoop": KgCoOp,
+    "prograd": ProGrad,
+    "clip-lora": CLIPLoRA,
+    "live-linear-probe": LiveLinearProbe,
+    "ln-tune": LNTune,
+    "bitfit": BitFit,
+    "difffit": DiffFit,
+    "full-fine-tuning": FullFineTuning,
+    "full-delta": FullDelta,
+    "krona": KronA,
+    "kadaptation": KAdaptation,
+    "fact": FacT,
+    "ssf": SSF,
+    "repadapter": RepAdapter,
+    "adaptformer": AdaptFormer,
+    "houlsby-adapter": Houlsby,
+    "convpass": Convpass,
+    "sct": SCT,
+    "adapterbias": AdapterBias,
+    "inner-clip-adapter": InnerCLIPAdapter,
+    "vpt-shallow": VPTShallow,
+    "vpt-deep": VPTDeep,
+    "prefix": Prefix,
+    "patt": PATT,
+    "visual-prompt": VisualPrompt,
+    "lst": LST,
+    "vqt": VQT,
+    "dtl": DTL,
+}
+
+
+def configure(name: str, settings: Mapping[str, str], *, seed: int) -> EndToEnd:
+    """The method of that name with some of its fields set, and its seed unless that is among them.
+
+    Raises:
+        UserError: No such method, no such field, or a value that the field cannot take.
+    """
+    if name not in METHODS:
+        raise unknown("end-to-end method", name, METHODS)
+    method = METHODS[name]()
+    if "seed" in {field.name for field in fields(method)}:
+        method = replace(method, seed=seed)
+    return with_settings(method, settings, name)

@@ -1,0 +1,66 @@
+"""AdaptFormer: beside each MLP a bottleneck, x + mlp(LN(x)) + s up(ReLU(down(x))).
+
+Chen et al., NeurIPS 2022, https://arxiv.org/abs/2205.13535. The bottleneck's x is not normalized.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.parts.branch import (
+    Bottleneck,
+    Branch,
+    Half,
+    insert_branches,
+    require_bottleneck,
+)
+from fewshot.endtoend.parts.lora import Position
+from fewshot.endtoend.parts.peft import Inserted, Tuned
+
+
+@dataclass(frozen=True)
+class AdaptFormer(Tuned):
+    """A bottleneck beside each MLP.
+
+    Attributes:
+        dim: Of the bottleneck; published: 64, and 8 in benchmarks of many methods.
+        scale: s.
+        learned_scale: Train s too.
+        dropout: Behind the ReLU.
+        position: Which blocks, counted from the input.
+    """
+
+    dim: int = 64
+    scale: float = 0.1
+    learned_scale: bool = False
+    dropout: float = 0.1
+    position: Position = "all"
+
+    name: ClassVar[str] = "adaptformer"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_bottleneck(self.dim, self.dropout)
+
+    def insert(self, clip: Clip) -> Inserted:
+        """A branch parallel to every MLP."""
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def make(width: int) -> dict[Half, Branch]:
+            core = Bottleneck(
+                width, self.dim, activation=nn.ReLU(), dropout=self.dropout, generator=generator
+            )
+            return {
+                "mlp": Branch(
+                    core,
+                    "parallel",
+                    normed=False,
+                    scale=self.scale,
+                    learned_scale=self.learned_scale,
+                )
+            }
+
+        return insert_branches(self, clip, make, self.position)

@@ -1,0 +1,97 @@
+"""Convpass: beside each attention and each MLP a bottleneck with a convolution over the patches.
+
+Jie and Deng, 2022, https://arxiv.org/abs/2207.07039.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.parts.branch import Branch, Half, insert_branches, require_bottleneck
+from fewshot.endtoend.parts.lora import Position
+from fewshot.endtoend.parts.peft import Inserted, Tuned
+from fewshot.endtoend.parts.vit import image_only, image_vit, linear
+
+
+class ConvBottleneck(nn.Module):
+    """A bottleneck with a 3 x 3 convolution over the patches in its middle.
+
+    The class token is an image of one pixel to it. The convolution starts as the identity.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        dim: int,
+        grid: tuple[int, int],
+        *,
+        dropout: float = 0.0,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.down = linear(width, dim, None)
+        nn.init.xavier_uniform_(self.down.weight, generator=generator)
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, device="meta").to_empty(device="cpu")
+        nn.init.dirac_(self.conv.weight)
+        self.conv.bias = nn.Parameter(torch.zeros(dim))
+        self.dropout = nn.Dropout(dropout)
+        self.up = linear(dim, width, None)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, 1 + h w, W) of (B, 1 + h w, W)."""
+        low = _quick_gelu(self.down(tokens)).transpose(1, 2)  # (B, d, L)
+        first = self.conv(low[:, :, :1, None]).flatten(2)
+        patches = self.conv(low[:, :, 1:].reshape(*low.shape[:2], *self.grid)).flatten(2)
+        mixed = torch.cat([first, patches], dim=2).transpose(1, 2)
+        out: Tensor = self.up(self.dropout(_quick_gelu(mixed)))
+        return out
+
+
+@dataclass(frozen=True)
+class Convpass(Tuned):
+    """Beside each attention and each MLP a bottleneck with a convolution over the patches.
+
+    Attributes:
+        dim: Of the bottleneck.
+        scale: s; published: the best of .01, .1, 1 and 10 for each dataset.
+        dropout: Before the last layer.
+        position: Which blocks, counted from the input.
+    """
+
+    dim: int = 8
+    scale: float = 1.0
+    dropout: float = 0.1
+    position: Position = "all"
+
+    name: ClassVar[str] = "convpass"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        image_only(self.name, self.towers)
+        require_bottleneck(self.dim, self.dropout)
+
+    def insert(self, clip: Clip) -> Inserted:
+        """A branch parallel to both halves, of the normalized input."""
+        grid = tuple(image_vit(clip, self.name).grid_size)
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def make(width: int) -> dict[Half, Branch]:
+            def core() -> nn.Module:
+                return ConvBottleneck(
+                    width, self.dim, grid, dropout=self.dropout, generator=generator
+                )
+
+            return {
+                "attn": Branch(core(), "parallel", scale=self.scale),
+                "mlp": Branch(core(), "parallel", scale=self.scale),
+            }
+
+        return insert_branches(self, clip, make, self.position)
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)

@@ -1,0 +1,177 @@
+"""Learned context in front of the class names, in place of "a photo of a".
+
+Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022,
+https://arxiv.org/abs/2109.01134; its recipe is that of the authors' code, but in float32 on a CPU
+and with float32 context everywhere (their context is float16, and some seeds fail by it). The image
+tower is frozen, so stored features serve; what all classes share runs through the text tower once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from cache.errors import UserError, unknown
+from fewshot.endtoend import text_tower
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner, Plan
+from fewshot.training import cosine_by_epoch
+
+ClassPosition = Literal["end", "middle", "front"]
+
+
+@dataclass(frozen=True)
+class CoOp(EndToEnd):
+    """M learned vectors as context tokens; the class's text is [start] context name "." [end].
+
+    Attributes:
+        n_ctx: M.
+        ctx_init: Words that the context starts from, such as "a photo of a", and which say what
+            M is; empty for normal vectors of deviation 0.02.
+        class_specific: A context for every class, instead of one for all; ignored with words.
+        position: Where the name stands: after the context, in its middle, or before it.
+        epochs: Passes over the images; 0 for the published 50, 100 and 200 at 1, 2 to 4, and more
+            shots (50 on ImageNet at any).
+        lr: Greatest learning rate; SGD with momentum, down along a cosine epoch by epoch.
+        weight_decay: SGD's.
+        batch_size: Images per step.
+        text_chunk: Prompts that go through the tower at a time, 0 for all; fewer take less memory
+            and a third more work.
+        seed: Of the context.
+    """
+
+    n_ctx: int = 16
+    ctx_init: str = ""
+    class_specific: bool = False
+    position: ClassPosition = "end"
+    epochs: int = 0
+    lr: float = 0.002
+    weight_decay: float = 5e-4
+    batch_size: int = 32
+    text_chunk: int = 0
+    seed: int = 1
+
+    name: ClassVar[str] = "coop"
+    published: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.n_ctx < 1 or self.batch_size < 1 or not self.lr > 0:
+            raise UserError(
+                "n_ctx, batch_size and lr must be more than 0; got "
+                f"{self.n_ctx}, {self.batch_size} and {self.lr}"
+            )
+        if self.position not in get_args(ClassPosition):
+            raise unknown("position of the class name", self.position, get_args(ClassPosition))
+
+    @property
+    def on_images(self) -> bool:
+        """No: the image tower stays as it is."""
+        return False
+
+    def attach(self, clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Learner:
+        """The context is all that is trained; the dataset's templates play no part."""
+        prompts = LearnedPrompts.of(clip, classnames, self)
+        return Learner({"context": prompts.context}, clip.logit_scale, prompts.features)
+
+    def plan(self, shots: int, n_images: int) -> Plan:
+        """The published number of epochs, each without its last batch if that is not full."""
+        epochs = self.epochs or (50 if shots == 1 else 100 if shots <= 4 else 200)
+        if not self.epochs and n_images >= 1000 * shots:
+            epochs = 50
+        steps = max(1, n_images // self.batch_size)
+        return Plan(
+            iterations=epochs * steps,
+            batch_size=self.batch_size,
+            drop_last=True,
+            schedule=cosine_by_epoch(self.lr, epochs),
+        )
+
+    def optimizer(self, learner: Learner) -> Optimizer:
+        """SGD with momentum."""
+        return SGD(
+            learner.parameters.values(), lr=self.lr, momentum=0.9, weight_decay=self.weight_decay
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedPrompts:
+    """The prompts of C classes around a learned context.
+
+    Attributes:
+        model: The unfused CLIP.
+        context: (M, W) or, of each class its own, (C, M, W).
+        start: (W,) embedding of the start token.
+        rest: (C, S, W) embeddings of each class's name, period and end of text, then padding.
+        n_name: (C,) tokens of each name.
+        position: Where the name stands.
+        chunk: Prompts at a time, or None.
+    """
+
+    model: Any
+    context: nn.Parameter
+    start: Tensor
+    rest: Tensor
+    n_name: Tensor
+    position: ClassPosition
+    chunk: int | None
+
+    @classmethod
+    def of(cls, clip: Clip, classnames: Sequence[str], method: CoOp) -> "LearnedPrompts":
+        """With the context as it is before training."""
+        embed = clip.model.token_embedding
+        words = method.ctx_init.replace("_", " ")
+        with torch.no_grad():
+            tokens = clip.tokens([f"{name.replace('_', ' ')}." for name in classnames])
+            end = tokens.argmax(dim=1)
+            rest = embed(tokens[:, 1 : int(end.max()) + 1])
+            if words:
+                own = clip.tokens([words])
+                context = embed(own[0, 1 : int(own.argmax())])
+            else:
+                shape = (len(classnames),) if method.class_specific else ()
+                generator = torch.Generator().manual_seed(method.seed)
+                context = torch.empty(*shape, method.n_ctx, rest.shape[-1])
+                context.normal_(std=0.02, generator=generator)
+        return cls(
+            clip.model,
+            nn.Parameter(context.to(rest)),
+            embed(tokens[0, 0]).detach(),
+            rest,
+            end - 2,  # the start token is not counted, nor the period
+            method.position,
+            method.text_chunk or None,
+        )
+
+    def features(self, context: Tensor | None = None) -> Tensor:
+        """(C, D) unnormalized text features, of another context if one is given."""
+        context = self.context if context is None else context
+        n_ctx, end = context.shape[-2], self.n_name + 1
+        if self.position == "end" and context.ndim == 2:
+            prefix = torch.cat([self.start[None], context])
+            return self._encode(prefix, self.rest, end)
+        every = context.expand(len(self.rest), -1, -1)
+        if self.position == "end":
+            return self._encode(self.start[None], torch.cat([every, self.rest], dim=1), end + n_ctx)
+        # Before the name stand none of the context's tokens, or half of them; the others follow it.
+        before = n_ctx // 2 if self.position == "middle" else 0
+        follow = every[:, before:]
+        columns = torch.arange(self.rest.shape[1] + follow.shape[1], device=end.device)
+        at = columns - self.n_name[:, None]  # (C, S'), 0 where the context goes on
+        inside = (at >= 0) & (at < follow.shape[1])
+        source = torch.where(at < 0, columns, at - follow.shape[1] + self.n_name[:, None])
+        rows = torch.arange(len(end), device=end.device)[:, None]
+        names = self.rest[rows, source.clamp(0, self.rest.shape[1] - 1)]
+        learned = follow[rows, at.clamp(0, follow.shape[1] - 1)]
+        suffix = torch.where(inside[..., None], learned, names)
+        prefix, length = self.start[None], end + follow.shape[1]
+        if context.ndim == 2:
+            return self._encode(torch.cat([prefix, context[:before]]), suffix, length)
+        suffix = torch.cat([every[:, :before], suffix], dim=1)
+        return self._encode(prefix, suffix, length + before)
+
+    def _encode(self, prefix: Tensor, suffix: Tensor, end: Tensor) -> Tensor:
+        return text_tower.encode_with_prefix(
+            self.model, prefix, suffix, end, chunk=self.chunk, checkpointing=self.chunk is not None
+        )

@@ -1,0 +1,146 @@
+"""RepAdapter: x + s (B (A x + a) + b) between a norm and the matrices it feeds.
+
+Luo et al., 2023, https://arxiv.org/abs/2302.08106. `fold` puts it into the matrices, W (I + s B A).
+B is made of g blocks, each of which writes a share of the channels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from cache.errors import UserError, unknown
+from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.parts.lora import BLOCKS, Position, blocks_of, towers_of
+from fewshot.endtoend.parts.peft import Inserted, Tuned
+from fewshot.endtoend.parts.weight_delta import (
+    WeightDelta,
+    put,
+    require_share,
+    require_sizes,
+    split,
+)
+
+
+class AdaptedNorm(WeightDelta):
+    """A norm and the adapter of its output.
+
+    Attributes:
+        A: (h, d), Xavier-uniform.
+        a: (h,), zero at first.
+        B: (g, d / g, h / g), zero at first.
+        b: (d,), zero at first.
+        scale: s.
+        dropout: Of A x + a, in training.
+        followers: The matrices.
+    """
+
+    def __init__(
+        self,
+        plain: nn.LayerNorm,
+        followers: Sequence[nn.Linear],
+        hidden: int,
+        groups: int,
+        scale: float,
+        *,
+        dropout: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(plain)
+        # A tuple, so that the matrices do not count as this module's.
+        self.followers = tuple(followers)
+        self.scale, self.dropout = scale, nn.Dropout(dropout)
+        width = len(plain.weight)
+        if hidden % groups or width % groups:
+            raise UserError(
+                f"groups must divide dim and the tower's width; got {groups} for {hidden} and "
+                f"{width}; use 1 or 2 groups"
+            )
+        drawn = nn.init.xavier_uniform_(torch.empty(hidden, width), generator=generator)
+        self.A = nn.Parameter(drawn.to(plain.weight))
+        self.a = nn.Parameter(plain.weight.new_zeros(hidden))
+        self.B = nn.Parameter(plain.weight.new_zeros(groups, width // groups, hidden // groups))
+        self.b = nn.Parameter(plain.weight.new_zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The norm's output and the update of it."""
+        x = self.plain(x)
+        hidden = split(self.dropout(linear(x, self.A, self.a)), len(self.B))
+        update = torch.einsum("...gh,gdh->...gd", hidden, self.B).flatten(-2) + self.b
+        return x + self.scale * update
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Leave the norm as it is and put the update into the matrices after it."""
+        up: Tensor = torch.block_diag(*self.B)  # type: ignore[no-untyped-call]  # (d, h)
+        for follower in self.followers:
+            weight: Tensor = follower.weight
+            bias: Tensor | None = follower.bias
+            shift = self.scale * weight @ (up @ self.a + self.b)
+            follower.weight = nn.Parameter(
+                weight + self.scale * weight @ up @ self.A, requires_grad=False
+            )
+            follower.bias = nn.Parameter(
+                shift if bias is None else bias + shift, requires_grad=False
+            )
+
+
+@dataclass(frozen=True)
+class RepAdapter(Tuned):
+    """A narrow linear adapter between each norm and the matrices that it feeds.
+
+    The authors choose the scale (0.1 to 10) for each dataset.
+
+    Attributes:
+        dim: h, the adapter's width.
+        groups: g; the second of its matrices writes each share of the channels from its own hidden
+            units.
+        scale: s.
+        dropout: Share of hidden units that are zeroed in training.
+        position: Which blocks, counted from the input.
+    """
+
+    weight_decay: float = 1e-4
+    dim: int = 8
+    groups: int = 2
+    scale: float = 1.0
+    dropout: float = 0.1
+    position: Position = "all"
+
+    name: ClassVar[str] = "repadapter"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_sizes(dim=self.dim, groups=self.groups)
+        require_share(self.dropout)
+        if self.position not in get_args(Position):
+            raise unknown("position", self.position, get_args(Position))
+
+    def insert(self, clip: Clip) -> Inserted:
+        """Before attention and before the MLP of each block."""
+        if self.towers != "text" and hasattr(clip.model.visual, "attnpool"):
+            raise UserError(
+                "repadapter goes between a block's norms and matrices, which a ResNet's image "
+                "tower does not have; use towers=text, or a ViT"
+            )
+        generator = torch.Generator().manual_seed(self.seed)
+        adapters: dict[str, WeightDelta] = {}
+        for tower in towers_of(self.towers):
+            blocks: Any = clip.model.get_submodule(BLOCKS[tower])
+            for i in blocks_of(self.position, len(blocks)):
+                block = blocks[i]
+                attention = [block.attn.q_proj, block.attn.k_proj, block.attn.v_proj]
+                for norm, fed in (("ln_1", attention), ("ln_2", [block.mlp.c_fc])):
+                    adapters[f"{BLOCKS[tower]}.{i}.{norm}"] = AdaptedNorm(
+                        getattr(block, norm),
+                        fed,
+                        self.dim,
+                        self.groups,
+                        self.scale,
+                        dropout=self.dropout,
+                        generator=generator,
+                    )
+        return put(clip.model, adapters)

@@ -1,0 +1,79 @@
+"""SSF: gamma y + beta per channel of what a module puts out.
+
+Lian et al., NeurIPS 2022, https://arxiv.org/abs/2210.08823.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cache.errors import UserError
+from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.parts.lora import towers_of
+from fewshot.endtoend.parts.peft import Inserted, Tuned
+from fewshot.endtoend.parts.weight_delta import WeightDelta, put
+
+
+class ScaleShift(WeightDelta):
+    """A Linear, LayerNorm, Conv2d, or BatchNorm2d, and what scales and shifts its output.
+
+    Attributes:
+        gamma: (out,), at first N(1, noise^2).
+        beta: (out,), at first N(0, noise^2).
+    """
+
+    def __init__(self, plain: nn.Module, noise: float, *, generator: torch.Generator) -> None:
+        super().__init__(plain)
+        like = self.weight
+        drawn = noise * torch.randn(2, len(like), generator=generator)
+        self.gamma = nn.Parameter((1 + drawn[0]).to(like))
+        self.beta = nn.Parameter(drawn[1].to(like))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Channels are last, or first after the batch for images."""
+        y: Tensor = self.plain(x)
+        if isinstance(self.plain, nn.Conv2d | nn.BatchNorm2d):
+            return y * self.gamma[:, None, None] + self.beta[:, None, None]
+        return y * self.gamma + self.beta
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """The diagonal of gamma times W, and gamma b + beta."""
+        bias = self.beta if self.plain.bias is None else self.gamma * self.plain.bias + self.beta
+        return self.gamma.view(-1, *[1] * (self.weight.ndim - 1)) * self.weight, bias
+
+
+@dataclass(frozen=True)
+class SSF(Tuned):
+    """A gain and an offset for every channel of what every layer puts out.
+
+    Attributes:
+        noise: Deviation from 1 and 0 of the gains and offsets at the start, where the authors have
+            0.02; 0 starts from CLIP as it is.
+    """
+
+    lr: float = 1e-2
+    weight_decay: float = 0.0  # the authors decay matrices alone, and there is none here
+    noise: float = 0.0
+
+    name: ClassVar[str] = "ssf"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.noise < 0:
+            raise UserError(f"noise must be 0 or more; got {self.noise}; the authors' is 0.02")
+
+    def insert(self, clip: Clip) -> Inserted:
+        """After every matrix, norm and convolution of the tower."""
+        generator = torch.Generator().manual_seed(self.seed)
+        kinds = (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.BatchNorm2d)
+        return put(
+            clip.model,
+            {
+                path: ScaleShift(module, self.noise, generator=generator)
+                for tower in towers_of(self.towers)
+                for path, module in clip.model.named_modules()
+                if isinstance(module, kinds) and path.startswith("visual.") == (tower == "image")
+            },
+        )

@@ -1,0 +1,107 @@
+"""VQT: learned queries to each block of a frozen image tower, and a classifier of the answers.
+
+Tu et al., "Visual Query Tuning: Toward Effective Usage of Intermediate Representations for
+Parameter and Memory Efficient Transfer Learning", CVPR 2023, https://arxiv.org/abs/2212.03220. In
+place of the paper's classifier of the last class token stands CLIP's text; the classifier of the
+answers is added to it and starts at zero, so that all starts as zero-shot CLIP. No gradient goes
+from block to block.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from cache.errors import UserError
+from fewshot.endtoend.clip import Clip, Learner, scaled_cosines
+from fewshot.endtoend.parts.peft import Inserted, Tuned
+from fewshot.endtoend.parts.tokens import uniform_tokens
+from fewshot.endtoend.parts.vit import image_only, image_vit
+
+
+class QueriedTransformer(nn.Module):
+    """A tower's blocks, each of which also answers learned queries.
+
+    Attributes:
+        queries: (depth, l, W): tokens that look at the others, and that no other sees.
+        summaries: (B, depth, l, W) what became of them for the last images.
+    """
+
+    summaries: Tensor
+
+    def __init__(self, transformer: Any, queries: Tensor, dropout: float) -> None:
+        super().__init__()
+        self.resblocks = transformer.resblocks
+        self.queries = nn.Parameter(queries)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, attn_mask: None = None) -> Tensor:
+        """(B, L, W) of (B, L, W), as without queries."""
+        summaries = []
+        for block, own in zip(self.resblocks, self.queries, strict=True):
+            query = self.dropout(own).to(x.dtype).expand(len(x), -1, -1)
+            seen = block.ln_1(x)
+            attended = block.attn(block.ln_1(query), seen, seen, need_weights=False)[0]
+            query = query + block.ls_1(attended)
+            summaries.append(query + block.ls_2(block.mlp(block.ln_2(query))))
+            x = block(x)
+        self.summaries = torch.stack(summaries, dim=1)
+        return x
+
+
+@dataclass(frozen=True)
+class VQT(Tuned):
+    """Learned queries to every block; a linear classifier of all answers, beside CLIP's own.
+
+    The logits are CLIP's plus h V^T, h being the answers of all blocks, each of unit norm.
+
+    Attributes:
+        n_tokens: l, queries per block.
+        dropout: On the queries.
+    """
+
+    n_tokens: int = 1
+    dropout: float = 0.1
+
+    name: ClassVar[str] = "vqt"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        image_only(self.name, self.towers)
+        if self.n_tokens < 1 or not 0 <= self.dropout < 1:
+            raise UserError(
+                "n_tokens must be 1 or more and dropout in [0, 1); got "
+                f"{self.n_tokens} and {self.dropout}"
+            )
+
+    def insert(self, clip: Clip) -> Inserted:
+        """Uniform queries, in the range that VPT draws its tokens from."""
+        tower = image_vit(clip, self.name)
+        depth = len(tower.transformer.resblocks)
+        queries = uniform_tokens(depth, self.n_tokens, tower, self.seed)
+        queried = QueriedTransformer(tower.transformer, queries, self.dropout)
+        tower.transformer = queried.to(clip.device).eval()
+        return {"queries": queried.queries}, (queried.dropout,)
+
+    def attach(self, clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Learner:
+        """The queries and V; an image's features are the tower's (D) and then h."""
+        plain = super().attach(clip, classnames, templates)
+        queried = clip.model.visual.transformer
+        n_answers = queried.queries.numel()
+        V = nn.Parameter(torch.zeros(len(classnames), n_answers, device=clip.device))
+
+        def images(pixels: Tensor) -> Tensor:
+            features = clip.model.encode_image(pixels).float()
+            answers = normalize(queried.summaries.float(), dim=-1).flatten(1)
+            return torch.cat([features, answers], dim=1)
+
+        def score(features: Tensor) -> Tensor:
+            own, answers = features[:, :-n_answers], features[:, -n_answers:]
+            cosines = scaled_cosines(clip.logit_scale, own, plain.text())
+            with torch.autocast(features.device.type, enabled=False):
+                return cosines + answers @ V.T
+
+        return replace(plain, parameters={**plain.parameters, "V": V}, images=images, score=score)

@@ -1,0 +1,1 @@
+"""What several end-to-end methods share."""

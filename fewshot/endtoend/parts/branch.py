@@ -1,0 +1,166 @@
+"""Small learned modules beside, before or after the halves of a tower's blocks.
+
+A block is two halves, x + attn(LN(x)) and x + mlp(LN(x)). A branch adds s f(.) to one of the
+tensors of a half; with f zero at first the tower computes what it did. What f is and where it acts
+makes the difference between the adapters, which have a file each. All of them but
+`inner_clip_adapter` start as zero-shot CLIP; steps and optimizer are those of `tuned`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cache.errors import UserError
+from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.parts.lora import BLOCKS, Position, blocks_of, towers_of
+from fewshot.endtoend.parts.peft import Inserted, Tuned
+from fewshot.endtoend.parts.vit import image_vit, linear
+
+Half = Literal["attn", "mlp"]
+Mode = Literal["before", "parallel", "after", "stream"]
+
+
+class Branch(nn.Module):
+    """s f(tokens), to be added to a tensor of a half.
+
+    Attributes:
+        core: f, of (B, L, W) tokens; zero at first, or nearly so.
+        mode: Which tensor: the attention's or MLP's input ("before"), its output ("after"; f sees
+            the same tensor), its output but with f of its input ("parallel"), or the sum of output
+            and residual ("stream").
+        normed: Whether f in parallel sees the input behind or before the layer norm.
+        scale: s; learned too, if a parameter.
+    """
+
+    def __init__(
+        self,
+        core: nn.Module,
+        mode: Mode,
+        *,
+        normed: bool = True,
+        scale: float = 1.0,
+        learned_scale: bool = False,
+    ) -> None:
+        super().__init__()
+        self.core, self.mode, self.normed = core, mode, normed
+        self.scale = nn.Parameter(torch.tensor(scale)) if learned_scale else scale
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, L, W) of that."""
+        out: Tensor = self.scale * self.core(tokens)
+        return out
+
+
+class BranchedBlock(nn.Module):
+    """open_clip's block with a branch at one of its halves or at both.
+
+    Submodules keep open_clip's names, so that other updates find them where they look.
+    """
+
+    def __init__(self, block: Any, branches: Mapping[Half, Branch]) -> None:
+        super().__init__()
+        self.ln_1, self.attn, self.ls_1 = block.ln_1, block.attn, block.ls_1
+        self.ln_2, self.mlp, self.ls_2 = block.ln_2, block.mlp, block.ls_2
+        self.branches = nn.ModuleDict(dict(branches.items()))
+
+    def forward(
+        self, q_x: Tensor, k_x: None = None, v_x: None = None, attn_mask: Any = None
+    ) -> Tensor:
+        """(B, L, W) of (B, L, W); called as open_clip calls its own."""
+
+        def attend(tokens: Tensor) -> Tensor:
+            mask = None if attn_mask is None else attn_mask.to(tokens.dtype)
+            out: Tensor = self.attn(tokens, tokens, tokens, need_weights=False, attn_mask=mask)[0]
+            return out
+
+        x = self._half("attn", q_x, self.ln_1, attend, self.ls_1)
+        return self._half("mlp", x, self.ln_2, self.mlp, self.ls_2)
+
+    def _half(
+        self,
+        half: Half,
+        x: Tensor,
+        norm: Callable[[Tensor], Tensor],
+        inner: Callable[[Tensor], Tensor],
+        layer_scale: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        normed = norm(x)
+        if half not in self.branches:
+            return x + layer_scale(inner(normed))
+        branch: Any = self.branches[half]
+        if branch.mode == "before":
+            normed = normed + branch(normed)
+        out = layer_scale(inner(normed))
+        if branch.mode == "parallel":
+            out = out + branch(normed if branch.normed else x)
+        elif branch.mode == "after":
+            out = out + branch(out)
+        x = x + out
+        return x + branch(x) if branch.mode == "stream" else x
+
+
+class Bottleneck(nn.Module):
+    """A two-layer network through few dimensions, W -> d -> W; the second layer starts at zero."""
+
+    def __init__(
+        self,
+        width: int,
+        dim: int,
+        *,
+        activation: nn.Module,
+        dropout: float = 0.0,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.down = linear(width, dim, generator)
+        self.activation = activation
+        self.dropout = nn.Dropout(dropout)
+        self.up = linear(dim, width, None)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(..., W) of (..., W)."""
+        out: Tensor = self.up(self.dropout(self.activation(self.down(tokens))))
+        return out
+
+
+def insert_branches(
+    method: Tuned,
+    clip: Clip,
+    make: Callable[[int], Mapping[Half, Branch]],
+    position: Position | int = "all",
+) -> Inserted:
+    """Replace the blocks at a position by branched ones, in place; what `Tuned.insert` returns.
+
+    Args:
+        method: Whose branches they are; it says in which towers.
+        clip: The model.
+        make: The branches of one block of the width given; called block by block, text first.
+        position: Which blocks, counted from the input, as in `lora.attach_lora`; or just one, by
+            its number from 0.
+
+    Raises:
+        UserError: The image tower is meant, and is no ViT.
+    """
+    if method.towers != "text":
+        image_vit(clip, method.name)
+    parameters: dict[str, nn.Parameter] = {}
+    modules: list[nn.Module] = []
+    for tower in towers_of(method.towers):
+        blocks: Any = clip.model.get_submodule(BLOCKS[tower])
+        chosen = [position] if isinstance(position, int) else blocks_of(position, len(blocks))
+        for i in chosen:
+            branches = make(int(blocks[i].ln_1.normalized_shape[0]))
+            blocks[i] = BranchedBlock(blocks[i], branches).to(clip.device).eval()
+            for half, branch in branches.items():
+                modules.append(branch)
+                for name, parameter in branch.named_parameters():
+                    parameters[f"{BLOCKS[tower]}.{i}.{half}.{name}"] = parameter
+    return parameters, modules
+
+
+def require_bottleneck(dim: int, dropout: float = 0.0) -> None:
+    """Refuse a bottleneck of nothing."""
+    if dim < 1 or not 0 <= dropout < 1:
+        raise UserError(f"dim must be 1 or more and dropout in [0, 1); got {dim} and {dropout}")

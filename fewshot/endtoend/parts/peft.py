@@ -1,0 +1,158 @@
+"""What the parameter-efficient methods share: the classifier, the steps and the optimizer.
+
+The recipe is CLIP-LoRA's (https://arxiv.org/abs/2405.18541), which was made for few shots of CLIP;
+the methods' own were made for other backbones, more images and a classifier learned from nothing.
+Each method brings the learning rate of its paper. CLIP's text takes the place of that classifier.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.optim import AdamW, Optimizer
+
+from cache.errors import UserError, unknown
+from fewshot.endtoend import text_tower
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner, Plan
+from fewshot.endtoend.parts.lora import Towers
+from fewshot.training import cosine_by_step
+
+Head = Literal["frozen", "tuned"]
+Inserted = tuple[Mapping[str, nn.Parameter], Sequence[nn.Module]]  # trained; with dropout
+AT_ONCE = 256  # prompts in the text tower where no gradient is wanted
+
+
+@dataclass(frozen=True)
+class Tuned(EndToEnd):
+    """A method that trains a few parameters in the towers, and says which in `insert`.
+
+    Attributes:
+        towers: Which of the two it changes; a text tower that is changed runs in every step.
+        head: The text features that images are compared to stay as they are ("frozen") or are
+            themselves trained, beside the rest ("tuned"); the second for the image tower only.
+        template: The prompt, with {} for the class name; empty for the dataset's own: the mean of
+            all of them, or the first where the text tower is changed.
+        iterations_per_shot: Steps, times K.
+        lr: Greatest learning rate, down to 1e-6 along half a cosine.
+        weight_decay: AdamW's.
+        batch_size: Images per step.
+        text_chunk: Prompts that go through a changed text tower at a time, 0 for all; fewer take
+            less memory and a third more work.
+        seed: Of what is drawn before training.
+    """
+
+    towers: Towers = "image"
+    head: Head = "frozen"
+    template: str = ""
+    iterations_per_shot: int = 500
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    batch_size: int = 32
+    text_chunk: int = 0
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.towers not in get_args(Towers):
+            raise unknown("towers", self.towers, get_args(Towers))
+        if self.head not in get_args(Head):
+            raise unknown("head", self.head, get_args(Head))
+        if self.head == "tuned" and self.towers != "image":
+            raise UserError(
+                "head must be frozen where the text tower is changed; got tuned with "
+                f"towers={self.towers}; "
+                "use towers=image, or head=frozen"
+            )
+        if self.iterations_per_shot < 1 or self.batch_size < 1 or not self.lr > 0:
+            raise UserError(
+                "iterations_per_shot, batch_size and lr must be more than 0; got "
+                f"{self.iterations_per_shot}, {self.batch_size} and {self.lr}"
+            )
+        if self.weight_decay < 0 or self.text_chunk < 0:
+            raise UserError(
+                "weight_decay and text_chunk must be 0 or more; got "
+                f"{self.weight_decay} and {self.text_chunk}"
+            )
+        if self.template and "{}" not in self.template:
+            raise UserError(f"template must have {{}} for the class name; got {self.template!r}")
+
+    @abstractmethod
+    def insert(self, clip: Clip) -> Inserted:
+        """Change the towers in place; what is trained, by name, and the modules with dropout.
+
+        Raises:
+            UserError: The model has no place for it.
+        """
+
+    @property
+    def on_images(self) -> bool:
+        """Unless the text tower alone is changed."""
+        return self.towers != "text"
+
+    def attach(self, clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Learner:
+        """Change the towers that are to be, and compare images with text as CLIP does."""
+        chosen = [self.template] if self.template else list(templates)
+        fixed = class_text(clip, classnames, chosen) if self.towers == "image" else None
+        inserted, modules = self.insert(clip)
+        parameters = dict(inserted)
+        if fixed is None:
+            tokens = clip.tokens(_filled(chosen[0], classnames))
+            chunk = self.text_chunk or None
+
+            def text() -> Tensor:
+                # With dropout every prompt is to have a draw of its own.
+                return text_tower.encode(
+                    clip.model,
+                    tokens,
+                    share_prefix=not any(module.training for module in modules),
+                    chunk=chunk,
+                    checkpointing=chunk is not None,
+                )
+
+        else:
+            classes = nn.Parameter(fixed, self.head == "tuned")
+            if self.head == "tuned":
+                parameters["head"] = classes
+
+            def text() -> Tensor:
+                return classes
+
+        return Learner(
+            parameters,
+            clip.logit_scale,
+            text,
+            images=clip.model.encode_image if inserted and self.towers != "text" else None,
+            modules=modules,
+        )
+
+    def plan(self, shots: int, n_images: int) -> Plan:
+        """500 K steps, whatever the number of classes."""
+        return Plan(
+            iterations=self.iterations_per_shot * shots,
+            batch_size=self.batch_size,
+            schedule=cosine_by_step(self.lr, 1e-6),
+        )
+
+    def optimizer(self, learner: Learner) -> Optimizer:
+        """AdamW on all that is trained."""
+        return AdamW(
+            learner.parameters.values(), lr=self.lr, weight_decay=self.weight_decay, fused=False
+        )
+
+
+def class_text(clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """(C, D) unit norm, without gradient: the mean of each class's prompts, one per template."""
+    features = []
+    with torch.no_grad(), clip.autocast():
+        for template in templates:
+            tokens = clip.tokens(_filled(template, classnames))
+            prompts = text_tower.encode(clip.model, tokens, chunk=AT_ONCE)
+            features.append(normalize(prompts.float(), dim=-1))
+    return normalize(torch.stack(features).mean(dim=0), dim=-1)
+
+
+def _filled(template: str, classnames: Sequence[str]) -> list[str]:
+    return [template.replace("{}", name.replace("_", " ")) for name in classnames]

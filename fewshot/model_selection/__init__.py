@@ -1,0 +1,1 @@
+"""Choosing among settings and methods, and saying how good the choice is."""

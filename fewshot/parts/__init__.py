@@ -1,0 +1,1 @@
+"""What several cached methods share."""

@@ -1,0 +1,86 @@
+"""Class means and the covariance that classes share, shrunk toward a multiple of the identity."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+ShrinkageRule = Literal["published", "ledoit-wolf", "oas"]
+Shrinkage = ShrinkageRule | float
+SHRINKAGES = get_args(ShrinkageRule)
+
+
+def class_means(features: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """(C, D) means of (N, D) features by (N,) labels; not normalized."""
+    sums = features.new_zeros(n_classes, features.shape[1]).index_add_(0, labels, features)
+    return sums / torch.bincount(labels, minlength=n_classes)[:, None]
+
+
+def shared_covariance(
+    features: Tensor, labels: Tensor, means: Tensor, shrinkage: Shrinkage
+) -> Tensor:
+    """(D, D) covariance within the classes, shrunk: (1 - s) S + s tr(S)/D I.
+
+    S pools the residuals of all classes, with divisor N - 1. Where every sample is its class's
+    only one, S is zero and says nothing of any direction: the variance of all samples about their
+    common mean, spread evenly, then stands in for it, so that a class is a ball about its mean.
+
+    Args:
+        features: (N, D).
+        labels: (N,).
+        means: (C, D) the classes' means.
+        shrinkage: s itself, or how to choose it; see `shrinkage_intensity`.
+    """
+    n, dim = features.shape
+    residuals = features - means[labels]
+    scatter = residuals.T @ residuals / (n - 1)
+    identity = torch.eye(dim, dtype=features.dtype, device=features.device)
+    variance = scatter.trace() / dim
+    if variance * dim < 1e-9:  # rounding, where unit vectors really differ by nothing
+        return features.var(dim=0).mean() * identity
+    intensity = shrinkage_intensity(residuals, shrinkage)
+    return (1 - intensity) * scatter + intensity * variance * identity
+
+
+def shrinkage_intensity(residuals: Tensor, shrinkage: Shrinkage) -> float:
+    """The s in [0, 1] for (N, D) residuals from the class means.
+
+    `published` is GDA's: its precision D [(N-1) S + tr(S) I]^-1 is, up to a factor s, the inverse
+    of (1-s) S + s tr(S)/D I with s = D / (D + N - 1). `ledoit-wolf` (Ledoit and Wolf, 2004) and
+    `oas` (Chen et al., 2010, arXiv:0907.4698) estimate the s of least squared error from the
+    residuals. A number is taken as it is.
+    """
+    if isinstance(shrinkage, float | int):
+        return float(shrinkage)
+    n, dim = residuals.shape
+    if shrinkage == "published":
+        return dim / (dim + n - 1)
+    from sklearn import covariance  # a second to import, and only these two choices need it
+
+    array = residuals.cpu().numpy()
+    if shrinkage == "oas":
+        return float(covariance.oas(array, assume_centered=True)[1])
+    return float(covariance.ledoit_wolf_shrinkage(array, assume_centered=True))
+
+
+def soft_covariance(
+    features: Tensor, shares: Tensor, means: Tensor, shrinkage: Literal["published"] | float
+) -> Tensor:
+    """(D, D) mean over the classes of sum_i w_ik (x_i - mu_k)(x_i - mu_k)', shrunk.
+
+    Where classes are not known but probable. Shrunk as in `shared_covariance`.
+
+    Args:
+        features: (N, D).
+        shares: (N, C) weights w, which sum to about one over the images of each class.
+        means: (C, D).
+        shrinkage: The intensity, or GDA's rule for N samples.
+    """
+    n, dim = features.shape
+    sums = shares.T @ features  # (C, D)
+    cross = sums.T @ means
+    scatter = (features * shares.sum(dim=1)[:, None]).T @ features - cross - cross.T
+    scatter = (scatter + means.T @ (means * shares.sum(dim=0)[:, None])) / len(means)
+    intensity = dim / (dim + n - 1) if shrinkage == "published" else float(shrinkage)
+    identity = torch.eye(dim, dtype=features.dtype, device=features.device)
+    return (1 - intensity) * scatter + intensity * scatter.trace() / dim * identity

@@ -1,0 +1,1 @@
+"""Results: one JSON line each, and the tables, tests and plots made of them."""

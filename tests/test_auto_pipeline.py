@@ -1,0 +1,442 @@
+import csv
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cache.decode import read_rgb
+from cache.encoder import Encoder
+from cache.errors import UserError
+from cli import main
+from fewshot.adapters.adapter import load_adapter
+from fewshot.adapters.predictor import open_adapter
+from fewshot.automatic.commands import settings
+from fewshot.automatic.judging import inputs, refit, to_try
+from fewshot.automatic.outcome import Outcome, in_100
+from fewshot.automatic.page.answer import answer
+from fewshot.automatic.pipeline import auto
+from fewshot.classifier import variants
+from fewshot.methods import METHODS
+from fewshot.metrics import wilson
+from fewshot.model_selection.cross_validation import tune_unbalanced
+from fewshot.parts import memory
+from fewshot.settings import configure
+from tests.auto_photos import digit, draw_digits
+
+QUICK = ("zero-shot", "nearest-mean", "gda", "ridge")
+COUNTS = {"zero": 12, "one": 12, "two": 8, "three": 3, "four": 1}
+
+
+def quickly(photos: Path, **options: Any) -> Outcome:
+    """All of it beside the photos, with few methods and the bundled model."""
+    home = photos.parent
+    usual = {"model": "tiny", "methods": QUICK, "out": home / "out", "store": home / "features"}
+    return auto(photos, **{**usual, **options})
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Unequal classes, one of a single photo; a wrong label, a twin, a broken file, unlabeled."""
+    folder = draw_digits(tmp_path_factory.mktemp("mixed") / "photos", COUNTS)
+    digit("zero", 40).save(folder / "one" / "wrong.png")
+    digit("two", 0).save(folder / "two" / "twin.png")
+    (folder / "zero" / "broken.png").write_bytes((folder / "zero" / "000.png").read_bytes()[:60])
+    (folder / "one" / "no image.jpg").write_bytes(b"")
+    draw_digits(folder / "unlabeled", {"zero": 4, "two": 4}, first=50)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mixed(photos: Path) -> Outcome:
+    return quickly(photos)
+
+
+def row(outcome: Outcome, path: str) -> int:
+    return outcome.paths.index(path)
+
+
+def by_predictor(outcome: Outcome, paths: list[Path]) -> torch.Tensor:
+    """(M, C) probabilities of files, by the saved adapter and the model."""
+    predictor = open_adapter(load_adapter(outcome.adapter_path))
+    pixels = [predictor.preprocess.center(read_rgb(path, exif=True)) for path in paths]
+    return predictor.probabilities(predictor.features(torch.stack(pixels)))
+
+
+def test_the_answer_is_of_images_held_out_and_the_same_in_every_file(mixed: Outcome) -> None:
+    selection = mixed.judged.selection
+    assert selection is not None
+    assert {one.name for one in selection.standings} == set(QUICK)
+    assert mixed.accuracy == selection.accuracy
+    assert mixed.interval is not None
+    assert mixed.interval[0] < selection.accuracy < mixed.interval[1]
+    found = json.loads((mixed.out / "report.json").read_text())
+    assert found["accuracy"] == mixed.accuracy
+    assert tuple(found["interval"]) == mixed.interval
+    assert found["winner"]["method"] == mixed.winner == selection.winner
+    training = load_adapter(mixed.adapter_path).training
+    assert training["expected accuracy"] == mixed.accuracy
+    assert training["tried"] == list(QUICK)
+    assert training["tune"] == ("cv" if METHODS[mixed.winner].grid else "none")
+
+
+def test_the_winner_learns_from_every_label(mixed: Outcome) -> None:
+    assert mixed.adapter.training["images"] == sum(COUNTS.values()) + 2
+    assert mixed.adapter.training["images per class"] == [1, 13, 3, 9, 12]
+    assert mixed.adapter.classnames == ("four", "one", "three", "two", "zero")
+
+
+def test_its_probabilities_are_calibrated_on_its_answers_out_of_fold(mixed: Outcome) -> None:
+    winner, calibration = mixed.judged.winner, mixed.adapter.calibration
+    assert winner is not None
+    assert calibration.source == "cv"
+    assert calibration.images == int((mixed.judged.fold >= 0).sum())
+    assert calibration.accuracy == pytest.approx(
+        float(winner.correct[winner.judged].double().mean())
+    )
+
+
+def test_a_class_of_one_photo_is_learned_and_never_judged(mixed: Outcome) -> None:
+    assert mixed.judged.fold[row(mixed, "four/000.png")] == -1
+    [alone] = [one for one in mixed.findings.figures if not one.images]
+    assert mixed.store.classnames[alone.label] == "four"
+    assert (mixed.judged.fold == -1).sum() == 1
+
+
+def test_the_winner_is_tuned_on_all_labels_before_it_is_fitted(mixed: Outcome) -> None:
+    support_of, text_for = inputs(mixed.store)
+    ridge = configure("ridge", logit_scale=mixed.store.logit_scale)
+    fitted = refit(mixed.store, replace(mixed.judged, method=ridge), support_of, text_for)
+    groups = mixed.judged.groups
+    tuned = tune_unbalanced(ridge, support_of(ridge), text_for(ridge), groups=groups)
+    assert fitted.method == tuned != ridge
+    assert fitted.n_images == len(mixed.judged.labels)
+
+
+def test_inputs_come_as_a_method_wants_them(mixed: Outcome) -> None:
+    support_of, text_for = inputs(mixed.store)
+    probe, taskres = configure("linear-probe"), configure("taskres")
+    assert not support_of(probe).unit_norm
+    norms = support_of(probe).features.norm(dim=1)
+    torch.testing.assert_close(norms, torch.from_numpy(mixed.store.norms("train")))
+    text = text_for(taskres)
+    assert text is not None
+    raw = torch.from_numpy(mixed.store.text("raw-mean"))
+    torch.testing.assert_close(text.features, raw)
+    assert support_of(taskres) is support_of(configure("gda"))
+
+
+def test_doubt_is_told_in_calibrated_probabilities(mixed: Outcome) -> None:
+    winner = mixed.judged.winner
+    assert winner is not None
+    for one in mixed.findings.suspects:
+        if one.p_label is not None:
+            z = winner.logits[one.row] / mixed.adapter.calibration.temperature
+            assert one.p_label == pytest.approx(float(z.softmax(dim=0)[one.label]), abs=1e-6)
+
+
+def test_twins_are_one_group_and_held_out_together(mixed: Outcome) -> None:
+    a, b = row(mixed, "two/000.png"), row(mixed, "two/twin.png")
+    assert mixed.judged.fold[a] == mixed.judged.fold[b] >= 0
+    assert (a, b) in mixed.findings.duplicates
+
+
+def test_the_wrong_label_is_the_first_to_look_at(mixed: Outcome) -> None:
+    first = mixed.findings.suspects[0]
+    assert mixed.paths[first.row] == "one/wrong.png"
+    assert mixed.store.classnames[first.suggested] == "zero"
+
+
+def test_what_cannot_be_read_is_left_out_and_listed(mixed: Outcome) -> None:
+    left_out = json.loads((mixed.out / "report.json").read_text())["left_out"]
+    assert [note.partition(":")[0] for note in left_out] == [
+        "train/one/no image.jpg",
+        "train/zero/broken.png",
+    ]
+    assert "zero/broken.png" not in mixed.paths
+
+
+def test_photos_without_a_label_get_what_the_saved_adapter_says(mixed: Outcome) -> None:
+    with (mixed.out / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    p = by_predictor(mixed, [Path(one["path"]) for one in rows])
+    names = mixed.store.classnames
+    assert [one["label"] for one in rows] == [names[k] for k in p.argmax(dim=1).tolist()]
+    confidence = torch.tensor([float(one["confidence"]) for one in rows]).double()
+    # features in the store are half precision
+    torch.testing.assert_close(confidence, p.max(dim=1).values, atol=0.02, rtol=0)
+    assert mixed.unlabeled is not None
+    assert sorted(one.row for one in mixed.unlabeled.next) == list(range(8))
+
+
+def test_the_summary_tells_what_counts_in_a_few_lines(mixed: Outcome) -> None:
+    lines = mixed.summary().splitlines()
+    assert 5 <= len(lines) <= 8
+    assert lines[0].startswith(f"{mixed.winner}: about {in_100(mixed.accuracy or 0)} new photos")
+    assert any(line.startswith("zero-shot, from class names alone: ") for line in lines)
+    assert lines[-2] == f"page: {mixed.page_path}"
+    assert lines[-1] == f"next: fewshot predict {mixed.adapter_path} PHOTOS"
+
+
+def test_the_commands_make_the_same_adapter(
+    mixed: Outcome, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (mixed.out / "commands.sh").read_text().splitlines()
+    steps = [line for line in script if line.startswith("fewshot ")]
+    assert [shlex.split(step)[1] for step in steps] == ["extract", "fit"]
+    monkeypatch.chdir(tmp_path)
+    saved = load_adapter(mixed.adapter_path)
+    for step in steps:
+        words = shlex.split(step)[1:]
+        words = [word.replace(str(mixed.out), str(tmp_path)) for word in words]
+        words = [word.replace(str(photos.parent / "features"), "features") for word in words]
+        assert main(words) == 0
+    again = load_adapter(tmp_path / "adapter.safetensors")
+    assert again.settings == saved.settings
+    assert again.training["fingerprint"] == saved.training["fingerprint"]
+    assert set(again.tensors) == set(saved.tensors)
+    for name, tensor in saved.tensors.items():
+        assert torch.equal(again.tensors[name], tensor)
+
+
+def test_a_second_run_encodes_nothing_and_finds_the_same(
+    mixed: Outcome, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {
+        path.name: path.read_bytes()
+        for path in mixed.out.iterdir()
+        if path.name not in ("report.html", "report.json")  # which tell how long it took
+    }
+    for tower in ("encode_images", "encode_text_pooled"):
+        monkeypatch.delattr(Encoder, tower)
+    again = quickly(photos)
+    assert again.accuracy == mixed.accuracy
+    assert set(before) == {"adapter.safetensors", "commands.sh", "predictions.csv"}
+    for name, content in before.items():
+        assert (mixed.out / name).read_bytes() == content
+
+
+def test_an_interrupted_extraction_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = draw_digits(tmp_path / "photos", {"zero": 3, "one": 3})
+    encode = Encoder.encode_text_pooled
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Encoder, "encode_text_pooled", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quickly(photos)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(Encoder, "encode_text_pooled", encode)
+    monkeypatch.delattr(Encoder, "encode_images")  # the images were encoded before
+    assert quickly(photos).page_path.is_file()
+
+
+def test_photos_that_were_added_are_encoded_and_old_predictions_go(tmp_path: Path) -> None:
+    photos = draw_digits(tmp_path / "photos", {"zero": 4, "one": 4})
+    draw_digits(photos / "unlabeled", {"zero": 1}, first=60)
+    first = quickly(photos)
+    assert (first.out / "predictions.csv").is_file()
+    draw_digits(photos, {"two": 4})
+    for file in (photos / "unlabeled").rglob("*.png"):
+        file.unlink()
+    said: list[str] = []
+    second = quickly(photos, say=said.append)
+    assert second.store.classnames == ("one", "two", "zero")
+    assert any("are not those that" in line for line in said)
+    assert not (second.out / "predictions.csv").exists()
+
+
+def test_one_photo_of_each_class_gives_a_classifier_and_no_promise(tmp_path: Path) -> None:
+    photos = draw_digits(tmp_path / "photos", {"zero": 1, "one": 1, "two": 1})
+    found = quickly(photos)
+    assert (found.accuracy, found.interval, found.judged.winner) == (None, None, None)
+    assert found.winner == "proker"
+    assert found.adapter.calibration.images == 0
+    assert found.adapter.training["tune"] == "none"
+    assert "nobody can say" in found.summary()
+    assert "a second photo of each class" in found.summary()
+    tests = draw_digits(tmp_path / "tests", {"zero": 5, "one": 5, "two": 5}, split="test")
+    paths = sorted(tests.rglob("*.png"))
+    p = by_predictor(found, paths)
+    said = [found.store.classnames[k] for k in p.argmax(dim=1).tolist()]
+    right = np.mean([name == path.parent.name for name, path in zip(said, paths, strict=True)])
+    assert right >= 0.8
+
+
+def test_two_classes_of_two_photos_are_judged_with_an_interval_to_match(tmp_path: Path) -> None:
+    found = quickly(draw_digits(tmp_path / "photos", {"zero": 2, "one": 2}))
+    assert found.judged.selection is not None
+    assert found.judged.selection.n_images == 4
+    assert found.interval is not None
+    low, high = wilson(found.judged.selection.accuracy, 4)
+    assert found.interval[0] <= low
+    assert found.interval[1] >= high
+
+
+def test_the_users_own_test_photos_are_scored_once_by_the_saved_adapter(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    draw_digits(photos / "train", {"three": 5, "eight": 5})
+    draw_digits(photos / "test", {"three": 9, "eight": 8}, split="test")
+    digit("three", 20).save(photos / "test" / "eight" / "wrong.png")
+    found = quickly(photos)
+    paths = sorted((photos / "test").rglob("*.png"))
+    p = by_predictor(found, paths)
+    said = [found.store.classnames[k] for k in p.argmax(dim=1).tolist()]
+    right = np.mean([name == path.parent.name for name, path in zip(said, paths, strict=True)])
+    assert found.tested is not None
+    assert found.tested.images == 18
+    assert found.tested.accuracy == pytest.approx(right)
+    assert right < 1
+    assert len(found.judged.labels) == 10
+    assert found.adapter.training["test accuracy"] == found.tested.accuracy
+
+
+def test_a_table_will_do_and_photos_elsewhere_are_classified(tmp_path: Path) -> None:
+    photos = draw_digits(tmp_path / "photos", {"zero": 4, "one": 4})
+    lines = [f"{path.relative_to(photos)},{path.parent.name}" for path in photos.rglob("*.png")]
+    (photos / "mine.csv").write_text("\n".join(["path,label", *lines]))
+    others = draw_digits(tmp_path / "others", {"zero": 2}, first=30)
+    found = auto(
+        photos / "mine.csv",
+        model="tiny",
+        methods=["gda"],
+        out=tmp_path / "out",
+        store=tmp_path / "features",
+        unlabeled=others,
+    )
+    assert found.winner == "gda"
+    assert found.zero_shot is None
+    assert found.unlabeled is not None
+    assert len(found.unlabeled.paths) == 2
+    assert found.store.dataset == "mine-all"
+
+
+def test_a_method_that_fails_is_noted_and_the_others_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meminfo").write_text("MemAvailable: 0 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    photos = draw_digits(tmp_path / "photos", {"zero": 3, "one": 3})
+    found = quickly(photos, methods=["zero-shot", "proker"])
+    [failed] = found.judged.failed
+    assert failed.name == "proker"
+    assert found.winner == "zero-shot"
+    assert failed.why in found.page_path.read_text().replace("&#x27;", "'")
+    with pytest.raises(UserError, match=r"no method could be tried \(proker: .*with --methods"):
+        quickly(photos, methods=["proker"])
+
+
+def test_where_class_names_win_the_command_asks_for_no_shots(tmp_path: Path) -> None:
+    found = quickly(draw_digits(tmp_path / "photos", {"zero": 2, "one": 2}), methods=["zero-shot"])
+    assert found.findings.curve is None
+    assert "--shots" not in found.commands[2].line
+    assert "learns nothing from labels" in found.summary()
+    assert main(shlex.split(found.commands[2].line)[1:]) == 0
+
+
+def test_no_readable_photo_without_a_label_is_no_obstacle(tmp_path: Path) -> None:
+    photos = draw_digits(tmp_path / "photos", {"zero": 2, "one": 2})
+    (photos / "unlabeled").mkdir()
+    (photos / "unlabeled" / "empty.png").write_bytes(b"")
+    broken = (photos / "zero" / "000.png").read_bytes()[:60]
+    said: list[str] = []
+    assert quickly(photos, say=said.append).unlabeled is None
+    assert "none of the 1 images without a label can be read" in said
+    (photos / "unlabeled" / "broken.png").write_bytes(broken)  # whose header is fine
+    assert quickly(photos, say=said.append).unlabeled is None
+
+
+def test_mistakes_show_before_a_model_is_loaded(tmp_path: Path) -> None:
+    photos = draw_digits(tmp_path / "photos", {"zero": 2, "one": 2})
+    absent = {"model": "no-such-model", "store": tmp_path / "features"}
+    with pytest.raises(UserError, match="unknown method 'gdb'; did you mean 'gda'"):
+        quickly(photos, **absent, methods=["gdb"])
+    with pytest.raises(UserError, match="transclip learns from the images to be classified"):
+        quickly(photos, **absent, methods=["transclip"])
+    with pytest.raises(UserError, match=r"lies in the folder of photos.*give --out another place"):
+        quickly(photos, **absent, out=photos / "out")
+    with pytest.raises(UserError, match="give --store another place"):
+        quickly(photos, **{**absent, "store": photos / "features"})
+    lone = draw_digits(tmp_path / "lone", {"zero": 2})
+    with pytest.raises(UserError, match="a classifier needs two classes at least, got 1"):
+        quickly(lone, **absent)
+
+
+def test_a_class_of_which_nothing_decodes_is_named(tmp_path: Path) -> None:
+    photos = draw_digits(tmp_path / "photos", {"zero": 2, "one": 2, "two": 1})
+    file = photos / "two" / "000.png"
+    file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(UserError, match=r"no image of two can be read; the store .* says why"):
+        quickly(photos)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_settings_as_words_make_the_very_same_method(name: str) -> None:
+    method = configure(name, logit_scale=37.5)
+    for tuned in list(variants(method, method.grid))[::7]:
+        words = settings(tuned, logit_scale=37.5)
+        assert words[::2] == ["--set"] * (len(words) // 2)
+        pairs = dict(word.split("=") for word in words[1::2])
+        assert set(method.grid) <= set(pairs)  # or `fit` would tune them again
+        assert configure(name, pairs, logit_scale=37.5) == tuned
+
+
+def test_a_folder_called_like_a_known_dataset_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEWSHOT_STORE", raising=False)
+    draw_digits(tmp_path / "digits", {"zero": 2, "one": 2})
+    found = auto("digits", model="tiny", methods=["gda"], device="cpu", seed=7)
+    assert found.out == Path("runs/auto/digits")
+    assert found.commands[0].line == (
+        "fewshot auto ./digits --model tiny --device cpu --out runs/auto/digits --methods gda "
+        "--seed 7"
+    )
+    assert found.commands[1].line == (
+        "fewshot extract --dataset ./digits --all-train --model tiny --device cpu"
+    )
+    fit = found.commands[2].line
+    assert fit.startswith("fewshot fit gda --dataset digits-all --model tiny --shots all --seed 7 ")
+    before = load_adapter(found.adapter_path)
+    for step in found.commands[1:3]:
+        assert main(shlex.split(step.line)[1:]) == 0
+    after = load_adapter(found.adapter_path)
+    for name, tensor in before.tensors.items():
+        assert torch.equal(after.tensors[name], tensor)
+
+
+def test_settings_name_what_is_not_usual() -> None:
+    gda = replace(configure("gda"), logit_scale=50.0)
+    assert "logit_scale=50.0" in settings(gda, logit_scale=100.0)
+    assert "logit_scale=50.0" not in settings(gda, logit_scale=50.0)
+
+
+def test_methods_are_tried_once_each_in_the_order_given() -> None:
+    assert to_try(["gda", "ridge", "gda"], 10, 2).names == ("gda", "ridge")
+    assert "zero-shot" in to_try(None, 10, 2).names
+
+
+def test_shares_never_read_as_certain_unless_they_are() -> None:
+    shares = {0.0: "0", 0.001: "under 1", 0.934: "93", 0.9951: "over 99", 1.0: "100"}
+    assert {share: in_100(share) for share in shares} == {
+        share: f"{text} in 100" for share, text in shares.items()
+    }
+
+
+def test_where_a_model_doubts_many_labels_nobody_is_sent_to_look_at_them(mixed: Outcome) -> None:
+    few = mixed.doubtful_labels
+    assert few == len(mixed.findings.suspects) > 0
+    assert f"labels to look at again: {few}" in mixed.summary()
+    many = replace(mixed, findings=replace(mixed.findings, suspects=mixed.findings.suspects * 99))
+    assert many.doubtful_labels == 0
+    assert "labels to look at again" not in many.summary()
+    assert "may be wrong" not in answer(many)
