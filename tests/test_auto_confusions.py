@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewshot.automatic.confusions import class_figures, confused_pairs
+from fewshot.automatic.confusions import class_metrics, confused_pairs
 
 
 def task(seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -18,7 +18,7 @@ def task(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("seed", range(5))
 def test_class_figures_are_those_of_a_count(seed: int) -> None:
     p, labels, judged = task(seed)
-    found = class_figures(p, labels, judged)
+    found = class_metrics(p, labels, judged)
     assert [f.label for f in found] == list(range(6))
     for f in found:
         mine = [i for i in range(200) if judged[i] and labels[i] == f.label]

@@ -94,7 +94,7 @@ def test_a_known_dataset_will_do() -> None:
 
 
 def test_what_is_not_there_is_said(draw_photos: Draw, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere is no folder, nor a table of images: unknown"):
+    with pytest.raises(UserError, match="neither a folder nor a table of images: unk"):
         gather("nowhere")
     photos = draw_photos(n=2)
     with pytest.raises(UserError, match=r"absent is not a folder; give a folder of images"):

@@ -17,13 +17,13 @@ from cache.store import FeatureStore
 from fewshot.adapters.adapter import Calibration
 from fewshot.adapters.making import of_fitted
 from fewshot.automatic.commands import commands
-from fewshot.automatic.findings import examine
+from fewshot.automatic.diagnostics import diagnose
 from fewshot.automatic.judging import inputs, judge, refit, to_try
 from fewshot.automatic.outcome import Outcome, in_100
 from fewshot.automatic.page import thumbnails
 from fewshot.automatic.page.assembly import page
 from fewshot.automatic.page.drawings import bar, curve_svg, scale
-from fewshot.automatic.page.galleries import GROUPS, SUSPECTS
+from fewshot.automatic.page.galleries import GROUPS, SHOWN
 from fewshot.automatic.page.pieces import Cell, copyable, number, table, text
 from fewshot.automatic.page.thumbnails import Thumbnails
 from fewshot.automatic.pipeline import auto
@@ -142,7 +142,7 @@ def test_its_figures_are_those_of_the_record(outcome: Outcome, html: str) -> Non
 
 def test_suspects_are_shown_with_their_files_to_copy(outcome: Outcome, html: str) -> None:
     copied = [unescape(path) for path in Elements(html).values("data-copy")]
-    shown = outcome.findings.suspects[:SUSPECTS]
+    shown = outcome.diagnostics.label_issues[:SHOWN]
     assert shown
     for one in shown:
         assert str(outcome.source.root / outcome.paths[one.row]) in copied
@@ -179,15 +179,16 @@ def many_classes(root: Path, n_classes: int) -> Outcome:
     )
     source = Source("many-all", root, tuple(names), {"train": items}, (), "made up")
     support_of, text_for = inputs(store)
-    judged = judge(store, to_try(["zero-shot", "gda"], 1, 1), support_of, text_for)
-    fitted = refit(store, judged, support_of, text_for)
+    validation = judge(store, to_try(["zero-shot", "gda"], 1, 1), support_of, text_for)
+    fitted = refit(store, validation, support_of, text_for)
     method = fitted.method
     steps = commands(store, method, dataset="many", adapter=Path("a.safetensors"), root=None,
                      seed=1, encoding={}, again={}, skip=False)  # fmt: skip
     return Outcome(
-        dataset="many", out=root, source=source, report=check(source), store=store, judged=judged,
+        dataset="many", out=root, source=source, report=check(source), store=store,
+        validation=validation,
         adapter=of_fitted(fitted, store, calibration=Calibration()),
-        findings=examine(judged, method, 1.0, support_of(method), text_for(method)),
+        diagnostics=diagnose(validation, method, 1.0, support_of(method), text_for(method)),
         tested=None, unlabeled=None, commands=steps, seconds={"encoding": 1.0},
     )  # fmt: skip
 
@@ -197,7 +198,7 @@ def test_many_classes_and_lost_photos_leave_a_page_that_can_be_used(tmp_path: Pa
     html = page(found)
     elements = Elements(html)
     assert elements.open == []
-    left = len(found.findings.suspects) - SUSPECTS
+    left = len(found.diagnostics.label_issues) - SHOWN
     assert left > 40
     assert f"<summary>Further labels, {left} rows</summary>" in html
     outside = re.sub(r"<details>.*?</details>", "", html, flags=re.DOTALL)
@@ -210,7 +211,7 @@ def test_many_classes_and_lost_photos_leave_a_page_that_can_be_used(tmp_path: Pa
 
 def test_a_heap_of_near_duplicates_is_cut_short(outcome: Outcome) -> None:
     rows = tuple((i,) * 20 for i in range(GROUPS + 3))
-    found = replace(outcome, findings=replace(outcome.findings, duplicates=rows))
+    found = replace(outcome, diagnostics=replace(outcome.diagnostics, duplicates=rows))
     html = page(found)
     section = html[html.index('id="duplicates"') : html.index('id="data"')]
     assert section.count("20 photos") == GROUPS
@@ -221,8 +222,8 @@ def test_a_model_that_takes_many_photos_for_one_is_named_as_the_fault(outcome: O
     fault = "photos of more than one class look nearly the same to this model"
     assert fault not in page(outcome)  # of a pair of twins under two labels
     rows = tuple(range(11))
-    alike = replace(outcome.findings, conflicts=(Conflict(rows, (0,) * 10 + (1,)),))
-    assert f"11 {fault}" in page(replace(outcome, findings=alike))
+    alike = replace(outcome.diagnostics, conflicts=(Conflict(rows, (0,) * 10 + (1,)),))
+    assert f"11 {fault}" in page(replace(outcome, diagnostics=alike))
 
 
 def test_thumbnails_are_small_upright_and_end_when_the_page_is_full(tmp_path: Path) -> None:

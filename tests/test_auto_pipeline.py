@@ -68,9 +68,9 @@ def by_predictor(outcome: Outcome, paths: list[Path]) -> torch.Tensor:
 
 
 def test_the_answer_is_of_images_held_out_and_the_same_in_every_file(mixed: Outcome) -> None:
-    selection = mixed.judged.selection
+    selection = mixed.validation.selection
     assert selection is not None
-    assert {one.name for one in selection.standings} == set(QUICK)
+    assert {one.name for one in selection.scores} == set(QUICK)
     assert mixed.accuracy == selection.accuracy
     assert mixed.interval is not None
     assert mixed.interval[0] < selection.accuracy < mixed.interval[1]
@@ -91,30 +91,30 @@ def test_the_winner_learns_from_every_label(mixed: Outcome) -> None:
 
 
 def test_its_probabilities_are_calibrated_on_its_answers_out_of_fold(mixed: Outcome) -> None:
-    winner, calibration = mixed.judged.winner, mixed.adapter.calibration
+    winner, calibration = mixed.validation.winner, mixed.adapter.calibration
     assert winner is not None
     assert calibration.source == "cv"
-    assert calibration.images == int((mixed.judged.fold >= 0).sum())
+    assert calibration.images == int((mixed.validation.fold >= 0).sum())
     assert calibration.accuracy == pytest.approx(
         float(winner.correct[winner.judged].double().mean())
     )
 
 
 def test_a_class_of_one_photo_is_learned_and_never_judged(mixed: Outcome) -> None:
-    assert mixed.judged.fold[row(mixed, "four/000.png")] == -1
-    [alone] = [one for one in mixed.findings.figures if not one.images]
+    assert mixed.validation.fold[row(mixed, "four/000.png")] == -1
+    [alone] = [one for one in mixed.diagnostics.class_metrics if not one.images]
     assert mixed.store.classnames[alone.label] == "four"
-    assert (mixed.judged.fold == -1).sum() == 1
+    assert (mixed.validation.fold == -1).sum() == 1
 
 
 def test_the_winner_is_tuned_on_all_labels_before_it_is_fitted(mixed: Outcome) -> None:
     support_of, text_for = inputs(mixed.store)
     ridge = configure("ridge", logit_scale=mixed.store.logit_scale)
-    fitted = refit(mixed.store, replace(mixed.judged, method=ridge), support_of, text_for)
-    groups = mixed.judged.groups
+    fitted = refit(mixed.store, replace(mixed.validation, method=ridge), support_of, text_for)
+    groups = mixed.validation.groups
     tuned = tune_unbalanced(ridge, support_of(ridge), text_for(ridge), groups=groups)
     assert fitted.method == tuned != ridge
-    assert fitted.n_images == len(mixed.judged.labels)
+    assert fitted.n_images == len(mixed.validation.labels)
 
 
 def test_inputs_come_as_a_method_wants_them(mixed: Outcome) -> None:
@@ -131,9 +131,9 @@ def test_inputs_come_as_a_method_wants_them(mixed: Outcome) -> None:
 
 
 def test_doubt_is_told_in_calibrated_probabilities(mixed: Outcome) -> None:
-    winner = mixed.judged.winner
+    winner = mixed.validation.winner
     assert winner is not None
-    for one in mixed.findings.suspects:
+    for one in mixed.diagnostics.label_issues:
         if one.p_label is not None:
             z = winner.logits[one.row] / mixed.adapter.calibration.temperature
             assert one.p_label == pytest.approx(float(z.softmax(dim=0)[one.label]), abs=1e-6)
@@ -141,12 +141,12 @@ def test_doubt_is_told_in_calibrated_probabilities(mixed: Outcome) -> None:
 
 def test_twins_are_one_group_and_held_out_together(mixed: Outcome) -> None:
     a, b = row(mixed, "two/000.png"), row(mixed, "two/twin.png")
-    assert mixed.judged.fold[a] == mixed.judged.fold[b] >= 0
-    assert (a, b) in mixed.findings.duplicates
+    assert mixed.validation.fold[a] == mixed.validation.fold[b] >= 0
+    assert (a, b) in mixed.diagnostics.duplicates
 
 
 def test_the_wrong_label_is_the_first_to_look_at(mixed: Outcome) -> None:
-    first = mixed.findings.suspects[0]
+    first = mixed.diagnostics.label_issues[0]
     assert mixed.paths[first.row] == "one/wrong.png"
     assert mixed.store.classnames[first.suggested] == "zero"
 
@@ -257,7 +257,7 @@ def test_photos_that_were_added_are_encoded_and_old_predictions_go(tmp_path: Pat
 def test_one_photo_of_each_class_gives_a_classifier_and_no_promise(tmp_path: Path) -> None:
     photos = draw_digits(tmp_path / "photos", {"zero": 1, "one": 1, "two": 1})
     found = quickly(photos)
-    assert (found.accuracy, found.interval, found.judged.winner) == (None, None, None)
+    assert (found.accuracy, found.interval, found.validation.winner) == (None, None, None)
     assert found.winner == "proker"
     assert found.adapter.calibration.images == 0
     assert found.adapter.training["tune"] == "none"
@@ -273,10 +273,10 @@ def test_one_photo_of_each_class_gives_a_classifier_and_no_promise(tmp_path: Pat
 
 def test_two_classes_of_two_photos_are_judged_with_an_interval_to_match(tmp_path: Path) -> None:
     found = quickly(draw_digits(tmp_path / "photos", {"zero": 2, "one": 2}))
-    assert found.judged.selection is not None
-    assert found.judged.selection.n_images == 4
+    assert found.validation.selection is not None
+    assert found.validation.selection.n_images == 4
     assert found.interval is not None
-    low, high = wilson(found.judged.selection.accuracy, 4)
+    low, high = wilson(found.validation.selection.accuracy, 4)
     assert found.interval[0] <= low
     assert found.interval[1] >= high
 
@@ -295,7 +295,7 @@ def test_the_users_own_test_photos_are_scored_once_by_the_saved_adapter(tmp_path
     assert found.tested.images == 18
     assert found.tested.accuracy == pytest.approx(right)
     assert right < 1
-    assert len(found.judged.labels) == 10
+    assert len(found.validation.labels) == 10
     assert found.adapter.training["test accuracy"] == found.tested.accuracy
 
 
@@ -326,7 +326,7 @@ def test_a_method_that_fails_is_noted_and_the_others_run(
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
     photos = draw_digits(tmp_path / "photos", {"zero": 3, "one": 3})
     found = quickly(photos, methods=["zero-shot", "proker"])
-    [failed] = found.judged.failed
+    [failed] = found.validation.failed
     assert failed.name == "proker"
     assert found.winner == "zero-shot"
     assert failed.why in found.page_path.read_text().replace("&#x27;", "'")
@@ -336,7 +336,7 @@ def test_a_method_that_fails_is_noted_and_the_others_run(
 
 def test_where_class_names_win_the_command_asks_for_no_shots(tmp_path: Path) -> None:
     found = quickly(draw_digits(tmp_path / "photos", {"zero": 2, "one": 2}), methods=["zero-shot"])
-    assert found.findings.curve is None
+    assert found.diagnostics.curve is None
     assert "--shots" not in found.commands[2].line
     assert "learns nothing from labels" in found.summary()
     assert main(shlex.split(found.commands[2].line)[1:]) == 0
@@ -434,9 +434,12 @@ def test_shares_never_read_as_certain_unless_they_are() -> None:
 
 def test_where_a_model_doubts_many_labels_nobody_is_sent_to_look_at_them(mixed: Outcome) -> None:
     few = mixed.doubtful_labels
-    assert few == len(mixed.findings.suspects) > 0
+    assert few == len(mixed.diagnostics.label_issues) > 0
     assert f"labels to look at again: {few}" in mixed.summary()
-    many = replace(mixed, findings=replace(mixed.findings, suspects=mixed.findings.suspects * 99))
+    many = replace(
+        mixed,
+        diagnostics=replace(mixed.diagnostics, label_issues=mixed.diagnostics.label_issues * 99),
+    )
     assert many.doubtful_labels == 0
     assert "labels to look at again" not in many.summary()
     assert "may be wrong" not in answer(many)

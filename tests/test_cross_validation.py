@@ -13,7 +13,12 @@ from torch.nn.functional import cross_entropy, normalize
 from cache.errors import UserError
 from fewshot import GDA, LinearProbe, NearestMean, SupportSet, ZeroShot
 from fewshot.classifier import Grid, LinearClassifier, Method, variants
-from fewshot.model_selection.cross_validation import Failed, Tried, cross_validate, tune_unbalanced
+from fewshot.model_selection.cross_validation import (
+    Failed,
+    OutOfFold,
+    cross_validate,
+    tune_unbalanced,
+)
 from fewshot.model_selection.folds import folds
 from fewshot.model_selection.near_duplicates import scenes
 from fewshot.model_selection.tuning import Score, best
@@ -35,10 +40,10 @@ def task(noise: float = 1.2) -> tuple[SupportSet, Text]:
     return SupportSet(features, labels, N_CLASSES), Text(normalize(centers + vectors(2, 4, 16)))
 
 
-def tried(method: Method, fold: Tensor, tune: bool = True) -> Tried:
+def tried(method: Method, fold: Tensor, tune: bool = True) -> OutOfFold:
     support, text = task()
     found = cross_validate(method, lambda _: support, lambda _: text, fold, tune=tune)
-    assert isinstance(found, Tried)
+    assert isinstance(found, OutOfFold)
     return found
 
 
@@ -139,7 +144,7 @@ def test_every_method_is_asked_for_its_own_features_and_text() -> None:
     found = cross_validate(
         LinearProbe(C=30.0), support_of, text_for, folds(support.labels), tune=False
     )
-    assert isinstance(found, Tried)
+    assert isinstance(found, OutOfFold)
     assert found.correct.sum() > 9
     assert asked == ["unit-mean"]
 
@@ -213,7 +218,7 @@ def test_the_accuracy_foretold_for_ucf101_is_that_on_its_test_videos(shared: Pat
     groups = scenes(support.features, labels)  # many of the frames are of one scene
     fold = folds(labels, groups=groups)
     found = cross_validate(GDA(), lambda _: support, lambda _: text, fold, groups=groups)
-    assert isinstance(found, Tried)
+    assert isinstance(found, OutOfFold)
     foretold = float(found.correct.sum() / found.judged.sum())
     classifier = tune_unbalanced(GDA(), support, text, groups=groups).fit(support, text)
     reached = float((classifier.logits(real["test_x"]).argmax(dim=1) == truth).double().mean())

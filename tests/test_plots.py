@@ -5,7 +5,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 from PIL import Image
 
-from fewshot.results.plots import accuracy_against_shots, places, scatters
+from fewshot.results.plots import accuracy_against_shots, class_maps, scatter
 
 CURVE = [(1, 0.5, math.nan), (4, 0.6, 0.02), (16, 0.7, 0.01)]
 BLUE, RED, GREEN = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73)
@@ -39,7 +39,7 @@ def test_an_svg_has_its_words_as_text_and_the_same_bytes_every_time(tmp_path: Pa
 def test_places_are_named_and_zero_has_room_on_a_logarithmic_axis(tmp_path: Path) -> None:
     points = [("gda", 0.0, 60.0, "here"), ("ridge", 1000.0, 70.0, "there")]
     for suffix in (".png", ".svg"):
-        places(points, "cost", "parameters", "accuracy", tmp_path / f"p{suffix}", log=True)
+        scatter(points, "cost", "parameters", "accuracy", tmp_path / f"p{suffix}", log=True)
     assert {BLUE, RED} <= colors(tmp_path / "p.png")
     assert {"here", "there", "0"} <= set(words(tmp_path / "p.svg").split())
 
@@ -48,5 +48,5 @@ def test_maps_stand_side_by_side_with_their_classes_named(tmp_path: Path) -> Non
     points = np.random.default_rng(0).normal(size=(12, 2))
     labels = np.arange(12) % 3
     path = tmp_path / "maps.svg"
-    scatters({"before": points, "after": -points}, labels, ["cat", "dog", "owl"], "t-SNE", path)
+    class_maps({"before": points, "after": -points}, labels, ["cat", "dog", "owl"], "t-SNE", path)
     assert {"before", "after", "cat", "dog", "owl", "t-SNE"} <= set(words(path).split())

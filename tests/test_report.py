@@ -13,7 +13,7 @@ from cli import main
 from fewshot.metrics import harmonic_mean
 from fewshot.report.build import main_tables, make, read
 from fewshot.report.classes import confusions
-from fewshot.report.content import Curves, Places, Report, Section
+from fewshot.report.content import Curves, Report, Scatter, Section
 from fewshot.report.published import ELEVEN, load
 from fewshot.results.log import Result, append
 from fewshot.results.predictions import Predictions, write_predictions
@@ -163,9 +163,9 @@ def test_time_and_parameters_are_drawn_against_accuracy() -> None:
     made = table(report, "few-shot, tiny", "cost")
     assert cell(made, "trained parameters", method="taskres") == 2048
     assert str(cell(made, "fit, s", method="taskres")) == "2.050"
-    places = section(report, "few-shot, tiny").blocks["parameters-dtd"]
-    assert isinstance(places, Places)
-    assert {(name, x) for name, x, _, _ in places.points} == {("gda", 0.0), ("taskres", 2048.0)}
+    scatter = section(report, "few-shot, tiny").blocks["parameters-dtd"]
+    assert isinstance(scatter, Scatter)
+    assert {(name, x) for name, x, _, _ in scatter.points} == {("gda", 0.0), ("taskres", 2048.0)}
 
 
 def test_residuals_stand_beside_relative_transfer_difficulty() -> None:
@@ -182,8 +182,8 @@ def test_residuals_stand_beside_relative_transfer_difficulty() -> None:
     difficulty = cell(made, "relative difficulty", dataset="dtd")
     assert isinstance(difficulty, Number)
     assert difficulty.value == pytest.approx((1 / 4) / 0.5)
-    [places] = [b for b in section(report, title).blocks.values() if isinstance(b, Places)]
-    assert [(x, y, name) for _, x, y, name in places.points] == [
+    [scatter] = [b for b in section(report, title).blocks.values() if isinstance(b, Scatter)]
+    assert [(x, y, name) for _, x, y, name in scatter.points] == [
         (0.5, 0.125, "dtd"),
         (pytest.approx(0.3125), 0.5, "ucf101"),
     ]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fewshot.report.build import make
-from fewshot.report.content import Maps, Places, Report, Section
+from fewshot.report.content import Maps, Report, Scatter, Section
 from fewshot.report.html_page import page
 from tests.toy_results import result, zero_shot
 
@@ -29,7 +29,7 @@ def report() -> Report:
         "t-SNE", {"before": np.eye(3, 2), "after": -np.eye(3, 2)}, np.arange(3),
         ["cat", "dog", NASTY],
     )  # fmt: skip
-    cost = Places("cost", "s", "%", [("gda", 0.0, 50.0, "a"), (NASTY, 10.0, 60.0, "b")], log=True)
+    cost = Scatter("cost", "s", "%", [("gda", 0.0, 50.0, "a"), (NASTY, 10.0, 60.0, "b")], log=True)
     made.sections.append(Section("Maps", ["A note: " + NASTY], {"maps": maps, "cost": cost}))
     return made
 

@@ -10,14 +10,14 @@ from cache.errors import UserError
 from fewshot.metrics import wilson
 from fewshot.model_selection import selection
 from fewshot.model_selection.calibration import log_loss, temperature
-from fewshot.model_selection.cross_validation import Tried
+from fewshot.model_selection.cross_validation import OutOfFold
 from fewshot.model_selection.selection import TEMPERATURES, bootstrap, log_losses, select
 
 
-def tried(name: str, logits: Tensor, labels: Tensor, judged: Tensor | None = None) -> Tried:
+def tried(name: str, logits: Tensor, labels: Tensor, judged: Tensor | None = None) -> OutOfFold:
     judged = torch.ones(len(labels), dtype=torch.bool) if judged is None else judged
     correct = judged & (logits.argmax(dim=1) == labels)
-    return Tried(name, (), judged, correct, logits, seconds=1.5)
+    return OutOfFold(name, (), judged, correct, logits, seconds=1.5)
 
 
 def answers(labels: Tensor, right: Tensor, sure: float = 2.0) -> Tensor:
@@ -26,7 +26,7 @@ def answers(labels: Tensor, right: Tensor, sure: float = 2.0) -> Tensor:
     return sure * torch.nn.functional.one_hot(predicted, 2).float()
 
 
-def coins(seed: int, n: int, shares: list[float]) -> tuple[list[Tried], Tensor]:
+def coins(seed: int, n: int, shares: list[float]) -> tuple[list[OutOfFold], Tensor]:
     """Methods that are right at random, each with its share."""
     g = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 2, (n,), generator=g)
@@ -36,7 +36,7 @@ def coins(seed: int, n: int, shares: list[float]) -> tuple[list[Tried], Tensor]:
     ], labels
 
 
-def resampled(methods: list[Tried], labels: Tensor) -> tuple[float, float, float, float]:
+def resampled(methods: list[OutOfFold], labels: Tensor) -> tuple[float, float, float, float]:
     """The best accuracy, and by the bootstrap its mean and its interval."""
     rows = torch.arange(len(labels))
     right = np.stack([one.correct.double().numpy() for one in methods], axis=1)
@@ -71,7 +71,7 @@ def test_a_single_method_gets_its_own_accuracy_and_an_interval_that_holds(
     assert (high - low).mean() == pytest.approx(1.31 * width, rel=0.08)
 
 
-def naive_bbc(methods: list[Tried], labels: Tensor, group: Tensor, resamples: int) -> float:
+def naive_bbc(methods: list[OutOfFold], labels: Tensor, group: Tensor, resamples: int) -> float:
     """The mean over resamples drawn one group at a time, each with temperatures of its own."""
     rng = np.random.default_rng(7)
     names = torch.unique(group).tolist()
@@ -125,12 +125,12 @@ def test_accuracy_decides_where_it_can() -> None:
     ]
     found = select(methods, labels)
     assert found.winner == "better"
-    assert [s.name for s in found.standings] == ["better", "worse"]
-    assert [s.chosen for s in found.standings] == [1.0, 0.0]
+    assert [s.name for s in found.scores] == ["better", "worse"]
+    assert [s.chosen for s in found.scores] == [1.0, 0.0]
     assert found.accuracy == pytest.approx(0.95, abs=0.005)
-    low, high = found.standings[1].behind
+    low, high = found.scores[1].behind
     assert 0.1 < low < 0.15 < high < 0.2
-    assert found.standings[0].behind == (0.0, 0.0)
+    assert found.scores[0].behind == (0.0, 0.0)
 
 
 def test_within_a_standard_error_calibrated_log_loss_decides() -> None:
@@ -142,23 +142,23 @@ def test_within_a_standard_error_calibrated_log_loss_decides() -> None:
     shuffled = answers(labels, right) * torch.rand(200, 1, generator=g)
     found = select([tried("vague", shuffled, labels), tried("knows", knows, labels)], labels)
     assert found.winner == "knows"
-    assert found.standings[0].accuracy == found.standings[1].accuracy == 0.9
+    assert found.scores[0].accuracy == found.scores[1].accuracy == 0.9
 
 
 def test_a_standing_says_what_the_logits_say() -> None:
     g = torch.Generator().manual_seed(1)
     labels = torch.tensor([0] * 30 + [1] * 10)
     logits = torch.randn(40, 2, generator=g) + answers(labels, torch.rand(40, generator=g) < 0.9)
-    (standing,) = select([tried("one", logits, labels)], labels).standings
+    (score,) = select([tried("one", logits, labels)], labels).scores
     right = logits.argmax(dim=1) == labels
-    assert standing.accuracy == pytest.approx(float(right.double().mean()))
+    assert score.accuracy == pytest.approx(float(right.double().mean()))
     parts = (float(right[:30].double().mean()), float(right[30:].double().mean()))
-    assert standing.balanced_accuracy == pytest.approx(sum(parts) / 2)
-    assert standing.temperature == pytest.approx(temperature(logits, labels), rel=1e-3)
-    assert standing.log_loss == pytest.approx(log_loss(logits, labels, standing.temperature))
-    assert standing.interval == wilson(standing.accuracy, 40)
-    assert 0 <= standing.calibration_error < 0.3
-    assert standing.seconds == 1.5
+    assert score.balanced_accuracy == pytest.approx(sum(parts) / 2)
+    assert score.temperature == pytest.approx(temperature(logits, labels), rel=1e-3)
+    assert score.log_loss == pytest.approx(log_loss(logits, labels, score.temperature))
+    assert score.interval == wilson(score.accuracy, 40)
+    assert 0 <= score.calibration_error < 0.3
+    assert score.seconds == 1.5
 
 
 def test_images_not_judged_play_no_part() -> None:
@@ -178,7 +178,7 @@ def test_near_duplicates_count_once_in_the_intervals() -> None:
     groups = torch.arange(40).repeat(5)
     once = select(methods, labels)
     many = select(copied, labels.repeat(5), groups=groups)
-    assert many.standings[0].interval == pytest.approx(once.standings[0].interval)
+    assert many.scores[0].interval == pytest.approx(once.scores[0].interval)
     assert many.interval == pytest.approx(once.interval)
 
 

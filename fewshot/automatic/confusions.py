@@ -1,4 +1,4 @@
-"""Which classes are taken for one another, and how each class fares."""
+"""Recall and precision of each class, and the classes most often confused."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class ClassFigures:
-    """How one class fared.
+class ClassMetrics:
+    """Recall and precision of one class, as counts.
 
     Attributes:
         label: The class.
-        images: How many of it were judged.
-        predicted: How many images were taken for it, rightly or not.
-        right: How many of it were recognized.
+        images: Images of the class that were judged.
+        predicted: Images predicted as the class, rightly or not.
+        right: Images of the class that were predicted as it.
     """
 
     label: int
@@ -34,14 +34,14 @@ class ClassFigures:
 
 
 @dataclass(frozen=True)
-class Mistakes:
+class Confusion:
     """Images of one class taken for another.
 
     Attributes:
-        label: What they are.
-        predicted: What they were taken for.
-        count: How many.
-        rows: Some of them, the surest mistakes first.
+        label: The true class.
+        predicted: The predicted class.
+        count: Number of images.
+        rows: Some of them, the most confident mistakes first.
     """
 
     label: int
@@ -51,27 +51,27 @@ class Mistakes:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ConfusedPair:
     """Two classes that are confused.
 
     Attributes:
-        more: The commoner of the two mistakes.
-        less: The opposite one; its count may be 0.
+        more: The more frequent direction.
+        less: The opposite direction; its count may be 0.
     """
 
-    more: Mistakes
-    less: Mistakes
+    more: Confusion
+    less: Confusion
 
     @property
     def count(self) -> int:
-        """Mistakes either way."""
+        """Confusion either way."""
         return self.more.count + self.less.count
 
 
-def class_figures(
+def class_metrics(
     probabilities: Tensor, labels: Tensor, judged: Tensor
-) -> tuple[ClassFigures, ...]:
-    """How each class fared, in the order of the classes.
+) -> tuple[ClassMetrics, ...]:
+    """Return the metrics of each class, in the order of the classes.
 
     Args:
         probabilities: (N, C), or logits.
@@ -84,20 +84,20 @@ def class_figures(
         torch.bincount(ids, minlength=n_classes).tolist()
         for ids in (truth, predicted, truth[predicted == truth])
     ]
-    return tuple(ClassFigures(k, *figures) for k, figures in enumerate(zip(*counts, strict=True)))
+    return tuple(ClassMetrics(k, *counted) for k, counted in enumerate(zip(*counts, strict=True)))
 
 
 def confused_pairs(
     probabilities: Tensor, labels: Tensor, judged: Tensor, *, n: int = 10, examples: int = 4
-) -> tuple[Pair, ...]:
-    """The n pairs of classes with most mistakes either way, of equals the first.
+) -> tuple[ConfusedPair, ...]:
+    """Return the n pairs of classes with most mistakes in both directions; ties keep order.
 
     Args:
         probabilities: (N, C), calibrated if the surest mistakes are to come first.
         labels: (N,) class ids.
         judged: (N,) bool.
-        n: Pairs at most.
-        examples: Rows of each kind of mistake at most.
+        n: Maximum number of pairs.
+        examples: Maximum number of rows of each direction.
     """
     n_classes = probabilities.shape[1]
     rows = torch.nonzero(judged).flatten()
@@ -113,10 +113,10 @@ def confused_pairs(
             break
         a, b = divmod(pair, n_classes)
         one, other = (
-            Mistakes(x, y, int(counts[x, y]), tuple(rows[of[:examples]].tolist()))
+            Confusion(x, y, int(counts[x, y]), tuple(rows[of[:examples]].tolist()))
             for x, y in ((a, b), (b, a))
             for of in [wrong[kind == x * n_classes + y]]
         )
         less, more = (other, one) if one.count >= other.count else (one, other)
-        pairs.append(Pair(more, less))
+        pairs.append(ConfusedPair(more, less))
     return tuple(pairs)

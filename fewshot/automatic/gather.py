@@ -1,4 +1,4 @@
-"""What a user's folder holds: labeled photos, and others beside them without a label."""
+"""Find the labeled photos of a folder, and the unlabeled ones beside them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from cache.source import TABLES, Source, find, pooled, resolve_folder, resolve_t
 
 
 @dataclass(frozen=True)
-class Gathered:
-    """The images to learn from and those to classify.
+class Photos:
+    """The labeled photos and the unlabeled ones.
 
     Attributes:
         labeled: All labeled images as the train split; a test split that the user has stays.
@@ -23,11 +23,11 @@ class Gathered:
     unlabeled: Source | None
 
 
-def gather(dataset: str | Path, unlabeled: Path | None = None) -> Gathered:
+def gather(dataset: str | Path, unlabeled: Path | None = None) -> Photos:
     """Find the labeled images, and the unlabeled ones.
 
-    The latter are those of the folder that is named; without a name those of a subfolder called
-    "unlabeled", and else the images that lie loose beside the class folders.
+    Unlabeled images are those of the folder `unlabeled`; by default those of a subfolder called
+    "unlabeled", else the images beside the class folders.
 
     Args:
         dataset: A folder of class folders, a table of paths and labels, or a dataset's name.
@@ -45,7 +45,9 @@ def gather(dataset: str | Path, unlabeled: Path | None = None) -> Gathered:
         try:
             found = find(str(dataset))
         except UserError as error:
-            raise UserError(f"{dataset} is no folder, nor a table of images: {error}") from None
+            raise UserError(
+                f"{dataset} is neither a folder nor a table of images: {error}"
+            ) from None
     if unlabeled is not None:
         if not unlabeled.is_dir():
             raise UserError(f"{unlabeled} is not a folder; give a folder of images to classify")
@@ -54,7 +56,7 @@ def gather(dataset: str | Path, unlabeled: Path | None = None) -> Gathered:
             raise UserError(f"no images in {unlabeled}; give a folder of images to classify")
     else:
         further = _beside(found, path) if path.is_dir() else None
-    return Gathered(pooled(found), further)
+    return Photos(pooled(found), further)
 
 
 def _beside(source: Source, root: Path) -> Source | None:

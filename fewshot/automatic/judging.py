@@ -15,9 +15,9 @@ from fewshot.fitting import Fitted, class_text, fit, query
 from fewshot.methods import METHODS, ZeroShot
 from fewshot.model_selection.cross_validation import (
     Failed,
+    OutOfFold,
     SupportOf,
     TextFor,
-    Tried,
     cross_validate,
     tune_unbalanced,
 )
@@ -41,8 +41,8 @@ ON_TRUST = "proker"
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
-    """What became of the methods.
+class CrossValidation:
+    """The methods' cross-validation on the labeled images, and the winner.
 
     Attributes:
         labels: (N,) class ids of all labeled images.
@@ -58,14 +58,14 @@ class Judged:
     labels: Tensor
     groups: Tensor
     fold: Tensor
-    tried: tuple[Tried, ...]
+    tried: tuple[OutOfFold, ...]
     failed: tuple[Failed, ...]
     left_out: Mapping[str, str]
     selection: Selection | None
     method: Method
 
     @property
-    def winner(self) -> Tried | None:
+    def winner(self) -> OutOfFold | None:
         """What the winner made of the images; None where none could be held out."""
         if self.selection is None:
             return None
@@ -121,7 +121,7 @@ def judge(
     text_for: TextFor,
     *,
     seed: int = 1,
-) -> Judged:
+) -> CrossValidation:
     """Cross-validate every method on the same folds, and choose.
 
     Args:
@@ -139,14 +139,14 @@ def judge(
     fold = folds(labels, groups=groups, n_folds=N_FOLDS, seed=seed)
     if len(torch.unique(groups[fold >= 0])) < 2:
         trusted = configure(ON_TRUST, logit_scale=store.logit_scale)
-        return Judged(labels, groups, fold, (), (), {}, None, trusted)
+        return CrossValidation(labels, groups, fold, (), (), {}, None, trusted)
     methods = [configure(name, logit_scale=store.logit_scale) for name in asked.names]
-    tried: list[Tried] = []
+    tried: list[OutOfFold] = []
     failed: list[Failed] = []
     with progress("methods", len(methods)) as advance:
         for method in methods:
             found = cross_validate(method, support_of, text_for, fold, groups=groups)
-            if isinstance(found, Tried):
+            if isinstance(found, OutOfFold):
                 tried.append(found)
             else:
                 failed.append(found)
@@ -156,19 +156,24 @@ def judge(
         raise UserError(f"no method could be tried ({why}); try others with --methods")
     selection = select(tried, labels, groups=groups, seed=seed)
     winner = next(method for method in methods if method.name == selection.winner)
-    return Judged(
+    return CrossValidation(
         labels, groups, fold, tuple(tried), tuple(failed), asked.left_out, selection, winner
     )
 
 
 def refit(
-    store: FeatureStore, judged: Judged, support_of: SupportOf, text_for: TextFor, *, seed: int = 1
+    store: FeatureStore,
+    validation: CrossValidation,
+    support_of: SupportOf,
+    text_for: TextFor,
+    *,
+    seed: int = 1,
 ) -> Fitted:
     """The chosen method tuned on all labels and fitted to them."""
-    method = judged.method
+    method = validation.method
     if method.learns_from != "text":
         support, text = support_of(method), text_for(method)
-        method = tune_unbalanced(method, support, text, groups=judged.groups)
+        method = tune_unbalanced(method, support, text, groups=validation.groups)
     everything = draw_imbalanced(
         store.labels("train"), store.classnames, profile="natural", shots=0, seed=seed
     )

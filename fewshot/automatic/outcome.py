@@ -12,10 +12,10 @@ from cache.source import Source
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter
 from fewshot.automatic.commands import Command
-from fewshot.automatic.findings import Findings
-from fewshot.automatic.judging import Judged
+from fewshot.automatic.diagnostics import Diagnostics
+from fewshot.automatic.judging import CrossValidation
 from fewshot.automatic.unlabeled import Unlabeled
-from fewshot.model_selection.selection import Standing
+from fewshot.model_selection.selection import MethodScore
 
 # Of the labels. People mislabel fewer: in ten well-known test sets at most 10 % were wrong
 # (Northcutt, Athalye and Mueller, 2021, https://arxiv.org/abs/2103.14749).
@@ -49,7 +49,7 @@ class Outcome:
         store: Their features.
         judged: What became of the methods.
         adapter: The winner, fitted to all labels.
-        findings: What its answers out of fold say of the photos.
+        diagnostics: What its answers out of fold say of the photos.
         tested: The winner on the user's own test images; None without any.
         unlabeled: What it makes of images without a label; None without any.
         commands: What repeats each step.
@@ -61,9 +61,9 @@ class Outcome:
     source: Source
     report: Preflight
     store: FeatureStore
-    judged: Judged
+    validation: CrossValidation
     adapter: Adapter
-    findings: Findings
+    diagnostics: Diagnostics
     tested: Tested | None
     unlabeled: Unlabeled | None
     commands: tuple[Command, ...]
@@ -77,26 +77,26 @@ class Outcome:
     @property
     def accuracy(self) -> float | None:
         """Of new images, corrected for the choice of method, 0..1; None where nobody can say."""
-        selection = self.judged.selection
+        selection = self.validation.selection
         return None if selection is None else selection.accuracy
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """The 95 % interval of `accuracy`."""
-        selection = self.judged.selection
+        selection = self.validation.selection
         return None if selection is None else selection.interval
 
     @property
-    def zero_shot(self) -> Standing | None:
+    def zero_shot(self) -> MethodScore | None:
         """What class names alone do; None where that was not tried."""
-        selection = self.judged.selection
-        standings = () if selection is None else selection.standings
-        return next((one for one in standings if one.name == "zero-shot"), None)
+        selection = self.validation.selection
+        scores = () if selection is None else selection.scores
+        return next((one for one in scores if one.name == "zero-shot"), None)
 
     @cached_property
     def probabilities(self) -> Tensor | None:
         """(N, C) the winner's calibrated ones out of fold; NaN of images not judged."""
-        winner = self.judged.winner
+        winner = self.validation.winner
         if winner is None:
             return None
         return winner.probabilities(self.adapter.calibration.temperature)
@@ -112,8 +112,8 @@ class Outcome:
 
         0 where more than a tenth are doubted: it is then the model that knows too little.
         """
-        n = len(self.findings.suspects)
-        return n if n <= MOST_DOUBTFUL * len(self.judged.labels) else 0
+        n = len(self.diagnostics.label_issues)
+        return n if n <= MOST_DOUBTFUL * len(self.validation.labels) else 0
 
     @property
     def adapter_path(self) -> Path:
@@ -147,16 +147,16 @@ def count(n: int, noun: str, plural: str = "") -> str:
 
 def more_labels(outcome: Outcome) -> str:
     """What more labels would bring, in a sentence."""
-    if outcome.judged.selection is None:
+    if outcome.validation.selection is None:
         return "a second photo of each class would let methods be compared, and judged"
-    if outcome.findings.curve is None:
+    if outcome.diagnostics.curve is None:
         return f"{outcome.winner} learns nothing from labels, so more of them would not help it"
-    return outcome.findings.curve.sentence
+    return outcome.diagnostics.curve.sentence
 
 
 def _summary(outcome: Outcome) -> list[str]:
-    selection, interval = outcome.judged.selection, outcome.interval
-    n_labeled = count(len(outcome.judged.labels), "labeled photo")
+    selection, interval = outcome.validation.selection, outcome.interval
+    n_labeled = count(len(outcome.validation.labels), "labeled photo")
     if selection is None or interval is None:
         lines = [
             (

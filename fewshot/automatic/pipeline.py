@@ -16,10 +16,10 @@ from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter, Calibration
 from fewshot.adapters.making import of_fitted
 from fewshot.automatic.commands import commands
+from fewshot.automatic.diagnostics import diagnose
 from fewshot.automatic.encoding import Say, encode_labeled, encode_unlabeled, look_at
-from fewshot.automatic.findings import examine
 from fewshot.automatic.gather import gather
-from fewshot.automatic.judging import Judged, inputs, judge, refit, to_try
+from fewshot.automatic.judging import CrossValidation, inputs, judge, refit, to_try
 from fewshot.automatic.outcome import Outcome, Tested
 from fewshot.automatic.unlabeled import classify_unlabeled
 from fewshot.automatic.writing import write
@@ -96,14 +96,14 @@ def auto(
             others = encode_unlabeled(found.unlabeled, encoder, path, workers=workers, say=say)
     support_of, text_for = inputs(opened)
     with _timed(seconds, "trying methods"):
-        judged = judge(opened, asked, support_of, text_for, seed=seed)
+        validation = judge(opened, asked, support_of, text_for, seed=seed)
     with _timed(seconds, "fitting the winner"):
-        fitted = refit(opened, judged, support_of, text_for, seed=seed)
+        fitted = refit(opened, validation, support_of, text_for, seed=seed)
         method = fitted.method
-        calibration = _calibration(judged)
+        calibration = _calibration(validation)
     with _timed(seconds, "looking at labels"):
-        findings = examine(
-            judged,
+        diagnostics = diagnose(
+            validation,
             method,
             calibration.temperature,
             support_of(method),
@@ -121,9 +121,9 @@ def auto(
         source=source,
         report=report,
         store=opened,
-        judged=judged,
-        adapter=_adapter(fitted, opened, judged, calibration, tested),
-        findings=findings,
+        validation=validation,
+        adapter=_adapter(fitted, opened, validation, calibration, tested),
+        diagnostics=diagnostics,
         tested=tested,
         unlabeled=beside,
         commands=commands(
@@ -157,26 +157,26 @@ def _as_typed(dataset: str | Path) -> str:
     return f"./{dataset}" if str(dataset) in known and Path(dataset).is_dir() else str(dataset)
 
 
-def _calibration(judged: Judged) -> Calibration:
+def _calibration(validation: CrossValidation) -> Calibration:
     """How sure the winner may be, from its answers out of fold."""
-    if judged.winner is None:
+    if validation.winner is None:
         return Calibration()
-    seen = judged.winner.judged
-    return calibrate(judged.winner.logits[seen], judged.labels[seen], "cv")
+    seen = validation.winner.judged
+    return calibrate(validation.winner.logits[seen], validation.labels[seen], "cv")
 
 
 def _adapter(
     fitted: Fitted,
     store: FeatureStore,
-    judged: Judged,
+    validation: CrossValidation,
     calibration: Calibration,
     tested: Tested | None,
 ) -> Adapter:
     """The winner, with how it was chosen among what is told of its training."""
-    selection = judged.selection
+    selection = validation.selection
     more: dict[str, Any] = {
-        "tune": "cv" if fitted.method.grid and judged.winner is not None else "none",
-        "tried": [one.name for one in judged.tried],
+        "tune": "cv" if fitted.method.grid and validation.winner is not None else "none",
+        "tried": [one.name for one in validation.tried],
         "expected accuracy": selection and selection.accuracy,
         "expected accuracy, 95 % interval": selection and selection.interval,
     }

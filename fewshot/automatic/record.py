@@ -11,7 +11,7 @@ from fewshot.automatic.unlabeled import Unlabeled
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
     """Every figure of the page, as plain values; images by their paths."""
-    selection = outcome.judged.selection
+    selection = outcome.validation.selection
     names = outcome.store.classnames
     paths = outcome.paths
     found: dict[str, Any] = {
@@ -21,12 +21,12 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "model": outcome.store.model,
         "classes": list(names),
         "labeled": len(paths),
-        "judged": int((outcome.judged.fold >= 0).sum()),
+        "judged": int((outcome.validation.fold >= 0).sum()),
         "winner": {"method": outcome.winner, "settings": dict(outcome.adapter.settings)},
         "accuracy": outcome.accuracy,
         "interval": outcome.interval,
-        "tried": [asdict(one) for one in selection.standings] if selection else [],
-        "failed": [asdict(one) for one in outcome.judged.failed],
+        "tried": [asdict(one) for one in selection.scores] if selection else [],
+        "failed": [asdict(one) for one in outcome.validation.failed],
         "calibration": asdict(outcome.adapter.calibration),
         "tested": outcome.tested and asdict(outcome.tested),
         "per_class": [
@@ -38,7 +38,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
                 "recall": one.recall,
                 "precision": one.precision,
             }
-            for one in outcome.findings.figures
+            for one in outcome.diagnostics.class_metrics
         ],
         "confusions": [
             {
@@ -47,7 +47,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
                 "count": way.count,
                 "examples": [paths[row] for row in way.rows],
             }
-            for pair in outcome.findings.pairs
+            for pair in outcome.diagnostics.pairs
             for way in (pair.more, pair.less)
             if way.count
         ],
@@ -60,10 +60,12 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
                 "p_suggested": one.p_suggested,
                 "near_duplicate": one.duplicate,
             }
-            for one in outcome.findings.suspects
+            for one in outcome.diagnostics.label_issues
         ],
-        "near_duplicates": [[paths[row] for row in rows] for rows in outcome.findings.duplicates],
-        "learning_curve": outcome.findings.curve and asdict(outcome.findings.curve),
+        "near_duplicates": [
+            [paths[row] for row in rows] for rows in outcome.diagnostics.duplicates
+        ],
+        "learning_curve": outcome.diagnostics.curve and asdict(outcome.diagnostics.curve),
         "more_labels": more_labels(outcome),
         "unlabeled": outcome.unlabeled and _unlabeled(outcome.unlabeled, names),
         "left_out": list(outcome.store.skipped),

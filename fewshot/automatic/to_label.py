@@ -1,4 +1,4 @@
-"""Which unlabeled images to label next: those the classifier doubts, and no two alike.
+"""Choose the unlabeled images to label next: uncertain ones, no two alike.
 
 Doubt is the margin between the two likeliest classes (Scheffer, Decomain and Wrobel, "Active Hidden
 Markov Models for Information Extraction", 2001). Variety is the greedy choice of centers, each as
@@ -18,10 +18,10 @@ class ToLabel:
     """An image worth a label.
 
     Attributes:
-        row: The image's.
-        predicted: The likeliest class.
-        runner_up: The next.
-        margin: Probability of the former less that of the latter, in 0..1.
+        row: Row of the image.
+        predicted: The most probable class.
+        runner_up: The second most probable class.
+        margin: Probability of `predicted` less that of `runner_up`, in 0..1.
     """
 
     row: int
@@ -31,7 +31,7 @@ class ToLabel:
 
 
 def to_label(features: Tensor, probabilities: Tensor, n: int = 20) -> tuple[ToLabel, ...]:
-    """The n images to label, in order.
+    """Return the n images to label, in order.
 
     The first has the least margin; each next one has the largest product of 1 - margin and of the
     cosine distance to the nearest image chosen so far. So near-duplicates of a chosen image, at
@@ -40,7 +40,7 @@ def to_label(features: Tensor, probabilities: Tensor, n: int = 20) -> tuple[ToLa
     Args:
         features: (U, D), any norm.
         probabilities: (U, C), calibrated.
-        n: How many; all where there are fewer.
+        n: Maximum number of images.
     """
     unit = normalize(features, dim=1)
     top, classes = probabilities.topk(2, dim=1)

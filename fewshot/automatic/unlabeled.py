@@ -1,4 +1,4 @@
-"""What the winner makes of the images without a label, and which of them to label next."""
+"""Classify the images without a label, and choose which of them to label next."""
 
 from dataclasses import dataclass
 
@@ -22,8 +22,8 @@ class Unlabeled:
         source: Where they are.
         paths: U of them, relative to its root.
         probabilities: (U, C) float32, calibrated.
-        next: Those to label first.
-        skipped: Those that could not be read, with reasons.
+        next: The images to label first.
+        skipped: Images that could not be read, with reasons.
     """
 
     source: Source
@@ -36,12 +36,12 @@ class Unlabeled:
 def classify_unlabeled(
     fitted: Fitted, temperature: float, store: FeatureStore, source: Source
 ) -> Unlabeled:
-    """The probabilities of the images in a store, and which to label next.
+    """Return the probabilities of the images in a store, and which to label next.
 
     Args:
         fitted: The classifier.
         temperature: T of softmax(logits / T).
-        store: Of the images, its test split.
+        store: Features of the images, its test split.
         source: Where they are.
     """
     features = query(store, fitted.method, "test")

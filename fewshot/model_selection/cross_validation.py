@@ -26,8 +26,8 @@ TextFor = Callable[[Method], Text | None]
 
 
 @dataclass(frozen=True, eq=False)
-class Tried:
-    """What a method made of images it had not learned from.
+class OutOfFold:
+    """A method's logits of images that it was not fitted to.
 
     Attributes:
         name: The method's.
@@ -73,7 +73,7 @@ def cross_validate(
     *,
     groups: Tensor | None = None,
     tune: bool = True,
-) -> Tried | Failed:
+) -> OutOfFold | Failed:
     """Each image's logits by the method, tuned and fitted on the folds that it is not in.
 
     Args:
@@ -107,7 +107,7 @@ def cross_validate(
     judged = fold >= 0
     correct = judged & (logits.argmax(dim=1) == support.labels)
     seconds = time.perf_counter() - start
-    return Tried(method.name, tuple(settings), judged, correct, logits, seconds)
+    return OutOfFold(method.name, tuple(settings), judged, correct, logits, seconds)
 
 
 def tune_unbalanced(

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from cache.errors import UserError
 from fewshot.metrics import per_class_accuracy, wilson
 from fewshot.model_selection.calibration import expected_calibration_error, log_loss, temperature
-from fewshot.model_selection.cross_validation import Tried
+from fewshot.model_selection.cross_validation import OutOfFold
 
 RESAMPLES = 1000
 CALIBRATING = 10_000  # images that a temperature is found on: one number needs no more
@@ -32,8 +32,8 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How one method did on the images that were held out; shares are in 0..1.
+class MethodScore:
+    """Scores of one method on the held-out images; shares are in 0..1.
 
     Attributes:
         name: The method's.
@@ -69,7 +69,7 @@ class Selection:
         accuracy: What to expect of new images, corrected for having chosen: of a classifier that
             learned from one fold less than there is, so if anything too low.
         interval: The 95 % interval of that.
-        standings: Of all methods, the best accuracy first.
+        scores: Of all methods, the best accuracy first.
         n_images: How many were judged.
         n_groups: The same, near-duplicates counted once.
     """
@@ -77,13 +77,13 @@ class Selection:
     winner: str
     accuracy: float
     interval: tuple[float, float]
-    standings: tuple[Standing, ...]
+    scores: tuple[MethodScore, ...]
     n_images: int
     n_groups: int
 
 
 def select(
-    tried: Sequence[Tried], labels: Tensor, *, groups: Tensor | None = None, seed: int = 1
+    tried: Sequence[OutOfFold], labels: Tensor, *, groups: Tensor | None = None, seed: int = 1
 ) -> Selection:
     """Of the methods within one standard error of the best accuracy, that of least log-loss.
 
@@ -123,8 +123,8 @@ def select(
     winner = int(_choices(accuracy[None], losses.mean(axis=0)[None], n_groups)[0])
     drawn = bootstrap(right, losses, group.numpy(), seed)
     share = np.bincount(drawn.choices, minlength=len(tried)) / len(drawn.choices)
-    standings = [
-        Standing(
+    scores = [
+        MethodScore(
             name=one.name,
             accuracy=float(accuracy[m]),
             interval=wilson(float(accuracy[m]), n_groups),
@@ -144,7 +144,7 @@ def select(
         winner=tried[winner].name,
         accuracy=expected,
         interval=(min(low for low, _ in ends), max(high for _, high in ends)),
-        standings=tuple(sorted(standings, key=lambda standing: -standing.accuracy)),
+        scores=tuple(sorted(scores, key=lambda score: -score.accuracy)),
         n_images=len(rows),
         n_groups=n_groups,
     )
@@ -233,7 +233,9 @@ def _interval(values: Array) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _calibrated(tried: Tried, rows: Tensor, truth: Tensor, seed: int) -> tuple[float, float, float]:
+def _calibrated(
+    tried: OutOfFold, rows: Tensor, truth: Tensor, seed: int
+) -> tuple[float, float, float]:
     """Temperature, log-loss and calibration error under it, on some of the judged images."""
     generator = torch.Generator().manual_seed(seed)
     some = torch.randperm(len(rows), generator=generator)[:CALIBRATING]

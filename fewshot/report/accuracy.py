@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from fewshot.report.class_groups import base_new, base_new_average, imbalanced, imbalanced_average
 from fewshot.report.content import Curves, Section
-from fewshot.report.cost import cost, cost_places, hyperparameters
+from fewshot.report.cost import cost, cost_scatters, hyperparameters
 from fewshot.report.lines import (
     INTERVAL,
     Incomplete,
@@ -46,8 +46,8 @@ def section(task: Task, rows: Cells, zero_shot: Cells) -> Section:
         levels = zero_shot if kind != "base-to-new" else {}
         for curves in _curves(rows, levels):
             made.blocks[f"curves-{curves.title}"] = curves
-    for title, places in cost_places(rows):
-        made.blocks[title] = places
+    for title, scatter in cost_scatters(rows):
+        made.blocks[title] = scatter
     made.blocks["cost"] = cost(rows)
     chosen = hyperparameters(rows)
     if chosen.rows:

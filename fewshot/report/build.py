@@ -11,12 +11,12 @@ from fewshot.report import published
 from fewshot.report.accuracy import section
 from fewshot.report.classes import add_classes
 from fewshot.report.comparison import published_section, residual_section
-from fewshot.report.content import MAIN, Block, Curves, Places, Report, slug
+from fewshot.report.content import MAIN, Block, Curves, Report, Scatter, slug
 from fewshot.report.html_page import page
 from fewshot.results import log
 from fewshot.results.groups import Cells, cells, tasks
 from fewshot.results.log import Result
-from fewshot.results.plots import accuracy_against_shots, places, scatters
+from fewshot.results.plots import accuracy_against_shots, class_maps, scatter
 from fewshot.results.tables import FORMATS, Table
 
 SUFFIXES = {"md": ".md", "latex": ".tex", "csv": ".csv"}
@@ -193,10 +193,10 @@ def _write_block(block: Block, folder: Path, stem: str) -> list[Path]:
     for path in figures:
         if isinstance(block, Curves):
             accuracy_against_shots(block.series, block.levels, block.title, path)
-        elif isinstance(block, Places):
-            places(block.points, block.title, block.x, block.y, path, log=block.log)
+        elif isinstance(block, Scatter):
+            scatter(block.points, block.title, block.x, block.y, path, log=block.log)
         else:
-            scatters(block.panels, block.labels, block.names, block.title, path)
+            class_maps(block.panels, block.labels, block.names, block.title, path)
     return figures
 
 

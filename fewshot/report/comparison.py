@@ -6,7 +6,7 @@ from scipy.stats import spearmanr
 
 from fewshot.report import published
 from fewshot.report.class_groups import base_new_averages, mean_h
-from fewshot.report.content import Places, Section
+from fewshot.report.content import Scatter, Section
 from fewshot.report.published import Figure, Key
 from fewshot.results.groups import Cells, Row, by_dataset, labels, over_datasets, over_seeds
 from fewshot.results.log import Result
@@ -185,7 +185,7 @@ def residual_section(rows: Cells, zero_shot: Cells) -> Section | None:
     made.blocks["residuals"] = Table("Learned residuals", header, lines)
     for label, points in series.items():
         if len({name for *_, name in points}) > 1:
-            made.blocks[f"residuals-{label}"] = Places(
+            made.blocks[f"residuals-{label}"] = Scatter(
                 f"{label}{_correlation(points)}", "relative transfer difficulty", "residual size",
                 points,
             )  # fmt: skip

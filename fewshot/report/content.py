@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshot.results.groups import Point
-from fewshot.results.plots import Place
+from fewshot.results.plots import ScatterPoint
 from fewshot.results.tables import Table
 
 
@@ -22,13 +22,13 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class Places:
+class Scatter:
     """Single points: the series, x, y, and the name of each."""
 
     title: str
     x: str
     y: str
-    points: Sequence[Place]
+    points: Sequence[ScatterPoint]
     log: bool = False
 
 
@@ -49,7 +49,7 @@ class Maps:
     names: Sequence[str]
 
 
-Block = Table | Curves | Places | Maps
+Block = Table | Curves | Scatter | Maps
 
 
 @dataclass

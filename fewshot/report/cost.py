@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from fewshot.methods import METHODS
-from fewshot.report.content import Places
+from fewshot.report.content import Scatter
 from fewshot.report.lines import largest, percent, series_names
 from fewshot.results.groups import Cells, datasets_of, labels
 from fewshot.results.log import Result
@@ -40,7 +40,7 @@ def cost(rows: Cells) -> Table:
     )  # fmt: skip
 
 
-def cost_places(rows: Cells) -> Iterator[tuple[str, Places]]:
+def cost_scatters(rows: Cells) -> Iterator[tuple[str, Scatter]]:
     """Accuracy against time and against parameters, on each dataset, where there is a choice."""
     names = series_names(rows)
     for dataset in datasets_of(rows):
@@ -53,7 +53,7 @@ def cost_places(rows: Cells) -> Iterator[tuple[str, Places]]:
         ]
         yield (
             f"time-{dataset}",
-            Places(f"{dataset}: time", "seconds to fit", "accuracy, %", seconds, log=True),
+            Scatter(f"{dataset}: time", "seconds to fit", "accuracy, %", seconds, log=True),
         )
         counts = [
             (names[row], g[0].measures.get("trained_parameters", 0.0), percent(g).value,
@@ -64,7 +64,7 @@ def cost_places(rows: Cells) -> Iterator[tuple[str, Places]]:
             title = f"{dataset}: trained parameters"
             yield (
                 f"parameters-{dataset}",
-                Places(title, "trained parameters", "accuracy, %", counts, log=True),
+                Scatter(title, "trained parameters", "accuracy, %", counts, log=True),
             )
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
-from fewshot.report.content import Curves, Maps, Places
+from fewshot.report.content import Curves, Maps, Scatter
 
 WIDTH, HEIGHT = 560, 350
 LEFT, RIGHT, TOP, BOTTOM = 60, 14, 12, 46
@@ -60,11 +60,11 @@ def curves_svg(curves: Curves, styles: Mapping[str, int]) -> str:
         )
     for name, line in curves.series.items():
         k = styles[name]
-        places = [(x(math.log2(s)), y(100 * m)) for s, m, _ in line]
-        path = "L".join(f"{a:.1f} {b:.1f}" for a, b in places)
+        positions = [(x(math.log2(s)), y(100 * m)) for s, m, _ in line]
+        path = "L".join(f"{a:.1f} {b:.1f}" for a, b in positions)
         dash = ' stroke-dasharray="7 3"' if k >= N_COLORS else ""
         drawn = [f'<path class="line c{k % N_COLORS}"{dash} d="M{path}"/>']
-        for (a, b), (shots, mean, half) in zip(places, line, strict=True):
+        for (a, b), (shots, mean, half) in zip(positions, line, strict=True):
             percent = f"{100 * mean:.1f}"
             if not math.isnan(half):
                 percent += f" ± {100 * half:.1f}"
@@ -79,25 +79,25 @@ def curves_svg(curves: Curves, styles: Mapping[str, int]) -> str:
     return _svg(curves.title, parts)
 
 
-def places_svg(places: Places, styles: Mapping[str, int]) -> str:
+def scatter_svg(scatter: Scatter, styles: Mapping[str, int]) -> str:
     """Single points; a logarithmic axis has room for 0 at its left."""
-    across = [p[1] for p in places.points]
-    up = [p[2] for p in places.points]
+    across = [p[1] for p in scatter.points]
+    up = [p[2] for p in scatter.points]
     y_ticks, y = _axis(min(up), max(up), HEIGHT - BOTTOM, TOP)
     parts = _grid(y_ticks, y)
-    x_ticks, x = _log_axis(across) if places.log else _axis(
+    x_ticks, x = _log_axis(across) if scatter.log else _axis(
         min(across), max(across), LEFT, WIDTH - RIGHT
     )  # fmt: skip
     parts += [_x_label(x(tick), f"{tick:,g}", grid=True) for tick in x_ticks]
-    parts += _names(places.x, places.y)
-    for i, (name, a, b, what) in enumerate(places.points):
-        tip = f"{name}, {what}: {places.x} {a:.4g}, {places.y} {b:.4g}"
+    parts += _names(scatter.x, scatter.y)
+    for i, (name, a, b, what) in enumerate(scatter.points):
+        tip = f"{name}, {what}: {scatter.x} {a:.4g}, {scatter.y} {b:.4g}"
         parts.append(
             f'<g class="series" data-series="{escape(name)}">'
             + _mark(x(a), y(b), styles[name], tip, str(i))
             + "</g>"
         )
-    return _svg(places.title, parts)
+    return _svg(scatter.title, parts)
 
 
 def maps_svg(maps: Maps, panel: str) -> str:

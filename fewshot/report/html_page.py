@@ -5,8 +5,8 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 
-from fewshot.report.content import Block, Curves, Maps, Places, Report, Section
-from fewshot.report.drawing import curves_svg, maps_svg, mark_svg, places_svg
+from fewshot.report.content import Block, Curves, Maps, Report, Scatter, Section
+from fewshot.report.drawing import curves_svg, maps_svg, mark_svg, scatter_svg
 from fewshot.results.tables import Cell, Number, Table, to_the_right
 
 HERE = Path(__file__).parent
@@ -41,7 +41,7 @@ def series_styles(report: Report) -> dict[str, int]:
         for block in part.blocks.values():
             if isinstance(block, Curves):
                 names |= dict.fromkeys([*block.series, *block.levels])
-            elif isinstance(block, Places):
+            elif isinstance(block, Scatter):
                 names |= dict.fromkeys(name for name, *_ in block.points)
     return {name: k for k, name in enumerate(names)}
 
@@ -98,8 +98,8 @@ def _figure(block: Block, styles: dict[str, int]) -> str:
         drawing = curves_svg(block, styles)
         samples = [(name, mark_svg(styles[name])) for name in block.series]
         samples += [(name, mark_svg(styles[name], level=True)) for name in block.levels]
-    elif isinstance(block, Places):
-        drawing = places_svg(block, styles)
+    elif isinstance(block, Scatter):
+        drawing = scatter_svg(block, styles)
         names = dict.fromkeys(name for name, *_ in block.points)
         samples = [(name, mark_svg(styles[name])) for name in names]
     else:

@@ -16,7 +16,7 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#00
 MARKERS = "osD^vPX"
 
 Point = tuple[int, float, float]  # shots, mean accuracy, half the width of its interval
-Place = tuple[str, float, float, str]  # series, x, y, and what to call it
+ScatterPoint = tuple[str, float, float, str]  # series, x, y, and what to call it
 
 
 def accuracy_against_shots(
@@ -57,8 +57,8 @@ def accuracy_against_shots(
     _save(figure, path)
 
 
-def places(
-    points: Sequence[Place], title: str, x: str, y: str, path: Path, *, log: bool = False
+def scatter(
+    points: Sequence[ScatterPoint], title: str, x: str, y: str, path: Path, *, log: bool = False
 ) -> None:
     """Write a plot of single points, each with its name beside it and a color per series.
 
@@ -86,7 +86,7 @@ def places(
     _save(figure, path)
 
 
-def scatters(
+def class_maps(
     panels: Mapping[str, ArrayLike],
     labels: ArrayLike,
     names: Sequence[str],

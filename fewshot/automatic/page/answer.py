@@ -22,7 +22,7 @@ def title(outcome: Outcome) -> str:
 
 def guessing(outcome: Outcome) -> float:
     """The accuracy of always answering the commonest class, 0..1."""
-    labels = outcome.judged.labels
+    labels = outcome.validation.labels
     return float(torch.bincount(labels).max() / len(labels))
 
 
@@ -42,7 +42,7 @@ def answer(outcome: Outcome) -> str:
 
 
 def _headline(outcome: Outcome) -> str:
-    selection, interval = outcome.judged.selection, outcome.interval
+    selection, interval = outcome.validation.selection, outcome.interval
     if selection is None or interval is None:
         return (
             '<p class="big">How good it is nobody can say yet</p><p>To judge a method, photos have '
@@ -50,7 +50,7 @@ def _headline(outcome: Outcome) -> str:
             "one). A second photo of each class, of another scene, would tell. Until then one "
             "method is taken on trust, which did well elsewhere with so few labels.</p>"
         )
-    n_methods = len(selection.standings)
+    n_methods = len(selection.scores)
     picked = f", and corrected for the luck of picking the best of {n_methods} methods"
     low, high = (round(100 * share) for share in interval)
     marks = [("guessing", guessing(outcome))]
@@ -61,7 +61,7 @@ def _headline(outcome: Outcome) -> str:
         ),
         (
             f"<p>Very likely between {low} and {high} in 100 (95 % interval). Found by hiding a "
-            f"fifth of your {count(len(outcome.judged.labels), 'labeled photo')} at a time, "
+            f"fifth of your {count(len(outcome.validation.labels), 'labeled photo')} at a time, "
             "learning from the rest and asking for the hidden ones"
             f"{picked if n_methods > 1 else ''}.</p>"
         ),
@@ -85,7 +85,7 @@ def _headline(outcome: Outcome) -> str:
 
 def _limits(outcome: Outcome) -> Iterator[str]:
     """What the answer does not cover."""
-    judged, names = outcome.judged, outcome.store.classnames
+    judged, names = outcome.validation, outcome.store.classnames
     if judged.selection is not None:
         yield (
             "This holds for photos like those in the folder: the same kinds of scenes and cameras, "
@@ -104,7 +104,7 @@ def _limits(outcome: Outcome) -> Iterator[str]:
                 "class names words that tell what is to be seen? More labels may help, or another "
                 "--model."
             )
-        lonely = [names[one.label] for one in outcome.findings.figures if not one.images]
+        lonely = [names[one.label] for one in outcome.diagnostics.class_metrics if not one.images]
         if lonely:
             named = f"{', '.join(lonely[:5])}{' and others' if len(lonely) > 5 else ''}"
             yield (
@@ -118,7 +118,7 @@ def _limits(outcome: Outcome) -> Iterator[str]:
             "same class, as in a burst. Such photos were always hidden together, so that none is "
             "recognized by its twin."
         )
-    alike = max((conflict.rows for conflict in outcome.findings.conflicts), key=len, default=())
+    alike = max((conflict.rows for conflict in outcome.diagnostics.conflicts), key=len, default=())
     if judged.selection is not None and len(alike) > max(MANY_ALIKE, len(judged.labels) // 50):
         yield (
             f"{len(alike):,} photos of more than one class look nearly the same to this model; "

@@ -52,12 +52,12 @@ def _sections(outcome: Outcome) -> Iterator[tuple[str, str, str]]:
     """Each section's name, heading and content."""
     thumbnails = Thumbnails()
     show = shower(outcome, thumbnails)
-    judged = outcome.judged.selection is not None
+    judged = outcome.validation.selection is not None
     if judged:
         yield "tried", "What was tried", _tried(outcome)
         yield "classes", "Each class", _classes(outcome)
         yield "confusions", "What gets confused", confusions(outcome, show)
-    if judged or outcome.findings.suspects:
+    if judged or outcome.diagnostics.label_issues:
         yield "suspects", "Labels to look at again", suspects(outcome, show)
     yield "labels", "Would more labels help?", _labels(outcome)
     if outcome.unlabeled is not None:
@@ -66,14 +66,14 @@ def _sections(outcome: Outcome) -> Iterator[tuple[str, str, str]]:
             "Photos without a label",
             unlabeled(outcome, outcome.unlabeled, thumbnails),
         )
-    if outcome.findings.duplicates:
+    if outcome.diagnostics.duplicates:
         yield "duplicates", "Near-duplicates", duplicates(outcome, show)
     yield "data", "The photos", _data(outcome)
     yield "commands", "The commands", _commands(outcome)
 
 
 def _tried(outcome: Outcome) -> str:
-    selection = outcome.judged.selection
+    selection = outcome.validation.selection
     assert selection is not None
     rows = [
         [
@@ -90,9 +90,9 @@ def _tried(outcome: Outcome) -> str:
             percent(one.calibration_error),
             number(one.seconds, 1),
         ]
-        for one in selection.standings
+        for one in selection.scores
     ]
-    at = [one.name for one in selection.standings].index(selection.winner)
+    at = [one.name for one in selection.scores].index(selection.winner)
     notes = [
         (
             f"Right: of {count(selection.n_images, 'photo')}, each classified by a classifier that "
@@ -107,9 +107,9 @@ def _tried(outcome: Outcome) -> str:
             "here where picking the best of many flattered it."
         ),
     ]
-    notes += [f"Could not be tried: {one.name}, {one.why}." for one in outcome.judged.failed]
-    if outcome.judged.left_out:
-        left_out = "; ".join(f"{name}, {why}" for name, why in outcome.judged.left_out.items())
+    notes += [f"Could not be tried: {one.name}, {one.why}." for one in outcome.validation.failed]
+    if outcome.validation.left_out:
+        left_out = "; ".join(f"{name}, {why}" for name, why in outcome.validation.left_out.items())
         notes.append(f"Not tried: {left_out}.")
     header = (
         "method", "right, %", "95 % interval", "0 to 100", "mean of classes, %",
@@ -120,10 +120,11 @@ def _tried(outcome: Outcome) -> str:
 
 def _classes(outcome: Outcome) -> str:
     names = outcome.store.classnames
-    counts = torch.bincount(outcome.judged.labels, minlength=len(names)).tolist()
+    counts = torch.bincount(outcome.validation.labels, minlength=len(names)).tolist()
     taken = _taken_for(outcome)
     figures = sorted(
-        outcome.findings.figures, key=lambda f: (f.recall is None, f.recall or 0.0, f.label)
+        outcome.diagnostics.class_metrics,
+        key=lambda f: (f.recall is None, f.recall or 0.0, f.label),
     )
     rows = [
         [
@@ -148,7 +149,7 @@ def _taken_for(outcome: Outcome) -> dict[int, int]:
     p = outcome.probabilities
     if p is None:
         return {}
-    labels, seen = outcome.judged.labels, outcome.judged.fold >= 0
+    labels, seen = outcome.validation.labels, outcome.validation.fold >= 0
     predicted, truth = p[seen].argmax(dim=1), labels[seen]
     wrong = predicted != truth
     pairs, times = torch.unique(
@@ -163,10 +164,10 @@ def _taken_for(outcome: Outcome) -> dict[int, int]:
 def _labels(outcome: Outcome) -> str:
     said = more_labels(outcome)
     parts = [f"<p><strong>{escape(said[:1].upper() + said[1:])}.</strong></p>"]
-    curve = outcome.findings.curve
+    curve = outcome.diagnostics.curve
     if curve is not None and curve.points:
         level = None if outcome.zero_shot is None else outcome.zero_shot.accuracy
-        drawing = curve_svg(curve, len(outcome.judged.labels), level)
+        drawing = curve_svg(curve, len(outcome.validation.labels), level)
         parts.append(
             f'<figure class="curve"><figcaption>{escape(outcome.winner)}, learning from more and '
             f"more of your photos</figcaption>{drawing}</figure>"

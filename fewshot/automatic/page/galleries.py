@@ -7,8 +7,8 @@ from html import escape
 import torch
 
 from cache.source import Source
-from fewshot.automatic.confusions import Mistakes, Pair
-from fewshot.automatic.mislabeled import Suspect
+from fewshot.automatic.confusions import ConfusedPair, Confusion
+from fewshot.automatic.label_issues import LabelIssue
 from fewshot.automatic.outcome import Outcome, count, in_100
 from fewshot.automatic.page.pieces import (
     copyable,
@@ -25,7 +25,7 @@ from fewshot.automatic.page.thumbnails import Thumbnails
 from fewshot.automatic.unlabeled import Unlabeled
 
 OPEN_PAIRS = 5  # the others are folded
-SUSPECTS = 24  # shown with photos
+SHOWN = 24  # shown with photos
 LISTED = 1000  # shown in a table
 GROUPS, MEMBERS = 12, 6  # of near-duplicates
 SURE = 0.9
@@ -36,7 +36,7 @@ Show = Callable[[int, str], str]  # row and caption (HTML) -> the photo
 def shower(outcome: Outcome, thumbnails: Thumbnails) -> Show:
     """What shows a labeled photo."""
     paths, names = outcome.paths, outcome.store.classnames
-    labels = outcome.judged.labels.tolist()
+    labels = outcome.validation.labels.tolist()
 
     def show(row: int, caption: str) -> str:
         small = thumbnails.of(outcome.source, paths[row])
@@ -47,15 +47,15 @@ def shower(outcome: Outcome, thumbnails: Thumbnails) -> Show:
 
 def confusions(outcome: Outcome, show: Show) -> str:
     """The pairs of classes that are most often confused, with the surest mistakes."""
-    if not outcome.findings.pairs:
+    if not outcome.diagnostics.pairs:
         return paragraphs(["No class was taken for another."])
-    pairs = [_pair(outcome, pair, show) for pair in outcome.findings.pairs]
+    pairs = [_pair(outcome, pair, show) for pair in outcome.diagnostics.pairs]
     more = count(len(pairs) - OPEN_PAIRS, "pair more", "pairs more")
     rest = folded(more, "".join(pairs[OPEN_PAIRS:])) if len(pairs) > OPEN_PAIRS else ""
     return "".join(pairs[:OPEN_PAIRS]) + rest
 
 
-def _pair(outcome: Outcome, pair: Pair, show: Show) -> str:
+def _pair(outcome: Outcome, pair: ConfusedPair, show: Show) -> str:
     names, p = outcome.store.classnames, outcome.probabilities
     a, b = (escape(names[label]) for label in (pair.more.label, pair.more.predicted))
     ways = [way for way in (pair.more, pair.less) if way.count]
@@ -71,22 +71,22 @@ def _pair(outcome: Outcome, pair: Pair, show: Show) -> str:
     return f"<h3>{a} and {b}</h3><p>{said}.</p>{photos(shown)}"
 
 
-def _mistakes(way: Mistakes, names: tuple[str, ...]) -> str:
+def _mistakes(way: Confusion, names: tuple[str, ...]) -> str:
     label, predicted = escape(names[way.label]), escape(names[way.predicted])
     return f"{count(way.count, 'photo')} of {label} taken for {predicted}"
 
 
 def suspects(outcome: Outcome, show: Show) -> str:
     """The photos whose label is likely wrong, the likeliest first."""
-    found = outcome.findings.suspects
+    found = outcome.diagnostics.label_issues
     if not found:
         return paragraphs(["No label stands out as wrong."])
     names, paths = outcome.store.classnames, outcome.paths
     shown = [
         show(one.row, _suspicion(one, names) + _path(outcome.source, paths[one.row]))
-        for one in found[:SUSPECTS]
+        for one in found[:SHOWN]
     ]
-    rest = found[SUSPECTS:LISTED]
+    rest = found[SHOWN:LISTED]
     more = ""
     if rest:
         rows = [
@@ -98,7 +98,7 @@ def suspects(outcome: Outcome, show: Show) -> str:
             ]
             for one in rest
         ]
-        unlisted = len(found) - SUSPECTS - len(rest)
+        unlisted = len(found) - SHOWN - len(rest)
         notes = [f"And {unlisted:,} more, listed in report.json."] if unlisted else []
         header = ("photo", "label", "looks like", "probability, %")
         more = table("Further labels", header, rows, notes=notes)
@@ -111,7 +111,7 @@ def suspects(outcome: Outcome, show: Show) -> str:
     return paragraphs(doubt if outcome.accuracy is not None else []) + photos(shown) + more
 
 
-def _suspicion(one: Suspect, names: tuple[str, ...]) -> str:
+def _suspicion(one: LabelIssue, names: tuple[str, ...]) -> str:
     label, suggested = escape(names[one.label]), escape(names[one.suggested])
     if one.duplicate:
         why = "a near-duplicate has that label"
@@ -129,9 +129,9 @@ def _path(source: Source, path: str) -> str:
 
 def duplicates(outcome: Outcome, show: Show) -> str:
     """Groups of near-duplicates, those with two labels marked."""
-    twice = {conflict.rows for conflict in outcome.findings.conflicts}
-    groups = sorted(outcome.findings.duplicates, key=lambda rows: rows not in twice)
-    labels, names = outcome.judged.labels.tolist(), outcome.store.classnames
+    twice = {conflict.rows for conflict in outcome.diagnostics.conflicts}
+    groups = sorted(outcome.diagnostics.duplicates, key=lambda rows: rows not in twice)
+    labels, names = outcome.validation.labels.tolist(), outcome.store.classnames
     parts = []
     for rows in groups[:GROUPS]:
         note = ", <strong>not all with the same label</strong>" if rows in twice else ""

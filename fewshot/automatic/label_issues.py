@@ -1,4 +1,4 @@
-"""Images whose label is likely wrong.
+"""Images whose label is probably wrong.
 
 Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR
 2021, https://arxiv.org/abs/1911.00068: a class's average self-confidence, the mean probability
@@ -17,15 +17,15 @@ from fewshot.model_selection.near_duplicates import Conflict
 
 
 @dataclass(frozen=True)
-class Suspect:
+class LabelIssue:
     """An image to look at again.
 
     Attributes:
-        row: The image's.
-        label: What it has.
-        suggested: What it should perhaps have.
+        row: Row of the image.
+        label: Its label.
+        suggested: The label it probably should have.
         p_label: Probability of the label, in 0..1; None where the image was not judged.
-        p_suggested: Of the suggestion.
+        p_suggested: Probability of the suggested label.
         duplicate: Whether a near-duplicate of it has the suggested label, which is then why.
     """
 
@@ -37,9 +37,9 @@ class Suspect:
     duplicate: bool
 
 
-def mislabeled(
+def find_label_issues(
     probabilities: Tensor, labels: Tensor, judged: Tensor, conflicts: Sequence[Conflict] = ()
-) -> tuple[Suspect, ...]:
+) -> tuple[LabelIssue, ...]:
     """Near-duplicates under two labels, then the others by how far the label falls behind.
 
     Of near-duplicates those are listed whose label is no more frequent among them than another:
@@ -52,10 +52,10 @@ def mislabeled(
         probabilities: (N, C) out-of-fold and calibrated; rows not judged are not looked at.
         labels: (N,) class ids.
         judged: (N,) bool.
-        conflicts: By `duplicates.conflicts`.
+        conflicts: By `near_duplicates.conflicts`.
     """
-    twins = [suspect for c in conflicts for suspect in _twins(c, probabilities, judged)]
-    known = {suspect.row for suspect in twins}
+    duplicates = [one for c in conflicts for one in _near_duplicates(c, probabilities, judged)]
+    known = {one.row for one in duplicates}
     rows = torch.nonzero(judged).flatten()
     p, given = probabilities[rows], labels[rows]
     of_label = p.gather(1, given[:, None])[:, 0]
@@ -69,7 +69,7 @@ def mislabeled(
     found = torch.nonzero(doubted).flatten()
     found = found[torch.argsort(margin[found], descending=True, stable=True)]
     others = [
-        Suspect(
+        LabelIssue(
             row=int(rows[i]),
             label=int(given[i]),
             suggested=int(suggested[i]),
@@ -80,10 +80,10 @@ def mislabeled(
         for i in found.tolist()
         if int(rows[i]) not in known
     ]
-    return (*twins, *others)
+    return (*duplicates, *others)
 
 
-def _twins(conflict: Conflict, probabilities: Tensor, judged: Tensor) -> list[Suspect]:
+def _near_duplicates(conflict: Conflict, probabilities: Tensor, judged: Tensor) -> list[LabelIssue]:
     """Those of a group whose label is no more frequent there than another."""
     counts = Counter(conflict.labels)
     found = []
@@ -95,5 +95,5 @@ def _twins(conflict: Conflict, probabilities: Tensor, judged: Tensor) -> list[Su
         if counts[suggested] < counts[label]:
             continue
         p_label, p_suggested = (p[label], p[suggested]) if seen else (None, None)
-        found.append(Suspect(row, label, suggested, p_label, p_suggested, duplicate=True))
+        found.append(LabelIssue(row, label, suggested, p_label, p_suggested, duplicate=True))
     return found

@@ -4,9 +4,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fewshot import NearestMean, SupportSet
-from fewshot.automatic.mislabeled import Suspect, mislabeled
+from fewshot.automatic.label_issues import LabelIssue, find_label_issues
 from fewshot.model_selection.calibration import temperature
-from fewshot.model_selection.cross_validation import Tried, cross_validate
+from fewshot.model_selection.cross_validation import OutOfFold, cross_validate
 from fewshot.model_selection.folds import folds
 from fewshot.model_selection.near_duplicates import Conflict
 
@@ -44,7 +44,7 @@ def test_the_suspects_are_those_of_a_loop_over_images_and_classes(seed: int) -> 
     p = torch.softmax(logits, dim=1)
     judged = torch.rand(80, generator=g) < 0.8
     p[~judged] = torch.nan
-    found = mislabeled(p, labels, judged)
+    found = find_label_issues(p, labels, judged)
     assert [(s.row, s.suggested) for s in found] == naive(p, labels, judged)
     assert 0 < len(found) < 40
     for s in found:
@@ -64,14 +64,14 @@ def test_flipped_labels_are_found_and_little_else() -> None:
     labels[flipped] = (truth[flipped] + torch.randint(1, 6, (30,), generator=g)) % 6
     support = SupportSet(features, labels, 6)
     found = cross_validate(NearestMean(), lambda _: support, lambda _: None, folds(labels))
-    assert isinstance(found, Tried)
+    assert isinstance(found, OutOfFold)
     p = found.probabilities(temperature(found.logits, labels))
-    suspects = mislabeled(p, labels, found.judged)
-    named = {s.row for s in suspects}
+    issues = find_label_issues(p, labels, found.judged)
+    named = {s.row for s in issues}
     right = named & set(flipped.tolist())
     assert len(right) >= 0.95 * 30
     assert len(right) >= 0.9 * len(named)
-    corrected = [s.suggested == truth[s.row] for s in suspects if s.row in right]
+    corrected = [s.suggested == truth[s.row] for s in issues if s.row in right]
     assert sum(corrected) >= 0.95 * len(corrected)
 
 
@@ -83,9 +83,9 @@ def test_duplicates_under_two_labels_come_first_and_once() -> None:
     p[2] = torch.tensor([0.2, 0.7, 0.1])  # and one of a group, of which it is the odd one out
     judged = torch.ones(8, dtype=torch.bool)
     group = Conflict((2, 3, 4), (0, 1, 1))
-    found = mislabeled(p, labels, judged, [group])
+    found = find_label_issues(p, labels, judged, [group])
     assert [s.row for s in found] == [2, 5]
-    assert found[0] == Suspect(2, 0, 1, pytest.approx(0.2), pytest.approx(0.7), duplicate=True)  # type: ignore[arg-type]
+    assert found[0] == LabelIssue(2, 0, 1, pytest.approx(0.2), pytest.approx(0.7), duplicate=True)  # type: ignore[arg-type]
     assert not found[1].duplicate
 
 
@@ -95,7 +95,7 @@ def test_of_duplicates_with_a_label_each_all_are_listed_and_one_not_judged_has_n
     labels = torch.tensor([0, 1, 2])
     p = torch.tensor([[0.5, 0.2, 0.3], [torch.nan] * 3, [0.1, 0.1, 0.8]])
     judged = torch.tensor([True, False, True])
-    found = mislabeled(p, labels, judged, [Conflict((0, 1, 2), (0, 1, 2))])
+    found = find_label_issues(p, labels, judged, [Conflict((0, 1, 2), (0, 1, 2))])
     assert [s.row for s in found] == [0, 1, 2]
     assert found[0].suggested == 2  # the likelier of two labels as frequent
     assert (found[1].p_label, found[1].p_suggested) == (None, None)
@@ -107,4 +107,4 @@ def test_a_class_of_no_judged_image_is_never_suggested() -> None:
         [[0.1, 0.0, 0.9], [0.9, 0.1, 0.0], [0.0, 0.9, 0.1], [0.0, 0.9, 0.1], [0.0] * 3]
     )
     judged = torch.tensor([True, True, True, True, False])
-    assert mislabeled(p, labels, judged) == ()
+    assert find_label_issues(p, labels, judged) == ()

@@ -1,13 +1,13 @@
-"""What the winner's out-of-fold answers say of the photos and of their labels."""
+"""Mistakes, label issues, near-duplicates and the learning curve of the winner."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fewshot.automatic.confusions import ClassFigures, Pair, class_figures, confused_pairs
-from fewshot.automatic.judging import Judged
-from fewshot.automatic.mislabeled import Suspect, mislabeled
+from fewshot.automatic.confusions import ClassMetrics, ConfusedPair, class_metrics, confused_pairs
+from fewshot.automatic.judging import CrossValidation
+from fewshot.automatic.label_issues import LabelIssue, find_label_issues
 from fewshot.classifier import Method
 from fewshot.model_selection.learning_curve import LearningCurve, learning_curve
 from fewshot.model_selection.near_duplicates import Conflict, conflicts, near_duplicates
@@ -18,48 +18,48 @@ EXAMPLES = 3  # photos of each kind of mistake
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What was found; without a winner only what the photos themselves say.
+class Diagnostics:
+    """What the out-of-fold predictions show; without a winner, the near-duplicates alone.
 
     Attributes:
-        figures: How each class fared.
+        class_metrics: Recall and precision of each class.
         pairs: The classes most often confused.
-        suspects: Images whose label is likely wrong.
+        label_issues: Images whose label is probably wrong.
         duplicates: Rows of each group of near-duplicates, the largest group first.
         conflicts: Those groups that have more than one label.
-        curve: Accuracy against labels; None of a method that learns nothing from them.
+        curve: Accuracy against labeled images; None for a method that uses no labels.
     """
 
-    figures: tuple[ClassFigures, ...]
-    pairs: tuple[Pair, ...]
-    suspects: tuple[Suspect, ...]
+    class_metrics: tuple[ClassMetrics, ...]
+    pairs: tuple[ConfusedPair, ...]
+    label_issues: tuple[LabelIssue, ...]
     duplicates: tuple[tuple[int, ...], ...]
     conflicts: tuple[Conflict, ...]
     curve: LearningCurve | None
 
 
-def examine(
-    judged: Judged,
+def diagnose(
+    validation: CrossValidation,
     method: Method,
     temperature: float,
     support: SupportSet,
     text: Text | None,
     *,
     seed: int = 1,
-) -> Findings:
-    """Look at mistakes, labels, near-duplicates, and what more labels would bring.
+) -> Diagnostics:
+    """Find confused classes, label issues, near-duplicates and the learning curve.
 
     Args:
-        judged: What became of the methods.
+        validation: The methods' cross-validation.
         method: The winner, with its hyper-parameters as tuned.
         temperature: T of its probabilities, softmax(logits / T).
         support: All labeled images in the form that it wants.
-        text: The classes' text by its recipe.
-        seed: Of the learning curve's orders.
+        text: The classes' text by the method's recipe.
+        seed: Random seed for the learning curve's draws.
     """
-    labels, winner = judged.labels, judged.winner
-    twins = near_duplicates(support.features)
-    twice = conflicts(twins, labels)
+    labels, winner = validation.labels, validation.winner
+    groups = near_duplicates(support.features)
+    conflicting = conflicts(groups, labels)
     nobody = torch.zeros(len(labels), dtype=torch.bool)
     seen = nobody if winner is None else winner.judged
     p = torch.full((len(labels), support.n_classes), torch.nan)
@@ -67,13 +67,13 @@ def examine(
         p = winner.probabilities(temperature)
     curve = None
     if winner is not None and method.learns_from != "text":
-        curve = learning_curve(method, support, text, judged.fold, seed=seed)
-    return Findings(
-        figures=class_figures(p, labels, seen),
+        curve = learning_curve(method, support, text, validation.fold, seed=seed)
+    return Diagnostics(
+        class_metrics=class_metrics(p, labels, seen),
         pairs=confused_pairs(p, labels, seen, examples=EXAMPLES),
-        suspects=mislabeled(p, labels, seen, twice),
-        duplicates=repeated(twins),
-        conflicts=twice,
+        label_issues=find_label_issues(p, labels, seen, conflicting),
+        duplicates=repeated(groups),
+        conflicts=conflicting,
         curve=curve,
     )
 
