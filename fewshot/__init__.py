@@ -1,49 +1,53 @@
-"""Stage 2: few-shot methods on cached features, and what comes of them; no encoder at import."""
+"""Few-shot adaptation of CLIP on cached features.
 
+`import fewshot` loads nothing: each name below is imported from its module when it is first used,
+so that a command or a script pays for what it needs and no more.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fewshot.adapters.adapter import Adapter, load_adapter
-from fewshot.adapters.export.exporting import export
-from fewshot.adapters.predict import predict
-from fewshot.adapters.prediction import Prediction
-from fewshot.adapters.predictor import open_adapter
-from fewshot.automatic.pipeline import auto
-from fewshot.classifier import Classifier, LinearClassifier, Method, classify
-from fewshot.evaluation import base_to_new, evaluate, transfer
-from fewshot.fitting import Fitted, fit
-from fewshot.methods import (
-    APE,
-    APET,
-    CLAP,
-    GDA,
-    GDAEM,
-    METHODS,
-    ZSLP,
-    CLIPAdapter,
-    CrossModal,
-    LinearProbe,
-    LPPlusPlus,
-    NearestMean,
-    ProKeR,
-    Ridge,
-    TaskRes,
-    TextProbe,
-    TipAdapter,
-    TipAdapterF,
-    TipX,
-    TransCLIP,
-    ZeroShot,
-)
-from fewshot.model_selection.tuning import PROTOCOLS, tune
-from fewshot.results.log import Result
-from fewshot.sample_file import read_sample, write_sample
-from fewshot.sampling import Sample, base_new, draw, draw_imbalanced
-from fewshot.settings import configure
-from fewshot.support import SupportSet
-from fewshot.text import Text
-
 if TYPE_CHECKING:
+    from fewshot.adapters.adapter import Adapter, load_adapter
+    from fewshot.adapters.export.exporting import export
+    from fewshot.adapters.predict import predict
+    from fewshot.adapters.prediction import Prediction
+    from fewshot.adapters.predictor import open_adapter
+    from fewshot.automatic.pipeline import auto
+    from fewshot.classifier import Classifier, LinearClassifier, Method, classify
     from fewshot.estimator import FewShotClassifier
+    from fewshot.evaluation import base_to_new, evaluate, transfer
+    from fewshot.fitting import Fitted, fit
+    from fewshot.methods import (
+        APE,
+        APET,
+        CLAP,
+        GDA,
+        GDAEM,
+        METHODS,
+        ZSLP,
+        CLIPAdapter,
+        CrossModal,
+        LinearProbe,
+        LPPlusPlus,
+        NearestMean,
+        ProKeR,
+        Ridge,
+        TaskRes,
+        TextProbe,
+        TipAdapter,
+        TipAdapterF,
+        TipX,
+        TransCLIP,
+        ZeroShot,
+    )
+    from fewshot.model_selection.tuning import PROTOCOLS, tune
+    from fewshot.results.log import Result
+    from fewshot.sample_file import read_sample, write_sample
+    from fewshot.sampling import Sample, base_new, draw, draw_imbalanced
+    from fewshot.settings import configure
+    from fewshot.support import SupportSet
+    from fewshot.text import Text
 
 __all__ = [
     "APE",
@@ -98,15 +102,63 @@ __all__ = [
     "write_sample",
 ]
 
+_MODULES = {
+    "fewshot.adapters.adapter": ("Adapter", "load_adapter"),
+    "fewshot.adapters.export.exporting": ("export",),
+    "fewshot.adapters.predict": ("predict",),
+    "fewshot.adapters.prediction": ("Prediction",),
+    "fewshot.adapters.predictor": ("open_adapter",),
+    "fewshot.automatic.pipeline": ("auto",),
+    "fewshot.classifier": ("Classifier", "LinearClassifier", "Method", "classify"),
+    "fewshot.estimator": ("FewShotClassifier",),
+    "fewshot.evaluation": ("base_to_new", "evaluate", "transfer"),
+    "fewshot.fitting": ("Fitted", "fit"),
+    "fewshot.methods": (
+        "APE",
+        "APET",
+        "CLAP",
+        "CLIPAdapter",
+        "CrossModal",
+        "GDA",
+        "GDAEM",
+        "LPPlusPlus",
+        "LinearProbe",
+        "METHODS",
+        "NearestMean",
+        "ProKeR",
+        "Ridge",
+        "TaskRes",
+        "TextProbe",
+        "TipAdapter",
+        "TipAdapterF",
+        "TipX",
+        "TransCLIP",
+        "ZSLP",
+        "ZeroShot",
+    ),
+    "fewshot.model_selection.tuning": ("PROTOCOLS", "tune"),
+    "fewshot.results.log": ("Result",),
+    "fewshot.sample_file": ("read_sample", "write_sample"),
+    "fewshot.sampling": ("Sample", "base_new", "draw", "draw_imbalanced"),
+    "fewshot.settings": ("configure",),
+    "fewshot.support": ("SupportSet",),
+    "fewshot.text": ("Text",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
 
 def __getattr__(name: str) -> Any:
-    """The one name that imports scikit-learn, which takes a second, and only when it is asked for.
+    """Import a public name from its module, once.
 
     Raises:
         AttributeError: There is no such name.
     """
-    if name == "FewShotClassifier":
-        from fewshot.estimator import FewShotClassifier
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
 
-        return FewShotClassifier
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""The commands of `fewshot`, one function each; cli.py registers them."""

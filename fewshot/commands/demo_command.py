@@ -1,0 +1,57 @@
+"""`demo`: the main job, on data that needs no download."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewshot.commands.options import StoreRoot
+
+
+def demo(
+    store: StoreRoot = None,
+    plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("runs/demo.png"),
+    photos: Annotated[
+        Path | None,
+        typer.Option(help="Only write a folder of digits as photographs, for trying `auto` on."),
+    ] = None,
+) -> None:
+    """Run the main job on a tiny CLIP and real digits."""
+    if photos is not None:
+        from fewshot.demo import write_photos
+
+        n_labeled, n_unlabeled = write_photos(photos)
+        print(
+            f"{photos}: {n_labeled} digits in ten class folders, {n_unlabeled} in unlabeled/; "
+            f"now: fewshot auto {photos} --model tiny"
+        )
+        return
+    from cache.encoder import load
+    from cache.extract import Recipe, default_workers
+    from cache.extract import extract as extract_to
+    from cache.location import default_root, store_path
+    from cache.manifest import load_manifest
+    from cache.progress import progress
+    from cache.prompts import prompt_sets
+    from cache.source import data_root, resolve
+    from cache.store import FeatureStore
+    from fewshot import demo as main_job
+    from fewshot.results.tables import accuracy_table
+
+    root = store or default_root()
+    path = store_path(root, "digits", "tiny")
+    print("$ fewshot extract --dataset digits --model tiny", flush=True)
+    source = resolve(load_manifest("digits"), data_root(None))
+    recipe = Recipe(prompt_sets(source.classnames, source.templates))
+    extract_to(source, load("tiny"), recipe, path, workers=default_workers())
+    images = sum(map(len, source.splits.values()))
+    print(f"{images} handwritten digits, encoded once by the bundled CLIP: {path}\n")
+    shots, seeds = (",".join(map(str, numbers)) for numbers in (main_job.SHOTS, main_job.SEEDS))
+    print("$ fewshot fit zero-shot --dataset digits --model tiny")
+    print(f"$ fewshot fit gda --dataset digits --model tiny --shots {shots} --seed {seeds}")
+    with progress("fits", len(main_job.SHOTS) * len(main_job.SEEDS)) as advance:
+        results = main_job.run(FeatureStore.open(path), advance)
+    print(accuracy_table(results))
+    print("Accuracy on the test split in %, mean over three seeds ± 95 % interval.\n")
+    main_job.plot(results, plot)
+    print(f"Accuracy against shots is drawn in {plot}. Now your own: fewshot extract --help")

@@ -1,0 +1,128 @@
+"""Show what there is: `datasets`, `methods`, `inspect`, `verify`, `doctor`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cache.errors import UserError
+from fewshot.commands.options import DataRoot, ManifestFile, StoreRoot
+from fewshot.commands.terminal import print_table
+
+
+def datasets(
+    name: Annotated[str | None, typer.Argument(help="Show this one in full.")] = None,
+    manifest: ManifestFile = None,
+    data_root: DataRoot = None,
+    store: StoreRoot = None,
+) -> None:
+    """List datasets, on disk and extracted, or show one."""
+    from cache import source
+    from cache.location import default_root, find_stores
+    from cache.manifest import all_manifests, describe, load_manifest
+
+    if name or manifest:
+        print(describe(load_manifest(name or "", manifest)))
+        return
+    extracted: dict[str, list[str]] = {}
+    for path in find_stores(store or default_root()):
+        extracted.setdefault(path.parent.name, []).append(path.stem)
+    rows = [
+        (
+            m.name,
+            str(m.n_classes or ""),
+            source.dataset_status(m, source.data_root(data_root)),
+            ", ".join(extracted.pop(m.name, [])),
+        )
+        for m in all_manifests()
+    ]
+    rows += [(name, "", "your own", ", ".join(models)) for name, models in extracted.items()]
+    print_table(("dataset", "classes", "on disk", "extracted with"), rows)
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show this one in full.")] = None,
+) -> None:
+    """List the methods of `fit` and of `train`, or show one's settings."""
+    from fewshot.endtoend.methods import METHODS as TRAINED
+    from fewshot.methods import METHODS
+    from fewshot.settings import describe
+
+    every: dict[str, type[object]] = {**METHODS, **TRAINED}
+    if name is not None:
+        print(describe(name, every))
+        return
+    print_table(
+        ("method", "command", "learns from", "tuned by default", "what it is"),
+        [
+            (
+                name,
+                "fit" if name in METHODS else "train",
+                getattr(method, "learns_from", "labels"),
+                ", ".join(getattr(method, "grid", ())),
+                (method.__doc__ or "").strip().splitlines()[0],
+            )
+            for name, method in every.items()
+        ],
+    )
+
+
+def inspect(path: Annotated[Path, typer.Argument(help="A store, or an adapter.")]) -> None:
+    """Show what a store or an adapter holds and what made it."""
+    if path.suffix == ".safetensors":
+        from fewshot.adapters.adapter import load_adapter
+        from fewshot.adapters.description import describe
+
+        print(describe(load_adapter(path)))
+        return
+    from cache.store_check import inspect as describe_store
+
+    print(describe_store(path))
+
+
+def verify(path: Annotated[Path, typer.Argument(help="A store, or an adapter.")]) -> None:
+    """Read all of a store or an adapter again and compare it with its digests."""
+    if path.suffix == ".safetensors":
+        from fewshot.adapters.adapter import load_adapter
+
+        load_adapter(path)  # which compares, whoever asks
+        print(f"{path}: whole and unchanged")
+        return
+    from cache.store import FeatureStore
+    from cache.store_check import verify as problems_of
+
+    FeatureStore.open(path)  # what is no store at all says so by itself
+    problems = problems_of(path)
+    if problems:
+        raise UserError(f"{path} is damaged: {'; '.join(problems)}; extract it again")
+    print(f"{path}: whole and unchanged")
+
+
+def doctor(
+    data_root: DataRoot = None,
+    store: StoreRoot = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per finding.")
+    ] = False,
+) -> int:
+    """Look over the installation, the machine and the folders, and say how to mend what is wrong.
+
+    The exit code is 1 where something is.
+    """
+    import json
+    from dataclasses import asdict
+
+    try:
+        from cache.location import default_root
+        from cache.source import data_root as chosen_root
+        from fewshot.doctor.checkup import checkup, report
+    except ImportError as error:
+        raise UserError(f"the installation is not whole ({error}); install fewshot again") from None
+
+    findings = checkup(store or default_root(), chosen_root(data_root))
+    if as_json:
+        for finding in findings:
+            print(json.dumps(asdict(finding)))
+    else:
+        print(report(findings))
+    return int(any(finding.state == "problem" for finding in findings))
