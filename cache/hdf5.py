@@ -1,17 +1,17 @@
-"""The HDF5 file under a store: opened with plain errors, its matrices read past HDF5."""
+"""The HDF5 file under a store: opened with plain errors, its arrays located, its texts written."""
 
 import hashlib
-import itertools
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from cache.errors import UserError
 
@@ -35,6 +35,45 @@ def reading(path: Path) -> Iterator[Any]:
         raise UserError(f"{path} is damaged or cut short; delete it and extract again") from error
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the bytes of an array are in the file, and which they are.
+
+    Attributes:
+        offset: Of its first byte.
+        shape: Its axes; () for a single text.
+        dtype: NumPy's name of its type, such as `<f2`, or `|S12` for texts of up to 12 bytes.
+        sha256: The digest that was written with it, in hex.
+    """
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+    sha256: str
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in the file."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+def places(file: Any) -> dict[str, Place]:
+    """Where every array in an open HDF5 file is, by names such as `train/labels`.
+
+    Raises:
+        KeyError: One of them has no digest.
+    """
+    return {
+        dataset.name.removeprefix("/"): Place(
+            offset=dataset.id.get_offset() or 0,
+            shape=dataset.shape,
+            dtype=dataset.dtype.str,
+            sha256=bytes(dataset.attrs["sha256"]).decode(),
+        )
+        for dataset in datasets(file)
+    }
+
+
 def datasets(file: Any) -> list[Any]:
     """Every dataset in an open HDF5 file, in the order of their names."""
     found: list[Any] = []
@@ -48,44 +87,19 @@ def stamp(path: Path) -> tuple[int, int]:
     """Size and time of change of a readable file, by which a replaced one is known."""
     try:
         with path.open("rb") as file:
-            status = os.fstat(file.fileno())
+            return stamp_of(file)
     except FileNotFoundError:
         raise UserError(
             f"no store at {path}; make it with: fewshot extract --dataset {path.parent.name}"
         ) from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; give a store file") from error
+
+
+def stamp_of(file: BinaryIO) -> tuple[int, int]:
+    """The `stamp` of an open file."""
+    status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
-
-
-def gather(path: Path, dataset: Any, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(n, D) rows of a float16 matrix, in the order given, repeats included, as unit vectors.
-
-    Reads those rows and no others, neighboring ones in one go. HDF5's own selection of
-    scattered rows takes many times as long, and a memory map keeps a dozen pages resident
-    for each row that it touches.
-
-    Args:
-        path: The file that holds the dataset.
-        dataset: (..., D) h5py dataset, contiguous; leading axes count as one.
-        rows: (n,) rows, all of them there.
-    """
-    if rows.size == 0:
-        return np.empty((0, dataset.shape[-1]), np.float32)
-    wanted, inverse = np.unique(rows, return_inverse=True)
-    block = np.empty((len(wanted), dataset.shape[-1]), "<f2")
-    offset = dataset.id.get_offset()
-    if offset is None:
-        raise UserError(
-            f"{path} was repacked, its features are no longer in one piece; get the original"
-        )
-    gaps = np.flatnonzero(np.diff(wanted) > 1) + 1
-    with path.open("rb") as file:
-        for start, stop in itertools.pairwise([0, *gaps.tolist(), len(wanted)]):
-            file.seek(offset + int(wanted[start]) * block.strides[0])
-            if file.readinto(block[start:stop].data) < (stop - start) * block.strides[0]:
-                raise OSError(f"{path} ends before row {wanted[stop - 1]}")
-    return unit(block if np.array_equal(wanted, rows) else block[inverse])
 
 
 def reserve(file: Any, name: str, shape: tuple[int, ...], dtype: str) -> None:
@@ -125,10 +139,3 @@ def digest(path: Path, dataset: Any) -> str:
             sha.update(chunk)
             left -= len(chunk)
     return sha.hexdigest()
-
-
-def unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
-    """The vectors along the last axis with norm 1, as float32."""
-    vectors = vectors.astype(np.float32)
-    vectors /= np.sqrt(np.einsum("...d,...d->...", vectors, vectors))[..., None]
-    return vectors

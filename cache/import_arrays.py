@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cache.errors import UserError, unknown
 from cache.import_files import Arrays
 from cache.listing import stratified_split
-from cache.store import SPLITS
+from cache.split import SPLITS
 
 # What each array is called in the wild: ours and its short form, Tip-Adapter's, CLIP_benchmark's.
 NAMES = {

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.contents import unit
 from cache.errors import unknown
-from cache.hdf5 import unit
 
 RECIPES = ("unit-mean", "raw-mean")
 

@@ -17,8 +17,7 @@ it can be read and nothing else.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -27,14 +26,38 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cache.contents import Contents
 from cache.errors import UserError, unknown
-from cache.hdf5 import gather, reading, stamp
+from cache.hdf5 import places, reading, stamp
 from cache.identity import differences
 from cache.recipes import class_text
+from cache.split import SPLITS, Split
 
 FORMAT = "fewshot feature store"
 SCHEMA = 1
-SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class ClassText:
+    """The text features of C classes by one recipe, and the P prompts that they were made of.
+
+    Attributes:
+        features: (C, D), one row per class, by the recipe.
+        prompts: (P, D) unit norm, each prompt by itself.
+        labels: (P,) class ids of the prompts.
+        sentences: P prompts as they were written.
+        pooled: (C, W), the `raw-mean` text just before the text tower's last layer; None where the
+            store has no such thing: imported, of a model whose text tower ends otherwise, or
+            extracted before stores held it.
+        projection: (W, D), that layer: `pooled @ projection` is that text; None without `pooled`.
+    """
+
+    features: NDArray[np.float32]
+    prompts: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    sentences: list[str] = field(repr=False)
+    pooled: NDArray[np.float32] | None
+    projection: NDArray[np.float32] | None
 
 
 def canonical_json(value: Any) -> str:
@@ -52,7 +75,7 @@ class FeatureStore:
     """One store, open for reading; holds no file handle, so it pickles and forks.
 
     Attributes:
-        path: The HDF5 file.
+        contents: The file's arrays.
         identity: What made the features, as nested mappings: dataset, model, preprocessing, ...
         fingerprint: The identity's 64 hex digits.
         versions: The libraries that wrote the file; no part of the identity.
@@ -62,10 +85,9 @@ class FeatureStore:
         splits: Those of train, val and test that are present.
         text_sets: The prompt sets that were encoded, possibly none.
         dim: D, the width of features and text alike.
-        stamp: Size and time of the file when it was opened; a file replaced since is refused.
     """
 
-    path: Path
+    contents: Contents = field(repr=False)
     identity: dict[str, Any] = field(repr=False)
     fingerprint: str
     versions: dict[str, str] = field(repr=False)
@@ -75,7 +97,6 @@ class FeatureStore:
     splits: tuple[str, ...]
     text_sets: tuple[str, ...]
     dim: int
-    stamp: tuple[int, int] = field(repr=False)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -98,23 +119,33 @@ class FeatureStore:
                 )
             if not file.attrs.get("complete", False):
                 raise UserError(f"{path} was never finished; delete it and extract again")
-            identity = json.loads(file["identity"].asstr()[()])
+            contents = Contents(path, found, places(file))
+            identity = json.loads(contents.strings("identity")[0])
             if np.bytes_(fingerprint(identity)) != file.attrs["fingerprint"]:
                 raise KeyError("the identity is not the one that the fingerprint was made of")
             splits = tuple(split for split in SPLITS if split in file)
             return cls(
-                path=path,
+                contents=contents,
                 identity=identity,
                 fingerprint=fingerprint(identity),
-                versions=json.loads(file["versions"].asstr()[()]),
+                versions=json.loads(contents.strings("versions")[0]),
                 imported=bool(file.attrs["imported"]),
-                classnames=tuple(file["classnames"].asstr()[:]),
-                skipped=tuple(file["skipped"].asstr()[:]),
+                classnames=tuple(contents.strings("classnames")),
+                skipped=tuple(contents.strings("skipped")),
                 splits=splits,
                 text_sets=tuple(file.get("text", ())),
-                dim=int(file[splits[0]]["features"].shape[1]),
-                stamp=found,
+                dim=contents.places[f"{splits[0]}/features"].shape[1],
             )
+
+    @property
+    def path(self) -> Path:
+        """The HDF5 file."""
+        return self.contents.path
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """Size and time of the file when it was opened; a file replaced since is refused."""
+        return self.contents.stamp
 
     @property
     def dataset(self) -> str:
@@ -136,74 +167,46 @@ class FeatureStore:
         """C."""
         return len(self.classnames)
 
+    def split(self, name: str) -> Split:
+        """The split of that name; hold on to it, for what is read of it is read once.
+
+        Raises:
+            UserError: The store has no such split.
+        """
+        if name not in self.splits:
+            raise UserError(
+                f"{self.path} has no {name} split, only {', '.join(self.splits)}; "
+                "choose a protocol that needs no other"
+            )
+        only = self.identity.get("support_only") or {}
+        model = f"--dataset {self.dataset} --model {self.model}"
+        return Split(
+            self.contents,
+            name,
+            ", ".join(f"{key} {value}" for key, value in only.items()),
+            f"fewshot extract {model} --if-exists overwrite",
+        )
+
     def labels(self, split: str) -> NDArray[np.int64]:
         """(N,) class ids of every image of the split, those not encoded included."""
-        with self._split(split) as group:
-            return _whole(group["labels"], np.int64)
+        return self.split(split).labels
 
     def paths(self, split: str) -> list[str]:
         """N paths, relative to the dataset's root, POSIX."""
-        with self._split(split) as group:
-            return list(group["paths"].asstr()[:])
-
-    def encoded(self, split: str) -> NDArray[np.int64]:
-        """(n,) rows of the split that have features, ascending; all N but for few-shot stores."""
-        with self._split(split) as group:
-            return _encoded(group)
+        return self.split(split).paths
 
     def features(
         self, split: str, rows: ArrayLike | None = None, *, unit: bool = True
     ) -> NDArray[np.float32]:
-        """(n, D) features of the given rows, in the order given, repeats included.
-
-        Args:
-            split: One of `splits`.
-            rows: (n,) rows of the split; without it all N, which must all have been encoded.
-            unit: Unit norm; else as the encoder gave them.
-
-        Raises:
-            UserError: No such split, or a row that was not encoded.
-        """
-        with self._split(split) as group:
-            at = self._positions(split, rows, _encoded(group), len(group["labels"]))
-            features = gather(self.path, group["features"], at)
-            if not unit:
-                features *= group["norms"][:][at, None]
-            return features
-
-    def norms(self, split: str, rows: ArrayLike | None = None) -> NDArray[np.float32]:
-        """(n,) norms of the features as the encoder gave them; rows as in `features`."""
-        with self._split(split) as group:
-            at = self._positions(split, rows, _encoded(group), len(group["labels"]))
-            return _whole(group["norms"], np.float32)[at]
-
-    def n_views(self, split: str) -> int:
-        """V, the augmented views stored for each of some images; 0 without any."""
-        with self._split(split) as group:
-            return len(group["views"]) if "views" in group else 0
-
-    def views(self, split: str, rows: ArrayLike, *, unit: bool = True) -> NDArray[np.float32]:
-        """(V, n, D) augmented views of the given rows, in the order given, repeats included.
-
-        Raises:
-            UserError: No views in this store, or none of one of the rows.
-        """
-        with self._split(split) as group:
-            if "views" not in group:
-                raise UserError(
-                    f"{self.path} holds no augmented {split} views; run {self._remake} --views V"
-                )
-            present = _whole(group["view_rows"], np.int64)
-            at = self._positions(split, rows, present, len(group["labels"]), "views of ")
-            n_views, n_rows, dim = group["views"].shape
-            flat = (np.arange(n_views)[:, None] * n_rows + at).ravel()
-            views = gather(self.path, group["views"], flat).reshape(n_views, len(at), dim)
-            if not unit:
-                views *= group["view_norms"][:][:, at, None]
-            return views
+        """(n, D) features of rows of the split, as `Split.features` has them."""
+        return self.split(split).features(rows, unit=unit)
 
     def text(self, recipe: str = "unit-mean", prompt_set: str | None = None) -> NDArray[np.float32]:
-        """(C, D) text features, one row per class.
+        """(C, D) text features, one row per class: the `features` of `class_text`."""
+        return self.class_text(recipe, prompt_set).features
+
+    def class_text(self, recipe: str = "unit-mean", prompt_set: str | None = None) -> ClassText:
+        """The text of the classes.
 
         Args:
             recipe: `unit-mean` or `raw-mean`; see `recipes.class_text`.
@@ -215,48 +218,29 @@ class FeatureStore:
             UserError: No such recipe or set, no text at all, or several sets and none named.
         """
         name = self._prompt_set(recipe, prompt_set)
-        with self._open() as file:
-            group = file["text"][name]
-            return class_text(recipe, *(group[k][:] for k in ("embeddings", "norms", "labels")))
+        embeddings, norms, labels = (
+            self.contents.array(f"text/{name}/{key}") for key in ("embeddings", "norms", "labels")
+        )
+        pooled, projection = self._tower(self._prompt_set("raw-mean", prompt_set))
+        return ClassText(
+            features=class_text(recipe, embeddings, norms, labels),
+            prompts=embeddings,
+            labels=labels,
+            sentences=self.contents.strings(f"text/{name}/prompts"),
+            pooled=pooled,
+            projection=projection,
+        )
 
-    def prompts(
-        self, recipe: str = "unit-mean", prompt_set: str | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """(P, D) unit-norm embeddings of the prompts that `text` averages, and (P,) class ids."""
-        with self._open() as file:
-            group = file["text"][self._prompt_set(recipe, prompt_set)]
-            embeddings = _whole(group["embeddings"], np.float32)
-            return embeddings, _whole(group["labels"], np.int64)
-
-    def sentences(self, recipe: str = "unit-mean", prompt_set: str | None = None) -> list[str]:
-        """P prompts as they were written, in the order of `prompts`."""
-        with self._open() as file:
-            return list(file["text"][self._prompt_set(recipe, prompt_set)]["prompts"].asstr()[:])
-
-    def text_tower(
-        self, prompt_set: str | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """What the `raw-mean` text was just before the text tower's last layer, and that layer.
-
-        Args:
-            prompt_set: As in `text` with the recipe `raw-mean`.
-
-        Returns:
-            (C, W) class means and the (W, D) projection, their product being that text; None
-            where the store has no such thing: imported, of a model whose text tower ends otherwise,
-            or extracted before stores held it.
-
-        Raises:
-            UserError: No such set, no text at all, or several sets and none named.
-        """
-        name = self._prompt_set("raw-mean", prompt_set)
-        with self._open() as file:
-            group = file["text"][name]
-            if "pooled" not in group or "text_projection" not in file:
-                return None
-            pooled, labels = group["pooled"][:], group["labels"][:]
-            means = class_text("raw-mean", pooled, np.ones(len(labels), np.float32), labels)
-            return means, _whole(file["text_projection"], np.float32)
+    def _tower(
+        self, prompt_set: str
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | tuple[None, None]:
+        """The `pooled` and the `projection` of a `ClassText`."""
+        if not {f"text/{prompt_set}/pooled", "text_projection"} <= self.contents.places.keys():
+            return None, None
+        pooled = self.contents.array(f"text/{prompt_set}/pooled")
+        labels = self.contents.array(f"text/{prompt_set}/labels")
+        means = class_text("raw-mean", pooled, np.ones(len(labels), np.float32), labels)
+        return means, self.contents.array("text_projection")
 
     def require(self, identity: Mapping[str, Any]) -> None:
         """Do nothing if the store was made just so.
@@ -288,60 +272,3 @@ class FeatureStore:
         if name not in self.text_sets:
             raise unknown("prompt set", name, self.text_sets)
         return name
-
-    def _positions(
-        self,
-        split: str,
-        rows: ArrayLike | None,
-        present: NDArray[np.int64],
-        n_rows: int,
-        what: str = "",
-    ) -> NDArray[np.int64]:
-        """Where the rows of a split lie in a matrix that holds only the rows `present`."""
-        wanted = np.arange(n_rows) if rows is None else np.asarray(rows)
-        if wanted.size == 0:
-            return np.empty(0, np.int64)
-        if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
-            raise TypeError(f"rows must be (n,) integers; got {wanted.dtype} {wanted.shape}")
-        if wanted.min() < 0 or wanted.max() >= n_rows:
-            raise IndexError(f"rows must be in 0..{n_rows - 1}; got {wanted.min()}..{wanted.max()}")
-        at = np.minimum(np.searchsorted(present, wanted), len(present) - 1)
-        missing = wanted[present[at] != wanted]
-        if missing.size:
-            only = self.identity.get("support_only") or {}
-            kept = ", ".join(f"{key} {value}" for key, value in only.items()) or "given rows"
-            raise UserError(
-                f"{self.path} holds {what}{len(present)} of {n_rows} {split} images ({kept}), "
-                f"not row {missing[0]}; to encode more run {self._remake}"
-            )
-        return at
-
-    @property
-    def _remake(self) -> str:
-        model = f"--dataset {self.dataset} --model {self.model}"
-        return f"fewshot extract {model} --if-exists overwrite"
-
-    @contextmanager
-    def _open(self) -> Iterator[Any]:
-        if stamp(self.path) != self.stamp:
-            raise UserError(f"{self.path} was replaced while in use; run again")
-        with reading(self.path) as file:
-            yield file
-
-    @contextmanager
-    def _split(self, split: str) -> Iterator[Any]:
-        if split not in self.splits:
-            raise UserError(
-                f"{self.path} has no {split} split, only {', '.join(self.splits)}; "
-                "choose a protocol that needs no other"
-            )
-        with self._open() as file:
-            yield file[split]
-
-
-def _whole(dataset: Any, dtype: type[np.generic]) -> NDArray[Any]:
-    return np.asarray(dataset[:], dtype=dtype)
-
-
-def _encoded(group: Any) -> NDArray[np.int64]:
-    return _whole(group["rows"], np.int64) if "rows" in group else np.arange(len(group["labels"]))

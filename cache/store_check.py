@@ -81,7 +81,7 @@ def _identity_problems(store: FeatureStore, file: Any) -> Iterator[str]:
         split: len(file[split]["labels"]) + sum(s.startswith(f"{split}/") for s in store.skipped)
         for split in store.splits
     }
-    views = max((store.n_views(split) for split in store.splits), default=0)
+    views = max((store.split(split).n_views for split in store.splits), default=0)
     found = {
         "model.dim": (store.dim, expected["model"].get("dim")),
         "text": (sorted(store.text_sets), sorted(expected.get("text") or ())),

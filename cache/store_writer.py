@@ -13,7 +13,8 @@ from cache.atomic import replacing
 from cache.disk import DiskFile
 from cache.errors import UserError
 from cache.hdf5 import datasets, digest, reserve, write_strings
-from cache.store import FORMAT, SCHEMA, SPLITS, canonical_json, fingerprint
+from cache.split import SPLITS
+from cache.store import FORMAT, SCHEMA, canonical_json, fingerprint
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,15 +129,13 @@ def class_text(
     """The classes' text by the method's recipe; None where the store has none."""
     if not store.text_sets and prompt_set is None:
         return None
-    prompts, labels = store.prompts(method.text_recipe, prompt_set)
-    tower = store.text_tower(prompt_set)
-    pooled, projection = (None, None) if tower is None else map(torch.from_numpy, tower)
+    stored = store.class_text(method.text_recipe, prompt_set)
     text = Text(
-        torch.from_numpy(store.text(method.text_recipe, prompt_set)),
-        torch.from_numpy(prompts),
-        torch.from_numpy(labels),
-        pooled,
-        projection,
+        torch.from_numpy(stored.features),
+        torch.from_numpy(stored.prompts),
+        torch.from_numpy(stored.labels),
+        None if stored.pooled is None else torch.from_numpy(stored.pooled),
+        None if stored.projection is None else torch.from_numpy(stored.projection),
     )
     return text.classes(torch.tensor(classes))
 
@@ -169,8 +166,9 @@ def protocol_used(method: Traits, tune: str | None, fixed: Collection[str], shot
 
 def _images(store: FeatureStore, method: Method, classes: range) -> Tensor:
     """(U, D) features of all train images of the classes that the store has, without labels."""
-    rows = store.encoded("train")
-    kept, _ = restrict(store.labels("train")[rows], classes)
+    train = store.split("train")
+    rows = train.encoded
+    kept, _ = restrict(train.labels[rows], classes)
     return query(store, method, "train", rows[kept])
 
 
@@ -188,10 +186,10 @@ def _support(
     store: FeatureStore, method: Method, sample: Sample, classes: range, views: bool
 ) -> SupportSet:
     """The few shots' features, with their views where they are wanted and there are some."""
-    kept, labels = restrict(store.labels("train")[sample.train], classes)
+    train = store.split("train")
+    kept, labels = restrict(train.labels[sample.train], classes)
     rows = sample.train[kept]
-    unit: dict[str, Any] = {"unit": method.unit_norm}
-    stored = store.views("train", rows, **unit) if views and store.n_views("train") else None
+    stored = train.views(rows, unit=method.unit_norm) if views and train.n_views else None
     return SupportSet(
         features=query(store, method, "train", rows),
         labels=torch.from_numpy(labels),

@@ -122,7 +122,7 @@ def test_inputs_come_as_a_method_wants_them(mixed: Outcome) -> None:
     probe, taskres = configure("linear-probe"), configure("taskres")
     assert not support_of(probe).unit_norm
     norms = support_of(probe).features.norm(dim=1)
-    torch.testing.assert_close(norms, torch.from_numpy(mixed.store.norms("train")))
+    torch.testing.assert_close(norms, torch.from_numpy(mixed.store.split("train").norms()))
     text = text_for(taskres)
     assert text is not None
     raw = torch.from_numpy(mixed.store.text("raw-mean"))

@@ -134,7 +134,7 @@ def test_templates_prompts_and_views_reach_the_store(
         extracted(draw_photos(), random_vit, *options, "--views", "2", "--resize", "squash")
     )
     assert set(store.text_sets) == {"templates", "mine"}
-    assert store.n_views("train") == 2
+    assert store.split("train").n_views == 2
     assert store.identity["preprocessing"]["resize_mode"] == "squash"
 
 
@@ -148,7 +148,7 @@ def test_support_only_encodes_what_the_few_shot_sets_need(
         for seed in (1, 2):
             rows = draw(labels, store.classnames, shots=shots, seed=seed).train
             assert store.features("train", rows).shape == (3 * shots, 16)
-    assert len(store.encoded("train")) < len(labels)
+    assert len(store.split("train").encoded) < len(labels)
 
 
 def test_shards_then_a_plain_run(

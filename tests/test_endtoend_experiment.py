@@ -98,7 +98,7 @@ def test_a_frozen_image_tower_learns_from_the_store_or_else_from_live_crops(
             return encoder.encode_images(torch.stack(crops)).clone()
         at = [rows[i] for i in chosen.tolist()]
         if kind == "views":
-            return torch.from_numpy(store.views("train", at)[epoch % 2])
+            return torch.from_numpy(store.split("train").views(at)[epoch % 2])
         return torch.from_numpy(store.features("train", at))
 
     learner = COOP.attach(Clip.of(encoder), source.classnames, source.templates)

@@ -79,7 +79,8 @@ def test_it_is_what_the_method_makes_of_a_store(name: str, tmp_path: Path) -> No
     fitted = fit(store, method, shots=4, seed=1, tune="none")
     if method.unit_norm:  # then any norm is as good
         train *= RNG.uniform(0.1, 9, size=(len(train), 1)).astype(np.float32)
-    prompts, owners = map(torch.from_numpy, store.prompts())
+    stored = store.class_text()
+    prompts, owners = map(torch.from_numpy, (stored.prompts, stored.labels))
     given = Text(torch.from_numpy(text), prompts, owners) if name == "cross-modal" else text
     estimator = FewShotClassifier(method, text=given).fit(train, labels)
     expected = fitted.classifier.logits(torch.from_numpy(query)).numpy()

@@ -81,10 +81,11 @@ def test_text_from_before_the_projection_is_stored_with_it(
     made = FeatureStore.open(tmp_path / "s.h5")
     assert made.text_sets == ("templates", "templates-raw")
     for name in (*made.text_sets, None):
-        tower = made.text_tower(name)
-        assert tower is not None
+        text = made.class_text("raw-mean", name)
+        assert text.pooled is not None
+        assert text.projection is not None
         np.testing.assert_allclose(
-            tower[0] @ tower[1], made.text("raw-mean", name), rtol=1e-5, atol=1e-5
+            text.pooled @ text.projection, text.features, rtol=1e-5, atol=1e-5
         )
     with h5py.File(made.path) as file:
         for group in file["text"].values():
@@ -102,7 +103,7 @@ def test_a_model_whose_text_tower_ends_in_no_matrix_makes_a_store_without(
     encoder.model.text_projection = torch.nn.Linear(*matrix.shape)
     extract(photos, encoder, recipe_of(photos), tmp_path / "s.h5")
     assert verify(tmp_path / "s.h5") == []
-    assert FeatureStore.open(tmp_path / "s.h5").text_tower() is None
+    assert FeatureStore.open(tmp_path / "s.h5").class_text().pooled is None
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -113,8 +114,8 @@ def test_views_are_those_of_their_seed_row_and_number(
     recipe = recipe_of(photos, views=3, view_seed=7, crop_scale=(0.3, 0.6))
     extract(photos, encoder, recipe, store, batch_size=8)
     made = FeatureStore.open(store)
-    assert made.n_views("train") == 3
-    assert made.n_views("test") == 0
+    assert made.split("train").n_views == 3
+    assert made.split("test").n_views == 0
     rows = [11, 2]
     crops = [
         encoder.preprocess.view(photos.read(photos.splits["train"][r].path), (0.3, 0.6), (7, r, v))
@@ -122,7 +123,7 @@ def test_views_are_those_of_their_seed_row_and_number(
         for r in rows
     ]
     expected = encoder.encode_images(torch.stack(crops)).view(3, 2, -1).numpy()
-    got = made.views("train", rows, unit=False)
+    got = made.split("train").views(rows, unit=False)
     np.testing.assert_allclose(got, expected, atol=1e-3 * abs(expected).max())
 
 
@@ -284,7 +285,7 @@ def test_only_the_support_rows_are_encoded(
     made = FeatureStore.open(store)
     assert len(made.labels("train")) == len(photos.splits["train"])
     assert made.features("train", [7, 1]).shape == (2, 16)
-    assert made.views("train", [7]).shape == (2, 1, 16)
+    assert made.split("train").views([7]).shape == (2, 1, 16)
     with pytest.raises(UserError, match="not row 2"):
         made.features("train", [2])
     full = tmp_path / "full.h5"

@@ -43,14 +43,16 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         np.testing.assert_allclose(features, unit(raw), atol=2.5e-4)
         np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=2e-7)
         np.testing.assert_allclose(store.features(split, unit=False), raw, rtol=1e-3, atol=1e-4)
-        np.testing.assert_allclose(store.norms(split), np.linalg.norm(raw, axis=1), rtol=1e-6)
+        np.testing.assert_allclose(
+            store.split(split).norms(), np.linalg.norm(raw, axis=1), rtol=1e-6
+        )
         np.testing.assert_array_equal(store.labels(split), labels(split))
-        np.testing.assert_array_equal(store.encoded(split), np.arange(size))
+        np.testing.assert_array_equal(store.split(split).encoded, np.arange(size))
         assert store.paths(split) == [f"{split}/{row} ü.jpg" for row in range(size)]
     views = raw_features(N_VIEWS, SIZES["train"], DIM)
-    got = store.views("train", np.arange(SIZES["train"]))
+    got = store.split("train").views(np.arange(SIZES["train"]))
     np.testing.assert_allclose(got, unit(views), atol=2.5e-4)
-    assert (store.n_views("train"), store.n_views("test")) == (N_VIEWS, 0)
+    assert (store.split("train").n_views, store.split("test").n_views) == (N_VIEWS, 0)
     assert store.classnames == CLASSNAMES
     assert (store.splits, store.text_sets, store.skipped) == (
         ("train", "test"),
@@ -88,10 +90,12 @@ def test_rows_come_in_the_order_asked_for_with_repeats(tmp_path: Path, rows: lis
             store.features("train", unit=whole)[index],
         )
         np.testing.assert_array_equal(
-            store.views("train", rows, unit=whole),
-            store.views("train", every, unit=whole)[:, index],
+            store.split("train").views(rows, unit=whole),
+            store.split("train").views(every, unit=whole)[:, index],
         )
-    np.testing.assert_array_equal(store.norms("train", rows), store.norms("train")[index])
+    np.testing.assert_array_equal(
+        store.split("train").norms(rows), store.split("train").norms()[index]
+    )
 
 
 def test_a_few_shot_store_reads_by_the_rows_of_the_whole_split(tmp_path: Path) -> None:
@@ -99,13 +103,13 @@ def test_a_few_shot_store_reads_by_the_rows_of_the_whole_split(tmp_path: Path) -
     store = write_toy(tmp_path / "toy.h5", rows=encoded, view_rows=[3, 14])
     raw = raw_features(SIZES["train"], DIM)
     views = raw_features(N_VIEWS, SIZES["train"], DIM)
-    np.testing.assert_array_equal(store.encoded("train"), encoded)
+    np.testing.assert_array_equal(store.split("train").encoded, encoded)
     assert len(store.labels("train")) == SIZES["train"]
     got = store.features("train", [19, 2, 9, 2])
     np.testing.assert_allclose(got, unit(raw[[19, 2, 9, 2]]), atol=2.5e-4)
     got = store.features("train", [14, 3], unit=False)
     np.testing.assert_allclose(got, raw[[14, 3]], rtol=1e-3, atol=1e-4)
-    got = store.views("train", [14, 3, 14], unit=False)
+    got = store.split("train").views([14, 3, 14], unit=False)
     np.testing.assert_allclose(got, views[:, [14, 3, 14]], rtol=1e-3, atol=1e-4)
 
 
@@ -117,13 +121,13 @@ def test_a_row_that_was_not_encoded_is_refused_with_the_way_to_get_it(tmp_path: 
     ):
         store.features("train", [9, 4])
     with pytest.raises(UserError, match="fewshot extract --dataset toy --model tiny"):
-        store.norms("train", [19])
+        store.split("train").norms([19])
     with pytest.raises(UserError, match="not row 0"):
         store.features("train")
     with pytest.raises(UserError, match=r"views of 1 of 20 train images .* not row 2"):
-        store.views("train", [2])
+        store.split("train").views([2])
     with pytest.raises(UserError, match="no augmented test views"):
-        store.views("test", [0])
+        store.split("test").views([0])
 
 
 @pytest.mark.parametrize(
@@ -137,9 +141,12 @@ def test_rows_that_are_none_are_refused(tmp_path: Path, rows: Any, error: type[E
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts bytes as Linux does")
-def test_a_few_rows_are_read_without_the_others(tmp_path: Path) -> None:
+def test_a_few_rows_of_a_large_matrix_are_read_without_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cache.store_writer import create
 
+    monkeypatch.setattr("cache.contents.CHECKED", 1_000_000)
     path = tmp_path / "wide.h5"
     size, dim = 4000, 512
     with create(path, identity=IDENTITY, classnames=CLASSNAMES, versions={}) as writer:
@@ -183,17 +190,20 @@ def test_the_text_before_the_projection_makes_the_raw_mean_text(tmp_path: Path) 
     sets = {"templates": 9, "templates-raw": 6, "cupl": 7}
     store = write_toy(tmp_path / "toy.h5", text=sets, tower=True)
     for name in (None, "templates", "cupl"):
-        tower = store.text_tower(name)
-        assert tower is not None
-        pooled, last = tower
+        text = store.class_text("unit-mean", name)
+        pooled, last = text.pooled, text.projection
+        assert pooled is not None
+        assert last is not None
         assert (pooled.shape, last.shape) == ((3, WIDTH), (WIDTH, DIM))
         assert pooled.dtype == last.dtype == np.float32
         np.testing.assert_array_equal(last, projection())
         expected = store.text("raw-mean", name)
         np.testing.assert_allclose(pooled @ last, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match="unknown prompt set 'culp'"):
-        store.text_tower("culp")
-    assert write_toy(tmp_path / "without.h5").text_tower() is None
+        store.class_text("unit-mean", "culp")
+    without = write_toy(tmp_path / "without.h5").class_text()
+    assert without.pooled is None
+    assert without.projection is None
 
 
 def test_the_text_before_the_projection_changes_nothing_else(tmp_path: Path) -> None:
@@ -228,6 +238,44 @@ def test_the_usual_prompt_set_is_the_templates_else_the_only_one(tmp_path: Path)
 def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no val split, only train, test"):
         write_toy(tmp_path / "toy.h5").features("val")
+
+
+def test_hdf5_is_asked_once_where_things_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = write_toy(tmp_path / "toy.h5", tower=True)
+
+    def unexpected(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("opened once more")
+
+    monkeypatch.setattr(h5py, "File", unexpected)
+    train = store.split("train")
+    assert len(train) == len(train.labels) == len(train.paths) == SIZES["train"]
+    assert train.features([1, 2]).shape == train.views([1, 2])[0].shape == (2, DIM)
+    text = store.class_text("raw-mean")
+    np.testing.assert_array_equal(text.features, store.text("raw-mean"))
+    assert text.sentences == [f"prompt {i}" for i in range(6)]
+    np.testing.assert_array_equal(text.labels, np.arange(6) % 3)
+    np.testing.assert_allclose(text.prompts, unit(raw_features(6, DIM, seed=9)), atol=1e-6)
+
+
+def test_what_is_read_of_a_split_is_read_once(tmp_path: Path) -> None:
+    split = write_toy(tmp_path / "toy.h5").split("test")
+    assert split.labels is split.labels
+    assert split.paths is split.paths
+
+
+@pytest.mark.parametrize("name", ["features", "norms", "labels", "paths"])
+def test_a_changed_byte_is_refused_by_whoever_reads_it(tmp_path: Path, name: str) -> None:
+    path = write_toy(tmp_path / "toy.h5").path
+    with h5py.File(path) as file:
+        offset = file[f"train/{name}"].id.get_offset()
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+    split = FeatureStore.open(path).split("train")
+    with pytest.raises(UserError, match=f"damaged: the bytes of train/{name} are not the ones"):
+        split.features([5], unit=False) if name in ("features", "norms") else getattr(split, name)
 
 
 def test_a_store_pickles(tmp_path: Path) -> None:

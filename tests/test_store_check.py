@@ -52,11 +52,9 @@ def test_one_changed_byte_is_found(tmp_path: Path, name: str) -> None:
     content = bytearray(path.read_bytes())
     content[offset] ^= 1
     path.write_bytes(content)
-    problems = verify(path)
-    if name == "identity":
-        assert problems == [f"{path} is damaged or cut short; delete it and extract again"]
-    else:
-        assert problems == [f"/{name}: its bytes are not the ones that were written"]
+    (problem,) = verify(path)
+    assert name in problem
+    assert "not the ones that were written" in problem
 
 
 def test_any_changed_byte_at_all_is_found(tmp_path: Path) -> None:

@@ -73,7 +73,9 @@ def test_neither_layout_nor_precision_nor_size_of_the_input_matters(tmp_path: Pa
     assert columns.path.read_bytes() == plain.path.read_bytes()
     assert double.path.read_bytes() == plain.path.read_bytes()
     np.testing.assert_array_equal(huge.features("train"), plain.features("train"))
-    np.testing.assert_array_equal(huge.norms("train"), plain.norms("train") * 2.0**100)
+    np.testing.assert_array_equal(
+        huge.split("train").norms(), plain.split("train").norms() * 2.0**100
+    )
 
 
 def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
@@ -186,7 +188,7 @@ def test_every_declared_row_is_written_once(tmp_path: Path) -> None:
         pass
     assert list(tmp_path.iterdir()) == []
     write(path, (4, raw_features(2, DIM)), four)
-    assert FeatureStore.open(path).encoded("train").tolist() == list(range(6))
+    assert FeatureStore.open(path).split("train").encoded.tolist() == list(range(6))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])

@@ -139,11 +139,9 @@ def _prompts(
     """Each class's sentences."""
     if fitted.text is None:
         return ()
-    recipe = fitted.method.text_recipe
-    _, labels = store.prompts(recipe, prompt_set)
-    sentences = store.sentences(recipe, prompt_set)
+    text = store.class_text(fitted.method.text_recipe, prompt_set)
     by_class: list[list[str]] = [[] for _ in store.classnames]
-    for sentence, label in zip(sentences, labels, strict=True):
+    for sentence, label in zip(text.sentences, text.labels.tolist(), strict=True):
         by_class[label].append(sentence)
     return tuple(map(tuple, by_class))
 

@@ -304,7 +304,7 @@ def _pairs(bench: Bench, left_out: dict[str, None]) -> Iterator[_Pair]:
                     raise UserError(f"{tested.dataset} is the source and so no target; drop it")
                 continue
             shares = learned is tested or shared_classes(learned, tested) is not None
-            n_views = learned.n_views("train") if "train" in learned.splits else 0
+            n_views = learned.split("train").n_views if "train" in learned.splits else 0
             yield _Pair(learned, tested, shares, max(1, n_views))
 
 

@@ -124,7 +124,7 @@ def run(
     stored = store if learner.images is None else None
     if stored is not None:
         batches = _stored(stored, sample.train)
-        n_views = max(1, stored.n_views("train"))
+        n_views = max(1, stored.split("train").n_views)
     else:
         paths = [item.path for item in items]
         tested = [item.path for item in source.splits["test"]]
@@ -213,8 +213,9 @@ def _require_same_images(store: FeatureStore, source: Source) -> None:
 
 def _stored(store: FeatureStore, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Batches:
     """Features (B, D) from the store: in each epoch another view, or the center crop."""
-    if store.n_views("train"):
-        views = torch.from_numpy(store.views("train", rows))
+    train = store.split("train")
+    if train.n_views:
+        views = torch.from_numpy(train.views(rows))
     else:
         views = torch.from_numpy(store.features("train", rows))[None]
     return lambda chosen, epoch: views[epoch % len(views)][chosen]

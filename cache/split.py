@@ -1,0 +1,124 @@
+"""One split of a store: its labels, its images' paths, and the features of any of its rows."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cache.contents import Contents
+from cache.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Train, val or test of one store. What is read of it is kept as long as it is.
+
+    Attributes:
+        contents: The store's arrays.
+        name: `train`, `val` or `test`.
+        only: The few shots that alone were encoded, such as {"shots": 4}; empty if all were.
+        remake: The command that encodes more of it.
+    """
+
+    contents: Contents
+    name: str
+    only: str
+    remake: str
+
+    def __len__(self) -> int:
+        """N, every image of the split, those not encoded included."""
+        return self.contents.places[f"{self.name}/labels"].shape[0]
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) class ids of every image, those not encoded included."""
+        return self._integers("labels")
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """N paths, relative to the dataset's root, POSIX."""
+        return self.contents.strings(f"{self.name}/paths")
+
+    @cached_property
+    def encoded(self) -> NDArray[np.int64]:
+        """(n,) rows that have features, ascending; all N but for few-shot stores."""
+        return self._integers("rows") if self._has("rows") else np.arange(len(self))
+
+    @property
+    def n_views(self) -> int:
+        """V, the augmented views stored for each of some images; 0 without any."""
+        return self.contents.places[f"{self.name}/views"].shape[0] if self._has("views") else 0
+
+    def features(self, rows: ArrayLike | None = None, *, unit: bool = True) -> NDArray[np.float32]:
+        """(n, D) features of the given rows, in the order given, repeats included.
+
+        Args:
+            rows: (n,) rows of the split; without it all N, which must all have been encoded.
+            unit: Unit norm; else as the encoder gave them.
+
+        Raises:
+            UserError: A row was not encoded, or the store is damaged.
+        """
+        at = self._positions(rows, self.encoded)
+        features = self.contents.rows(f"{self.name}/features", at)
+        if not unit:
+            features *= self._norms[at, None]
+        return features
+
+    def norms(self, rows: ArrayLike | None = None) -> NDArray[np.float32]:
+        """(n,) norms of the features as the encoder gave them; rows as in `features`."""
+        return self._norms[self._positions(rows, self.encoded)]
+
+    def views(self, rows: ArrayLike, *, unit: bool = True) -> NDArray[np.float32]:
+        """(V, n, D) augmented views of the given rows, in the order given, repeats included.
+
+        Raises:
+            UserError: No views in this store, or none of one of the rows.
+        """
+        if not self._has("views"):
+            raise UserError(
+                f"{self.contents.path} holds no augmented {self.name} views; "
+                f"run {self.remake} --views V"
+            )
+        at = self._positions(rows, self._integers("view_rows"), "views of ")
+        n_views, n_rows, dim = self.contents.places[f"{self.name}/views"].shape
+        flat = (np.arange(n_views)[:, None] * n_rows + at).ravel()
+        views = self.contents.rows(f"{self.name}/views", flat).reshape(n_views, len(at), dim)
+        if not unit:
+            views *= self.contents.array(f"{self.name}/view_norms")[:, at, None]
+        return views
+
+    @cached_property
+    def _norms(self) -> NDArray[np.float32]:
+        return np.asarray(self.contents.array(f"{self.name}/norms"), np.float32)
+
+    def _has(self, name: str) -> bool:
+        return f"{self.name}/{name}" in self.contents
+
+    def _integers(self, name: str) -> NDArray[np.int64]:
+        return np.asarray(self.contents.array(f"{self.name}/{name}"), np.int64)
+
+    def _positions(
+        self, rows: ArrayLike | None, present: NDArray[np.int64], what: str = ""
+    ) -> NDArray[np.int64]:
+        """Where the rows of the split are in a matrix that holds only the rows `present`."""
+        n_rows = len(self)
+        wanted = np.arange(n_rows) if rows is None else np.asarray(rows)
+        if wanted.size == 0:
+            return np.empty(0, np.int64)
+        if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
+            raise TypeError(f"rows must be (n,) integers; got {wanted.dtype} {wanted.shape}")
+        if wanted.min() < 0 or wanted.max() >= n_rows:
+            raise IndexError(f"rows must be in 0..{n_rows - 1}; got {wanted.min()}..{wanted.max()}")
+        at = np.minimum(np.searchsorted(present, wanted), len(present) - 1)
+        missing = wanted[present[at] != wanted]
+        if missing.size:
+            raise UserError(
+                f"{self.contents.path} holds {what}{len(present)} of {n_rows} {self.name} images "
+                f"({self.only or 'given rows'}), not row {missing[0]}; to encode more run "
+                f"{self.remake}"
+            )
+        return at
