@@ -7,26 +7,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cache.errors import UserError
-from fewshot import SupportSet
 from fewshot.methods.ape import APE, best_channels
 from fewshot.methods.tip_adapter import TipAdapter
 from fewshot.model_selection.tuning import sweep
-from fewshot.text import Text
+from tests.toys import task
 
 N_CLASSES = 5
-
-
-def vectors(seed: int, *shape: int) -> Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
-
-
-def task(n_views: int = 0, left_out: int = 2) -> tuple[SupportSet, Text, Tensor]:
-    centers = vectors(0, N_CLASSES, 12)
-    labels = torch.arange(N_CLASSES).repeat(4)[: 20 - left_out]
-    features = normalize(centers[labels] + vectors(1, len(labels), 12))
-    views = normalize(features + 0.3 * vectors(2, n_views, len(labels), 12), dim=-1)
-    support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
-    return support, Text(normalize(centers + vectors(3, N_CLASSES, 12))), vectors(4, 40, 12)
 
 
 def naive_criterion(text: Tensor, samples: Tensor, labels: Tensor, balance: float) -> Tensor:
@@ -47,7 +33,7 @@ def naive_criterion(text: Tensor, samples: Tensor, labels: Tensor, balance: floa
 def test_the_channels_are_those_of_the_largest_criterion(
     share: float, count: int, balance: float, left_out: int
 ) -> None:
-    support, text, _ = task(left_out=left_out)
+    support, text, _ = task(N_CLASSES, left_out=left_out)
     samples = torch.cat([text.features, support.features])
     labels = torch.cat([torch.arange(N_CLASSES), support.labels])
     criterion = naive_criterion(text.features, samples, labels, balance)
@@ -57,7 +43,7 @@ def test_the_channels_are_those_of_the_largest_criterion(
 
 @pytest.mark.parametrize("n_views", [0, 3])
 def test_the_logits_are_the_papers_key_by_key(n_views: int) -> None:
-    support, text, query = task(n_views)
+    support, text, query = task(N_CLASSES, n_views=n_views, left_out=2)
     t = text.features.double()
     keys = support.features if support.views is None else normalize(support.views.mean(dim=0))
     keys = keys.double()
@@ -84,7 +70,7 @@ def test_the_logits_are_the_papers_key_by_key(n_views: int) -> None:
 
 
 def test_with_all_channels_and_all_images_alike_it_is_tip_adapter() -> None:
-    support, text, query = task(2)
+    support, text, query = task(N_CLASSES, n_views=2, left_out=2)
     torch.testing.assert_close(
         APE(2.0, 3.0, 0.0, channels=1.0).fit(support, text).logits(query),
         TipAdapter(2.0, 3.0).fit(support, text).logits(query),
@@ -92,7 +78,7 @@ def test_with_all_channels_and_all_images_alike_it_is_tip_adapter() -> None:
 
 
 def test_a_sweep_over_scoring_and_channels_equals_fitting_each() -> None:
-    support, text, query = task(2)
+    support, text, query = task(N_CLASSES, n_views=2, left_out=2)
     grid = {
         "gamma": (0.0, 0.5),
         "channels": (0.4, 0.8),
@@ -108,7 +94,7 @@ def test_a_sweep_over_scoring_and_channels_equals_fitting_each() -> None:
 
 def test_it_says_that_it_needs_text() -> None:
     with pytest.raises(UserError, match="ape needs text features"):
-        APE().fit(task()[0], None)
+        APE().fit(task(N_CLASSES, left_out=2)[0], None)
 
 
 @pytest.mark.parametrize(

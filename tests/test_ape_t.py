@@ -4,35 +4,21 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize, one_hot
+from torch.nn.functional import cross_entropy, one_hot
 
 from cache.errors import UserError
-from fewshot import SupportSet
 from fewshot.methods.ape import best_channels
 from fewshot.methods.ape_t import APET
 from fewshot.methods.tip_adapter import TipAdapter
 from fewshot.model_selection.tuning import sweep
-from fewshot.text import Text
+from tests.toys import task
 
 N_CLASSES = 5
 
 
-def vectors(seed: int, *shape: int) -> Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
-
-
-def task(n_views: int = 0) -> tuple[SupportSet, Text, Tensor]:
-    centers = vectors(0, N_CLASSES, 12)
-    labels = torch.arange(N_CLASSES).repeat(4)[:-2]
-    features = normalize(centers[labels] + vectors(1, len(labels), 12))
-    views = normalize(features + 0.3 * vectors(2, n_views, len(labels), 12), dim=-1)
-    support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
-    return support, Text(normalize(centers + vectors(3, N_CLASSES, 12))), vectors(4, 40, 12)
-
-
 @pytest.mark.parametrize("n_views", [0, 3])
 def test_training_is_adamw_on_residuals_and_weights_by_a_cosine_per_step(n_views: int) -> None:
-    support, text, query = task(n_views)
+    support, text, query = task(N_CLASSES, n_views=n_views, left_out=2)
     method = APET(2.0, 3.0, 5.0, 1.5, 0.6, 0.4, 0.01, 0.2, epochs=4, batch_size=7, logit_scale=20.0)
     n, t = len(support.labels), text.features
     chosen = best_channels(t, t, torch.arange(N_CLASSES), 0.6, 0.4)
@@ -73,7 +59,7 @@ def test_training_is_adamw_on_residuals_and_weights_by_a_cosine_per_step(n_views
 
 
 def test_untrained_on_all_channels_it_is_tip_adapter() -> None:
-    support, text, query = task(2)
+    support, text, query = task(N_CLASSES, n_views=2, left_out=2)
     torch.testing.assert_close(
         APET(2.0, 3.0, channels=1.0, epochs=0).fit(support, text).logits(query),
         TipAdapter(2.0, 3.0).fit(support, text).logits(query),
@@ -81,7 +67,7 @@ def test_untrained_on_all_channels_it_is_tip_adapter() -> None:
 
 
 def test_a_sweep_over_scoring_and_training_equals_fitting_each() -> None:
-    support, text, query = task(2)
+    support, text, query = task(N_CLASSES, n_views=2, left_out=2)
     grid = {"alpha": (0.5, 4.0), "train_alpha": (1.0, 5.0), "beta": (1.0, 6.0)}
     swept = list(sweep(APET(epochs=3), grid, support, text, query))
     assert len({method for method, _ in swept}) == 8
@@ -92,7 +78,7 @@ def test_a_sweep_over_scoring_and_training_equals_fitting_each() -> None:
 
 def test_it_says_that_it_needs_text() -> None:
     with pytest.raises(UserError, match="ape-t needs text features"):
-        APET().fit(task()[0], None)
+        APET().fit(task(N_CLASSES, left_out=2)[0], None)
 
 
 @pytest.mark.parametrize(

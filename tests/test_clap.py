@@ -13,21 +13,16 @@ from fewshot.methods.zero_shot import ZeroShot
 from fewshot.methods.zs_lp import ZSLP
 from fewshot.support import SupportSet
 from fewshot.text import Text
+from tests.toys import support_near, vectors
 
 N_CLASSES, DIM = 5, 12
-
-
-def vectors(seed: int, *shape: int) -> Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
 def task(shots: int = 4, n_views: int = 0) -> tuple[SupportSet, Text, Tensor]:
     """Text of norms 7 to 11; the last two classes lack an image."""
     labels = torch.arange(N_CLASSES).repeat(shots)[: N_CLASSES * shots - 2 * (shots > 1)]
     centers = vectors(3, N_CLASSES, DIM)
-    features = normalize(centers[labels] + vectors(1, len(labels), DIM))
-    views = normalize(features + 0.3 * vectors(2, n_views, len(labels), DIM), dim=-1)
-    support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
+    support = support_near(centers, labels, n_views=n_views)
     text = torch.linspace(7, 11, N_CLASSES)[:, None] * normalize(
         centers + vectors(5, N_CLASSES, DIM)
     )

@@ -13,21 +13,16 @@ from fewshot.methods.zero_shot import ZeroShot
 from fewshot.model_selection.tuning import sweep
 from fewshot.support import SupportSet
 from fewshot.text import Text
+from tests.toys import support_near, vectors
 
 N_CLASSES, DIM = 5, 12
-
-
-def vectors(seed: int, *shape: int) -> Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
 def task(shots: int = 4, n_views: int = 0, n_prompts: int = 3) -> tuple[SupportSet, Text, Tensor]:
     """Prompts of which the first class has one more; none of them is a class's mean."""
     labels = torch.arange(N_CLASSES).repeat(shots)
     centers = vectors(3, N_CLASSES, DIM)
-    features = normalize(centers[labels] + vectors(1, len(labels), DIM))
-    views = normalize(features + 0.3 * vectors(2, n_views, len(labels), DIM), dim=-1)
-    support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
+    support = support_near(centers, labels, n_views=n_views)
     whose = torch.cat([torch.arange(N_CLASSES).repeat(n_prompts), torch.tensor([0])])
     prompts = normalize(centers[whose] + vectors(5, len(whose), DIM))
     return support, Text(centers, prompts, whose), vectors(4, 40, DIM)

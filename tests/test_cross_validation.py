@@ -23,13 +23,10 @@ from fewshot.model_selection.folds import folds
 from fewshot.model_selection.near_duplicates import scenes
 from fewshot.model_selection.tuning import Score, best
 from fewshot.text import Text
+from tests.toys import vectors
 
 N_CLASSES = 4
 COUNTS = (9, 6, 4, 1)
-
-
-def vectors(seed: int, *shape: int) -> Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
 def task(noise: float = 1.2) -> tuple[SupportSet, Text]:

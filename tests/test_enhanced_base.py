@@ -11,25 +11,20 @@ from cache.errors import UserError
 from fewshot import SupportSet
 from fewshot.parts.enhanced_base import tower_end, tune_projection
 from fewshot.text import Text
+from tests.toys import support_near, vectors
 
 N_CLASSES, DIM, WIDTH = 5, 12, 15
-
-
-def vectors(seed: int, *shape: int) -> Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
 def task(shots: int = 4, n_views: int = 0) -> tuple[SupportSet, Text, Tensor]:
     """Support about class centers, raw text about the same, and a query."""
     centers = vectors(0, N_CLASSES, DIM)
     labels = torch.arange(N_CLASSES).repeat(shots)
-    features = normalize(centers[labels] + 0.8 * vectors(1, len(labels), DIM))
-    views = normalize(features + 0.3 * vectors(2, n_views, len(labels), DIM), dim=-1)
     projection = vectors(5, WIDTH, DIM)
     norms = torch.linspace(7, 11, N_CLASSES)[:, None]
     raw = norms * normalize(centers + 0.8 * vectors(3, N_CLASSES, DIM))
     text = Text(raw, pooled=raw @ torch.linalg.pinv(projection), projection=projection)
-    support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
+    support = support_near(centers, labels, n_views=n_views, noise=0.8)
     return support, text, vectors(4, 30, DIM)
 
 

@@ -10,20 +10,15 @@ from cache.errors import UserError
 from fewshot import GDA, SupportSet, ZeroShot
 from fewshot.model_selection.tuning import sweep
 from fewshot.text import Text
+from tests.toys import support_near, vectors
 
 N_CLASSES = 5
-
-
-def vectors(seed: int, *shape: int) -> Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
 def task(shots: int = 6, dim: int = 12, n_views: int = 0) -> tuple[SupportSet, Text, Tensor]:
     centers = vectors(0, N_CLASSES, dim)
     labels = torch.arange(N_CLASSES).repeat(shots)
-    features = normalize(centers[labels] + vectors(1, len(labels), dim))
-    views = normalize(features + 0.3 * vectors(2, n_views, len(labels), dim), dim=-1)
-    support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
+    support = support_near(centers, labels, n_views=n_views)
     return support, Text(vectors(3, N_CLASSES, dim)), vectors(4, 40, dim)
 
 

@@ -12,12 +12,9 @@ from cache.errors import UserError
 from fewshot import SupportSet, ZeroShot
 from fewshot.methods import GDAEM
 from fewshot.text import Text
+from tests.toys import vectors
 
 N_CLASSES = 5
-
-
-def vectors(seed: int, *shape: int) -> Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
 def task(n: int = 60, dim: int = 12) -> tuple[Tensor, Text, Tensor, Tensor]:

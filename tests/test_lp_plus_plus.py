@@ -10,21 +10,16 @@ from fewshot.methods.lp_plus_plus import LPPlusPlus
 from fewshot.model_selection.tuning import sweep
 from fewshot.support import SupportSet
 from fewshot.text import Text
+from tests.toys import support_near, vectors
 
 N_CLASSES = 5
-
-
-def vectors(seed: int, *shape: int) -> Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
 def task(shots: int = 4, dim: int = 12, n_views: int = 0) -> tuple[SupportSet, Text, Tensor]:
     """Text says little of the images, or training had nothing to do; two classes lack an image."""
     labels = torch.arange(N_CLASSES).repeat(shots)[: N_CLASSES * shots - 2 * (shots > 1)]
     centers = vectors(3, N_CLASSES, dim)
-    features = normalize(centers[labels] + 2 * vectors(1, len(labels), dim))
-    views = normalize(features + 0.3 * vectors(2, n_views, len(labels), dim), dim=-1)
-    support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
+    support = support_near(centers, labels, n_views=n_views, noise=2)
     text = normalize(0.2 * centers + vectors(5, N_CLASSES, dim))
     return support, Text(text), vectors(4, 40, dim)
 

@@ -15,6 +15,7 @@ from fewshot import METHODS, NearestMean, SupportSet, ZeroShot, configure
 from fewshot.classifier import Generalizer, Method, variants
 from fewshot.model_selection.tuning import sweep
 from fewshot.text import Text
+from tests.toys import vectors
 
 N_CLASSES = 5
 N_PROMPTS = 3
@@ -28,10 +29,6 @@ NOT_LINEAR_IN_THE_LOGIT_SCALE = {
 
 # Of methods that not every setting lets classify classes without images, one that does.
 GENERALIZING: dict[str, dict[str, Any]] = {"taskres": {"residual": "image"}}
-
-
-def vectors(seed: int, *shape: int) -> Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,10 +15,7 @@ from fewshot.model_selection.near_duplicates import (
     scene_threshold,
     scenes,
 )
-
-
-def vectors(seed: int, *shape: int) -> Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+from tests.toys import vectors
 
 
 def naive_groups(features: Tensor, threshold: float) -> list[int]:

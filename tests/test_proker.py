@@ -12,12 +12,9 @@ from fewshot import SupportSet, ZeroShot
 from fewshot.methods import ProKeR, proker
 from fewshot.model_selection.tuning import sweep
 from fewshot.text import Text
+from tests.toys import vectors
 
 N_CLASSES = 5
-
-
-def vectors(seed: int, *shape: int) -> Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
 def task(shots: int = 4, dim: int = 10, n_views: int = 0) -> tuple[SupportSet, Text, Tensor]:

@@ -6,18 +6,15 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge as LeastSquares
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import one_hot
 
 from cache.errors import UserError
 from fewshot import Ridge, SupportSet, ZeroShot
 from fewshot.model_selection.tuning import sweep
 from fewshot.text import Text
+from tests.toys import vectors
 
 N_CLASSES = 5
-
-
-def vectors(seed: int, *shape: int) -> Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
 def task(shots: int, dim: int, n_views: int = 0) -> tuple[SupportSet, Text, Tensor]:

@@ -14,20 +14,15 @@ from fewshot.methods.text_probe import TextProbe
 from fewshot.methods.zero_shot import ZeroShot
 from fewshot.support import SupportSet
 from fewshot.text import Text
+from tests.toys import support_near, vectors
 
 N_CLASSES = 5
-
-
-def vectors(seed: int, *shape: int) -> Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
 def task(shots: int = 4, dim: int = 12, n_views: int = 0) -> tuple[SupportSet, Text, Tensor]:
     labels = torch.arange(N_CLASSES).repeat(shots)
     centers = vectors(3, N_CLASSES, dim)
-    features = normalize(centers[labels] + vectors(1, len(labels), dim))
-    views = normalize(features + 0.3 * vectors(2, n_views, len(labels), dim), dim=-1)
-    support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
+    support = support_near(centers, labels, n_views=n_views)
     return support, Text(centers), vectors(4, 40, dim)
 
 

@@ -4,7 +4,7 @@ from itertools import product
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import one_hot
 
 from cache.errors import UserError
 from fewshot import METHODS, SupportSet, ZeroShot
@@ -12,28 +12,15 @@ from fewshot.methods.tip_adapter import TipAdapter
 from fewshot.model_selection.tuning import sweep
 from fewshot.parts.key_value_cache import KeyValueCache
 from fewshot.parts.tip_search import SCALES, published_grid, published_search
-from fewshot.text import Text
+from tests.toys import task, vectors
 
 N_CLASSES = 5
-
-
-def vectors(seed: int, *shape: int) -> Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
-
-
-def task(n_views: int = 0, shots: int = 4, dim: int = 12) -> tuple[SupportSet, Text, Tensor]:
-    centers = vectors(0, N_CLASSES, dim)
-    labels = torch.arange(N_CLASSES).repeat(shots)[: N_CLASSES * shots - 2]
-    features = normalize(centers[labels] + vectors(1, len(labels), dim))
-    views = normalize(features + 0.3 * vectors(2, n_views, len(labels), dim), dim=-1)
-    support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
-    return support, Text(normalize(centers + vectors(3, N_CLASSES, dim))), vectors(4, 40, dim)
 
 
 @pytest.mark.parametrize("n_views", [0, 3])
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 5.5), (3.0, 0.0), (0.2, 40.0)])
 def test_the_logits_are_the_papers_key_by_key(alpha: float, beta: float, n_views: int) -> None:
-    support, text, query = task(n_views)
+    support, text, query = task(N_CLASSES, n_views=n_views, left_out=2)
     expected = torch.zeros(40, N_CLASSES, dtype=torch.float64)
     for m, f in enumerate(query.double()):
         expected[m] = 30 * text.features.double() @ f
@@ -48,7 +35,7 @@ def test_the_logits_are_the_papers_key_by_key(alpha: float, beta: float, n_views
 
 
 def test_alpha_zero_is_zero_shot() -> None:
-    support, text, query = task()
+    support, text, query = task(N_CLASSES, left_out=2)
     logits = TipAdapter(alpha=0.0).fit(support, text).logits(query)
     torch.testing.assert_close(logits, ZeroShot().fit(None, text).logits(query))
 
@@ -56,7 +43,7 @@ def test_alpha_zero_is_zero_shot() -> None:
 def test_a_query_of_many_blocks_is_classified_as_one_of_few(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    support, text, query = task()
+    support, text, query = task(N_CLASSES, left_out=2)
     whole = TipAdapter().fit(support, text).logits(query)
     monkeypatch.setattr("fewshot.parts.key_value_cache.BLOCK", 7 * len(support.labels))
     torch.testing.assert_close(TipAdapter().fit(support, text).logits(query), whole)
@@ -64,7 +51,7 @@ def test_a_query_of_many_blocks_is_classified_as_one_of_few(
 
 @pytest.mark.parametrize("order", [("alpha", "beta", "logit_scale"), ("logit_scale", "beta")])
 def test_a_sweep_equals_fitting_each_in_the_grids_order(order: tuple[str, ...]) -> None:
-    support, text, query = task(n_views=2)
+    support, text, query = task(N_CLASSES, n_views=2, left_out=2)
     values = {"alpha": (0.5, 4.0), "beta": (1.0, 6.0, 2.0), "logit_scale": (10.0, 50.0)}
     grid = {name: values[name] for name in order}
     swept = list(sweep(TipAdapter(), grid, support, text, query))
@@ -98,7 +85,7 @@ def test_the_published_search_finds_the_first_best_pair_of_the_naive_loop(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fewshot.parts.key_value_cache.BLOCK", 500)
-    support, _, query = task()
+    support, _, query = task(N_CLASSES, left_out=2)
     query = vectors(10 + seed, 300, 12).double()
     text = 8 * vectors(20 + seed, N_CLASSES, 12).double()
     generator = torch.Generator().manual_seed(seed)
@@ -117,7 +104,7 @@ def test_the_published_search_finds_the_first_best_pair_of_the_naive_loop(
 
 
 def test_where_all_images_vote_alike_the_search_counts_what_zero_shot_gets_right() -> None:
-    support, text, query = task()
+    support, text, query = task(N_CLASSES, left_out=2)
     support = support.subset(torch.arange(15))  # as many images of every class
     labels = torch.arange(40) % N_CLASSES
     cache = KeyValueCache(support.features, support.labels, N_CLASSES)
@@ -143,7 +130,7 @@ def test_the_published_grids_are_200_betas_and_20_alphas_below_the_scales() -> N
 def test_it_is_listed_and_says_that_it_needs_text() -> None:
     assert METHODS["tip-adapter"] is TipAdapter
     with pytest.raises(UserError, match="tip-adapter needs text features"):
-        TipAdapter().fit(task()[0], None)
+        TipAdapter().fit(task(N_CLASSES, left_out=2)[0], None)
 
 
 @pytest.mark.parametrize("field", ["alpha", "beta"])

@@ -14,26 +14,14 @@ from fewshot.methods.tip_adapter import TipAdapter
 from fewshot.methods.tip_adapter_f import TipAdapterF
 from fewshot.model_selection.tuning import sweep
 from fewshot.text import Text
+from tests.toys import task
 
 N_CLASSES = 5
 
 
-def vectors(seed: int, *shape: int) -> Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
-
-
-def task(n_views: int = 0) -> tuple[SupportSet, Text, Tensor]:
-    centers = vectors(0, N_CLASSES, 12)
-    labels = torch.arange(N_CLASSES).repeat(4)[:-2]
-    features = normalize(centers[labels] + vectors(1, len(labels), 12))
-    views = normalize(features + 0.3 * vectors(2, n_views, len(labels), 12), dim=-1)
-    support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
-    return support, Text(normalize(centers + vectors(3, N_CLASSES, 12))), vectors(4, 40, 12)
-
-
 @pytest.mark.parametrize("n_views", [0, 3])
 def test_training_is_adamw_on_the_keys_by_a_cosine_per_step(n_views: int) -> None:
-    support, text, query = task(n_views)
+    support, text, query = task(N_CLASSES, n_views=n_views, left_out=2)
     method = TipAdapterF(
         2.0, 3.0, 5.0, 1.5, lr=0.01, weight_decay=0.1, epochs=4, batch_size=7, logit_scale=20.0
     )
@@ -68,7 +56,7 @@ def test_training_is_adamw_on_the_keys_by_a_cosine_per_step(n_views: int) -> Non
 
 
 def test_untrained_it_is_tip_adapter() -> None:
-    support, text, query = task(2)
+    support, text, query = task(N_CLASSES, n_views=2, left_out=2)
     torch.testing.assert_close(
         TipAdapterF(2.0, 3.0, epochs=0).fit(support, text).logits(query),
         TipAdapter(2.0, 3.0).fit(support, text).logits(query),
@@ -76,7 +64,7 @@ def test_untrained_it_is_tip_adapter() -> None:
 
 
 def test_a_sweep_over_scoring_and_training_equals_fitting_each() -> None:
-    support, text, query = task(2)
+    support, text, query = task(N_CLASSES, n_views=2, left_out=2)
     grid = {"alpha": (0.5, 4.0), "train_alpha": (1.0, 5.0), "beta": (1.0, 6.0)}
     swept = list(sweep(TipAdapterF(epochs=3), grid, support, text, query))
     assert len({method for method, _ in swept}) == 8
@@ -101,7 +89,7 @@ def test_the_published_recipe_gets_82_percent_and_a_half_of_ucf101_right(shared:
 
 def test_it_says_that_it_needs_text() -> None:
     with pytest.raises(UserError, match="tip-adapter-f needs text features"):
-        TipAdapterF().fit(task()[0], None)
+        TipAdapterF().fit(task(N_CLASSES, left_out=2)[0], None)
 
 
 @pytest.mark.parametrize(

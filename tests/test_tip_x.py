@@ -11,21 +11,9 @@ from fewshot.methods.tip_adapter import TipAdapter
 from fewshot.methods.tip_x import TipX
 from fewshot.model_selection.tuning import sweep
 from fewshot.text import Text
+from tests.toys import task
 
 N_CLASSES = 5
-
-
-def vectors(seed: int, *shape: int) -> Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
-
-
-def task(n_views: int = 0) -> tuple[SupportSet, Text, Tensor]:
-    centers = vectors(0, N_CLASSES, 12)
-    labels = torch.arange(N_CLASSES).repeat(4)[:-2]
-    features = normalize(centers[labels] + vectors(1, len(labels), 12))
-    views = normalize(features + 0.3 * vectors(2, n_views, len(labels), 12), dim=-1)
-    support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
-    return support, Text(normalize(centers + vectors(3, N_CLASSES, 12))), vectors(4, 40, 12)
 
 
 def naive_logits(method: TipX, support: SupportSet, text: Text, query: Tensor) -> Tensor:
@@ -57,7 +45,7 @@ def naive_logits(method: TipX, support: SupportSet, text: Text, query: Tensor) -
 @pytest.mark.parametrize("n_views", [0, 3])
 @pytest.mark.parametrize("temperature", [0.5, 0.05])
 def test_the_logits_are_the_papers_key_by_key(temperature: float, n_views: int) -> None:
-    support, text, query = task(n_views)
+    support, text, query = task(N_CLASSES, n_views=n_views, left_out=2)
     method = TipX(2.0, 4.0, 3.0, temperature, logit_scale=30.0)
     expected = naive_logits(method, support, text, query)
     logits = method.fit(support, text).logits(query)
@@ -67,14 +55,14 @@ def test_the_logits_are_the_papers_key_by_key(temperature: float, n_views: int) 
 def test_the_scale_does_not_hang_on_how_many_rows_a_block_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    support, text, query = task(2)
+    support, text, query = task(N_CLASSES, n_views=2, left_out=2)
     whole = TipX().fit(support, text).logits(query)
     monkeypatch.setattr("fewshot.methods.tip_x.BLOCK", 5 * len(support.labels))
     torch.testing.assert_close(TipX().fit(support, text).logits(query), whole)
 
 
 def test_gamma_zero_is_tip_adapter() -> None:
-    support, text, query = task()
+    support, text, query = task(N_CLASSES, left_out=2)
     torch.testing.assert_close(
         TipX(2.0, 3.0, 0.0).fit(support, text).logits(query),
         TipAdapter(2.0, 3.0).fit(support, text).logits(query),
@@ -82,14 +70,14 @@ def test_gamma_zero_is_tip_adapter() -> None:
 
 
 def test_where_all_images_look_alike_every_vote_by_divergence_is_one() -> None:
-    support, text, query = task()
+    support, text, query = task(N_CLASSES, left_out=2)
     same = Text(text.features[:1].expand(N_CLASSES, -1))  # the class distributions are uniform
     logits = TipX(0.0, 1.0, 2.0, logit_scale=0.0).fit(support, same).logits(query)
     torch.testing.assert_close(logits, (2.0 * support.counts).expand(40, -1))
 
 
 def test_a_sweep_over_scoring_and_temperature_equals_fitting_each() -> None:
-    support, text, query = task(2)
+    support, text, query = task(N_CLASSES, n_views=2, left_out=2)
     grid = {
         "gamma": (0.0, 3.0),
         "temperature": (0.5, 0.1),
@@ -105,7 +93,7 @@ def test_a_sweep_over_scoring_and_temperature_equals_fitting_each() -> None:
 
 def test_it_says_that_it_needs_text() -> None:
     with pytest.raises(UserError, match="tip-x needs text features"):
-        TipX().fit(task()[0], None)
+        TipX().fit(task(N_CLASSES, left_out=2)[0], None)
 
 
 @pytest.mark.parametrize("field", ["alpha", "beta", "gamma"])

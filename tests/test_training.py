@@ -6,18 +6,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from fewshot import SupportSet
 from fewshot.training import Schedule, cosine_by_epoch, cosine_by_step, minimize
+from tests.toys import vectors
 
 N, DIM, N_CLASSES = 10, 6, 3
-
-
-def vectors(seed: int, *shape: int) -> Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
 def support(n_views: int = 0) -> SupportSet:

@@ -15,12 +15,9 @@ from fewshot.model_selection.tuning import sweep
 from fewshot.parts import neighbors as neighbors
 from fewshot.parts.neighbors import nearest
 from fewshot.text import Text
+from tests.toys import vectors
 
 N_CLASSES = 5
-
-
-def vectors(seed: int, *shape: int) -> Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
 def task(shots: int = 3, m: int = 40, dim: int = 12) -> tuple[SupportSet, Text, Tensor]:

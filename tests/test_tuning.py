@@ -12,20 +12,15 @@ from fewshot.classifier import Grid, LinearClassifier, Method, variants
 from fewshot.model_selection import tuning
 from fewshot.model_selection.tuning import Score, best, cross_validation, default_protocol, sweep
 from fewshot.text import Text, required
+from tests.toys import support_near, vectors
 
 N_CLASSES = 5
-
-
-def vectors(seed: int, *shape: int) -> Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
 def task(shots: int = 6, noise: float = 1.0, n_views: int = 0) -> tuple[SupportSet, Text]:
     centers = vectors(0, N_CLASSES, 16)
     labels = torch.arange(N_CLASSES).repeat(shots)
-    features = normalize(centers[labels] + noise * vectors(1, len(labels), 16))
-    views = normalize(features + 0.3 * vectors(2, n_views, len(labels), 16), dim=-1)
-    support = SupportSet(features, labels, N_CLASSES, views if n_views else None)
+    support = support_near(centers, labels, n_views=n_views, noise=noise)
     return support, Text(normalize(centers + vectors(3, N_CLASSES, 16)))
 
 
