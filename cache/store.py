@@ -99,13 +99,14 @@ class FeatureStore:
     dim: int
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path | str) -> Self:
         """The store at `path`, its header read and checked.
 
         Raises:
             UserError: Nothing there, no HDF5, another program's file, cut short, unfinished,
                 damaged, or written by a newer version.
         """
+        path = Path(path)
         found = stamp(path)
         if not h5py.is_hdf5(path):
             raise UserError(f"{path} is not an HDF5 file, so no feature store; name another")

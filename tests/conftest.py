@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -42,6 +41,8 @@ def shared() -> Path:
 
 
 def _random_clip(directory: Path, vision: dict[str, object]) -> Path:
+    import open_clip  # takes seconds, and most tests do without
+
     torch.manual_seed(0)
     model = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": TEXT}
     (directory / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
