@@ -14,7 +14,7 @@ from cache.encoder import Encoder, load, wrap
 from cache.errors import UserError
 from cache.store import FeatureStore
 from cli import main
-from fewshot.adapters.adapter import Adapter, Calibration, is_adapter, load_adapter
+from fewshot.adapters.adapter import Adapter, is_adapter, load_adapter
 from fewshot.adapters.classifiers import KINDS, put_together, take_apart
 from fewshot.adapters.description import describe
 from fewshot.adapters.making import fit_and_save, of_fitted
@@ -22,7 +22,7 @@ from fewshot.adapters.predictor import preprocessing, require_model, with_encode
 from fewshot.classifier import LinearClassifier
 from fewshot.fitting import Fitted, query
 from fewshot.methods import METHODS
-from fewshot.model_selection.calibrating import calibrate, cross_validated
+from fewshot.model_selection.calibration import Calibration, calibrate, calibrate_by_folds
 from fewshot.model_selection.folds import folds
 from fewshot.model_selection.near_duplicates import scenes
 from fewshot.support import SupportSet
@@ -93,12 +93,12 @@ def test_what_cross_validation_says_is_that_of_a_loop_over_folds(store: FeatureS
     fit = fitted(store, "ridge")
     assert fit.support is not None
     support, right = fit.support, 0
-    fold = folds(support.labels, groups=scenes(support.features, support.labels))
+    fold = folds(support.labels, groups=scenes(support.features, support.labels), seed=1)
     for i in range(len(support.labels)):
         train = support.subset(fold != fold[i])
         logits = fit.method.fit(train, fit.text).logits(support.features[i : i + 1])
         right += int(logits.argmax() == support.labels[i])
-    known = cross_validated(fit)
+    known = calibrate_by_folds(fit.method, fit.support, fit.text)
     assert (known.source, known.images) == ("cv", 16)
     assert known.accuracy == pytest.approx(right / 16)
     assert known.interval is not None
@@ -106,9 +106,10 @@ def test_what_cross_validation_says_is_that_of_a_loop_over_folds(store: FeatureS
 
 
 def test_nothing_is_known_of_how_sure_zero_shot_or_one_shot_is(store: FeatureStore) -> None:
-    assert cross_validated(fitted(store, "zero-shot")) == Calibration()
+    none = fitted(store, "zero-shot")
+    assert calibrate_by_folds(none.method, none.support, none.text) == Calibration()
     one = fewshot.fit(store, fewshot.GDA(), shots=1)
-    assert cross_validated(one) == Calibration()
+    assert calibrate_by_folds(one.method, one.support, one.text) == Calibration()
     assert "not calibrated" in of_fitted(one, store, calibration=Calibration()).summary()
 
 
@@ -306,7 +307,7 @@ def test_images_of_one_scene_do_not_vouch_for_one_another(store: FeatureStore) -
     features = normalize(noise, dim=1).repeat(3, 1)  # each image three times
     support = SupportSet(features, (torch.arange(32) % 4).repeat(3), 4)
     fit = replace(fitted(store, "nearest-mean"), support=support, text=None)
-    known = cross_validated(fit)
+    known = calibrate_by_folds(fit.method, fit.support, fit.text)
     assert known.images == 96
     assert known.accuracy is not None
     assert known.accuracy < 0.5  # 1.0 where a copy is learned from

@@ -14,7 +14,6 @@ from PIL import Image
 from cache.preflight import check
 from cache.source import Item, Source
 from cache.store import FeatureStore
-from fewshot.adapters.adapter import Calibration
 from fewshot.adapters.making import of_fitted
 from fewshot.automatic.commands import commands
 from fewshot.automatic.diagnostics import diagnose
@@ -27,7 +26,8 @@ from fewshot.automatic.page.galleries import GROUPS, SHOWN
 from fewshot.automatic.page.pieces import Cell, copyable, number, table, text
 from fewshot.automatic.page.thumbnails import Thumbnails
 from fewshot.automatic.pipeline import auto
-from fewshot.model_selection.learning_curve import LearningCurve, Point, Prediction
+from fewshot.model_selection.calibration import Calibration
+from fewshot.model_selection.learning_curve import CurvePoint, Forecast, LearningCurve
 from fewshot.model_selection.near_duplicates import Conflict
 from tests.auto_photos import digit, draw_digits
 from tests.small_stores import write_store
@@ -261,8 +261,8 @@ def test_what_is_copied_may_be_more_than_what_is_shown() -> None:
 
 
 def test_the_curve_tells_its_points_in_words_and_tells_forecasts_apart() -> None:
-    points = (Point(1, 10.0, 0.5, 0.02), Point(2, 20.0, 0.6, 0.0))
-    more = (Prediction(2, 0.7, (0.65, 0.8), 0.1, (0.05, 0.2)),)
+    points = (CurvePoint(1, 10.0, 0.5, 0.02), CurvePoint(2, 20.0, 0.6, 0.0))
+    more = (Forecast(2, 0.7, (0.65, 0.8), 0.1, (0.05, 0.2)),)
     drawn = curve_svg(LearningCurve(points, more), 25, 0.4)
     assert 'aria-label="10 labeled photos, measured: 50.0 in 100 right (48.0 to 52.0)"' in drawn
     assert 'aria-label="20 labeled photos, measured: 60.0 in 100 right"' in drawn

@@ -23,7 +23,8 @@ from fewshot.automatic.pipeline import auto
 from fewshot.classifier import variants
 from fewshot.methods import METHODS
 from fewshot.metrics import wilson
-from fewshot.model_selection.cross_validation import tune_unbalanced
+from fewshot.model_selection.folds import folds
+from fewshot.model_selection.tuning import tune
 from fewshot.parts import memory
 from fewshot.settings import configure
 from tests.auto_photos import digit, draw_digits
@@ -111,8 +112,8 @@ def test_the_winner_is_tuned_on_all_labels_before_it_is_fitted(mixed: Outcome) -
     support_of, text_for = inputs(mixed.store)
     ridge = configure("ridge", logit_scale=mixed.store.logit_scale)
     fitted = refit(mixed.store, replace(mixed.validation, method=ridge), support_of, text_for)
-    groups = mixed.validation.groups
-    tuned = tune_unbalanced(ridge, support_of(ridge), text_for(ridge), groups=groups)
+    fold = folds(mixed.validation.labels, groups=mixed.validation.groups, n_folds=4, seed=1)
+    tuned = tune(ridge, support_of(ridge), text_for(ridge), protocol="cv", fold=fold)
     assert fitted.method == tuned != ridge
     assert fitted.n_images == len(mixed.validation.labels)
 

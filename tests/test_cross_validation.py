@@ -11,17 +11,12 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.nn.functional import cross_entropy, normalize
 
 from cache.errors import UserError
-from fewshot import GDA, LinearProbe, NearestMean, SupportSet, ZeroShot
+from fewshot import GDA, LinearProbe, NearestMean, SupportSet
 from fewshot.classifier import Grid, LinearClassifier, Method, variants
-from fewshot.model_selection.cross_validation import (
-    Failed,
-    OutOfFold,
-    cross_validate,
-    tune_unbalanced,
-)
+from fewshot.model_selection.cross_validation import Failed, OutOfFold, cross_validate
 from fewshot.model_selection.folds import folds
 from fewshot.model_selection.near_duplicates import scenes
-from fewshot.model_selection.tuning import Score, best
+from fewshot.model_selection.tuning import Score, best, tune
 from fewshot.text import Text
 from tests.toys import vectors
 
@@ -37,9 +32,9 @@ def task(noise: float = 1.2) -> tuple[SupportSet, Text]:
     return SupportSet(features, labels, N_CLASSES), Text(normalize(centers + vectors(2, 4, 16)))
 
 
-def tried(method: Method, fold: Tensor, tune: bool = True) -> OutOfFold:
+def out_of_fold(method: Method, fold: Tensor, *, tuned: bool = True) -> OutOfFold:
     support, text = task()
-    found = cross_validate(method, lambda _: support, lambda _: text, fold, tune=tune)
+    found = cross_validate(method, lambda _: support, lambda _: text, fold, tune=tuned)
     assert isinstance(found, OutOfFold)
     return found
 
@@ -58,36 +53,33 @@ def tuned_by_hand(method: Method, support: SupportSet, text: Text, fold: Tensor)
 
 def test_tuning_bears_a_class_of_one_image_and_finds_what_a_loop_over_refits_finds() -> None:
     support, text = task()
-    fold = folds(support.labels, n_folds=4)
-    assert tune_unbalanced(GDA(), support, text) == tuned_by_hand(GDA(), support, text, fold)
+    fold = folds(support.labels, n_folds=4, seed=1)
+    tuned = tune(GDA(), support, text, protocol="cv", fold=fold)
+    assert tuned == tuned_by_hand(GDA(), support, text, fold)
 
 
 def test_tuning_keeps_groups_together() -> None:
     support, text = task()
     groups = torch.arange(20) // 2
-    fold = folds(support.labels, groups=groups, n_folds=4)
+    fold = folds(support.labels, groups=groups, n_folds=4, seed=1)
     expected = tuned_by_hand(GDA(), support, text, fold)
-    assert tune_unbalanced(GDA(), support, text, groups=groups) == expected
+    assert tune(GDA(), support, text, protocol="cv", fold=fold) == expected
 
 
 def test_where_nothing_can_be_held_out_the_method_stays_as_it_is() -> None:
     support, text = task()
     few = support.subset(torch.tensor([0, 9, 15, 19]))
-    assert tune_unbalanced(GDA(alpha=3.5), few, text) == GDA(alpha=3.5)
-
-
-def test_a_method_without_a_grid_is_not_fitted_to_be_tuned() -> None:
-    support, _ = task()
-    assert tune_unbalanced(ZeroShot(), support, None) == ZeroShot()
+    fold = folds(few.labels, n_folds=4, seed=1)
+    assert tune(GDA(alpha=3.5), few, text, protocol="cv", fold=fold) == GDA(alpha=3.5)
 
 
 def test_logits_are_those_of_a_classifier_tuned_and_fitted_without_the_image() -> None:
     support, text = task()
-    fold = folds(support.labels, n_folds=3)
-    found = tried(GDA(), fold)
+    fold = folds(support.labels, n_folds=3, seed=1)
+    found = out_of_fold(GDA(), fold)
     for k in range(3):
         train = support.subset(fold != k)
-        within = folds(train.labels, n_folds=4)
+        within = folds(train.labels, n_folds=4, seed=1)
         method = tuned_by_hand(GDA(), train, text, within)
         rows = fold == k
         logits = method.fit(train, text).logits(support.features[rows])
@@ -98,7 +90,7 @@ def test_logits_are_those_of_a_classifier_tuned_and_fitted_without_the_image() -
 
 def test_correct_and_judged_say_what_the_logits_do() -> None:
     support, _ = task()
-    found = tried(NearestMean(), folds(support.labels))
+    found = out_of_fold(NearestMean(), folds(support.labels, seed=1))
     assert found.judged.tolist() == [True] * 19 + [False]
     assert found.logits[19].isnan().all()
     predicted = found.logits.argmax(dim=1)
@@ -110,7 +102,7 @@ def test_correct_and_judged_say_what_the_logits_do() -> None:
 
 
 def test_probabilities_are_softmax_at_the_temperature() -> None:
-    found = tried(NearestMean(), folds(task()[0].labels))
+    found = out_of_fold(NearestMean(), folds(task()[0].labels, seed=1))
     p = found.probabilities(3.0)[:19]
     labels = task()[0].labels[:19]
     expected = cross_entropy(found.logits[:19] / 3, labels, reduction="none")
@@ -119,8 +111,8 @@ def test_probabilities_are_softmax_at_the_temperature() -> None:
 
 def test_without_tuning_the_method_is_taken_as_it_is() -> None:
     support, text = task()
-    fold = folds(support.labels)
-    found = tried(GDA(alpha=2.5), fold, tune=False)
+    fold = folds(support.labels, seed=1)
+    found = out_of_fold(GDA(alpha=2.5), fold, tuned=False)
     assert found.settings == ({"alpha": 2.5},) * 5
     logits = GDA(alpha=2.5).fit(support.subset(fold != 0), text).logits(support.features[fold == 0])
     torch.testing.assert_close(found.logits[fold == 0], logits)
@@ -139,7 +131,7 @@ def test_every_method_is_asked_for_its_own_features_and_text() -> None:
         return text
 
     found = cross_validate(
-        LinearProbe(C=30.0), support_of, text_for, folds(support.labels), tune=False
+        LinearProbe(C=30.0), support_of, text_for, folds(support.labels, seed=1), tune=False
     )
     assert isinstance(found, OutOfFold)
     assert found.correct.sum() > 9
@@ -149,19 +141,24 @@ def test_every_method_is_asked_for_its_own_features_and_text() -> None:
 def test_groups_reach_the_tuning_within_each_fold(monkeypatch: pytest.MonkeyPatch) -> None:
     support, text = task()
     groups = torch.arange(20) // 2
-    fold = folds(support.labels, groups=groups)
+    fold = folds(support.labels, groups=groups, seed=1)
     seen = []
 
-    def watched(method: Method, train: SupportSet, text: Text, *, groups: Tensor) -> Method:
-        seen.append((train, groups))
+    def watched(
+        method: Method, train: SupportSet, text: Text, *, protocol: str, fold: Tensor
+    ) -> Method:
+        assert protocol == "cv"
+        seen.append((train, fold))
         return method
 
-    monkeypatch.setattr("fewshot.model_selection.cross_validation.tune_unbalanced", watched)
+    monkeypatch.setattr("fewshot.model_selection.tuning.tune", watched)
     cross_validate(GDA(), lambda _: support, lambda _: text, fold, groups=groups)
     assert len(seen) == len(torch.unique(fold[fold >= 0]))
-    for train, within in seen:
+    for train, inner in seen:
         whose = [int((support.features == row).all(dim=1).nonzero()) for row in train.features]
-        assert within.tolist() == groups[whose].tolist()
+        for group in torch.unique(groups[whose]):
+            assert len(torch.unique(inner[groups[whose] == group])) == 1
+        assert len(torch.unique(inner[inner >= 0])) > 1
 
 
 @dataclass(frozen=True)
@@ -191,7 +188,7 @@ def test_a_method_that_fails_says_why() -> None:
         "nan": "broken gave logits that are no numbers; leave it out",
     }
     for how, why in expected.items():
-        fold = folds(support.labels)
+        fold = folds(support.labels, seed=1)
         found = cross_validate(Broken(how), lambda _: support, lambda _: text, fold)
         assert isinstance(found, Failed)
         assert (found.name, found.why) == ("broken", why)
@@ -201,7 +198,9 @@ def test_a_method_that_fails_says_why() -> None:
 def test_a_bug_is_no_failure_to_record() -> None:
     support, text = task()
     with pytest.raises(ZeroDivisionError):
-        cross_validate(Broken("bug"), lambda _: support, lambda _: text, folds(support.labels))
+        cross_validate(
+            Broken("bug"), lambda _: support, lambda _: text, folds(support.labels, seed=1)
+        )
 
 
 def test_the_accuracy_foretold_for_ucf101_is_that_on_its_test_videos(shared: Path) -> None:
@@ -213,10 +212,11 @@ def test_the_accuracy_foretold_for_ucf101_is_that_on_its_test_videos(shared: Pat
         labels, truth = (torch.from_numpy(arrays[name]) for name in ("train16_y", "test_y"))
     support, text = SupportSet(real["train16_x"], labels, 101), Text(real["text"])
     groups = scenes(support.features, labels)  # many of the frames are of one scene
-    fold = folds(labels, groups=groups)
+    fold = folds(labels, groups=groups, seed=1)
     found = cross_validate(GDA(), lambda _: support, lambda _: text, fold, groups=groups)
     assert isinstance(found, OutOfFold)
     foretold = float(found.correct.sum() / found.judged.sum())
-    classifier = tune_unbalanced(GDA(), support, text, groups=groups).fit(support, text)
+    inner = folds(labels, groups=groups, n_folds=4, seed=1)
+    classifier = tune(GDA(), support, text, protocol="cv", fold=inner).fit(support, text)
     reached = float((classifier.logits(real["test_x"]).argmax(dim=1) == truth).double().mean())
     assert foretold == pytest.approx(reached, abs=0.03)

@@ -17,13 +17,14 @@ from cache.decode import read_rgb
 from cache.encoder import Encoder, load
 from cache.errors import UserError
 from cache.images import Preprocess
-from fewshot.adapters.adapter import Adapter, Calibration
+from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.export.exporting import export
 from fewshot.adapters.export.onnx_file import check, how_to_run, require_onnx, write_graph
 from fewshot.adapters.export.onnx_graph import Graph, at_once, graph_of
 from fewshot.adapters.predictor import with_encoder
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.methods import METHODS
+from fewshot.model_selection.calibration import Calibration
 from tests.toy_adapters import NAMES, fitted_adapter, fitted_classifier, trained_adapter
 
 onnx = pytest.importorskip("onnx")

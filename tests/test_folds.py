@@ -85,7 +85,7 @@ def test_groups_of_a_class_go_where_it_has_fewest_images_not_where_all_have() ->
 def test_a_class_of_one_group_is_not_judged_and_the_others_are() -> None:
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
     groups = torch.tensor([7, 7, 7, 1, 2, 3])
-    fold = folds(labels, groups=groups)
+    fold = folds(labels, groups=groups, seed=1)
     assert fold[:3].tolist() == [-1, -1, -1]
     assert (fold[3:] >= 0).all()
 
@@ -106,15 +106,15 @@ def test_groups_across_classes_that_leave_a_class_in_one_fold_are_kept_for_train
 def test_the_order_is_the_seeds_and_no_other_generator_is_touched() -> None:
     labels = torch.arange(40) % 2
     before = torch.get_rng_state()
-    assert torch.equal(folds(labels, seed=3), folds(labels, seed=3))
-    assert not torch.equal(folds(labels, seed=3), folds(labels, seed=4))
+    assert torch.equal(folds(labels, seed=3), folds(labels, seed=3, n_folds=5))
+    assert not torch.equal(folds(labels, seed=3), folds(labels, seed=4, n_folds=5))
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_held_out_parts_are_the_images_of_each_fold_and_all_others() -> None:
     labels = random_labels(5)
     whole = support(labels)
-    fold = folds(labels, n_folds=3)
+    fold = folds(labels, n_folds=3, seed=1)
     parts = list(held_out(whole, fold))
     assert torch.equal(
         torch.cat([rows for _, rows in parts]).sort()[0], (fold >= 0).nonzero()[:, 0]
@@ -126,11 +126,26 @@ def test_held_out_parts_are_the_images_of_each_fold_and_all_others() -> None:
 
 
 def test_where_every_class_has_one_image_nothing_is_held_out() -> None:
-    fold = folds(torch.arange(4))
+    fold = folds(torch.arange(4), seed=1)
     assert fold.tolist() == [-1] * 4
     assert not list(held_out(support(torch.arange(4)), fold))
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_images_without_groups_are_dealt_as_groups_of_one_image(seed: int) -> None:
+    labels = random_labels(seed)
+    alone = torch.arange(len(labels))
+    for order in (None, seed):
+        for n_folds in (2, 4, 7):
+            expected = folds(labels, groups=alone, n_folds=n_folds, seed=order)
+            assert torch.equal(folds(labels, n_folds=n_folds, seed=order), expected)
+
+
+def test_without_a_seed_each_class_is_dealt_in_the_given_order_from_the_first_fold_on() -> None:
+    labels = torch.tensor([0, 1, 0, 0, 1, 0, 2, 1, 0])
+    assert folds(labels, n_folds=3).tolist() == [0, 0, 1, 2, 1, 0, -1, 2, 1]
+
+
 def test_one_fold_is_an_error() -> None:
     with pytest.raises(UserError, match="two folds are needed, one to learn from"):
-        folds(torch.tensor([0, 0]), n_folds=1)
+        folds(torch.tensor([0, 0]), n_folds=1, seed=1)

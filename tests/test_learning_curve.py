@@ -14,11 +14,11 @@ from fewshot import NearestMean, SupportSet
 from fewshot.classifier import LinearClassifier, Method
 from fewshot.model_selection.folds import folds, held_out
 from fewshot.model_selection.learning_curve import (
+    CurvePoint,
+    Forecast,
     LearningCurve,
-    Point,
-    Prediction,
+    forecasts,
     learning_curve,
-    predictions,
     sizes,
 )
 from fewshot.text import Text
@@ -69,7 +69,7 @@ def test_sizes_double_and_end_with_all(largest: int) -> None:
 
 def test_points_are_means_over_draws_of_nested_sets() -> None:
     whole = support(1, [12, 12, 10, 7, 1])
-    fold = folds(whole.labels)
+    fold = folds(whole.labels, seed=1)
     method = Watched()
     found = learning_curve(method, whole, None, fold)
     assert [point.shots for point in found.points] == [1, 2, 4, 10]
@@ -98,7 +98,7 @@ def test_all_fits_together_learn_from_ten_times_the_images_at_most() -> None:
     for counts in ([64] * 5, [200, 50, 9, 2, 1], [30] * 5):
         whole = support(2, counts)
         method = Watched()
-        learning_curve(method, whole, None, folds(whole.labels, n_folds=8))
+        learning_curve(method, whole, None, folds(whole.labels, n_folds=8, seed=1))
         assert sum(len(some.labels) for some in method.seen) <= 10 * len(whole.labels)
 
 
@@ -117,10 +117,10 @@ def test_the_curve_of_gaussians_rises_and_foretells_what_more_images_bring() -> 
     held = []
     for seed in range(6):
         whole = support(seed, [40] * 5)
-        found = learning_curve(NearestMean(), whole, None, folds(whole.labels))
+        found = learning_curve(NearestMean(), whole, None, folds(whole.labels, seed=1))
         accuracies = [point.accuracy for point in found.points]
         assert all(b > a - 0.02 for a, b in pairwise(accuracies))
-        for p in found.predictions:
+        for p in found.forecasts:
             held.append(p.interval[0] <= truth[p.times] <= p.interval[1])
             held.append(p.gain_interval[0] <= truth[p.times] - truth[1] <= p.gain_interval[1])
             assert p.accuracy == pytest.approx(truth[p.times], abs=0.08)
@@ -128,17 +128,17 @@ def test_the_curve_of_gaussians_rises_and_foretells_what_more_images_bring() -> 
     assert np.mean(held) >= 0.8
 
 
-def exact(a: float, b: float, c: float) -> Iterator[tuple[Point, list[float]]]:
+def exact(a: float, b: float, c: float) -> Iterator[tuple[CurvePoint, list[float]]]:
     """Points and draws of an error that is a + b n^-c, hardly any spread."""
     for shots in (1, 2, 4, 8, 16):
         right = 1 - a - b * (10 * shots) ** -c
-        yield Point(shots, 10 * shots, right, 0.0), [right - 1e-4, right, right + 1e-4]
+        yield CurvePoint(shots, 10 * shots, right, 0.0), [right - 1e-4, right, right + 1e-4]
 
 
 def test_a_power_law_is_followed() -> None:
     a, b, c = 0.05, 1.0, 0.6
     points, shares = zip(*exact(a, b, c), strict=True)
-    twice, four = predictions(points, shares, present=200, n_judged=10**8)
+    twice, four = forecasts(points, shares, present=200, n_judged=10**8)
     for found, n in ((twice, 400), (four, 800)):
         assert found.accuracy == pytest.approx(1 - a - b * n**-c, abs=0.002)
         gain = b * (200**-c - n**-c)
@@ -149,15 +149,15 @@ def test_a_power_law_is_followed() -> None:
 
 
 def test_a_falling_curve_promises_no_gain() -> None:
-    points = [Point(k, 10 * k, 0.8 - 0.01 * i, 0.01) for i, k in enumerate((1, 2, 4, 8))]
+    points = [CurvePoint(k, 10 * k, 0.8 - 0.01 * i, 0.01) for i, k in enumerate((1, 2, 4, 8))]
     shares = [[p.accuracy - 0.01, p.accuracy + 0.01] for p in points]
-    found = predictions(points, shares, present=100, n_judged=100)
+    found = forecasts(points, shares, present=100, n_judged=100)
     assert found[0].gain == pytest.approx(0, abs=1e-9)
     assert LearningCurve(tuple(points), found).sentence == "no gain to be seen"
 
 
 def test_the_sentence_says_what_twice_the_labels_bring() -> None:
-    twice = Prediction(2, 0.9, (0.85, 0.95), 0.0123, (0.0034, 0.0206))
+    twice = Forecast(2, 0.9, (0.85, 0.95), 0.0123, (0.0034, 0.0206))
     curve = LearningCurve((), (twice, replace(twice, times=4, gain=0.5)))
     assert curve.sentence == "about +1.2 points (0.3 to 2.1) from twice as many labels"
 
@@ -165,22 +165,22 @@ def test_the_sentence_says_what_twice_the_labels_bring() -> None:
 def test_from_two_points_or_one_draw_nothing_is_foretold() -> None:
     for counts in ([2] * 5, [1] * 5):
         whole = support(3, counts)
-        found = learning_curve(NearestMean(), whole, None, folds(whole.labels))
-        assert found.predictions == ()
+        found = learning_curve(NearestMean(), whole, None, folds(whole.labels, seed=1))
+        assert found.forecasts == ()
         assert found.sentence == "too few images to say"
     points, shares = zip(*exact(0.1, 1.0, 0.5), strict=True)
-    assert predictions(points, [share[:1] for share in shares], 100, 100) == ()
+    assert forecasts(points, [share[:1] for share in shares], 100, 100) == ()
 
 
 def test_sizes_that_the_method_cannot_be_fitted_to_are_left_out() -> None:
     whole = support(1, [12] * 5)
-    found = learning_curve(Watched(least=5), whole, None, folds(whole.labels))
+    found = learning_curve(Watched(least=5), whole, None, folds(whole.labels, seed=1))
     assert [point.shots for point in found.points] == [2, 4, 10]
 
 
 def test_the_same_seed_draws_the_same_and_no_other_generator_is_touched() -> None:
     whole = support(1, [12] * 5)
-    fold = folds(whole.labels)
+    fold = folds(whole.labels, seed=1)
     before = torch.get_rng_state()
     one = learning_curve(NearestMean(), whole, None, fold, seed=3)
     assert one == learning_curve(NearestMean(), whole, None, fold, seed=3)

@@ -3,8 +3,9 @@ from typing import Any
 import pytest
 import torch
 
-from fewshot.adapters.adapter import Adapter, Calibration
+from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.export.model_card import TO_FILL_IN, escaped, model_card
+from fewshot.model_selection.calibration import Calibration
 
 CALIBRATION = Calibration(1.25, 40, "cv", 0.875, (0.739, 0.945), 0.031, 0.062)
 

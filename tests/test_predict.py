@@ -16,13 +16,14 @@ from torch import Tensor
 from cache.encoder import Encoder, load
 from cache.errors import UserError
 from fewshot import GDA, SupportSet, Text, TransCLIP, ZeroShot
-from fewshot.adapters.adapter import Adapter, Calibration
+from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import take_apart
 from fewshot.adapters.images import image_files
 from fewshot.adapters.predict import predict, run, stream
 from fewshot.adapters.prediction import Prediction, Unreadable
 from fewshot.adapters.predictor import Predictor, with_encoder
 from fewshot.classifier import Classifier, LinearClassifier, Method
+from fewshot.model_selection.calibration import Calibration
 
 CLASSES = ("blue", "green", "red")
 TEMPERATURE = 1.7

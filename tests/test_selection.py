@@ -145,7 +145,7 @@ def test_within_a_standard_error_calibrated_log_loss_decides() -> None:
     assert found.scores[0].accuracy == found.scores[1].accuracy == 0.9
 
 
-def test_a_standing_says_what_the_logits_say() -> None:
+def test_a_method_score_says_what_the_logits_say() -> None:
     g = torch.Generator().manual_seed(1)
     labels = torch.tensor([0] * 30 + [1] * 10)
     logits = torch.randn(40, 2, generator=g) + answers(labels, torch.rand(40, generator=g) < 0.9)

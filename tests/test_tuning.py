@@ -1,5 +1,6 @@
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from cache.errors import UserError
 from fewshot import GDA, METHODS, SupportSet, ZeroShot, tune
 from fewshot.classifier import Grid, LinearClassifier, Method, variants
 from fewshot.model_selection import tuning
-from fewshot.model_selection.tuning import Score, best, cross_validation, default_protocol, sweep
+from fewshot.model_selection.folds import held_out
+from fewshot.model_selection.tuning import Score, best, cv_folds, default_protocol, sweep
 from fewshot.text import Text, required
 from tests.toys import support_near, vectors
 
@@ -22,6 +24,14 @@ def task(shots: int = 6, noise: float = 1.0, n_views: int = 0) -> tuple[SupportS
     labels = torch.arange(N_CLASSES).repeat(shots)
     support = support_near(centers, labels, n_views=n_views, noise=noise)
     return support, Text(normalize(centers + vectors(3, N_CLASSES, 16)))
+
+
+def parts(support: SupportSet) -> list[tuple[SupportSet, Tensor, Tensor]]:
+    """What tuning by cv trains on and judges by: features and labels."""
+    return [
+        (train, support.features[rows], support.labels[rows])
+        for train, rows in held_out(support, cv_folds(support))
+    ]
 
 
 def validation(n: int = 200) -> tuple[Tensor, Tensor]:
@@ -84,7 +94,7 @@ def test_tuning_finds_what_a_loop_over_refits_finds(name: str, protocol: str) ->
     method = METHODS[name]()
     if "epochs" in {field.name for field in fields(method)}:
         method = replace(method, epochs=6)
-    folds = list(cross_validation(support)) if protocol == "cv" else [(support, *validation())]
+    folds = parts(support) if protocol == "cv" else [(support, *validation())]
     by_hand: dict[Method, Score] = {}
     for variant in variants(method, method.grid):
         logits = torch.cat([variant.fit(train, text).logits(x) for train, x, _ in folds])
@@ -153,7 +163,7 @@ def test_a_log_loss_that_is_no_number_loses() -> None:
 @pytest.mark.parametrize(("shots", "n_folds"), [(2, 2), (3, 3), (4, 4), (16, 4)])
 def test_folds_hold_every_image_out_once_and_are_stratified(shots: int, n_folds: int) -> None:
     support, _ = task(shots)
-    folds = list(cross_validation(support))
+    folds = parts(support)
     assert len(folds) == n_folds
     held = torch.cat([features for _, features, _ in folds])
     assert {tuple(row) for row in held.tolist()} == {tuple(r) for r in support.features.tolist()}
@@ -171,7 +181,7 @@ def test_folds_hold_every_image_out_once_and_are_stratified(shots: int, n_folds:
 def test_classes_of_unequal_size_are_all_trained_on_in_every_fold() -> None:
     labels = torch.tensor([0] * 9 + [1] * 2 + [2] * 5)
     support = SupportSet(vectors(0, 16, 8), labels, 3)
-    folds = list(cross_validation(support))
+    folds = parts(support)
     assert len(folds) == 2
     assert [train.shots for train, _, _ in folds] == [1, 1]
 
@@ -183,7 +193,7 @@ def test_a_held_out_image_takes_all_its_views_along() -> None:
         tuple(view.tolist()): image for views in support.views for image, view in enumerate(views)
     }
     row_of = {tuple(row.tolist()): image for image, row in enumerate(support.features)}
-    for train, features, _ in cross_validation(support):
+    for train, features, _ in parts(support):
         assert train.views is not None
         trained_on = {image_of[tuple(view.tolist())] for view in train.views.flatten(0, 1)}
         held_out = {row_of[tuple(row.tolist())] for row in features}
@@ -192,10 +202,29 @@ def test_a_held_out_image_takes_all_its_views_along() -> None:
         assert len(trained_on) + len(held_out) == 20
 
 
+def held_out_by(monkeypatch: pytest.MonkeyPatch, fold: Tensor | None = None) -> list[int]:
+    """How many images tuning by cv judges by, part by part."""
+    support, text = task(16)  # four folds of 20
+    judged = []
+
+    def watched(*args: Any) -> Iterator[tuple[Method, Tensor]]:
+        judged.append(len(args[-1]))
+        return sweep(*args)
+
+    monkeypatch.setattr(tuning, "sweep", watched)
+    tune(GDA(), support, text, protocol="cv", fold=fold)
+    return judged
+
+
 def test_folds_stop_once_enough_images_were_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    support, _ = task(16)  # four folds of 20
     monkeypatch.setattr(tuning, "ENOUGH", 30)
-    assert len(list(cross_validation(support))) == 2
+    assert held_out_by(monkeypatch) == [20, 20]
+
+
+def test_given_folds_decide_what_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    fold = torch.full((80,), -1)
+    fold[:7], fold[7:10] = 0, 1
+    assert held_out_by(monkeypatch, fold) == [7, 3]
 
 
 def test_cross_validation_at_one_shot_names_the_default() -> None:

@@ -7,11 +7,12 @@ import torch
 from torch.nn.functional import normalize
 
 from cache.encoder import Encoder
-from fewshot.adapters.adapter import Adapter, Calibration
+from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import take_apart
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods import configure
 from fewshot.methods import METHODS
+from fewshot.model_selection.calibration import Calibration
 from fewshot.support import SupportSet
 from fewshot.text import Text
 

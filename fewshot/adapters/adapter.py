@@ -18,32 +18,10 @@ from torch import Tensor
 
 from cache.atomic import replacing
 from cache.errors import UserError
+from fewshot.model_selection.calibration import Calibration
 from fewshot.results.tables import shots_name
 
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How sure an adapter may be, judged on labeled images that it was not fitted to.
-
-    Attributes:
-        temperature: T: probabilities are softmax(logits / T).
-        images: How many there were; 0 where there were none, and T is then 1.
-        source: Where they came from: `cv` (folds of the support set), `val`, or `none`.
-        accuracy: Top-1 on them, 0..1; None without any.
-        interval: 95 % interval of it; None without any.
-        error: Expected calibration error at this T, 0..1; None without any.
-        error_before: The same at T of 1.
-    """
-
-    temperature: float = 1.0
-    images: int = 0
-    source: str = "none"
-    accuracy: float | None = None
-    interval: tuple[float, float] | None = None
-    error: float | None = None
-    error_before: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

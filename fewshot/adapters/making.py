@@ -12,7 +12,7 @@ from cache.encoder import Encoder
 from cache.extract import versions
 from cache.source import Source
 from cache.store import FeatureStore
-from fewshot.adapters.adapter import Adapter, Calibration, require_suffix
+from fewshot.adapters.adapter import Adapter, require_suffix
 from fewshot.adapters.classifiers import take_apart
 from fewshot.classifier import Method
 from fewshot.endtoend.clip import EndToEnd
@@ -20,7 +20,7 @@ from fewshot.endtoend.experiment import Trained
 from fewshot.endtoend.photos import center_crops, require_images
 from fewshot.evaluation import score
 from fewshot.fitting import Fitted, fit
-from fewshot.model_selection.calibrating import calibrate, cross_validated
+from fewshot.model_selection.calibration import Calibration, calibrate, calibrate_by_folds
 from fewshot.results.log import Result, program_version
 from fewshot.sampling import Sample, draw, draw_imbalanced
 
@@ -225,8 +225,7 @@ def fit_and_save(
             fitted, store, fixed=fixed, prompt_set=prompt_set, imbalance=imbalance, save=predictions
         )
         more = {"test accuracy": result.accuracy, "test images": result.n_test}
-    adapter = of_fitted(
-        fitted, store, calibration=cross_validated(fitted), prompt_set=prompt_set, more=more
-    )
+    calibration = calibrate_by_folds(fitted.method, fitted.support, fitted.text)
+    adapter = of_fitted(fitted, store, calibration=calibration, prompt_set=prompt_set, more=more)
     adapter.save(path)
     return adapter, result

@@ -13,13 +13,13 @@ from fewshot.automatic.candidates import Candidates, candidates
 from fewshot.classifier import Method
 from fewshot.fitting import Fitted, class_text, fit, query
 from fewshot.methods import METHODS, ZeroShot
+from fewshot.model_selection import tuning
 from fewshot.model_selection.cross_validation import (
     Failed,
     OutOfFold,
     SupportOf,
     TextFor,
     cross_validate,
-    tune_unbalanced,
 )
 from fewshot.model_selection.folds import folds
 from fewshot.model_selection.near_duplicates import scenes
@@ -29,7 +29,6 @@ from fewshot.settings import configure
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
-N_FOLDS = 5
 # Where each class has but one image nothing can be judged, so a method has to be taken on trust.
 # This one did well with its defaults both where class names say much and where they say nothing.
 # Accuracy of one image per class on val images or further train images, means of five or eight
@@ -42,17 +41,17 @@ ON_TRUST = "proker"
 
 @dataclass(frozen=True, eq=False)
 class CrossValidation:
-    """The methods' cross-validation on the labeled images, and the winner.
+    """The methods, cross-validated on all labeled images.
 
     Attributes:
         labels: (N,) class ids of all labeled images.
         groups: (N,) scenes, which folds keep together.
-        fold: (N,) in which fold an image was held out, or -1.
-        tried: The methods that could be judged.
-        failed: Those that could not.
-        left_out: Method -> why it was not even tried.
+        fold: (N,) fold in which an image was held out, or -1.
+        tried: The methods that could be cross-validated.
+        failed: The methods that could not.
+        left_out: Name of a method -> why it was not tried.
         selection: The winner; None where no image could be held out.
-        method: The winner, or what is taken on trust, as it was before tuning.
+        method: The winner, or the method that is taken on trust, before tuning.
     """
 
     labels: Tensor
@@ -66,14 +65,14 @@ class CrossValidation:
 
     @property
     def winner(self) -> OutOfFold | None:
-        """What the winner made of the images; None where none could be held out."""
+        """The winner's out-of-fold logits; None where no image could be held out."""
         if self.selection is None:
             return None
         return next(one for one in self.tried if one.name == self.selection.winner)
 
 
 def to_try(names: Sequence[str] | None, n_images: int, n_classes: int) -> Candidates:
-    """The methods named, or those that suit so many images and classes.
+    """Choose the methods to try: those named, or those that suit so many images and classes.
 
     Raises:
         UserError: No such method, or one that cannot classify an image by itself.
@@ -92,7 +91,7 @@ def to_try(names: Sequence[str] | None, n_images: int, n_classes: int) -> Candid
 
 
 def inputs(store: FeatureStore) -> tuple[SupportOf, TextFor]:
-    """All labeled images, and the classes' text, in the form that a method wants."""
+    """Two functions of a method: all labeled images, and the classes' text, as it wants them."""
     labels = torch.from_numpy(store.labels("train"))
     classes = range(store.n_classes)
     supports: dict[bool, SupportSet] = {}
@@ -122,21 +121,21 @@ def judge(
     *,
     seed: int = 1,
 ) -> CrossValidation:
-    """Cross-validate every method on the same folds, and choose.
+    """Cross-validate every method on the same folds, and choose the best.
 
     Args:
-        store: Of the labeled images, its train split.
-        asked: What to try.
-        support_of: By `inputs`, as is `text_for`.
-        text_for: The classes' text.
-        seed: Of the folds and of the resamples that the choice is judged by.
+        store: The store whose train split has the labeled images.
+        asked: The methods to try.
+        support_of: Gives the labeled images; see `inputs`.
+        text_for: Gives the classes' text; see `inputs`.
+        seed: Random seed for the folds and for the resamples that judge the choice.
 
     Raises:
         UserError: Every method failed.
     """
     labels = torch.from_numpy(store.labels("train"))
     groups = scenes(support_of(ZeroShot()).features, labels)  # a method that wants unit norm
-    fold = folds(labels, groups=groups, n_folds=N_FOLDS, seed=seed)
+    fold = folds(labels, groups=groups, seed=seed)
     if len(torch.unique(groups[fold >= 0])) < 2:
         trusted = configure(ON_TRUST, logit_scale=store.logit_scale)
         return CrossValidation(labels, groups, fold, (), (), {}, None, trusted)
@@ -169,11 +168,12 @@ def refit(
     *,
     seed: int = 1,
 ) -> Fitted:
-    """The chosen method tuned on all labels and fitted to them."""
+    """Tune the chosen method on all labels and fit it to them."""
     method = validation.method
     if method.learns_from != "text":
         support, text = support_of(method), text_for(method)
-        method = tune_unbalanced(method, support, text, groups=validation.groups)
+        fold = folds(support.labels, groups=validation.groups, n_folds=tuning.MAX_FOLDS, seed=1)
+        method = tuning.tune(method, support, text, protocol="cv", fold=fold)
     everything = draw_imbalanced(
         store.labels("train"), store.classnames, profile="natural", shots=0, seed=seed
     )

@@ -13,7 +13,7 @@ from cache.errors import UserError
 from cache.location import default_root, model_name, require_outside, store_path
 from cache.manifest import all_manifests
 from cache.store import FeatureStore
-from fewshot.adapters.adapter import Adapter, Calibration
+from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.making import of_fitted
 from fewshot.automatic.commands import commands
 from fewshot.automatic.diagnostics import diagnose
@@ -26,7 +26,7 @@ from fewshot.automatic.writing import write
 from fewshot.classifier import classify
 from fewshot.fitting import Fitted, query
 from fewshot.metrics import accuracy, wilson
-from fewshot.model_selection.calibrating import calibrate
+from fewshot.model_selection.calibration import Calibration, calibrate
 
 MODEL = "ViT-B-16/openai"
 

@@ -7,6 +7,7 @@ import torch
 
 from fewshot.automatic.outcome import Outcome, more_labels
 from fewshot.automatic.unlabeled import Unlabeled
+from fewshot.model_selection.learning_curve import LearningCurve
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "near_duplicates": [
             [paths[row] for row in rows] for rows in outcome.diagnostics.duplicates
         ],
-        "learning_curve": outcome.diagnostics.curve and asdict(outcome.diagnostics.curve),
+        "learning_curve": _curve(outcome.diagnostics.curve),
         "more_labels": more_labels(outcome),
         "unlabeled": outcome.unlabeled and _unlabeled(outcome.unlabeled, names),
         "left_out": list(outcome.store.skipped),
@@ -74,6 +75,13 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "seconds": dict(outcome.seconds),
     }
     return found
+
+
+def _curve(curve: LearningCurve | None) -> dict[str, Any] | None:
+    if curve is None:
+        return None
+    points, forecasts = map(asdict, curve.points), map(asdict, curve.forecasts)
+    return {"points": list(points), "predictions": list(forecasts)}
 
 
 def _unlabeled(found: Unlabeled, names: tuple[str, ...]) -> dict[str, Any]:

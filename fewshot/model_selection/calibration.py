@@ -1,22 +1,106 @@
-"""Probabilities that mean what they say: one temperature for all logits, and how far off they are.
+"""Temperature scaling: one temperature for all logits, and the calibration error that remains.
 
 Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, https://arxiv.org/abs/1706.04599.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-LARGEST = math.log(1e4)  # of the temperature's logarithm, either way
+from fewshot.classifier import Method
+from fewshot.metrics import wilson
+from fewshot.model_selection.cross_validation import Failed, cross_validate
+from fewshot.model_selection.folds import folds
+from fewshot.model_selection.near_duplicates import scenes
+from fewshot.support import SupportSet
+from fewshot.text import Text
+
+MAX_LOG_T = math.log(1e4)  # the search covers T from 1e-4 to 1e4
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Temperature and accuracy of a classifier on labeled images that it was not fitted to.
+
+    Attributes:
+        temperature: T: probabilities are softmax(logits / T).
+        images: Number of these images; 0 where there were none, and T is then 1.
+        source: Where they came from: `cv` (folds of the support set), `val`, or `none`.
+        accuracy: Top-1 on them, 0..1; None without any.
+        interval: 95 % interval of it; None without any.
+        error: Expected calibration error at this T, 0..1; None without any.
+        error_before: The same at T of 1.
+    """
+
+    temperature: float = 1.0
+    images: int = 0
+    source: str = "none"
+    accuracy: float | None = None
+    interval: tuple[float, float] | None = None
+    error: float | None = None
+    error_before: float | None = None
+
+
+def calibrate(logits: Tensor, labels: Tensor, source: str) -> Calibration:
+    """Calibrate a classifier on its logits of images it was not fitted to.
+
+    Args:
+        logits: (M, C).
+        labels: (M,) class ids.
+        source: Origin of these images; see `Calibration`.
+    """
+    n = len(labels)
+    if not n:
+        return Calibration()
+    t = temperature(logits, labels)
+    z = logits.double()
+    right = int((z.argmax(dim=1) == labels).sum())
+    return Calibration(
+        temperature=t,
+        images=n,
+        source=source,
+        accuracy=right / n,
+        interval=wilson(right / n, n),
+        error=expected_calibration_error(torch.softmax(z / t, dim=1), labels),
+        error_before=expected_calibration_error(torch.softmax(z, dim=1), labels),
+    )
+
+
+def calibrate_by_folds(
+    method: Method, support: SupportSet | None, text: Text | None
+) -> Calibration:
+    """Calibrate a method on folds of the support set it is fitted to.
+
+    Each image is classified by the method fitted to the other folds; images of one scene are in
+    one fold. The hyper-parameters stay as they are.
+
+    Args:
+        method: With its hyper-parameters as tuned on all images.
+        support: The support set; None where the method learned from no labels.
+        text: The classes' text or None.
+
+    Returns:
+        The calibration, without images where there is no support set, where the method cannot be
+        fitted to a part of it, or where every class has one image.
+    """
+    if support is None:
+        return Calibration()
+    labels = support.labels
+    fold = folds(labels, groups=scenes(support.features, labels), seed=1)
+    found = cross_validate(method, lambda _: support, lambda _: text, fold, tune=False)
+    if isinstance(found, Failed):
+        return Calibration()
+    return calibrate(found.logits[found.judged], labels[found.judged], "cv")
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:
-    """The T under which softmax(logits / T) has the least log-loss on these images.
+    """Find the T under which softmax(logits / T) has the lowest log-loss on these images.
 
-    As though one image more had been seen, of a class drawn at random: where every prediction is
-    right the log-loss alone would have T fall to 0, and a hundred right ones are no certainty.
+    One more image, of a class drawn at random, is added to the loss. Where every prediction is
+    right the log-loss alone would send T to 0, and a hundred right predictions prove no certainty.
 
     Args:
         logits: (M, C) of images that the classifier was not fitted to.
@@ -40,17 +124,17 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
         seen, drawn = total - inverse * of_label, total - inverse * average
         return float(seen + drawn / len(labels))
 
-    found = minimize_scalar(loss, bounds=(-LARGEST, LARGEST), method="bounded")
+    found = minimize_scalar(loss, bounds=(-MAX_LOG_T, MAX_LOG_T), method="bounded")
     return math.exp(float(found.x))
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """How far confidence is from accuracy, from 0 to 1: the mean over bins of equal width.
+    """Mean gap between confidence and accuracy over bins of equal width, from 0 to 1.
 
     Args:
         probabilities: (M, C).
         labels: (M,) class ids.
-        bins: How many.
+        bins: Number of bins.
     """
     if not len(labels):
         return 0.0
@@ -61,5 +145,5 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
 
 
 def log_loss(logits: Tensor, labels: Tensor, t: float = 1.0) -> float:
-    """Mean -log p of the labels under softmax(logits / T)."""
+    """Mean -log p of (M,) labels under softmax(logits / T) of (M, C) logits."""
     return float(cross_entropy(logits.double() / t, labels))

@@ -1,8 +1,8 @@
-"""Out-of-fold logits of a method, tuned anew within every training part.
+"""Out-of-fold logits of a method that is tuned within every training part.
 
-So the accuracy counts what tuning costs: no image is judged by a classifier, or by settings, that
-it had a part in choosing (nested cross-validation: Varma and Simon, "Bias in error estimation when
-using cross-validation for model selection", 2006, https://doi.org/10.1186/1471-2105-7-91).
+No image is judged by a classifier or by hyper-parameters that it helped to choose, so the accuracy
+includes the cost of tuning (nested cross-validation: Varma and Simon, "Bias in error estimation
+when using cross-validation for model selection", 2006, https://doi.org/10.1186/1471-2105-7-91).
 """
 
 import time
@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from cache.errors import UserError
-from fewshot.classifier import AnyMethod, Method
+from fewshot.classifier import Method
+from fewshot.model_selection import tuning
 from fewshot.model_selection.folds import folds, held_out
-from fewshot.model_selection.tuning import ENOUGH, MAX_FOLDS, Score, best, sweep
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
@@ -27,15 +27,15 @@ TextFor = Callable[[Method], Text | None]
 
 @dataclass(frozen=True, eq=False)
 class OutOfFold:
-    """A method's logits of images that it was not fitted to.
+    """A method's classification of images that it had not learned from.
 
     Attributes:
-        name: The method's.
+        name: Name of the method.
         settings: For each fold, the hyper-parameters that were tuned.
-        judged: (N,) bool, whether an image was held out.
-        correct: (N,) bool, whether it was then classified as labeled; False of one not judged.
-        logits: (N, C) float32; NaN of images not judged.
-        seconds: All of it took.
+        judged: (N,) bool, true for images that were held out.
+        correct: (N,) bool, true for held-out images that were classified as labeled.
+        logits: (N, C) float32; NaN for images that were not held out.
+        seconds: Tuning, fitting and classifying, in all folds.
     """
 
     name: str
@@ -52,12 +52,12 @@ class OutOfFold:
 
 @dataclass(frozen=True)
 class Failed:
-    """A method that could not be tried.
+    """A method that could not be cross-validated.
 
     Attributes:
-        name: The method's.
+        name: Name of the method.
         why: One sentence.
-        seconds: Until it failed.
+        seconds: Time until it failed.
     """
 
     name: str
@@ -74,18 +74,18 @@ def cross_validate(
     groups: Tensor | None = None,
     tune: bool = True,
 ) -> OutOfFold | Failed:
-    """Each image's logits by the method, tuned and fitted on the folds that it is not in.
+    """Classify each image by the method, tuned and fitted on the folds that it is not in.
 
     Args:
-        method: With the settings that tuning starts from.
-        support_of: All labeled images in the form that a method wants: unit norm or not.
-        text_for: The classes' text by a method's recipe.
+        method: Has the hyper-parameters that tuning starts from.
+        support_of: Gives all labeled images in the form that a method wants: unit norm or not.
+        text_for: Gives the classes' text by a method's recipe.
         fold: (N,) by `folds`.
-        groups: (N,) near-duplicates, which tuning keeps together too.
-        tune: Whether to tune, or to take the method as it is.
+        groups: (N,) near-duplicates, which the folds of tuning keep together too.
+        tune: Tune the method, else use it as it is.
 
     Returns:
-        The logits; or, where the method cannot be fitted to these images, why.
+        The logits; or the reason why the method cannot be fitted to these images.
     """
     start = time.perf_counter()
     try:
@@ -96,7 +96,8 @@ def cross_validate(
             chosen = method
             if tune:
                 within = None if groups is None else groups[fold != fold[rows[0]]]
-                chosen = tune_unbalanced(method, train, text, groups=within)
+                inner = folds(train.labels, groups=within, n_folds=tuning.MAX_FOLDS, seed=1)
+                chosen = tuning.tune(method, train, text, protocol="cv", fold=inner)
             found = chosen.fit(train, text).logits(support.features[rows])
             if not torch.isfinite(found).all():
                 raise UserError(f"{method.name} gave logits that are no numbers; leave it out")
@@ -108,37 +109,3 @@ def cross_validate(
     correct = judged & (logits.argmax(dim=1) == support.labels)
     seconds = time.perf_counter() - start
     return OutOfFold(method.name, tuple(settings), judged, correct, logits, seconds)
-
-
-def tune_unbalanced(
-    method: AnyMethod,
-    support: SupportSet,
-    text: Text | None,
-    *,
-    groups: Tensor | None = None,
-    seed: int = 1,
-) -> AnyMethod:
-    """The variant of the method's grid that does best on held-out images, by `tuning.best`.
-
-    As `tuning.tune` by cv, for support sets that it refuses: a class of one image trains in every
-    fold and is not judged. Where no image can be held out the method is returned as it is.
-
-    Args:
-        method: Where the grid says nothing, its fields stand.
-        support: The support set.
-        text: The classes' text or None.
-        groups: (N,) near-duplicates, which stay together.
-        seed: Of the folds.
-    """
-    if not method.grid:
-        return method
-    fold = folds(support.labels, groups=groups, n_folds=MAX_FOLDS, seed=seed)
-    scores: dict[AnyMethod, Score] = {}
-    judged = 0
-    for train, rows in held_out(support, fold):
-        if judged >= ENOUGH:
-            break
-        judged += len(rows)
-        for variant, logits in sweep(method, method.grid, train, text, support.features[rows]):
-            scores.setdefault(variant, Score()).add(logits, support.labels[rows])
-    return best(scores, judged) if judged else method

@@ -1,8 +1,4 @@
-"""Folds of a labeled set as it comes: classes of any size, near-duplicates never split.
-
-`tuning.cross_validation` wants two images of every class. Here a class may have one: that image
-then always trains and is never judged, and the other classes are judged all the same.
-"""
+"""Folds of a labeled set: stratified, near-duplicates never split, classes of any size."""
 
 from collections.abc import Iterator
 
@@ -16,54 +12,35 @@ ALWAYS_TRAINS = -1
 
 
 def folds(
-    labels: Tensor, *, groups: Tensor | None = None, n_folds: int = 5, seed: int = 1
+    labels: Tensor, *, groups: Tensor | None = None, n_folds: int = 5, seed: int | None = None
 ) -> Tensor:
-    """(N,) int64 fold of each image; -1 for one that always trains and is never held out.
+    """Assign each image to a fold.
 
-    Each class is dealt out in random order, every image, with its whole group, to the fold that
-    has fewest of the class, and of equals to the fold that has fewest images. A class that would
-    leave no image to learn from, because all of it came to lie in one fold, keeps its first group
-    for training: so a class of one image or of one group is never judged.
+    Each class is dealt out image by image. An image goes, with its whole group, to the fold that
+    has the fewest images of the class. Several folds may have equally few: with a seed the one
+    that has the fewest images of all classes takes it, without a seed the first.
+
+    A class that lies in one fold would leave no image to learn from, so its first group always
+    trains. A class of one image or of one group is therefore never held out.
 
     Args:
         labels: (N,) class ids.
-        groups: (N,) group ids; the images of a group stay together, whatever their labels. Each
-            image is its own group without it.
-        n_folds: How many; a class of fewer groups than that is in that many folds.
-        seed: Of the order.
+        groups: (N,) group ids. A group stays together, whatever its labels. Without it each image
+            is its own group.
+        n_folds: Number of folds; a class of fewer groups is in as many folds as it has groups.
+        seed: Random seed for the order within each class; None deals in the given order.
+
+    Returns:
+        (N,) int64 fold of each image, from 0; `ALWAYS_TRAINS` for one that is never held out.
 
     Raises:
         UserError: Fewer than two folds.
     """
     if n_folds < 2:
         raise UserError(f"two folds are needed, one to learn from and one to judge; got {n_folds}")
-    n, n_classes = len(labels), int(labels.max()) + 1 if len(labels) else 0
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    order = order[torch.argsort(labels[order], stable=True)]
-    label, group = labels.tolist(), (torch.arange(n) if groups is None else groups).tolist()
-    members: dict[int, list[int]] = {}
-    for row in order.tolist():
-        members.setdefault(group[row], []).append(row)
-
-    of_class = [[0] * n_folds for _ in range(n_classes)]
-    total = [0] * n_folds
-    dealt: dict[int, int] = {}
-    for name, rows in members.items():
-        has = of_class[label[rows[0]]]
-        fold = min(range(n_folds), key=lambda k: (has[k], total[k]))
-        dealt[name] = fold
-        total[fold] += len(rows)
-        for row in rows:
-            of_class[label[row]][fold] += 1
-
-    groups_of: list[dict[int, None]] = [{} for _ in range(n_classes)]  # a set that keeps its order
-    for row in order.tolist():
-        groups_of[label[row]][group[row]] = None
-    for names in groups_of:
-        found = {dealt[name] for name in names}
-        if len(found) == 1:
-            dealt[next(iter(names))] = ALWAYS_TRAINS
-    return torch.tensor([dealt[name] for name in group], dtype=torch.int64)
+    if groups is None:
+        return _deal_images(labels.cpu(), n_folds, seed)
+    return _deal_groups(labels.cpu(), groups, n_folds, seed)
 
 
 def held_out(support: SupportSet, fold: Tensor) -> Iterator[tuple[SupportSet, Tensor]]:
@@ -77,3 +54,68 @@ def held_out(support: SupportSet, fold: Tensor) -> Iterator[tuple[SupportSet, Te
         held = fold == k
         if held.any():
             yield support.subset(~held), torch.nonzero(held).flatten()
+
+
+def turns(labels: Tensor, seed: int | None = None) -> Tensor:
+    """(N,) place of each image in the order of its class, from 0.
+
+    Args:
+        labels: (N,) class ids.
+        seed: Random seed for the order; None for the given order.
+    """
+    order = _by_class(labels, seed)
+    counts = torch.bincount(labels)
+    first = counts.cumsum(0) - counts  # where each class begins in that order
+    turn = torch.empty_like(order)
+    turn[order] = torch.arange(len(labels)) - first[labels[order]]
+    return turn
+
+
+def _by_class(labels: Tensor, seed: int | None) -> Tensor:
+    """(N,) rows of class 0, 1, ..., within a class in random order or, without a seed, as given."""
+    order = torch.arange(len(labels))
+    if seed is not None:
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    return order[torch.argsort(labels[order], stable=True)]
+
+
+def _deal_images(labels: Tensor, n_folds: int, seed: int | None) -> Tensor:
+    """Give what `_deal_groups` gives for groups of one image, without a loop over images.
+
+    Between two images of a class in one fold every other fold gets one, so the folds take turns.
+    """
+    counts = torch.bincount(labels)
+    sequence = torch.arange(n_folds).repeat(len(counts), 1)  # (C, n_folds) in which they take turns
+    total = torch.zeros(n_folds, dtype=torch.int64)
+    for label, count in enumerate([] if seed is None else counts.tolist()):
+        sequence[label] = torch.argsort(total, stable=True)
+        extra = (torch.arange(n_folds) < count % n_folds).long()
+        total[sequence[label]] += count // n_folds + extra
+    fold = sequence[labels, turns(labels, seed) % n_folds]
+    fold[counts[labels] == 1] = ALWAYS_TRAINS
+    return fold
+
+
+def _deal_groups(labels: Tensor, groups: Tensor, n_folds: int, seed: int | None) -> Tensor:
+    n_classes = int(labels.max()) + 1 if len(labels) else 0
+    label, group = labels.tolist(), groups.tolist()
+    members: dict[int, list[int]] = {}
+    groups_of: list[dict[int, None]] = [{} for _ in range(n_classes)]  # a set that keeps its order
+    for row in _by_class(labels, seed).tolist():
+        members.setdefault(group[row], []).append(row)
+        groups_of[label[row]][group[row]] = None
+
+    of_class = [[0] * n_folds for _ in range(n_classes)]
+    total = [0] * n_folds
+    dealt: dict[int, int] = {}
+    for name, rows in members.items():
+        has = of_class[label[rows[0]]]
+        fold = min(range(n_folds), key=lambda k: (has[k], k if seed is None else total[k]))
+        dealt[name] = fold
+        total[fold] += len(rows)
+        for row in rows:
+            of_class[label[row]][fold] += 1
+    for names in groups_of:
+        if len({dealt[name] for name in names}) == 1:
+            dealt[next(iter(names))] = ALWAYS_TRAINS
+    return torch.tensor([dealt[name] for name in group], dtype=torch.int64)

@@ -12,18 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 from torch import Tensor
 
 from cache.errors import UserError
 from fewshot.classifier import Method, classify
 from fewshot.metrics import accuracy
+from fewshot.model_selection.folds import turns
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
 MAX_DRAWS = 5
 MAX_FITS = 10  # to all labels, that all fits together may cost
-LEAST_POINTS = 3  # as many as the curve has parameters; it goes through the last so many
+MIN_POINTS = 3  # as many as the curve has parameters; it goes through the last so many
 MORE = (2, 4)  # times the present labels
 REFITS = 200
 EXPONENTS = np.geomspace(0.05, 2, 40)  # candidates for c
@@ -31,7 +31,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """Accuracy at one number of images.
 
     Attributes:
@@ -48,7 +48,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Forecast:
     """What more labels may bring, by the curve.
 
     Attributes:
@@ -72,19 +72,19 @@ class LearningCurve:
 
     Attributes:
         points: From one image per class to all that training parts have.
-        predictions: For `MORE` times the labels; none from fewer than `LEAST_POINTS` points, or
+        forecasts: For `MORE` times the labels; none from fewer than `MIN_POINTS` points, or
             from one draw.
     """
 
-    points: tuple[Point, ...]
-    predictions: tuple[Prediction, ...]
+    points: tuple[CurvePoint, ...]
+    forecasts: tuple[Forecast, ...]
 
     @property
     def sentence(self) -> str:
         """What twice as many labels may bring, in percentage points, in words."""
-        if not self.predictions:
+        if not self.forecasts:
             return "too few images to say"
-        twice = self.predictions[0]
+        twice = self.forecasts[0]
         gain, low, high = (round(100 * x, 1) for x in (twice.gain, *twice.gain_interval))
         if not gain:
             return "no gain to be seen"
@@ -109,20 +109,20 @@ def learning_curve(
         fold: (N,) by `folds`.
         seed: Of the orders.
     """
-    draws: list[tuple[Tensor, Tensor, Tensor]] = []
+    draws: list[tuple[Tensor, Tensor, Tensor]] = []  # what trains, its turns, what is held out
     for k in range(int(fold.max()) + 1):
         others, rows = (torch.nonzero(where).flatten() for where in (fold != k, fold == k))
         if len(rows) and len(draws) < MAX_DRAWS:
-            draws.append((others, _turns(support.labels[others], seed + k), rows))
-    largest = min((int(turns.max()) + 1 for _, turns, _ in draws), default=0)
-    cost = sum(int((turns < shots).sum()) for _, turns, _ in draws[:1] for shots in sizes(largest))
+            draws.append((others, turns(support.labels[others], seed + k), rows))
+    largest = min((int(turn.max()) + 1 for _, turn, _ in draws), default=0)
+    cost = sum(int((turn < shots).sum()) for _, turn, _ in draws[:1] for shots in sizes(largest))
     draws = draws[: max(2, MAX_FITS * len(support.labels) // max(1, cost))]
     points, found = [], []
     for shots in sizes(largest):
         shares, counts = [], []
         try:
-            for others, turns, rows in draws:
-                some = support.subset(others[turns < shots])
+            for others, turn, rows in draws:
+                some = support.subset(others[turn < shots])
                 classifier = method.fit(some, text)
                 predicted = classify(classifier, support.features[rows])
                 shares.append(accuracy(predicted, support.labels[rows]))
@@ -130,11 +130,11 @@ def learning_curve(
         except UserError:
             continue
         spread = float(np.std(shares, ddof=1)) if len(shares) > 1 else 0.0
-        points.append(Point(shots, float(np.mean(counts)), float(np.mean(shares)), spread))
+        points.append(CurvePoint(shots, float(np.mean(counts)), float(np.mean(shares)), spread))
         found.append(shares)
     n_judged = sum(len(rows) for _, _, rows in draws)
     return LearningCurve(
-        tuple(points), predictions(points, found, len(support.labels), n_judged, seed)
+        tuple(points), forecasts(points, found, len(support.labels), n_judged, seed)
     )
 
 
@@ -144,13 +144,13 @@ def sizes(largest: int) -> list[int]:
     return [*powers, largest] if largest else []
 
 
-def predictions(
-    points: Sequence[Point],
+def forecasts(
+    points: Sequence[CurvePoint],
     shares: Sequence[Sequence[float]],
     present: int,
     n_judged: int,
     seed: int = 1,
-) -> tuple[Prediction, ...]:
+) -> tuple[Forecast, ...]:
     """What a curve through the last points says of `MORE` times the present labels.
 
     Through the last three, because no curve of this kind fits all of a method that starts from
@@ -169,7 +169,7 @@ def predictions(
         n_judged: Images held out over all draws.
         seed: Of the resampled draws.
     """
-    if len(points) < LEAST_POINTS or len(shares[0]) < 2:
+    if len(points) < MIN_POINTS or len(shares[0]) < 2:
         return ()
     images = np.array([point.images for point in points]) / present
     errors = 1 - np.array(shares)  # (P, draws)
@@ -179,7 +179,7 @@ def predictions(
     sigma = np.maximum(chance, [point.spread / n_draws**0.5 for point in points])
     rng = np.random.default_rng(seed)
     times = np.array((1, *MORE))
-    last = slice(-LEAST_POINTS, None)
+    last = slice(-MIN_POINTS, None)
     best = 1 - _extrapolated(images[last], errors.mean(axis=1)[last], sigma[last], times)
     others = np.empty((REFITS, len(times)))
     for refit in others:
@@ -188,7 +188,7 @@ def predictions(
         refit[:] = 1 - _extrapolated(images[kept], drawn[kept], sigma[kept], times)
     gains, others_gain = best - best[0], others - others[:, :1]
     return tuple(
-        Prediction(
+        Forecast(
             times=n,
             accuracy=float(best[i]),
             interval=_interval(best[i], others[:, i], n_draws, least=0.0),
@@ -221,17 +221,8 @@ def _interval(value: float, resampled: Array, n_draws: int, least: float) -> tup
 
     By the root of n / (n - 1), and by Student's t in place of the normal distribution.
     """
+    from scipy.special import stdtrit
+
     wider = stdtrit(n_draws - 1, 0.975) / 1.96 * (n_draws / (n_draws - 1)) ** 0.5
     low, high = value + wider * (np.quantile(resampled, (0.025, 0.975)) - value)
     return max(least, float(low)), min(1.0, float(high))
-
-
-def _turns(labels: Tensor, seed: int) -> Tensor:
-    """(n,) place of each image in a random order of its class, from 0."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    order = order[torch.argsort(labels[order], stable=True)]
-    counts = torch.bincount(labels)
-    first = counts.cumsum(0) - counts
-    turns = torch.empty_like(order)
-    turns[order] = torch.arange(len(labels)) - first[labels[order]]
-    return turns

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fewshot.adapters.adapter import Adapter, Calibration
+from fewshot.adapters.adapter import Adapter
+from fewshot.model_selection.calibration import Calibration
 
 TO_FILL_IN = "*To be filled in by the author.*"
 CLASSES_SHOWN = 100

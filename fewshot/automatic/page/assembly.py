@@ -178,7 +178,7 @@ def _labels(outcome: Outcome) -> str:
                 "so many labeled ones; the bars are how much that varied with which those were."
             )
         ]
-        for one in curve.predictions:
+        for one in curve.forecasts:
             low, high = (f"{100 * share:.1f}" for share in one.interval)
             notes.append(
                 f"{one.times} times as many labels: {100 * one.accuracy:.1f} in 100 expected, "

@@ -59,7 +59,7 @@ def curve_svg(curve: LearningCurve, present: int, level: float | None) -> str:
     measured = [
         (p.images, p.accuracy, (p.accuracy - p.spread, p.accuracy + p.spread)) for p in curve.points
     ]
-    predicted = [(float(p.times * present), p.accuracy, p.interval) for p in curve.predictions]
+    predicted = [(float(p.times * present), p.accuracy, p.interval) for p in curve.forecasts]
     every = [*measured, *predicted]
     spans = [value for _, _, ends in every for value in ends] + ([] if level is None else [level])
     low, high = max(0.0, min(spans)), min(1.0, max(spans))
