@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from cache.errors import UserError
+from cache.errors import UserError, printable
 from fewshot.commands import (
     bench_command,
     demo_command,
@@ -102,7 +102,7 @@ _SURROUNDINGS = {
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"fewshot: {' '.join(message.split())}", file=sys.stderr)
+    print(f"fewshot: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from typing import Protocol
 
+from cache.errors import printable
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -24,6 +26,7 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
     Shows how many of `total` there are, the rate, and the time left. `done` items were there
     before; they count as finished but not toward the rate.
     """
+    what = printable(what)
     if sys.stderr.isatty():
         with _bar(what, total, done) as advance:
             yield advance
@@ -37,17 +40,17 @@ def _bar(what: str, total: int, done: int) -> Iterator[Advance]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (
-        TextColumn(what),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[pace]}"),
+        TextColumn("{task.fields[pace]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True)) as bars:
         task = bars.add_task(what, total=total, completed=done, pace="")
         pace = _Pace(total, done)
 
         def advance(n: int, note: str = "", /) -> None:
-            bars.update(task, advance=n, pace=f"{pace.after(n)} {note}")
+            bars.update(task, advance=n, pace=f"{pace.after(n)} {printable(note)}")
 
         yield advance
 
@@ -62,7 +65,7 @@ def _lines(what: str, total: int, done: int) -> Advance:
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES or pace.done == total:
             last = now
-            sys.stderr.write(f"{what} {pace.done}/{total} {text} {note}".rstrip() + "\n")
+            sys.stderr.write(f"{what} {pace.done}/{total} {text} {printable(note)}".rstrip() + "\n")
             sys.stderr.flush()
 
     return advance

@@ -10,7 +10,7 @@ from cache.store import FeatureStore
 from fewshot.evaluation import evaluate
 from fewshot.results.log import Result
 from fewshot.results.plots import accuracy_against_shots
-from fewshot.results.tables import curves
+from fewshot.results.summaries import curves
 from fewshot.settings import configure
 
 SHOTS = (1, 2, 4, 8, 16)

@@ -195,3 +195,8 @@ def require_shots(
     least = counts.min()
     remedy = f"use at most {least} shots" if least and not exactly else f"check the {split} split"
     raise UserError(f"{shots} {split} images of every class are needed; {some}{more}; {remedy}")
+
+
+def shots_name(shots: int) -> str:
+    """Return the number of shots in words, such as "1 shot"."""
+    return {0: "no shots", 1: "1 shot"}.get(shots, f"{shots} shots")

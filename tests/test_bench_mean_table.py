@@ -5,7 +5,7 @@ import pytest
 
 from fewshot.bench.mean_table import mean_table
 from fewshot.results.log import Result
-from fewshot.results.tables import text
+from fewshot.tables import text
 
 RESULT = Result(
     method="gda", dataset="dtd", model="tiny", setting="few-shot", fitted_on="dtd", shots=4,

@@ -366,3 +366,11 @@ def test_all_images_may_be_kept_for_training(
     report = capsys.readouterr().err
     assert "photos-all: 3 classes, 18 images (folders, all for training)" in report
     assert "test" not in report
+
+
+def test_an_error_writes_out_what_would_move_the_cursor(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = refusal(capsys, "extract", "--dataset", "./\x1b[2Jred\u202egpj")
+    assert r"./\x1b[2Jred\u202egpj" in line
+    assert line.isprintable()

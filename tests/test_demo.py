@@ -9,7 +9,7 @@ from cache.store import FeatureStore
 from cli import main
 from fewshot.demo import SEEDS, SHOTS, run
 from fewshot.results.log import Result
-from fewshot.results.tables import curves
+from fewshot.results.summaries import curves
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,9 @@
 from typing import Any
 
-import pytest
 import torch
 
 from fewshot.adapters.adapter import Adapter
-from fewshot.adapters.export.model_card import TO_FILL_IN, escaped, model_card
+from fewshot.adapters.export.model_card import TO_FILL_IN, model_card
 from fewshot.model_selection.calibration import Calibration
 
 CALIBRATION = Calibration(1.25, 40, "cv", 0.875, (0.739, 0.945), 0.031, 0.062)
@@ -88,21 +87,6 @@ def test_what_is_not_known_is_not_claimed() -> None:
 
 def test_uneven_classes_are_told_by_their_range() -> None:
     assert "| images per class | 1 to 9 |" in card(training={"images per class": [9, 1, 4]})
-
-
-@pytest.mark.parametrize(
-    ("plain", "marked"),
-    [
-        ("sea_lion", r"sea\_lion"),
-        ("a|b", r"a\|b"),
-        ("<script>&", "&lt;script&gt;&amp;"),
-        ("*x* `y` [z](u)", r"\*x\* \`y\` \[z\](u)"),
-        ("one\n## two", r"one \#\# two"),
-        ("back\\slash", r"back\\slash"),
-    ],
-)
-def test_special_characters_mean_themselves(plain: str, marked: str) -> None:
-    assert escaped(plain) == marked
 
 
 def test_names_and_prompts_are_escaped_wherever_they_stand() -> None:

@@ -54,3 +54,18 @@ def test_what_was_done_before_counts_not_toward_the_rate(
     with progress("images", 1000, done=900) as advance:
         advance(40)
     assert capsys.readouterr().err == "images 940/1000 2.0/s, 30s left\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_names_neither_move_the_cursor_nor_format_the_bar(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    monkeypatch.setenv("TERM", "dumb")
+    with progress("{0} [bold]x\x1b[31m\u202e: files", 1) as advance:
+        advance(1, "[red]\x1b[2J\x9b")
+    written = capsys.readouterr().err
+    assert r"{0} [bold]x\x1b[31m\u202e: files" in written
+    assert r"[red]\x1b[2J\x9b" in written.replace("\n", "")
+    assert "\x1b[31m" not in written
+    assert "\x1b[2J" not in written

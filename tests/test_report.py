@@ -17,7 +17,7 @@ from fewshot.report.content import Curves, Report, Scatter, Section
 from fewshot.report.published import ELEVEN, load
 from fewshot.results.log import Result, append
 from fewshot.results.predictions import Predictions, write_predictions
-from fewshot.results.tables import Number, Table
+from fewshot.tables import Number, Table
 from tests.toy_results import RESULT, result, zero_shot
 
 FEW = [

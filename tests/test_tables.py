@@ -1,16 +1,10 @@
 import csv
 import io
 
-from fewshot.results.tables import (
-    Number,
-    Table,
-    accuracy_table,
-    comma_separated,
-    curves,
-    latex,
-    markdown,
-    text,
-)
+import pytest
+
+from fewshot.results.summaries import accuracy_table, curves
+from fewshot.tables import Number, Table, comma_separated, latex, markdown, markdown_text, text
 from tests.toy_results import RESULT, result, zero_shot
 
 TABLE = Table(
@@ -73,7 +67,7 @@ def test_markdown_escapes_bars_and_puts_numbers_to_the_right() -> None:
     head, rule, first, *_ = markdown(TABLE).splitlines()
     assert head == "| class | images | accuracy |"
     assert rule == "| :--- | ---: | ---: |"
-    assert first == r"| cat\|dog & co | 10 | 81.2 ± 1.5 |"
+    assert first == r"| cat\|dog &amp; co | 10 | 81.2 ± 1.5 |"
 
 
 def test_latex_escapes_what_means_something_to_it() -> None:
@@ -111,3 +105,46 @@ def test_parts_of_the_test_split_have_a_line_each() -> None:
         "dtd      tiny   gda     base-to-new  cv        new      45.0 ± 0.0",
         "dtd      tiny   gda     base-to-new  cv        H        60.0 ± 0.0",
     ]
+
+
+@pytest.mark.parametrize(
+    ("plain", "marked"),
+    [
+        ("sea_lion", r"sea\_lion"),
+        ("a|b", r"a\|b"),
+        ("<script>&", "&lt;script&gt;&amp;"),
+        ("*x* `y` [z](u)", r"\*x\* \`y\` \[z\](u)"),
+        ("one\n## two", r"one \#\# two"),
+        ("\x1b[31m\u202egpj", r"\\x1b\[31m\\u202egpj"),
+        ("back\\slash", r"back\\slash"),
+    ],
+)
+def test_special_characters_in_markdown_mean_themselves(plain: str, marked: str) -> None:
+    assert markdown_text(plain) == marked
+
+
+EVIL = "\x1b[31mred\u202egpj\n\x9b"
+
+
+def test_no_name_moves_the_cursor_or_turns_the_text_around() -> None:
+    table = Table("", ("name", EVIL), [(EVIL, 1)], (EVIL,))
+    for form in (text, markdown, latex):
+        drawn = form(table)
+        assert all(character.isprintable() or character == "\n" for character in drawn)
+        assert "red" in drawn
+    assert len(text(table).splitlines()) == 3
+
+
+def test_columns_are_as_wide_as_a_terminal_shows_them() -> None:
+    lines = text(Table("", ("name", "n"), [("猫", 1), ("cat", 2)])).splitlines()
+    assert [line.rstrip("n12 ") for line in lines] == ["name", "猫", "cat"]
+    assert lines[1] == "猫    1"
+    assert lines[2] == "cat   2"
+
+
+def test_no_text_in_csv_is_taken_for_a_formula_and_numbers_stay() -> None:
+    names = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "a=1", "")
+    rows = [(name, Number(-0.5)) for name in names]
+    read = list(csv.reader(io.StringIO(comma_separated(Table("", ("=x", "n"), rows)))))
+    assert [row[0] for row in read[1:]] == [*(f"'{name}" for name in names[:5]), "a=1", ""]
+    assert {row[1] for row in read[1:]} == {"-0.5"}

@@ -19,7 +19,7 @@ from torch import Tensor
 from cache.atomic import replacing
 from cache.errors import UserError
 from fewshot.model_selection.calibration import Calibration
-from fewshot.results.tables import shots_name
+from fewshot.sampling import shots_name
 
 FORMAT = 1
 

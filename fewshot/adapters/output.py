@@ -1,7 +1,8 @@
 r"""Predictions as lines of text: a table, CSV, or JSON lines, each written as soon as it is known.
 
     table  aligned columns, for reading; their widths are chosen by the first images
-    csv    one row for each image that could be read, names in the first row
+    csv    one row for each image that could be read, names in the first row; a text that a
+           spreadsheet would take for a formula begins with an apostrophe
     jsonl  one object for each image; {"path", "error"} for one that could not be read
 
 Bytes of a path that are not UTF-8 become \udc80 to \udcff. In JSON lines that is Python's own form,
@@ -18,6 +19,7 @@ from rich.cells import cell_len, set_cell_size
 
 from cache.errors import printable, unknown
 from fewshot.adapters.prediction import Prediction, Unreadable
+from fewshot.tables import aligned, column_widths, spreadsheet_safe
 
 FORMATS = ("table", "csv", "jsonl")
 BLOCK = 32  # images that the widths of a table are chosen by
@@ -78,7 +80,9 @@ def _csv(results: Results) -> Iterator[str]:
 
 def _row(cells: Sequence[str]) -> str:
     line = io.StringIO()
-    csv.writer(line).writerow(cells)  # which quotes a "\r" only where rows end in one
+    csv.writer(line).writerow(
+        map(spreadsheet_safe, cells)
+    )  # which quotes a "\r" only where rows end in one
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 
@@ -121,9 +125,7 @@ def _cells(one: Prediction) -> _Cells:
 
 def _widths(rows: Sequence[_Cells], width: int | None) -> tuple[int, int, int, int]:
     """Of the columns; in a narrow terminal paths and labels leave half of it to the rest."""
-    path, label, percent, after = (
-        max(cell_len(cell) for cell in column) for column in zip(*rows, strict=True)
-    )
+    path, label, percent, after = column_widths(rows)
     if width is not None:
         free = max(width - len("100.0") - 6, 24)  # three gaps of two
         label = min(label, max(free // 4, 8))
@@ -137,8 +139,7 @@ def _line(row: _Cells, widths: tuple[int, int, int, int], *, cut: bool) -> str:
     if cut:
         path = keep_end(path, widths[0])
         label, after = keep_start(label, widths[1]), keep_start(after, widths[3])
-    cells = (_padded(path, widths[0]), _padded(label, widths[1]), percent.rjust(widths[2]), after)
-    return "  ".join(cells).rstrip() + "\n"
+    return aligned((path, label, percent, after), widths, right=(2,)) + "\n"
 
 
 def keep_start(text: str, width: int) -> str:
@@ -156,10 +157,6 @@ def keep_end(text: str, width: int) -> str:
     while cell_len(kept) >= width:
         kept = kept[1:]
     return f"…{kept}"
-
-
-def _padded(text: str, width: int) -> str:
-    return text + " " * (width - cell_len(text))
 
 
 def _percent(probability: float) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 from fewshot.metrics import harmonic_mean, mean_interval
 from fewshot.results.groups import TRANSFERS
 from fewshot.results.log import Result
-from fewshot.results.tables import Cell, Number, Table, shots_name
+from fewshot.sampling import shots_name
+from fewshot.tables import Cell, Number, Table
 
 Asked = Mapping[str, Any]  # what `Result.cell` says
 Runs = dict[str, dict[int, Result | None]]  # dataset -> seed -> what came of it

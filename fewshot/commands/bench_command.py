@@ -88,7 +88,7 @@ def bench(
     from fewshot.bench.config import configured, parse_settings
     from fewshot.bench.mean_table import mean_table
     from fewshot.bench.plan import plan
-    from fewshot.results.tables import text
+    from fewshot.tables import text
 
     asked = configured(
         {

@@ -36,7 +36,7 @@ def demo(
     from cache.source import data_root, resolve
     from cache.store import FeatureStore
     from fewshot import demo as main_job
-    from fewshot.results.tables import accuracy_table
+    from fewshot.results.summaries import accuracy_table
 
     root = store or default_root()
     path = store_path(root, "digits", "tiny")

@@ -17,7 +17,7 @@ from fewshot.commands.options import (
     parse_pairs,
     parse_shard,
 )
-from fewshot.commands.terminal import say
+from fewshot.commands.terminal import say, show
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,7 +139,7 @@ def extract(
     if shard and built:
         say(f"part {shard} of {path} is encoded; the command without --shard assembles all")
     else:
-        print(path if built else f"{path} (already there)")
+        show(str(path) if built else f"{path} (already there)")
 
 
 def _support_rows(
@@ -214,4 +214,4 @@ def import_(
         logit_scale=logit_scale,
         say=say,
     )
-    print(path)
+    show(str(path))

@@ -87,7 +87,7 @@ def fit(
     from fewshot.evaluation import base_to_new as evaluate_base_to_new
     from fewshot.evaluation import evaluate, transfer
     from fewshot.results.log import append
-    from fewshot.results.tables import accuracy_table
+    from fewshot.results.summaries import accuracy_table
     from fewshot.settings import configure
 
     if shots == "all":

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fewshot.commands.options import DEFAULT_MODEL, Model, StoreRoot, parse_names
-from fewshot.commands.terminal import say
+from fewshot.commands.terminal import say, show
 
 
 def auto(
@@ -56,7 +56,7 @@ def auto(
         workers=workers,
         say=say,
     )
-    print(outcome.summary())
+    show(outcome.summary())
 
 
 def predict(
@@ -123,4 +123,4 @@ def export(
     """Write an adapter for other programs, checked against it, with a model card."""
     from fewshot.adapters.export.exporting import export as write
 
-    print(write(adapter, to, out, model=model))
+    show(str(write(adapter, to, out, model=model)))

@@ -7,7 +7,7 @@ import typer
 
 from cache.errors import UserError
 from fewshot.commands.options import StoreRoot, parse_ints, parse_names
-from fewshot.commands.terminal import say
+from fewshot.commands.terminal import say, show
 
 
 def compare(
@@ -87,10 +87,10 @@ def report(
     for note in made.notes[1:]:
         say(note)
     if out is None and html is None:
-        print(reports.main_tables(made, form))
+        show(reports.main_tables(made, form))
         return
     if html is not None:
-        print(reports.write_page(made, html))
+        show(str(reports.write_page(made, html)))
     if out is not None:
         written = reports.write(made, out)
         print(f"{written[0]} and {len(written) - 1} files of tables and figures beside it")

@@ -7,7 +7,7 @@ import typer
 
 from cache.errors import UserError
 from fewshot.commands.options import DataRoot, ManifestFile, StoreRoot
-from fewshot.commands.terminal import print_table
+from fewshot.commands.terminal import print_table, show
 
 
 def datasets(
@@ -22,7 +22,7 @@ def datasets(
     from cache.manifest import all_manifests, describe, load_manifest
 
     if name or manifest:
-        print(describe(load_manifest(name or "", manifest)))
+        show(describe(load_manifest(name or "", manifest)))
         return
     extracted: dict[str, list[str]] = {}
     for path in find_stores(store or default_root()):
@@ -50,7 +50,7 @@ def methods(
 
     every: dict[str, type[object]] = {**METHODS, **TRAINED}
     if name is not None:
-        print(describe(name, every))
+        show(describe(name, every))
         return
     print_table(
         ("method", "command", "learns from", "tuned by default", "what it is"),
@@ -73,11 +73,11 @@ def inspect(path: Annotated[Path, typer.Argument(help="A store, or an adapter.")
         from fewshot.adapters.adapter import load_adapter
         from fewshot.adapters.description import describe
 
-        print(describe(load_adapter(path)))
+        show(describe(load_adapter(path)))
         return
     from cache.store_check import inspect as describe_store
 
-    print(describe_store(path))
+    show(describe_store(path))
 
 
 def verify(path: Annotated[Path, typer.Argument(help="A store, or an adapter.")]) -> None:
@@ -86,7 +86,7 @@ def verify(path: Annotated[Path, typer.Argument(help="A store, or an adapter.")]
         from fewshot.adapters.adapter import load_adapter
 
         load_adapter(path)  # which compares, whoever asks
-        print(f"{path}: whole and unchanged")
+        show(f"{path}: whole and unchanged")
         return
     from cache.store import FeatureStore
     from cache.store_check import verify as problems_of
@@ -95,7 +95,7 @@ def verify(path: Annotated[Path, typer.Argument(help="A store, or an adapter.")]
     problems = problems_of(path)
     if problems:
         raise UserError(f"{path} is damaged: {'; '.join(problems)}; extract it again")
-    print(f"{path}: whole and unchanged")
+    show(f"{path}: whole and unchanged")
 
 
 def doctor(

@@ -1,17 +1,22 @@
-"""How commands print: notes on stderr, aligned columns on stdout."""
+"""How commands print: notes on stderr, results on stdout, and no name that moves the cursor."""
 
 import sys
 from collections.abc import Sequence
 
+from cache.errors import printable_lines
+from fewshot.tables import Table, text
+
 
 def say(text: str) -> None:
     """Print a note to stderr, which keeps stdout for results."""
-    print(text, file=sys.stderr)
+    print(printable_lines(text), file=sys.stderr)
+
+
+def show(text: str) -> None:
+    """Print a result to stdout."""
+    print(printable_lines(text))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a header and rows to stdout, in columns as wide as they need."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    print(text(Table("", tuple(header), rows)))

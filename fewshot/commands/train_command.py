@@ -77,7 +77,7 @@ def train(
     from fewshot.endtoend.experiment import checkpoint_path, run, store_of
     from fewshot.endtoend.methods import configure
     from fewshot.results.log import append
-    from fewshot.results.tables import accuracy_table
+    from fewshot.results.summaries import accuracy_table
 
     if save is not None:
         from fewshot.adapters.adapter import require_suffix

@@ -16,7 +16,9 @@ from fewshot.report.lines import (
     series_names,
 )
 from fewshot.results.groups import Cells, Task, by_dataset, datasets_of, over_datasets, over_seeds
-from fewshot.results.tables import Cell, Number, Table, by_shots, points, shots_name
+from fewshot.results.summaries import by_shots, points
+from fewshot.sampling import shots_name
+from fewshot.tables import Cell, Number, Table
 
 
 def section(task: Task, rows: Cells, zero_shot: Cells) -> Section:

@@ -17,7 +17,7 @@ from fewshot.results import log
 from fewshot.results.groups import Cells, cells, tasks
 from fewshot.results.log import Result
 from fewshot.results.plots import accuracy_against_shots, class_maps, scatter
-from fewshot.results.tables import FORMATS, Table
+from fewshot.tables import FORMATS, Table
 
 SUFFIXES = {"md": ".md", "latex": ".tex", "csv": ".csv"}
 

@@ -15,7 +15,7 @@ from fewshot.report.lines import (
 )
 from fewshot.results.groups import Cells, Value, datasets_of, over_datasets, over_seeds
 from fewshot.results.log import Result
-from fewshot.results.tables import Cell, Number, Table
+from fewshot.tables import Cell, Number, Table
 
 GROUPS = ("many", "medium", "few")
 CONVENTIONS = (

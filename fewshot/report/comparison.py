@@ -10,7 +10,7 @@ from fewshot.report.content import Scatter, Section
 from fewshot.report.published import Figure, Key
 from fewshot.results.groups import Cells, Row, by_dataset, labels, over_datasets, over_seeds
 from fewshot.results.log import Result
-from fewshot.results.tables import Cell, Number, Table
+from fewshot.tables import Cell, Number, Table
 
 HEADER = (
     "dataset", "setting", "model", "method", "shots", "classes", "ours", "published",

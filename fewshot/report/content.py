@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fewshot.results.groups import Point
 from fewshot.results.plots import ScatterPoint
-from fewshot.results.tables import Table
+from fewshot.tables import Table
 
 
 @dataclass(frozen=True)

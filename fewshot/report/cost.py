@@ -8,7 +8,7 @@ from fewshot.report.content import Scatter
 from fewshot.report.lines import largest, percent, series_names
 from fewshot.results.groups import Cells, datasets_of, labels
 from fewshot.results.log import Result
-from fewshot.results.tables import Number, Table
+from fewshot.tables import Number, Table
 
 NOTE = (
     "At the most shots of each row; medians over seeds. Fitting is tuning and fitting, predicting "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fewshot.report.content import Block, Curves, Maps, Report, Scatter, Section
 from fewshot.report.drawing import curves_svg, maps_svg, mark_svg, scatter_svg
-from fewshot.results.tables import Cell, Number, Table, to_the_right
+from fewshot.tables import Cell, Number, Table, to_the_right
 
 HERE = Path(__file__).parent
 LONG = 40  # rows from which on a table is folded

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from fewshot.results.groups import Cells, Row, Value, by_dataset, labels, over_seeds
 from fewshot.results.log import Result
-from fewshot.results.tables import Cell, Number, shots_name
+from fewshot.sampling import shots_name
+from fewshot.tables import Cell, Number
 
 INTERVAL = (
     "Accuracy on the test split in %; means over seeds ± half the 95 % interval (Student's t)."

@@ -12,7 +12,7 @@ from fewshot.results.groups import Cells, Row, cells, labels
 from fewshot.results.log import Result, read
 from fewshot.results.predictions import read_predictions
 from fewshot.results.significance import Comparison, Pair, compare
-from fewshot.results.tables import Number, Table, text
+from fewshot.tables import Number, Table, text
 
 WITHOUT_LABELS = ("zero-shot", "unsupervised")
 

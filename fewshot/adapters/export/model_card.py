@@ -4,15 +4,14 @@ Nothing is said that the adapter does not know. What only its author knows is le
 front matter's fields are those of the Hugging Face hub.
 """
 
-import html
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fewshot.adapters.adapter import Adapter
 from fewshot.model_selection.calibration import Calibration
+from fewshot.tables import Table, markdown, markdown_text
 
 TO_FILL_IN = "*To be filled in by the author.*"
 CLASSES_SHOWN = 100
@@ -32,7 +31,7 @@ def model_card(adapter: Adapter, *, library: str, how_to_run: str, files: Mappin
     """
     parts = [
         _front_matter(adapter, library),
-        f"# {escaped(adapter.method)} on {escaped(identity(adapter)['name'])}",
+        f"# {markdown_text(adapter.method)} on {markdown_text(str(identity(adapter)['name']))}",
         _what_it_is(adapter),
         _section("Classes", _classes(adapter.classnames)),
         _section("Intended use", TO_FILL_IN),
@@ -57,12 +56,6 @@ def identity(adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def escaped(text: Any) -> str:
-    """Plain text in one line of Markdown, a table's cell included, with no meaning but its own."""
-    line = re.sub(r"\s+", " ", str(text)).strip()
-    return re.sub(r"([\\`*_{}\[\]#!|~$])", r"\\\1", html.escape(line, quote=False))
-
-
 def _front_matter(adapter: Adapter, library: str) -> str:
     lines = [
         "---",
@@ -84,10 +77,11 @@ def _what_it_is(adapter: Adapter) -> str:
     dataset = adapter.training.get("dataset")
     images = adapter.training.get("images")
     learned = f"from {images} images" if images else "from the classes' names"
-    of = f" of {escaped(dataset)}" if dataset else ""
+    of = f" of {markdown_text(str(dataset))}" if dataset else ""
+    model, method = markdown_text(str(identity(adapter)["name"])), markdown_text(adapter.method)
     return (
-        f"An image classifier of {len(adapter.classnames)} classes: the CLIP model "
-        f"{escaped(identity(adapter)['name'])}, adapted by {escaped(adapter.method)} {learned}{of}."
+        f"An image classifier of {len(adapter.classnames)} classes: the CLIP model {model}, "
+        f"adapted by {method} {learned}{of}."
     )
 
 
@@ -123,7 +117,7 @@ def _calibration(c: Calibration) -> Iterable[str]:
     where = {
         "cv": "cross-validated on the images it learned from, each judged by a fit without it",
         "val": "on validation images",
-    }.get(c.source, escaped(c.source))
+    }.get(c.source, markdown_text(str(c.source)))
     if c.accuracy is not None:
         within = f", 95 % interval {_percent(*c.interval)}" if c.interval else ""
         yield f"- Accuracy: {_percent(c.accuracy)}{within}, {where} ({c.images} images)."
@@ -184,9 +178,8 @@ def _section(title: str, body: str) -> str:
 
 
 def _table(head: str, rows: Mapping[Any, Any], value: str = "") -> str:
-    lines = [f"| {head} | {value} |", "| --- | --- |"]
-    lines += [f"| {escaped(key)} | {escaped(_plain(row))} |" for key, row in rows.items()]
-    return "\n".join(lines)
+    lines = [(str(key), _plain(row)) for key, row in rows.items()]
+    return markdown(Table("", (head, value), lines))
 
 
 def _plain(value: Any) -> str:

@@ -1,0 +1,63 @@
+"""Accuracies averaged over seeds, against shots: as points, and as a table."""
+
+from collections.abc import Mapping, Sequence
+
+from fewshot.results.groups import Cells, Point, Row, Value, cells, labels, over_seeds
+from fewshot.results.log import Result
+from fewshot.sampling import shots_name
+from fewshot.tables import Cell, Number, Table, text
+
+
+def curves(results: Sequence[Result]) -> dict[Row, list[Point]]:
+    """Accuracies in 0..1 averaged over seeds, for each row its points in order of shots."""
+    return points(cells(results))
+
+
+def points(rows: Cells) -> dict[Row, list[Point]]:
+    """For each row its points in order of shots, averaged over seeds."""
+    return {row: [over_seeds(rs) for rs in by_shots.values()] for row, by_shots in rows.items()}
+
+
+def accuracy_table(results: Sequence[Result]) -> str:
+    """One line per dataset, model, method and tuning, one column per number of shots, as text.
+
+    A mean over several seeds is followed by half the width of its 95 % interval (Student's t).
+    Where results have accuracies of parts of the test split, each part has a line.
+    """
+    rows = cells(results)
+    all_shots = sorted({shots for found in rows.values() for shots in found})
+    names = labels(rows)
+    told = any(row.setting not in ("few-shot", "zero-shot") for row in rows)
+    parted = any(_parts(found) for found in rows.values())
+    lines = []
+    for row, found in rows.items():
+        task = [f"{row.setting} {row.imbalance or row.source}".rstrip()] if told else []
+        whole = "H" if row.setting == "base-to-new" else "all"
+        for part in (*_parts(found), whole):
+            line = [over_seeds(group, _accuracy_of(part)) for group in found.values()]
+            classes = [part] if parted else []
+            columns = by_shots(line, all_shots)
+            lines.append((row.dataset, row.model, names[row], *task, row.tune, *classes, *columns))
+    header = ["dataset", "model", "method", *(["setting"] if told else []), "tuned by"]
+    header += ["classes"] if parted else []
+    return text(Table("", (*header, *map(shots_name, all_shots)), lines))
+
+
+def _parts(found: Mapping[int, Sequence[Result]]) -> tuple[str, ...]:
+    """The parts of the test split of which every result has an accuracy."""
+    every = [set(result.accuracies) for group in found.values() for result in group]
+    return tuple(
+        part
+        for part in ("base", "new", "many", "medium", "few")
+        if all(part in one for one in every)
+    )
+
+
+def _accuracy_of(part: str) -> Value:
+    return lambda result: result.accuracies.get(part, result.accuracy)
+
+
+def by_shots(line: Sequence[Point], all_shots: Sequence[int]) -> list[Cell]:
+    """A cell for each number of shots, in percent; empty where the row has no point."""
+    found = {shots: Number(100 * mean, 100 * half) for shots, mean, half in line}
+    return [found.get(shots, "") for shots in all_shots]
