@@ -63,7 +63,7 @@ def run(
     spent = Spent()
     start = time.perf_counter()
     draws = [(k, s) for k in shots for s in seeds]
-    for k, s in draws[:1] if method.learns_from in ("text", "images") else draws:
+    for k, s in draws[:1] if not method.needs_support(shots=1) else draws:
         try:
             spent.results.append(evaluate(store, method, shots=k, seed=s, tune=tune))
         except UserError as error:

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from cache.store import FeatureStore
 from fewshot import METHODS, LinearClassifier, Method, SupportSet, Text, configure, evaluate
-from fewshot.classifier import Grid
+from fewshot.method import Grid
 
 
 @dataclass(frozen=True)

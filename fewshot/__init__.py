@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from fewshot.adapters.prediction import Prediction
     from fewshot.adapters.predictor import open_adapter
     from fewshot.automatic.pipeline import auto
-    from fewshot.classifier import Classifier, LinearClassifier, Method, classify
+    from fewshot.classifier import Classifier, LinearClassifier, classify
     from fewshot.estimator import FewShotClassifier
     from fewshot.evaluation import base_to_new, evaluate, transfer
     from fewshot.fitting import Fitted, fit
+    from fewshot.method import Method
     from fewshot.methods import (
         APE,
         APET,
@@ -109,10 +110,11 @@ _MODULES = {
     "fewshot.adapters.prediction": ("Prediction",),
     "fewshot.adapters.predictor": ("open_adapter",),
     "fewshot.automatic.pipeline": ("auto",),
-    "fewshot.classifier": ("Classifier", "LinearClassifier", "Method", "classify"),
+    "fewshot.classifier": ("Classifier", "LinearClassifier", "classify"),
     "fewshot.estimator": ("FewShotClassifier",),
     "fewshot.evaluation": ("base_to_new", "evaluate", "transfer"),
     "fewshot.fitting": ("Fitted", "fit"),
+    "fewshot.method": ("Method",),
     "fewshot.methods": (
         "APE",
         "APET",

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cache.errors import UserError, unknown
-from fewshot.classifier import Method
+from fewshot.method import Method
 from fewshot.methods import METHODS
 from fewshot.model_selection import tuning
-from fewshot.parts.covariance import class_means
+from fewshot.parts.gaussian import class_means
 from fewshot.support import SupportSet
 from fewshot.text import Text
 

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from cache.errors import UserError
 from cache.store import FeatureStore
-from fewshot.classifier import Classifier, Generalizer, Method, Traits, classify
+from fewshot.classifier import Classifier, classify
 from fewshot.fitting import Fitted, class_text, fit, query
+from fewshot.method import Method, MethodInfo, SupportsNewClasses
 from fewshot.metrics import accuracy, harmonic_mean, per_class_accuracy
 from fewshot.results.log import Result, program_version
 from fewshot.results.predictions import Predictions, digest_of_images, file_name, write_predictions
@@ -68,7 +69,7 @@ def evaluate(
     """
     store.labels("test")  # that there is a test split shows before anything is fitted
     if imbalance is not None:
-        if method.learns_from != "labels" and not (method.learns_from != "text" and shots):
+        if not method.needs_support(shots) and not (method.unsupervised() and shots):
             raise UserError(f"{method.name} learns from no labels, which imbalance is about")
         sample = draw_imbalanced(
             store.labels("train"), store.classnames, profile=imbalance, shots=shots, seed=seed
@@ -160,9 +161,9 @@ def base_to_new(
         UserError: As `evaluate`, and for a method that cannot classify classes without images.
     """
     base, new = base_new(store.n_classes)
-    generalizer = _generalizer(method, "base-to-new")
+    _require_new_classes(method, "base-to-new")
     fitted = fit(
-        store, generalizer, shots=shots, seed=seed, tune=tune, fixed=fixed,
+        store, method, shots=shots, seed=seed, tune=tune, fixed=fixed,
         prompt_set=prompt_set, views=views, classes=base,
     )  # fmt: skip
     classifiers = fitted.classifier, _unseen(fitted, store, prompt_set, new)
@@ -236,7 +237,7 @@ def transfer(
             )
         columns[target.dataset] = shared_classes(source, target)
         if columns[target.dataset] is None:
-            _generalizer(method, "cross-dataset")
+            _require_new_classes(method, "cross-dataset")
     fitted = fit(
         source, method, shots=shots, seed=seed, tune=tune, fixed=fixed,
         prompt_set=prompt_set, views=views,
@@ -284,8 +285,8 @@ class _Columns:
     columns: Tensor
 
     @property
-    def measures(self) -> dict[str, float]:
-        return dict(self.whole.measures)
+    def stats(self) -> dict[str, float]:
+        return dict(self.whole.stats)
 
     def logits(self, features: Tensor) -> Tensor:
         return self.whole.logits(features)[:, self.columns]
@@ -298,7 +299,7 @@ def _test(classifier: Classifier, method: Method, features: Tensor) -> _Tested:
     return _Tested(predicted, time.perf_counter() - start)
 
 
-def setting_name(method: Traits, protocol: str | None, labeled: bool) -> str:
+def setting_name(method: MethodInfo, protocol: str | None, labeled: bool) -> str:
     """What a result calls its setting: the protocol, else what was learned from.
 
     Args:
@@ -307,36 +308,37 @@ def setting_name(method: Traits, protocol: str | None, labeled: bool) -> str:
         labeled: Whether the method learned from a support set.
     """
     if protocol is None:
-        unlabeled = "unsupervised" if method.learns_from == "images" else "zero-shot"
+        unlabeled = "unsupervised" if method.unsupervised() else "zero-shot"
         protocol = "few-shot" if labeled else unlabeled
     return f"transductive {protocol}" if method.transductive else protocol
 
 
 def _setting(fitted: Fitted, protocol: str | None) -> str:
-    labeled = fitted.support is not None and fitted.method.learns_from != "images"
+    labeled = fitted.support is not None and not fitted.method.unsupervised()
     return setting_name(fitted.method, protocol, labeled)
 
 
-def _generalizer(method: Method, setting: str) -> Generalizer:
-    if not isinstance(method, Generalizer):
+def _require_new_classes(method: Method, setting: str) -> None:
+    if not isinstance(method, SupportsNewClasses):
         raise UserError(
             f"{method.name} knows no classes but those it has images of, and {setting} asks for "
             "others; use a method that does, such as zero-shot, gda or clip-adapter"
         )
-    return method
 
 
 def _unseen(
     fitted: Fitted, store: FeatureStore, prompt_set: str | None, classes: range
 ) -> Classifier:
     """A classifier of classes of which there is text alone."""
-    method = _generalizer(fitted.method, "this")
+    method = fitted.method
+    _require_new_classes(method, "this")
+    assert isinstance(method, SupportsNewClasses)
     text = class_text(store, method, prompt_set, classes)
     if text is None:
         raise UserError(
             f"{store.path} has no text, and classes without images need it; extract it again"
         )
-    return method.fit_new(fitted.support, fitted.text, text)  # type: ignore[arg-type]  # as in fit
+    return method.fit_new_classes(fitted.support, fitted.text, text)
 
 
 def shared_classes(source: FeatureStore, target: FeatureStore) -> Tensor | None:
@@ -387,7 +389,7 @@ def _result(
         accuracies=accuracies or {},
         hyperparameters=values,
         fixed=sorted(fixed),
-        measures=dict(fitted.classifier.measures),
+        measures=dict(fitted.classifier.stats),
         text_recipe=None if fitted.text is None else fitted.method.text_recipe,
         prompt_set=prompt_set,
         n_classes=store.n_classes,

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from cache.errors import UserError, unknown
 from cache.store import FeatureStore
-from fewshot.classifier import Classifier, Method, Traits
+from fewshot.classifier import Classifier
+from fewshot.method import Method, MethodInfo
 from fewshot.model_selection import tuning
 from fewshot.sampling import Rows, Sample, draw, restrict
 from fewshot.support import SupportSet
@@ -86,11 +87,10 @@ def fit(
     grid = {name: values for name, values in method.grid.items() if name not in fixed}
     _check_protocol(store, tune)
     text = class_text(store, method, prompt_set, classes)
-    without_labels = sample is None and not uses_labels(method, shots)
-    if without_labels or method.learns_from == "text":
-        given = _images(store, method, classes) if method.learns_from == "images" else None
+    if not (method.needs_support(shots) or (sample is not None and method.takes_support())):
+        given = _images(store, method, classes) if method.unsupervised() else None
         start = time.perf_counter()
-        classifier = method.fit(given, text)  # type: ignore[arg-type]  # which such methods take
+        classifier = method.fit_unlabeled(given, text)
         seconds = time.perf_counter() - start
         n = 0 if given is None else len(given)
         return Fitted(method, classifier, None, text, 0, 0, "none", n, 0, seconds)
@@ -145,12 +145,7 @@ def query(store: FeatureStore, method: Method, split: str, rows: Rows | None = N
     return torch.from_numpy(store.features(split, rows, unit=method.unit_norm))
 
 
-def uses_labels(method: Traits, shots: int) -> bool:
-    """Whether the method, given these shots, learns from a support set."""
-    return method.learns_from == "labels" or (method.learns_from == "labels or text" and shots > 0)
-
-
-def protocol_used(method: Traits, tune: str | None, fixed: Collection[str], shots: int) -> str:
+def protocol_used(method: MethodInfo, tune: str | None, fixed: Collection[str], shots: int) -> str:
     """The tuning protocol that `fit` uses on a support set: `none` where nothing is left to tune.
 
     Args:

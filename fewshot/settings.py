@@ -8,7 +8,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cache.errors import UserError, unknown
-from fewshot.classifier import Grid, Method
+from fewshot.method import Method, MethodInfo
 from fewshot.methods import METHODS
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def with_settings(method: AnyMethod, settings: Mapping[str, str], name: str) -> 
     return replace(method, **values)
 
 
-def describe(name: str, methods: Mapping[str, type[Any]] = METHODS) -> str:
+def describe(name: str, methods: Mapping[str, type[MethodInfo]] = METHODS) -> str:
     """A method's documentation, and each setting with what it accepts, its default and its grid.
 
     Raises:
@@ -63,15 +63,14 @@ def describe(name: str, methods: Mapping[str, type[Any]] = METHODS) -> str:
     if name not in methods:
         raise unknown("method", name, methods)
     method = methods[name]
-    grid: Grid = getattr(method, "grid", {})
     types = get_type_hints(method)
     lines = [inspect.cleandoc(method.__doc__ or ""), "", "Settings (--set NAME=VALUE):"]
     for field in fields(method):
         kind = types[field.name]
         kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
         lines.append(f"    {field.name}: {_words(kinds)}; default {field.default}")
-        if field.name in grid:
-            tried = ", ".join(f"{value}" for value in grid[field.name])
+        if field.name in method.grid:
+            tried = ", ".join(f"{value}" for value in method.grid[field.name])
             lines.append(f"        tuning tries {tried}")
     return "\n".join(lines)
 

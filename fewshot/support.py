@@ -1,6 +1,7 @@
 """The support set: the few labeled images, as features, that a method learns from."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ class SupportSet:
     n_classes: int
     views: Tensor | None = None
     unit_norm: bool = True
+
+    kind: ClassVar[str] = "support set"
 
     def __post_init__(self) -> None:
         n, shape = len(self.labels), tuple(self.features.shape)
@@ -90,6 +93,17 @@ class SupportSet:
         """The images at `rows` ((n,) indices or an (N,) mask), with all their views."""
         views = None if self.views is None else self.views[:, rows]
         return replace(self, features=self.features[rows], labels=self.labels[rows], views=views)
+
+
+def labeled(support: SupportSet | None, method: str) -> SupportSet:
+    """Return the support set, for a method that cannot do without.
+
+    Raises:
+        UserError: There is none.
+    """
+    if support is None:
+        raise UserError(f"{method} learns from labeled images and got none; give some shots")
+    return support
 
 
 def _check_features(name: str, features: Tensor, unit_norm: bool) -> None:

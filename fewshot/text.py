@@ -1,6 +1,7 @@
 """The class texts: what CLIP's text tower makes of the prompts, as methods learn from it."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ class Text:
             of unit norm but for `raw-mean`.
         prompts: (P, D) float32, unit norm: every prompt by itself, or None where only their
             means are known.
-        labels: (P,) int64, whose each prompt is; None without prompts.
+        labels: (P,) int64, the class of each prompt; None without prompts.
         pooled: (C, W) float32, what the tower made of each class before its last projection,
             averaged over the class's prompts: `pooled @ projection` is the `raw-mean`; None
             where a store has no such thing.
@@ -29,6 +30,8 @@ class Text:
     labels: Tensor | None = field(default=None, repr=False)
     pooled: Tensor | None = field(default=None, repr=False)
     projection: Tensor | None = field(default=None, repr=False)
+
+    kind: ClassVar[str] = "text"
 
     def samples(self) -> tuple[Tensor, Tensor]:
         """Each prompt as a sample of its class: (P, D) unit norm and (P,) labels.

@@ -58,6 +58,11 @@ def minimize(
             optimizer.step()
 
 
+def published_epochs(shots: float) -> int:
+    """CoOp's passes over the images, by which later papers train too: 50 at 1 shot, 100, 200."""
+    return 50 if shots <= 1 else 100 if shots <= 4 else 200
+
+
 def cosine_by_epoch(lr: float, epochs: int, warm_up: float = 1e-5) -> Schedule:
     """Dassl's: `warm_up` in epoch 0, then lr (1 + cos(pi (e - 1) / epochs)) / 2 in epoch e."""
 

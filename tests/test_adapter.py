@@ -15,7 +15,7 @@ from cache.errors import UserError
 from cache.store import FeatureStore
 from cli import main
 from fewshot.adapters.adapter import Adapter, is_adapter, load_adapter
-from fewshot.adapters.classifiers import KINDS, put_together, take_apart
+from fewshot.adapters.classifiers import kinds, put_together, take_apart
 from fewshot.adapters.description import describe
 from fewshot.adapters.making import fit_and_save, of_fitted
 from fewshot.adapters.predictor import preprocessing, require_model, with_encoder
@@ -188,7 +188,7 @@ def test_a_later_format_is_refused(
 
 
 def test_only_known_kinds_are_made_from_a_file() -> None:
-    assert all(isinstance(kind, type) for kind in KINDS.values())
+    assert all(isinstance(kind, type) for kind in kinds().values())
     with pytest.raises(UserError, match="a part that this version does not know"):
         put_together({"kind": "os.system", "fields": {}}, {})
     with pytest.raises(UserError, match="a part that this version does not know"):

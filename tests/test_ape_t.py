@@ -10,7 +10,6 @@ from cache.errors import UserError
 from fewshot.methods.ape import best_channels
 from fewshot.methods.ape_t import APET
 from fewshot.methods.tip_adapter import TipAdapter
-from fewshot.model_selection.tuning import sweep
 from tests.toys import task
 
 N_CLASSES = 5
@@ -51,11 +50,11 @@ def test_training_is_adamw_on_residuals_and_weights_by_a_cosine_per_step(n_views
     fitted = method.fit(support, text)
     expected = scores(query, 2.0, 3.0).detach()
     torch.testing.assert_close(fitted.logits(query), expected, rtol=1e-5, atol=1e-5)
-    assert fitted.measures["trained_parameters"] == N_CLASSES * 7 + n
-    assert fitted.measures["residual_size"] == pytest.approx(
+    assert fitted.stats["trained_parameters"] == N_CLASSES * 7 + n
+    assert fitted.stats["residual_size"] == pytest.approx(
         float((residual.detach().norm(dim=1) / t.norm(dim=1)).mean()), rel=1e-4
     )
-    assert fitted.measures["residual_size"] > 0.01
+    assert fitted.stats["residual_size"] > 0.01
 
 
 def test_untrained_on_all_channels_it_is_tip_adapter() -> None:
@@ -69,7 +68,7 @@ def test_untrained_on_all_channels_it_is_tip_adapter() -> None:
 def test_a_sweep_over_scoring_and_training_equals_fitting_each() -> None:
     support, text, query = task(N_CLASSES, n_views=2, left_out=2)
     grid = {"alpha": (0.5, 4.0), "train_alpha": (1.0, 5.0), "beta": (1.0, 6.0)}
-    swept = list(sweep(APET(epochs=3), grid, support, text, query))
+    swept = list(APET(epochs=3).sweep(grid, support, text, query))
     assert len({method for method, _ in swept}) == 8
     for method, logits in swept:
         expected = method.fit(support, text).logits(query)
@@ -89,11 +88,11 @@ def test_it_says_that_it_needs_text() -> None:
         ("train_alpha", -1.0, "train_alpha must be 0 or more; got -1.0"),
         ("train_beta", -1.0, "train_beta must be 0 or more; got -1.0"),
         ("weight_decay", -1.0, "weight_decay must be 0 or more; got -1.0"),
-        ("epochs", -1, "epochs must be 0 or more; got -1"),
+        ("epochs", -1, "epochs must be a whole number, 0 or more; got -1"),
         ("lr", 0.0, "lr must be more than 0; got 0.0"),
-        ("batch_size", 0, "batch_size must be more than 0; got 0"),
-        ("channels", 0.0, r"channels must be in \(0, 1\], a share; got 0.0"),
-        ("balance", -0.1, "balance must be 0 to 1; got -0.1"),
+        ("batch_size", 0, "batch_size must be a whole number, 1 or more; got 0"),
+        ("channels", 0.0, r"channels must be more than 0 and at most 1; got 0.0"),
+        ("balance", -0.1, "balance must be 0 or more and at most 1; got -0.1"),
     ],
 )
 def test_hyper_parameters_outside_their_range_are_refused(

@@ -2,8 +2,8 @@ from itertools import pairwise
 
 import pytest
 
-from fewshot import METHODS
-from fewshot.automatic.candidates import LIMITS, candidates
+from fewshot import GDA, METHODS
+from fewshot.automatic.candidates import candidates
 
 SIZES = [(2, 2), (40, 10), (400, 100), (4000, 10), (4000, 500), (50_000, 500)]
 
@@ -23,7 +23,17 @@ def test_what_needs_the_whole_query_or_no_labels_is_never_tried() -> None:
         "gda-em": "learns from images without labels",
         "transclip": "classifies images together, not one by one",
     }
-    assert found.names == tuple(LIMITS)
+    assert found.names[:4] == ("zero-shot", "nearest-mean", "gda", "ridge")
+
+
+def test_a_method_that_says_nothing_of_its_size_is_tried_at_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Mine(GDA):
+        name = "mine"
+
+    monkeypatch.setitem(METHODS, "mine", Mine)
+    assert "mine" in candidates(50_000, 500).names
 
 
 def test_the_larger_the_task_the_fewer_are_tried() -> None:

@@ -20,7 +20,7 @@ from fewshot.automatic.judging import inputs, refit, to_try
 from fewshot.automatic.outcome import Outcome, in_100
 from fewshot.automatic.page.answer import answer
 from fewshot.automatic.pipeline import auto
-from fewshot.classifier import variants
+from fewshot.method import variants
 from fewshot.methods import METHODS
 from fewshot.metrics import wilson
 from fewshot.model_selection.folds import folds

@@ -15,7 +15,8 @@ from fewshot.bench.benchmark import Outcome, command, pending, run
 from fewshot.bench.config import Bench
 from fewshot.bench.plan import Cell, plan
 from fewshot.bench.status import Display, Pace
-from fewshot.classifier import LinearClassifier, Method
+from fewshot.classifier import LinearClassifier
+from fewshot.method import Method
 from fewshot.methods import METHODS
 from fewshot.results.log import read
 from fewshot.results.predictions import read_predictions

@@ -73,7 +73,7 @@ def test_training_follows_the_recipe(penalty: float, batch_size: int, n_views: i
     fitted = method.fit(support, text)
     torch.testing.assert_close(fitted.logits(query).double(), expected, rtol=1e-5, atol=1e-4)
     moved = [(w[k] - t).norm() / t.norm() for k, t in enumerate(text.features.double())]
-    assert fitted.measures == {
+    assert fitted.stats == {
         "trained_parameters": N_CLASSES * DIM,
         "residual_size": pytest.approx(float(torch.stack(moved).mean()), rel=1e-4),
     }
@@ -91,7 +91,7 @@ def test_zs_lp_is_clap_without_its_penalty(n_views: int) -> None:
 def test_the_penalty_holds_the_prototypes_at_the_text() -> None:
     support, text, query = task()
     sizes = [
-        CLAP(penalty, lr=0.01, epochs=50).fit(support, text).measures["residual_size"]
+        CLAP(penalty, lr=0.01, epochs=50).fit(support, text).stats["residual_size"]
         for penalty in (0.0, 1.0, 100.0)
     ]
     assert sizes[0] > sizes[1] > sizes[2]
@@ -132,8 +132,8 @@ def test_they_need_text(method: CLAP | ZSLP) -> None:
     [
         ({"lr": 0.0}, "lr must be more than 0; got 0.0"),
         ({"lr": math.inf}, "lr must be more than 0; got inf"),
-        ({"epochs": 0}, "epochs must be 1 or more; got 0"),
-        ({"batch_size": 0}, "batch_size must be 1 or more; got 0"),
+        ({"epochs": 0}, "epochs must be a whole number, 1 or more; got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number, 1 or more; got 0"),
     ],
 )
 def test_hyper_parameters_outside_their_range_are_refused(

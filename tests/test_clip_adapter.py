@@ -1,4 +1,5 @@
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,8 @@ from torch.nn.functional import normalize
 
 from cache.errors import UserError
 from fewshot import SupportSet, ZeroShot, configure
-from fewshot.classifier import variants
+from fewshot.method import variants
 from fewshot.methods.clip_adapter import CLIPAdapter
-from fewshot.model_selection.tuning import sweep
 from fewshot.text import Text, required
 from tests.test_enhanced_base import DIM, N_CLASSES
 from tests.test_enhanced_base import task as raw_task
@@ -128,7 +128,7 @@ def test_the_adapter_serves_classes_without_images(adapter: Any) -> None:
     method = replace(SMALL, adapter=adapter)
     whole = method.fit(support, text).logits(query)
     order = torch.tensor([3, 0])
-    new = method.fit_new(support, text, text.classes(order))
+    new = method.fit_new_classes(support, text, text.classes(order))
     torch.testing.assert_close(new.logits(query), whole[:, order], rtol=1e-4, atol=1e-4)
 
 
@@ -147,8 +147,8 @@ def test_a_sweep_yields_each_variant_in_order_with_the_logits_of_its_fit(
     grid: dict[str, tuple[Any, ...]], n_views: int
 ) -> None:
     support, text, query = task(n_views=n_views)
-    swept = list(sweep(SMALL, grid, support, text, query))
-    assert [method for method, _ in swept] == list(variants(SMALL, grid))
+    swept = list(SMALL.sweep(grid, support, text, query))
+    assert Counter(method for method, _ in swept) == Counter(variants(SMALL, grid))
     for method, logits in swept:
         expected = method.fit(support, text).logits(query)
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-3)
@@ -171,7 +171,7 @@ def test_the_count_of_trained_parameters_is_that_of_all_adapters() -> None:
     for adapter, n_adapters in counts.items():
         for learn_ratio in (False, True):
             method = replace(SMALL, adapter=adapter, learn_ratio=learn_ratio)
-            count = method.fit(support, text).measures["trained_parameters"]
+            count = method.fit(support, text).stats["trained_parameters"]
             assert count == n_adapters * (2 * DIM * DIM // 3 + learn_ratio)
 
 
@@ -185,16 +185,16 @@ def test_features_narrower_than_the_reduction_pass_one_unit() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ratio": -0.1}, "ratio must be 0 to 1; got -0.1; 0 is zero-shot"),
-        ({"ratio": 1.1}, "ratio must be 0 to 1; got 1.1"),
+        ({"ratio": -0.1}, "ratio must be 0 or more and at most 1; got -0.1; 0 is zero-shot"),
+        ({"ratio": 1.1}, "ratio must be 0 or more and at most 1; got 1.1"),
         ({"ratio": 0.0, "learn_ratio": True}, "learned must start between 0 and 1; got 0.0"),
         ({"adapter": "image"}, "unknown adapter 'image'"),
-        ({"reduction": 0}, "reduction must be more than 0"),
+        ({"reduction": 0}, "reduction must be a whole number, 1 or more"),
         ({"lr": math.nan}, "lr must be more than 0"),
-        ({"batch_size": 0}, "batch_size must be more than 0"),
-        ({"momentum": 1.0}, "momentum must be at least 0 and less than 1; got 1.0"),
+        ({"batch_size": 0}, "batch_size must be a whole number, 1 or more"),
+        ({"momentum": 1.0}, "momentum must be 0 or more and less than 1; got 1.0"),
         ({"weight_decay": -1.0}, "weight_decay must be 0 or more; got -1.0"),
-        ({"epochs": -1}, "epochs must be 0 or more, or published; got -1"),
+        ({"epochs": -1}, "epochs must be a whole number, 0 or more, or published; got -1"),
         ({"epochs": "coop"}, "unknown epochs 'coop'"),
     ],
 )

@@ -6,7 +6,7 @@ import torch
 from sklearn.covariance import OAS, LedoitWolf
 from torch import Tensor
 
-from fewshot.parts.covariance import (
+from fewshot.parts.gaussian import (
     Shrinkage,
     class_means,
     shared_covariance,

@@ -10,7 +10,6 @@ from torch.nn.functional import cross_entropy, normalize
 from cache.errors import UserError
 from fewshot.methods.cross_modal import CrossModal
 from fewshot.methods.zero_shot import ZeroShot
-from fewshot.model_selection.tuning import sweep
 from fewshot.support import SupportSet
 from fewshot.text import Text
 from tests.toys import support_near, vectors
@@ -137,7 +136,7 @@ def test_where_training_hardly_moves_the_head_it_stays_as_it_was_drawn() -> None
 def test_a_sweep_over_more_than_the_blend_equals_fitting_each() -> None:
     support, text, query = task()
     grid = {"blend": (0.3, 1.0), "init": ("zeroshot", "random"), "logit_scale": (100.0, 50.0)}
-    swept = list(sweep(CrossModal(epochs=3), grid, support, text, query))
+    swept = list(CrossModal(epochs=3).sweep(grid, support, text, query))
     assert len(set(swept)) == 8
     for method, logits in swept:
         expected = method.fit(support, text).logits(query)
@@ -146,8 +145,8 @@ def test_a_sweep_over_more_than_the_blend_equals_fitting_each() -> None:
 
 def test_the_weights_are_counted() -> None:
     support, text, _ = task()
-    measures = CrossModal(epochs=1).fit(support, text).measures
-    assert measures == {"trained_parameters": N_CLASSES * DIM}
+    stats = CrossModal(epochs=1).fit(support, text).stats
+    assert stats == {"trained_parameters": N_CLASSES * DIM}
 
 
 def test_it_needs_text_at_any_start() -> None:
@@ -156,19 +155,19 @@ def test_it_needs_text_at_any_start() -> None:
         with pytest.raises(UserError, match="cross-modal needs text features"):
             method.fit(support, None)
         with pytest.raises(UserError, match="cross-modal needs text features"):
-            list(sweep(method, method.grid, support, None, query))
+            list(method.sweep(method.grid, support, None, query))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"init": "zero-shot"}, "unknown init 'zero-shot'; did you mean 'zeroshot'"),
-        ({"blend": -0.1}, "blend must be 0 to 1; got -0.1"),
-        ({"blend": math.nan}, "blend must be 0 to 1; got nan"),
+        ({"blend": -0.1}, "blend must be 0 or more and at most 1; got -0.1"),
+        ({"blend": math.nan}, "blend must be 0 or more and at most 1; got nan"),
         ({"lr": 0.0}, "lr must be more than 0; got 0.0"),
         ({"weight_decay": -1.0}, "weight_decay must be 0 or more; got -1.0"),
-        ({"epochs": 0}, "epochs must be 1 or more; got 0"),
-        ({"batch_size": 1}, "batch_size must be 2 or more, half images and half prompts; got 1"),
+        ({"epochs": 0}, "epochs must be a whole number, 1 or more; got 0"),
+        ({"batch_size": 1}, "batch_size must be a whole number, 2 or more; got 1; half are images"),
     ],
 )
 def test_hyper_parameters_outside_their_range_are_refused(

@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy, normalize
 
 from cache.errors import UserError
 from fewshot import GDA, LinearProbe, NearestMean, SupportSet
-from fewshot.classifier import Grid, LinearClassifier, Method, variants
+from fewshot.classifier import LinearClassifier
+from fewshot.method import Grid, Method, variants
 from fewshot.model_selection.cross_validation import Failed, OutOfFold, cross_validate
 from fewshot.model_selection.folds import folds
 from fewshot.model_selection.near_duplicates import scenes

@@ -18,9 +18,10 @@ from cache.encoder import Encoder, load
 from cache.errors import UserError
 from cache.images import Preprocess
 from fewshot.adapters.adapter import Adapter
+from fewshot.adapters.classifiers import take_apart
 from fewshot.adapters.export.exporting import export
 from fewshot.adapters.export.onnx_file import check, how_to_run, require_onnx, write_graph
-from fewshot.adapters.export.onnx_graph import Graph, at_once, graph_of
+from fewshot.adapters.export.onnx_graph import Graph, formula, graph_of
 from fewshot.adapters.predictor import with_encoder
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.methods import METHODS
@@ -59,7 +60,7 @@ def test_classifiers_without_blocks_give_the_logits_of_those_with(name: str) -> 
     if METHODS[name].unit_norm:
         features = normalize(features)
     expected = classifier.logits(features)
-    found = at_once(classifier)(features)
+    found = formula(*take_apart(classifier))(features)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
@@ -69,7 +70,7 @@ def test_one_file_computes_classifiers_of_every_kind_at_any_batch_size(
     """CoCoOp's, with prompts of every image's own, among them."""
     classifiers = [fitted_classifier(name, 16, **more) for name, more in OF_EVERY_KIND]
     cocoop = trained_adapter(encoder, "cocoop")
-    heads = [*map(at_once, classifiers), graph_of(cocoop, encoder).head]
+    heads = [*(formula(*take_apart(c)) for c in classifiers), graph_of(cocoop, encoder).head]
     expected = [*(c.logits for c in classifiers), with_encoder(cocoop, encoder).logits]
     graph = Graph(
         lambda x: normalize(encoder.model.encode_image(x), dim=-1),

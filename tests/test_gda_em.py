@@ -79,7 +79,7 @@ def test_the_fit_is_the_papers_em_by_a_loop(
     images, text, query, _ = task(n, dim)
     expected = em_by_loop(images, text, query, iterations=iterations, **settings)  # type: ignore[arg-type]
     method = GDAEM(iterations=iterations, logit_scale=20.0, **settings)  # type: ignore[arg-type]
-    logits = method.fit(images, text).logits(query)
+    logits = method.fit_unlabeled(images, text).logits(query)
     torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-4)
 
 
@@ -90,16 +90,16 @@ def test_estimated_priors_add_the_log_of_the_mass() -> None:
         images, text, query, alpha=2.0, iterations=3, smoothing=1.0, estimated=True
     )
     method = GDAEM(alpha=2.0, iterations=3, priors="estimated", logit_scale=20.0)
-    logits = method.fit(images, text).logits(query)
+    logits = method.fit_unlabeled(images, text).logits(query)
     torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-4)
     assert not torch.allclose(
-        replace(method, priors="uniform").fit(images, text).logits(query), logits
+        replace(method, priors="uniform").fit_unlabeled(images, text).logits(query), logits
     )
 
 
 def test_of_a_support_set_neither_labels_nor_views_are_looked_at() -> None:
     images, text, query, labels = task()
-    expected = GDAEM().fit(images, text).logits(query)
+    expected = GDAEM().fit_unlabeled(images, text).logits(query)
     for order in (torch.arange(60), torch.randperm(60, generator=torch.Generator().manual_seed(1))):
         support = SupportSet(images, labels[order], N_CLASSES, views=vectors(9, 2, 60, 12))
         assert torch.equal(GDAEM().fit(support, text).logits(query), expected)
@@ -111,7 +111,7 @@ def test_it_learns_from_images_what_the_text_alone_does_not_know() -> None:
         (classifier.logits(images).argmax(dim=1) == labels).double().mean()
         for classifier in (
             ZeroShot(20.0).fit(None, text),
-            GDAEM(logit_scale=20.0).fit(images, text),
+            GDAEM(logit_scale=20.0).fit_unlabeled(images, text),
         )
     )
     assert learned > zero_shot + 0.1
@@ -119,7 +119,7 @@ def test_it_learns_from_images_what_the_text_alone_does_not_know() -> None:
 
 def test_alpha_zero_is_zero_shot() -> None:
     images, text, query, _ = task()
-    logits = GDAEM(alpha=0.0).fit(images, text).logits(query)
+    logits = GDAEM(alpha=0.0).fit_unlabeled(images, text).logits(query)
     torch.testing.assert_close(logits, ZeroShot().fit(None, text).logits(query))
 
 
@@ -136,7 +136,7 @@ def test_a_class_without_a_trace_of_an_image_is_given_finite_logits(
     assert (
         torch.softmax(20_000 * images.double() @ text.features.double().T, dim=1)[:, 4].sum() == 0
     )
-    assert torch.isfinite(method.fit(images, text).logits(query)).all()
+    assert torch.isfinite(method.fit_unlabeled(images, text).logits(query)).all()
 
 
 @pytest.mark.parametrize("alike", ["text", "images"])
@@ -146,24 +146,24 @@ def test_where_nothing_differs_it_is_zero_shot(alike: str) -> None:
         text = Text(text.features[:1].expand(N_CLASSES, -1))
     else:
         images = images[:1].expand(60, -1)
-    logits = GDAEM().fit(images, text).logits(query)
+    logits = GDAEM().fit_unlabeled(images, text).logits(query)
     torch.testing.assert_close(logits, ZeroShot().fit(None, text).logits(query))
 
 
 def test_it_needs_text_and_two_images() -> None:
     images, text, _, _ = task()
     with pytest.raises(UserError, match="gda-em needs text features and there are none"):
-        GDAEM().fit(images, None)
+        GDAEM().fit_unlabeled(images, None)
     with pytest.raises(UserError, match="gda-em needs two unlabeled images; got 1"):
-        GDAEM().fit(images[:1], text)
+        GDAEM().fit_unlabeled(images[:1], text)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"alpha": -1.0}, "alpha must be 0 or more; got -1.0"),
-        ({"iterations": 0}, "iterations must be 1 or more; got 0"),
-        ({"shrinkage": 0.0}, r"shrinkage must be in \(0, 1\]; got 0.0"),
+        ({"iterations": 0}, "iterations must be a whole number, 1 or more; got 0"),
+        ({"shrinkage": 0.0}, r"shrinkage must be more than 0 and at most 1, or published; got 0.0"),
         ({"shrinkage": "oas"}, "unknown shrinkage 'oas'; known: published"),
         ({"smoothing": -0.5}, "smoothing must be 0 or more; got -0.5"),
         ({"priors": "estimate"}, "unknown priors 'estimate'; did you mean 'estimated'"),
@@ -185,6 +185,6 @@ def test_on_ucf101_unlabeled_images_are_worth_four_percent(shared: Path) -> None
         labels = torch.from_numpy(arrays["test_y"])
     accuracies = [
         float((method.logits(query).argmax(dim=1) == labels).double().mean())
-        for method in (ZeroShot().fit(None, Text(text)), GDAEM().fit(images, Text(text)))
+        for method in (ZeroShot().fit(None, Text(text)), GDAEM().fit_unlabeled(images, Text(text)))
     ]
     assert accuracies[1] > accuracies[0] + 0.04

@@ -11,7 +11,8 @@ from torch.nn.functional import normalize
 
 from cache.errors import UserError
 from fewshot import NearestMean, SupportSet
-from fewshot.classifier import LinearClassifier, Method
+from fewshot.classifier import LinearClassifier
+from fewshot.method import Method
 from fewshot.model_selection.folds import folds, held_out
 from fewshot.model_selection.learning_curve import (
     CurvePoint,

@@ -12,7 +12,6 @@ from torch.nn.functional import cross_entropy
 
 from cache.errors import UserError
 from fewshot.methods.linear_probe import LinearProbe, published_search
-from fewshot.model_selection.tuning import sweep
 from fewshot.parts.logistic import logistic_path
 from fewshot.support import SupportSet
 
@@ -140,7 +139,7 @@ def test_c_means_the_same_with_every_image_listed_twice_as_a_view(unit: Any) -> 
 def test_a_sweep_keeps_the_grids_order_and_equals_fitting_each() -> None:
     support, query = task()
     grid = {"C_unit": ("published", "feature"), "C": (100.0, 0.1, 3.0, 1e6)}
-    swept = list(sweep(LinearProbe(tol=1e-5), grid, support, None, query))
+    swept = list(LinearProbe(tol=1e-5).sweep(grid, support, None, query))
     assert [(m.C_unit, m.C) for m, _ in swept] == [
         (unit, c) for unit in grid["C_unit"] for c in grid["C"]
     ]
@@ -166,14 +165,14 @@ def test_a_vanishing_c_leaves_the_frequencies_alone() -> None:
 
 def test_measures_say_how_much_was_trained_and_that_it_converged() -> None:
     support, _ = task()
-    measures = LinearProbe().fit(support, None).measures
-    assert measures == {"trained_parameters": N_CLASSES * (12 + 1), "converged": 1.0}
+    stats = LinearProbe().fit(support, None).stats
+    assert stats == {"trained_parameters": N_CLASSES * (12 + 1), "converged": 1.0}
 
 
 def test_running_out_of_passes_is_measured_and_no_error() -> None:
     support, query = task()
     classifier = LinearProbe(max_iter=2, tol=1e-9).fit(support, None)
-    assert classifier.measures["converged"] == 0.0
+    assert classifier.stats["converged"] == 0.0
     assert torch.isfinite(classifier.logits(query)).all()
 
 
@@ -216,8 +215,8 @@ def test_the_published_search_ends_at_the_better_end_of_the_last_interval() -> N
         ({"C": math.inf}, "C must be more than 0; got inf"),
         ({"C": math.nan}, "C must be more than 0; got nan"),
         ({"tol": 0.0}, "tol must be more than 0; got 0.0"),
-        ({"max_iter": 0}, "max_iter must be 1 or more; got 0"),
-        ({"C_unit": "publishd"}, "unknown C unit 'publishd'; did you mean 'published'"),
+        ({"max_iter": 0}, "max_iter must be a whole number, 1 or more; got 0"),
+        ({"C_unit": "publishd"}, "unknown C_unit 'publishd'; did you mean 'published'"),
     ],
 )
 def test_hyper_parameters_outside_their_range_are_refused(

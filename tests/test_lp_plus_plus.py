@@ -7,7 +7,6 @@ from torch.nn.functional import cross_entropy, normalize
 
 from cache.errors import UserError
 from fewshot.methods.lp_plus_plus import LPPlusPlus
-from fewshot.model_selection.tuning import sweep
 from fewshot.support import SupportSet
 from fewshot.text import Text
 from tests.toys import support_near, vectors
@@ -99,20 +98,20 @@ def test_training_lowers_the_loss() -> None:
 def test_a_sweep_in_any_order_equals_fitting_each() -> None:
     support, text, query = task()
     grid = {"epochs": (20, 3, 11), "alpha_gradient": ("sum", "epoch"), "momentum": (0.5, 0.0)}
-    swept = list(sweep(LPPlusPlus(), grid, support, text, query))
-    assert [(m.epochs, m.alpha_gradient, m.momentum) for m, _ in swept] == [
+    swept = list(LPPlusPlus().sweep(grid, support, text, query))
+    assert sorted((m.epochs, m.alpha_gradient, m.momentum) for m, _ in swept) == sorted(
         (epochs, kind, momentum)
         for epochs in (20, 3, 11)
         for kind in ("sum", "epoch")
         for momentum in (0.5, 0.0)
-    ]
+    )
     for method, logits in swept:
         torch.testing.assert_close(logits, method.fit(support, text).logits(query))
 
 
 def test_the_weights_the_multipliers_and_the_bias_are_counted() -> None:
     support, text, _ = task()
-    assert LPPlusPlus(1).fit(support, text).measures == {"trained_parameters": 5 * 12 + 5 + 5}
+    assert LPPlusPlus(1).fit(support, text).stats == {"trained_parameters": 5 * 12 + 5 + 5}
 
 
 def test_it_needs_text() -> None:
@@ -123,10 +122,10 @@ def test_it_needs_text() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": 0}, "epochs must be 1 or more; got 0"),
+        ({"epochs": 0}, "epochs must be a whole number, 1 or more; got 0"),
         ({"momentum": -0.1}, "momentum must be 0 or more and less than 1; got -0.1"),
         ({"momentum": 1.0}, "momentum must be 0 or more and less than 1; got 1.0"),
-        ({"alpha_gradient": "sums"}, "unknown alpha gradient 'sums'; did you mean 'sum'"),
+        ({"alpha_gradient": "sums"}, "unknown alpha_gradient 'sums'; did you mean 'sum'"),
     ],
 )
 def test_hyper_parameters_outside_their_range_are_refused(

@@ -12,8 +12,7 @@ from torch.nn.functional import normalize
 
 from cache.errors import UserError
 from fewshot import METHODS, NearestMean, SupportSet, ZeroShot, configure
-from fewshot.classifier import Generalizer, Method, variants
-from fewshot.model_selection.tuning import sweep
+from fewshot.method import Method, SupportsNewClasses, variants
 from fewshot.text import Text
 from tests.toys import vectors
 
@@ -107,7 +106,7 @@ def whole_batch(method: Method) -> Method:
 def is_trained(method: Method) -> bool:
     """Whether gradients moved anything, by what the classifier says."""
     given = task(method)
-    return "trained_parameters" in method.fit(given.support, given.text).measures
+    return "trained_parameters" in method.fit(given.support, given.text).stats
 
 
 def assert_alike(method: Method, actual: Tensor, expected: Tensor) -> None:
@@ -175,14 +174,18 @@ def test_there_is_one_float32_logit_per_class_and_no_gradient_hangs_on_it(
 
 
 @parametrized(
-    [replace(m, **GENERALIZING.get(m.name, {})) for m in DEFAULTS if isinstance(m, Generalizer)]
+    [
+        replace(m, **GENERALIZING.get(m.name, {}))
+        for m in DEFAULTS
+        if isinstance(m, SupportsNewClasses)
+    ]
 )
 @with_and_without_views
 def test_classes_without_images_get_one_logit_each(method: Method, n_views: int) -> None:
-    assert isinstance(method, Generalizer)
+    assert isinstance(method, SupportsNewClasses)
     given = task(method, n_views=n_views)
     new = class_text(vectors(50, 3, 16), method.text_recipe)
-    result = method.fit_new(given.support, given.text, new).logits(given.query)
+    result = method.fit_new_classes(given.support, given.text, new).logits(given.query)
     assert result.shape == (30, 3)
     assert result.dtype == torch.float32
     assert not result.requires_grad
@@ -215,7 +218,7 @@ def test_renaming_the_classes_permutes_the_columns(method: Method) -> None:
 def test_fitting_changes_nothing_it_was_given(method: Method, n_views: int) -> None:
     given = task(method, n_views=n_views)
     before = [t.clone() for t in tensors(given.support, given.text, given.query)]
-    for _ in sweep(method, method.grid, given.support, given.text, given.query):
+    for _ in method.sweep(method.grid, given.support, given.text, given.query):
         pass
     logits(method, given, given.text)
     after = list(tensors(given.support, given.text, given.query))
@@ -267,8 +270,8 @@ def test_what_learns_from_no_labels_needs_none(method: Method) -> None:
     given = task(method)
     if method.learns_from == "labels":
         pytest.skip("it learns from labels")
-    less: Any = given.support.features if method.learns_from == "images" else None
-    result = method.fit(less, given.text).logits(given.query)
+    images = given.support.features if method.learns_from == "images" else None
+    result = method.fit_unlabeled(images, given.text).logits(given.query)
     assert result.shape == (30, N_CLASSES)
     assert torch.isfinite(result).all()
     if method.learns_from in ("text", "images"):
@@ -300,12 +303,12 @@ def test_without_text_a_method_works_or_says_that_it_needs_text(method: Method) 
 @every_method
 def test_measures_are_finite_numbers_and_count_what_was_trained(method: Method) -> None:
     given = task(method)
-    measures = method.fit(given.support, given.text).measures
-    for value in measures.values():
+    stats = method.fit(given.support, given.text).stats
+    for value in stats.values():
         assert np.isfinite(float(value))
-    assert measures.get("trained_parameters", 1) >= 1
+    assert stats.get("trained_parameters", 1) >= 1
     if "epochs" in {field.name for field in fields(method)}:
-        assert "trained_parameters" in measures
+        assert "trained_parameters" in stats
 
 
 @every_method
@@ -319,9 +322,9 @@ def test_sweeping_equals_fitting_each_candidate(
     text = given.text if with_text else None
     if not with_text and refused_without_text(method, given):
         with pytest.raises(UserError, match="text"):
-            list(sweep(method, method.grid, given.support, text, given.query))
+            list(method.sweep(method.grid, given.support, text, given.query))
         return
-    swept = list(sweep(method, method.grid, given.support, text, given.query))
+    swept = list(method.sweep(method.grid, given.support, text, given.query))
     assert [variant for variant, _ in swept] == list(variants(method, method.grid))
     # Fitting anew takes long; of many variants some are enough.
     for variant, result in swept[:: max(1, len(swept) // 8)]:
@@ -400,5 +403,5 @@ def test_nearest_mean_needs_text_only_where_it_has_a_weight() -> None:
 
 @pytest.mark.parametrize("weight", [-0.1, 1.1])
 def test_a_text_weight_outside_its_range_is_refused(weight: float) -> None:
-    with pytest.raises(UserError, match=r"text_weight must be 0 to 1"):
+    with pytest.raises(UserError, match=r"text_weight must be 0 or more and at most 1"):
         NearestMean(text_weight=weight)

@@ -22,7 +22,8 @@ from fewshot.adapters.images import image_files
 from fewshot.adapters.predict import predict, run, stream
 from fewshot.adapters.prediction import Prediction, Unreadable
 from fewshot.adapters.predictor import Predictor, with_encoder
-from fewshot.classifier import Classifier, LinearClassifier, Method
+from fewshot.classifier import Classifier, LinearClassifier
+from fewshot.method import Method
 from fewshot.model_selection.calibration import Calibration
 
 CLASSES = ("blue", "green", "red")

@@ -10,7 +10,6 @@ from torch.nn.functional import normalize, one_hot
 from cache.errors import UserError
 from fewshot import SupportSet, ZeroShot
 from fewshot.methods import ProKeR, proker
-from fewshot.model_selection.tuning import sweep
 from fewshot.text import Text
 from tests.toys import vectors
 
@@ -133,7 +132,7 @@ def test_queries_in_blocks_are_classified_as_at_once(monkeypatch: pytest.MonkeyP
 )
 def test_a_sweep_over_any_fields_equals_fitting_each(grid: dict[str, tuple[object, ...]]) -> None:
     support, text, query = task(n_views=2)
-    swept = list(sweep(ProKeR(), grid, support, text, query))
+    swept = list(ProKeR().sweep(grid, support, text, query))
     assert len({method for method, _ in swept}) == math.prod(map(len, grid.values()))
     for method, logits in swept:
         expected = method.fit(support, text).logits(query)

@@ -27,8 +27,8 @@ from fewshot import (
     evaluate,
     tune,
 )
-from fewshot.classifier import Generalizer, LearnsFrom
 from fewshot.evaluation import base_to_new, transfer
+from fewshot.method import LearnsFrom, SupportsNewClasses
 from fewshot.results.predictions import digest_of_images, read_predictions
 from fewshot.sampling import draw_imbalanced
 from fewshot.text import Text, required
@@ -138,7 +138,9 @@ class Echo(Method):
         means = NearestMean().fit(support, None).weight
         return LinearClassifier(self.weight * means + 50 * required(text, self.name))
 
-    def fit_new(self, support: SupportSet, text: Text | None, new: Text) -> LinearClassifier:
+    def fit_new_classes(
+        self, support: SupportSet, text: Text | None, new: Text
+    ) -> LinearClassifier:
         shift = required(text, self.name).mean(dim=0) - support.features.mean(dim=0)
         return LinearClassifier(new.features - self.weight * shift)
 
@@ -152,24 +154,26 @@ class Clusters(Method):
     name: ClassVar[str] = "clusters"
     learns_from: ClassVar[LearnsFrom] = "images"
 
-    def fit(self, support: SupportSet | Tensor, text: Text | None) -> LinearClassifier:
-        images = support.features if isinstance(support, SupportSet) else support
-        self.given.append(support)
+    def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
+        return self.fit_unlabeled(support.features, text)
+
+    def fit_unlabeled(self, images: Tensor | None, text: Text | None) -> LinearClassifier:
+        assert images is not None
+        self.given.append(images)
         guess = (images @ required(text, self.name).T).argmax(dim=1)
         hot = torch.nn.functional.one_hot(guess, len(required(text, self.name))).float()
         return LinearClassifier(10 * hot.T @ images + required(text, self.name))
 
-    def fit_new(self, support: Any, text: Text | None, new: Text) -> LinearClassifier:
+    def fit_new_classes(self, support: Any, text: Text | None, new: Text) -> LinearClassifier:
         return LinearClassifier(new.features)
 
 
 class Centered:
     """Cosines after the mean of all queries is taken from each."""
 
-    measures: ClassVar[dict[str, float]] = {}
-
     def __init__(self, text: Tensor) -> None:
         self.text = text
+        self.stats: dict[str, float] = {}
 
     def logits(self, features: Tensor) -> Tensor:
         return (features - features.mean(dim=0)) @ self.text.T
@@ -187,7 +191,10 @@ class Joint(Method):
         weight = required(text, self.name)
         return Centered(weight if support is None else NearestMean().fit(support, None).weight)
 
-    def fit_new(self, support: Any, text: Text | None, new: Text) -> Centered:
+    def fit_unlabeled(self, images: Tensor | None, text: Text | None) -> Centered:
+        return self.fit(None, text)
+
+    def fit_new_classes(self, support: Any, text: Text | None, new: Text) -> Centered:
         return Centered(new.features)
 
 
@@ -206,7 +213,9 @@ def test_base_to_new_is_what_the_halves_give_each_by_itself(
     accuracies = {}
     for name, wanted in (("base", BASE), ("new", NEW)):
         new = text_of(opened, wanted)
-        classifier = echo.fit(support, text) if name == "base" else echo.fit_new(support, text, new)
+        classifier = (
+            echo.fit(support, text) if name == "base" else echo.fit_new_classes(support, text, new)
+        )
         features, labels = tensors(opened, "test", wanted)
         accuracies[name] = share(classify(classifier, features), labels)
         said += [wanted[k] for k in classify(classifier, features)]
@@ -247,7 +256,7 @@ def test_what_knows_only_classes_with_images_is_refused_for_others(
 
 def test_classes_without_images_need_text(tmp_path: Path) -> None:
     bare = store(tmp_path / "toy" / "noise.h5", text=False)
-    generalizers = [m() for m in METHODS.values() if isinstance(m(), Generalizer)]
+    generalizers = [m() for m in METHODS.values() if isinstance(m(), SupportsNewClasses)]
     for method in generalizers:
         with pytest.raises(UserError, match="text"):
             base_to_new(bare, method, shots=4)
@@ -337,7 +346,7 @@ def test_across_datasets_the_targets_own_text_says_the_classes(
     own = text_of(target, range(3))
     [result] = transfer(opened, [target], Echo(), shots=4, tune="none")
     features, labels = tensors(target, "test", range(3))
-    predicted = classify(Echo().fit_new(support, text, own), features)
+    predicted = classify(Echo().fit_new_classes(support, text, own), features)
     assert result.accuracy == pytest.approx(share(predicted, labels))
     assert (result.setting, result.fitted_on, result.n_classes) == ("cross-dataset", "toy", 3)
     [zero_shot] = transfer(opened, [target], ZeroShot())
@@ -471,8 +480,8 @@ def test_the_transductive_get_all_test_images_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_no_method_has_a_way_to_be_handed_test_labels(name: str) -> None:
-    known = {"self", "support", "text", "new", "grid", "query"}
-    for step in ("fit", "fit_new", "sweep"):
+    known = {"self", "support", "images", "text", "new", "grid", "query"}
+    for step in ("fit", "fit_unlabeled", "fit_new_classes", "sweep"):
         function = getattr(METHODS[name], step, None)
         if function is not None:
             assert set(inspect.signature(function).parameters) <= known

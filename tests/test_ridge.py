@@ -10,7 +10,6 @@ from torch.nn.functional import one_hot
 
 from cache.errors import UserError
 from fewshot import Ridge, SupportSet, ZeroShot
-from fewshot.model_selection.tuning import sweep
 from fewshot.text import Text
 from tests.toys import vectors
 
@@ -85,7 +84,7 @@ def test_a_penalty_means_the_same_with_every_image_listed_twice_as_a_view() -> N
 def test_a_sweep_over_two_fields_equals_fitting_each_pair() -> None:
     support, text, query = task(4, 10)
     grid = {"margin": (5.0, 20.0), "penalty": (0.1, 1.0)}
-    swept = dict(sweep(Ridge(), grid, support, text, query))
+    swept = dict(Ridge().sweep(grid, support, text, query))
     assert len(swept) == 4
     for method, logits in swept.items():
         expected = method.fit(support, text).logits(query)

@@ -84,7 +84,7 @@ def test_without_alpha_or_epochs_it_is_zero_shot(residual: Any, setting: dict[st
     classifier = replace(SMALL, residual=residual, **setting).fit(support, text)
     expected = ZeroShot(30.0).fit(None, Text(unit(text.features))).logits(query)
     torch.testing.assert_close(classifier.logits(query), expected)
-    assert classifier.measures["residual_size"] == 0
+    assert classifier.stats["residual_size"] == 0
 
 
 def test_unit_text_is_trained_as_if_it_had_the_usual_norm() -> None:
@@ -132,7 +132,7 @@ def test_the_enhanced_base_is_the_residuals_on_text_of_the_tuned_projection(resi
     torch.testing.assert_close(classifier.logits(query).double(), expected, rtol=2e-4, atol=2e-4)
     assert not torch.allclose(expected.float(), SMALL.fit(support, text).logits(query), atol=0.05)
     residuals = DIM if residual == "image" else N_CLASSES * DIM
-    assert classifier.measures["trained_parameters"] == residuals + WIDTH * DIM
+    assert classifier.stats["trained_parameters"] == residuals + WIDTH * DIM
 
 
 @pytest.mark.parametrize("base", ["regular", "enhanced"])
@@ -141,16 +141,16 @@ def test_the_images_residual_serves_classes_without_images(base: Any) -> None:
     method = replace(SMALL, residual="image", base=base, base_lr=5e-3)
     whole = method.fit(support, text).logits(query)
     order = torch.tensor([3, 0])
-    new = method.fit_new(support, text, text.classes(order))
+    new = method.fit_new_classes(support, text, text.classes(order))
     torch.testing.assert_close(new.logits(query), whole[:, order], rtol=1e-4, atol=1e-4)
-    assert new.measures == method.fit(support, text).measures
+    assert new.stats == method.fit(support, text).stats
 
 
 @pytest.mark.parametrize("residual", ["text", "both"])
 def test_a_residual_of_text_serves_no_class_without_images(residual: Any) -> None:
     support, text, _ = task()
     with pytest.raises(UserError, match=f"taskres with residual {residual} .* use residual image"):
-        replace(SMALL, residual=residual).fit_new(support, text, text)
+        replace(SMALL, residual=residual).fit_new_classes(support, text, text)
 
 
 def test_measures_tell_how_many_numbers_were_trained_and_how_far_the_text_moved() -> None:
@@ -159,15 +159,15 @@ def test_measures_tell_how_many_numbers_were_trained_and_how_far_the_text_moved(
     for residual, count in counts.items():
         for learn_alpha in (False, True):
             method = replace(SMALL, residual=residual, learn_alpha=learn_alpha)
-            measures = method.fit(support, text).measures
-            assert measures["trained_parameters"] == count + learn_alpha
+            stats = method.fit(support, text).stats
+            assert stats["trained_parameters"] == count + learn_alpha
     # With one step of Adam from zero, of a rate of 1e-5, each component is off by the rate.
-    measures = replace(SMALL, epochs=1, batch_size=100).fit(support, text).measures
+    stats = replace(SMALL, epochs=1, batch_size=100).fit(support, text).stats
     moved = 0.7 * 1e-5 * math.sqrt(DIM)
     expected = float((moved / text.features.norm(dim=1)).mean())
-    assert measures["residual_size"] == pytest.approx(expected, rel=1e-2)
-    measures = replace(SMALL, epochs=1, residual="image", norm=5.0).fit(support, text).measures
-    assert 0.5 < measures["residual_size"] / (2 * moved / 5) <= 1.01  # two steps of eight images
+    assert stats["residual_size"] == pytest.approx(expected, rel=1e-2)
+    stats = replace(SMALL, epochs=1, residual="image", norm=5.0).fit(support, text).stats
+    assert 0.5 < stats["residual_size"] / (2 * moved / 5) <= 1.01  # two steps of eight images
 
 
 @pytest.mark.parametrize("base", ["regular", "enhanced"])
@@ -189,12 +189,12 @@ def test_an_enhanced_base_without_pooled_text_asks_for_a_new_extraction() -> Non
         ({"alpha": -0.1}, "alpha must be 0 or more; got -0.1"),
         ({"alpha": math.nan}, "alpha must be 0 or more; got nan"),
         ({"weight_decay": -1.0}, "weight_decay must be 0 or more"),
-        ({"base_epochs": -1}, "base_epochs must be 0 or more"),
+        ({"base_epochs": -1}, "base_epochs must be a whole number, 0 or more"),
         ({"lr": 0.0}, "lr must be more than 0"),
         ({"base_lr": 0.0}, "base_lr must be more than 0"),
         ({"norm": 0.0}, "norm must be more than 0"),
-        ({"batch_size": 0}, "batch_size must be more than 0"),
-        ({"epochs": -1}, "epochs must be 0 or more, or published; got -1"),
+        ({"batch_size": 0}, "batch_size must be a whole number, 1 or more"),
+        ({"epochs": -1}, "epochs must be a whole number, 0 or more, or published; got -1"),
         ({"epochs": "publishd"}, "unknown epochs 'publishd'; did you mean 'published'"),
         ({"residual": "txt"}, "unknown residual 'txt'; did you mean 'text'"),
         ({"base": "strong"}, "unknown base 'strong'"),

@@ -124,7 +124,7 @@ def test_a_random_head_is_drawn_as_torch_draws_its_own() -> None:
 def test_all_that_is_trained_is_counted(projections: int, count: int) -> None:
     support, text, _ = task()
     fitted = TextProbe(projections=projections, epochs=1).fit(support, text)
-    assert fitted.measures == {"trained_parameters": count}
+    assert fitted.stats == {"trained_parameters": count}
 
 
 def test_a_head_that_is_to_start_as_text_needs_it() -> None:
@@ -140,8 +140,8 @@ def test_a_head_that_is_to_start_as_text_needs_it() -> None:
         ({"lr": 0.0}, "lr must be more than 0; got 0.0"),
         ({"lr": math.nan}, "lr must be more than 0; got nan"),
         ({"weight_decay": -1.0}, "weight_decay must be 0 or more; got -1.0"),
-        ({"epochs": 0}, "epochs must be 1 or more; got 0"),
-        ({"batch_size": 0}, "batch_size must be 1 or more; got 0"),
+        ({"epochs": 0}, "epochs must be a whole number, 1 or more; got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number, 1 or more; got 0"),
     ],
 )
 def test_hyper_parameters_outside_their_range_are_refused(

@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from cache.errors import UserError
 from fewshot import SupportSet
 from fewshot.methods.tip_adapter import TipAdapter
 from fewshot.methods.tip_adapter_f import TipAdapterF
-from fewshot.model_selection.tuning import sweep
 from fewshot.text import Text
 from tests.toys import task
 
@@ -52,7 +52,7 @@ def test_training_is_adamw_on_the_keys_by_a_cosine_per_step(n_views: int) -> Non
     torch.testing.assert_close(fitted.logits(query), expected, rtol=1e-5, atol=1e-5)
     untrained = TipAdapter(2.0, 3.0, 20.0).fit(support, text).logits(query)
     assert not torch.allclose(untrained, expected, rtol=1e-3, atol=1e-3)
-    assert fitted.measures == {"trained_parameters": n * 12}
+    assert fitted.stats == {"trained_parameters": n * 12}
 
 
 def test_untrained_it_is_tip_adapter() -> None:
@@ -66,7 +66,7 @@ def test_untrained_it_is_tip_adapter() -> None:
 def test_a_sweep_over_scoring_and_training_equals_fitting_each() -> None:
     support, text, query = task(N_CLASSES, n_views=2, left_out=2)
     grid = {"alpha": (0.5, 4.0), "train_alpha": (1.0, 5.0), "beta": (1.0, 6.0)}
-    swept = list(sweep(TipAdapterF(epochs=3), grid, support, text, query))
+    swept = list(TipAdapterF(epochs=3).sweep(grid, support, text, query))
     assert len({method for method, _ in swept}) == 8
     for method, logits in swept:
         expected = method.fit(support, text).logits(query)
@@ -92,15 +92,21 @@ def test_it_says_that_it_needs_text() -> None:
         TipAdapterF().fit(task(N_CLASSES, left_out=2)[0], None)
 
 
-@pytest.mark.parametrize(
-    "field", ["alpha", "beta", "train_alpha", "train_beta", "weight_decay", "epochs"]
-)
+@pytest.mark.parametrize("field", ["alpha", "beta", "train_alpha", "train_beta", "weight_decay"])
 def test_what_must_not_be_negative_is_refused(field: str) -> None:
     with pytest.raises(UserError, match=f"{field} must be 0 or more; got -1"):
         replace(TipAdapterF(), **{field: -1})
 
 
-@pytest.mark.parametrize("field", ["lr", "batch_size"])
-def test_what_must_be_positive_is_refused(field: str) -> None:
-    with pytest.raises(UserError, match=f"{field} must be more than 0; got 0"):
-        replace(TipAdapterF(), **{field: 0})
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("lr", 0, "lr must be more than 0; got 0"),
+        ("batch_size", 0, "batch_size must be a whole number, 1 or more; got 0"),
+        ("epochs", -1, "epochs must be a whole number, 0 or more; got -1"),
+        ("epochs", 2.5, "epochs must be a whole number, 0 or more; got 2.5"),
+    ],
+)
+def test_what_training_cannot_do_is_refused(field: str, value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        replace(TipAdapterF(), **{field: value})

@@ -9,7 +9,6 @@ from cache.errors import UserError
 from fewshot import SupportSet
 from fewshot.methods.tip_adapter import TipAdapter
 from fewshot.methods.tip_x import TipX
-from fewshot.model_selection.tuning import sweep
 from fewshot.text import Text
 from tests.toys import task
 
@@ -52,12 +51,12 @@ def test_the_logits_are_the_papers_key_by_key(temperature: float, n_views: int) 
     torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-4)
 
 
-def test_the_scale_does_not_hang_on_how_many_rows_a_block_has(
+def test_the_scale_does_not_depend_on_how_many_rows_a_block_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     support, text, query = task(N_CLASSES, n_views=2, left_out=2)
     whole = TipX().fit(support, text).logits(query)
-    monkeypatch.setattr("fewshot.methods.tip_x.BLOCK", 5 * len(support.labels))
+    monkeypatch.setattr("fewshot.parts.key_value_cache.BLOCK", 5 * len(support.labels))
     torch.testing.assert_close(TipX().fit(support, text).logits(query), whole)
 
 
@@ -84,7 +83,7 @@ def test_a_sweep_over_scoring_and_temperature_equals_fitting_each() -> None:
         "beta": (1.0, 6.0),
         "alpha": (0.5, 4.0),
     }
-    swept = list(sweep(TipX(), grid, support, text, query))
+    swept = list(TipX().sweep(grid, support, text, query))
     assert len({method for method, _ in swept}) == 16
     for method, logits in swept:
         expected = method.fit(support, text).logits(query)

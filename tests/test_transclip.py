@@ -11,7 +11,6 @@ from cache.errors import UserError
 from fewshot import SupportSet, ZeroShot
 from fewshot.classifier import classify
 from fewshot.methods import TransCLIP
-from fewshot.model_selection.tuning import sweep
 from fewshot.parts import neighbors as neighbors
 from fewshot.parts.neighbors import nearest
 from fewshot.text import Text
@@ -170,7 +169,7 @@ def test_a_sweep_over_any_fields_equals_fitting_each(
 ) -> None:
     support, text, query = task()
     given = support if few_shot else None
-    swept = list(sweep(TransCLIP(), grid, given, text, query))  # type: ignore[arg-type]
+    swept = list(TransCLIP().sweep(grid, given, text, query))
     assert len({method for method, _ in swept}) == math.prod(map(len, grid.values()))
     for method, logits in swept:
         torch.testing.assert_close(logits, method.fit(given, text).logits(query))
@@ -207,12 +206,12 @@ def test_too_many_queries_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ("settings", "message"),
     [
         ({"gamma": -1.0}, "gamma must be 0 or more; got -1.0"),
-        ({"gamma_unit": "images"}, "unknown gamma unit 'images'; did you mean 'image'"),
+        ({"gamma_unit": "images"}, "unknown gamma_unit 'images'; did you mean 'image'"),
         ({"lmbda": "publish"}, "unknown lmbda 'publish'; did you mean 'published'"),
-        ({"lmbda": -0.5}, "lmbda must be 0 or more; got -0.5"),
-        ({"neighbors": 0}, "neighbors must be 1 or more; got 0"),
-        ({"iterations": 0}, "iterations must be 1 or more; got 0"),
-        ({"inner_iterations": 0}, "inner_iterations must be 1 or more; got 0"),
+        ({"lmbda": -0.5}, "lmbda must be 0 or more, or published; got -0.5"),
+        ({"neighbors": 0}, "neighbors must be a whole number, 1 or more; got 0"),
+        ({"iterations": 0}, "iterations must be a whole number, 1 or more; got 0"),
+        ({"inner_iterations": 0}, "inner_iterations must be a whole number, 1 or more; got 0"),
     ],
 )
 def test_hyper_parameters_outside_their_range_are_refused(

@@ -1,6 +1,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import pytest
 import torch
@@ -9,10 +9,11 @@ from torch.nn.functional import cross_entropy, normalize
 
 from cache.errors import UserError
 from fewshot import GDA, METHODS, SupportSet, ZeroShot, tune
-from fewshot.classifier import Grid, LinearClassifier, Method, variants
+from fewshot.classifier import LinearClassifier
+from fewshot.method import Grid, Method, variants
 from fewshot.model_selection import tuning
 from fewshot.model_selection.folds import held_out
-from fewshot.model_selection.tuning import Score, best, cv_folds, default_protocol, sweep
+from fewshot.model_selection.tuning import Score, best, cv_folds, default_protocol
 from fewshot.text import Text, required
 from tests.toys import support_near, vectors
 
@@ -111,7 +112,7 @@ def test_tuning_finds_what_a_loop_over_refits_finds(name: str, protocol: str) ->
 def test_a_method_without_a_sweep_is_fitted_for_every_candidate() -> None:
     support, text = task()
     query, _ = validation()
-    swept = list(sweep(Stretched(), Stretched.grid, support, text, query))
+    swept = list(Stretched().sweep(Stretched.grid, support, text, query))
     assert [variant.factor for variant, _ in swept] == [0.01, 8.0, 9999.0]
     torch.testing.assert_close(swept[1][1], 8 * query @ text.features.T)
     assert tune(Stretched(), support, text, protocol="val", validation=validation()).factor == 8.0
@@ -150,6 +151,34 @@ def test_within_a_standard_error_of_the_best_log_loss_decides() -> None:
 def test_more_images_leave_less_to_log_loss() -> None:
     chosen = best(scores(f1=(8000, 6000.0), f2=(7600, 5000.0)), 10000)
     assert chosen == Stretched(1.0)
+
+
+@dataclass(frozen=True)
+class Backward(Method):
+    """A method whose variants are all alike, and whose sweep begins with the last."""
+
+    factor: float = 1.0
+
+    name: ClassVar[str] = "backward"
+    grid: ClassVar[Grid] = {"factor": (3.0, 1.0, 2.0)}
+
+    def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
+        return LinearClassifier(required(text, self.name))
+
+    def sweep(
+        self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
+    ) -> Iterator[tuple[Self, Tensor]]:
+        for variant in reversed(list(variants(self, grid))):
+            yield variant, variant.fit(support, text).logits(query)
+
+
+@pytest.mark.parametrize("protocol", ["cv", "val"])
+def test_of_equals_the_first_in_the_grid_is_chosen_in_whatever_order_they_were_swept(
+    protocol: str,
+) -> None:
+    support, text = task()
+    tuned = tune(Backward(), support, text, protocol=protocol, validation=validation())
+    assert tuned.factor == 3.0
 
 
 def test_of_equals_the_first_is_chosen() -> None:
@@ -207,11 +236,13 @@ def held_out_by(monkeypatch: pytest.MonkeyPatch, fold: Tensor | None = None) -> 
     support, text = task(16)  # four folds of 20
     judged = []
 
+    sweep = GDA.sweep
+
     def watched(*args: Any) -> Iterator[tuple[Method, Tensor]]:
         judged.append(len(args[-1]))
         return sweep(*args)
 
-    monkeypatch.setattr(tuning, "sweep", watched)
+    monkeypatch.setattr(GDA, "sweep", watched)
     tune(GDA(), support, text, protocol="cv", fold=fold)
     return judged
 

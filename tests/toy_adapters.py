@@ -49,9 +49,7 @@ def fitted_classifier(name: str, dim: int, **settings: Any) -> Any:
     if method.unit_norm:
         features = normalize(features)
     text = normalize(torch.randn(len(NAMES), dim, generator=generator))
-    support: Any = SupportSet(features, torch.arange(12) % 3, 3, unit_norm=method.unit_norm)
-    if method.learns_from == "images":
-        support = features
+    support = SupportSet(features, torch.arange(12) % 3, 3, unit_norm=method.unit_norm)
     return method.fit(support, Text(text, text, torch.arange(len(NAMES))))
 
 

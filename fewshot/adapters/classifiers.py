@@ -1,6 +1,6 @@
 """A classifier as plain values and tensors, and back: what a file can hold without pickling.
 
-Only the classes named here are ever made from a file.
+Only the classes that the methods name in `saved_as` are ever made from a file.
 """
 
 from collections.abc import Mapping
@@ -10,51 +10,43 @@ from typing import Any
 from torch import Tensor
 
 from cache.errors import UserError
-from fewshot.classifier import Classifier, LinearClassifier
-from fewshot.methods.clip_adapter import AdapterClassifier, Adapters
-from fewshot.methods.proker import KernelClassifier
-from fewshot.methods.taskres import ShiftedClassifier
-from fewshot.methods.tip_x import TipXClassifier
-from fewshot.methods.transclip import JointClassifier, TransCLIP
-from fewshot.parts.key_value_cache import CacheClassifier, KeyValueCache
+from fewshot.classifier import Classifier
+from fewshot.methods import METHODS
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
-KINDS: dict[str, type[Any]] = {
-    "linear": LinearClassifier,
-    "cache": CacheClassifier,
-    "keys and values": KeyValueCache,
-    "tip-x": TipXClassifier,
-    "kernel": KernelClassifier,
-    "shifted": ShiftedClassifier,
-    "adapter": AdapterClassifier,
-    "adapters": Adapters,
-    "joint": JointClassifier,
-    "transclip": TransCLIP,
-    "support set": SupportSet,
-    "text": Text,
-}
-_NAMES = {kind: name for name, kind in KINDS.items()}
+WORDS = {"stats": "measures"}  # field -> its name in files, where the two differ
+OLD_WORDS = {"neighbours": "neighbors"}  # of files made before -> field
+
+
+def kinds() -> dict[str, type[Any]]:
+    """Return the classes that a classifier may consist of, by the name that a file calls them."""
+    every = [SupportSet, Text, *METHODS.values()]
+    every += [part for method in METHODS.values() for part in method.saved_as]
+    return {part.kind: part for part in every if hasattr(part, "kind")}
 
 
 def take_apart(classifier: Classifier) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The classifier as JSON values, in which tensors stand by name, and these tensors.
 
     Raises:
-        TypeError: It has a part that is none of `KINDS`, nor a tensor or a plain value.
+        TypeError: It has a part that is none of `kinds`, nor a tensor or a plain value.
     """
     tensors: dict[str, Tensor] = {}
+    names = {part: name for name, part in kinds().items()}
 
     def apart(value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
             tensors[path] = value.detach()
             return {"tensor": path}
-        if type(value) in _NAMES:
+        if type(value) in names:
             parts = {
-                field.name: apart(getattr(value, field.name), f"{path}.{field.name}".lstrip("."))
+                WORDS.get(field.name, field.name): apart(
+                    getattr(value, field.name), f"{path}.{field.name}".lstrip(".")
+                )
                 for field in fields(value)
             }
-            return {"kind": _NAMES[type(value)], "fields": parts}
+            return {"kind": names[type(value)], "fields": parts}
         if isinstance(value, Mapping):
             return {"values": dict(value)}
         if value is None or isinstance(value, bool | int | float | str):
@@ -71,6 +63,7 @@ def put_together(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Cla
     Raises:
         UserError: A kind that is not known here, or parts that make no such thing.
     """
+    known, words = kinds(), {word: field for field, word in WORDS.items()} | OLD_WORDS
 
     def together(value: Any) -> Any:
         if not isinstance(value, Mapping):
@@ -79,8 +72,8 @@ def put_together(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Cla
             return tensors[value["tensor"]]
         if "values" in value:
             return dict(value["values"])
-        parts = {name: together(part) for name, part in value["fields"].items()}
-        return KINDS[value["kind"]](**parts)
+        parts = {words.get(name, name): together(part) for name, part in value["fields"].items()}
+        return known[value["kind"]](**parts)
 
     try:
         classifier: Classifier = together(plain)

@@ -14,12 +14,12 @@ from cache.source import Source
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter, require_suffix
 from fewshot.adapters.classifiers import take_apart
-from fewshot.classifier import Method
 from fewshot.endtoend.clip import EndToEnd
 from fewshot.endtoend.experiment import Trained
 from fewshot.endtoend.photos import center_crops, require_images
 from fewshot.evaluation import score
 from fewshot.fitting import Fitted, fit
+from fewshot.method import Method
 from fewshot.model_selection.calibration import Calibration, calibrate, calibrate_by_folds
 from fewshot.results.log import Result, program_version
 from fewshot.sampling import Sample, draw, draw_imbalanced
@@ -211,7 +211,7 @@ def fit_and_save(
         UserError: What `fit` raises, or the path is no name for an adapter.
     """
     require_suffix(path)
-    if imbalance is not None and method.learns_from != "text":
+    if imbalance is not None and method.takes_support():
         sample = draw_imbalanced(
             store.labels("train"), store.classnames, profile=imbalance, shots=shots, seed=seed
         )

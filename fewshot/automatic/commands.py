@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from cache.store import FeatureStore
-from fewshot.classifier import Method
+from fewshot.method import Method
 from fewshot.settings import configure
 
 PHOTOS = "PHOTOS"  # what stands for the user's photos in the command that classifies them
@@ -83,7 +83,7 @@ def commands(
     unreadable = ["--skip-unreadable"] if skip else []
     fit = ["fewshot", "fit", method.name, "--dataset", store.dataset]
     learning: Sequence[str] = []
-    if method.learns_from != "text":
+    if method.takes_support():
         learning = ["--shots", "all", *(["--seed", str(seed)] if seed != 1 else [])]
     chosen = settings(method, store.logit_scale)
     return (

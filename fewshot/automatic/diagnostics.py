@@ -8,7 +8,7 @@ from torch import Tensor
 from fewshot.automatic.confusions import ClassMetrics, ConfusedPair, class_metrics, confused_pairs
 from fewshot.automatic.judging import CrossValidation
 from fewshot.automatic.label_issues import LabelIssue, find_label_issues
-from fewshot.classifier import Method
+from fewshot.method import Method
 from fewshot.model_selection.learning_curve import LearningCurve, learning_curve
 from fewshot.model_selection.near_duplicates import Conflict, conflicts, near_duplicates
 from fewshot.support import SupportSet
@@ -66,7 +66,7 @@ def diagnose(
     if winner is not None:
         p = winner.probabilities(temperature)
     curve = None
-    if winner is not None and method.learns_from != "text":
+    if winner is not None and method.takes_support():
         curve = learning_curve(method, support, text, validation.fold, seed=seed)
     return Diagnostics(
         class_metrics=class_metrics(p, labels, seen),

@@ -10,8 +10,8 @@ from cache.errors import UserError, unknown
 from cache.progress import progress
 from cache.store import FeatureStore
 from fewshot.automatic.candidates import Candidates, candidates
-from fewshot.classifier import Method
 from fewshot.fitting import Fitted, class_text, fit, query
+from fewshot.method import Method
 from fewshot.methods import METHODS, ZeroShot
 from fewshot.model_selection import tuning
 from fewshot.model_selection.cross_validation import (
@@ -82,7 +82,7 @@ def to_try(names: Sequence[str] | None, n_images: int, n_classes: int) -> Candid
     for name in names:
         if name not in METHODS:
             raise unknown("method", name, METHODS)
-        if METHODS[name].transductive or METHODS[name].learns_from == "images":
+        if METHODS[name].transductive or METHODS[name].unsupervised():
             raise UserError(
                 f"{name} learns from the images to be classified, so labeled ones held out say "
                 "nothing of it; leave it out"
@@ -170,7 +170,7 @@ def refit(
 ) -> Fitted:
     """Tune the chosen method on all labels and fit it to them."""
     method = validation.method
-    if method.learns_from != "text":
+    if method.takes_support():
         support, text = support_of(method), text_for(method)
         fold = folds(support.labels, groups=validation.groups, n_folds=tuning.MAX_FOLDS, seed=1)
         method = tuning.tune(method, support, text, protocol="cv", fold=fold)

@@ -17,12 +17,12 @@ from cache.location import find_store, find_stores
 from cache.manifest import all_manifests
 from cache.store import FeatureStore, canonical_json
 from fewshot.bench.config import ALL, TRANSFERS, Bench
-from fewshot.classifier import Generalizer, Traits
 from fewshot.endtoend.clip import EndToEnd
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.endtoend.methods import configure as configure_trained
 from fewshot.evaluation import setting_name, shared_classes
-from fewshot.fitting import protocol_used, uses_labels
+from fewshot.fitting import protocol_used
+from fewshot.method import MethodInfo, SupportsNewClasses
 from fewshot.methods import METHODS
 from fewshot.sampling import draw_imbalanced
 from fewshot.settings import configure
@@ -112,7 +112,7 @@ def plan(bench: Bench) -> Plan:
         for settings in variants[name]:
             method = _configured(name, settings, pair.learned.logit_scale)
             ask = _Ask(bench, method, settings, pair, prompts, shots, seed)
-            if method.learns_from == "labels" and not shots:
+            if not shots and method.needs_support(shots):
                 continue
             objection, by_name = ask.objection()
             if objection and by_name:
@@ -166,7 +166,7 @@ class _Ask:
     """One combination of what the benchmark asks for."""
 
     bench: Bench
-    method: Traits
+    method: MethodInfo
     settings: Mapping[str, str]
     pair: _Pair
     prompts: str | None
@@ -175,7 +175,7 @@ class _Ask:
 
     @property
     def labeled(self) -> bool:
-        return uses_labels(self.method, self.shots)
+        return self.method.needs_support(self.shots)
 
     def objection(self) -> tuple[str | None, bool]:
         """What makes it impossible, if anything, and whether it was asked for by name."""
@@ -194,7 +194,7 @@ class _Ask:
         ):
             return f"{name} is trained end to end, from few shots and with prompts of its own alone"
         if protocol in ("base-to-new", "cross-dataset") and not isinstance(
-            self.method, Generalizer
+            self.method, SupportsNewClasses
         ):
             return (
                 f"{name} knows no classes but those it has images of, so it is not for {protocol}"
@@ -211,7 +211,7 @@ class _Ask:
         if self.prompts is not None and self.prompts not in tested.text_sets:
             return str(unknown(f"prompt set of {tested.path}", self.prompts, tested.text_sets))
         wanted = [(tested, "test")]
-        if self.labeled or self.method.learns_from == "images":
+        if self.labeled or self.method.unsupervised():
             wanted.append((learned, "train"))
         if self._tune(2) in ("val", "full-val"):
             wanted.append((learned, "val"))
@@ -264,7 +264,7 @@ def _variants(
     Raises:
         UserError: A setting that concerns none of the methods, or a value that will not do.
     """
-    every: dict[str, type[Traits]] = {**METHODS, **TRAINED}
+    every: dict[str, type[MethodInfo]] = {**METHODS, **TRAINED}
     known = {one: {f.name for f in fields(every[one])} for one in methods}
     mine: dict[str, Sequence[str]] = {}
     for key, values in sorted(settings.items(), key=lambda item: "." in item[0]):
@@ -283,7 +283,7 @@ def _variants(
     return variants
 
 
-def _configured(name: str, settings: Mapping[str, str], logit_scale: float | None) -> Traits:
+def _configured(name: str, settings: Mapping[str, str], logit_scale: float | None) -> MethodInfo:
     if name in TRAINED:
         return configure_trained(name, settings, seed=1)
     return configure(name, settings, logit_scale=logit_scale)

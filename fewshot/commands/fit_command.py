@@ -131,7 +131,7 @@ def fit(
             print(result.to_json() if as_json else accuracy_table([result]))
         say(f"{save}: {saved.summary()}")
         return
-    if few is not None or chosen.learns_from in ("text", "images"):
+    if few is not None or not chosen.needs_support(shots=1):
         draws = draws[:1]
     done = []
     for k, s in draws:

@@ -45,10 +45,11 @@ def methods(
 ) -> None:
     """List the methods of `fit` and of `train`, or show one's settings."""
     from fewshot.endtoend.methods import METHODS as TRAINED
+    from fewshot.method import MethodInfo
     from fewshot.methods import METHODS
     from fewshot.settings import describe
 
-    every: dict[str, type[object]] = {**METHODS, **TRAINED}
+    every: dict[str, type[MethodInfo]] = {**METHODS, **TRAINED}
     if name is not None:
         show(describe(name, every))
         return
@@ -58,8 +59,8 @@ def methods(
             (
                 name,
                 "fit" if name in METHODS else "train",
-                getattr(method, "learns_from", "labels"),
-                ", ".join(getattr(method, "grid", ())),
+                method.learns_from,
+                ", ".join(method.grid),
                 (method.__doc__ or "").strip().splitlines()[0],
             )
             for name, method in every.items()

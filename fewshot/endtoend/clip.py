@@ -2,9 +2,10 @@
 
 import contextlib
 import copy
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, field, replace
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,8 @@ from torch.optim import Optimizer
 from cache.encoder import PRECISIONS, Encoder
 from cache.errors import UserError
 from cache.images import Preprocess
-from fewshot.classifier import Grid, LearnsFrom
 from fewshot.endtoend.attention import unfuse
+from fewshot.method import MethodInfo
 from fewshot.training import Schedule
 
 
@@ -184,22 +185,14 @@ class Plan:
     flip: bool = True
 
 
-@runtime_checkable
-class EndToEnd(Protocol):
+class EndToEnd(MethodInfo):
     """A method that needs gradients through the towers: a frozen dataclass of hyper-parameters.
 
     Attributes:
-        name: What the command line and the results call it.
-        grid, learns_from, transductive: As those of `Method`: nothing is tuned.
         published: Whether the defaults are a published recipe for few shots of CLIP.
         val_first: Whether that recipe draws validation images first, and so other few shots.
     """
 
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-    name: ClassVar[str]
-    grid: ClassVar[Grid] = {}
-    learns_from: ClassVar[LearnsFrom] = "labels"
-    transductive: ClassVar[bool] = False
     published: ClassVar[bool] = False
     val_first: ClassVar[bool] = False
 
@@ -208,6 +201,7 @@ class EndToEnd(Protocol):
         """Whether it changes the image tower, so that it needs images and not stored features."""
         return True
 
+    @abstractmethod
     def attach(self, clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Learner:
         """Put into the model what the method trains.
 
@@ -219,12 +213,11 @@ class EndToEnd(Protocol):
         Raises:
             UserError: The model has no place for it.
         """
-        ...
 
+    @abstractmethod
     def plan(self, shots: int, n_images: int) -> Plan:
         """How to train on N images, K of each class."""
-        ...
 
+    @abstractmethod
     def optimizer(self, learner: Learner) -> Optimizer:
         """What moves the learner's parameters; the plan sets its learning rate."""
-        ...

@@ -1,6 +1,6 @@
 """The methods by name; each is a file with its paper's equations and little else."""
 
-from fewshot.classifier import Method
+from fewshot.method import Method
 from fewshot.methods.ape import APE
 from fewshot.methods.ape_t import APET
 from fewshot.methods.clap import CLAP

@@ -15,16 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from cache.errors import UserError
-from fewshot.classifier import Grid, Method
-from fewshot.parts.key_value_cache import (
-    CacheClassifier,
-    KeyValueCache,
-    check_not_negative,
-    keys_of,
-    on_channels,
-    sweep_prepared,
-)
+from fewshot.checks import fraction, non_negative
+from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
+from fewshot.parts.key_value_cache import CacheClassifier, KeyValueCache, keys_of, on_channels
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 
@@ -60,6 +53,9 @@ class APE(Method):
     logit_scale: float = 100.0
 
     name: ClassVar[str] = "ape"
+    summary: ClassVar[str] = "As tip-adapter, on those features only that tell your classes apart."
+    practical_size: ClassVar[PracticalSize] = PracticalSize(images=20_000, logits=2_000_000)
+    saved_as: ClassVar[tuple[type, ...]] = (CacheClassifier, KeyValueCache)
     grid: ClassVar[Grid] = {
         "beta": (1.0, 2.0, 4.0, 5.5, 8.0, 11.0, 16.0),
         "gamma": (0.1, 0.4),
@@ -72,8 +68,9 @@ class APE(Method):
     }
 
     def __post_init__(self) -> None:
-        check_not_negative(alpha=self.alpha, beta=self.beta, gamma=self.gamma)
-        check_shares(self.channels, self.balance)
+        non_negative(self, "alpha", "beta", "gamma")
+        fraction(self, "channels", above_zero=True, hint="1 keeps all")
+        fraction(self, "balance", hint="1 is variance alone")
 
     def fit(self, support: SupportSet, text: Text | None) -> CacheClassifier:
         """Choose the channels and weigh the keys.
@@ -88,7 +85,7 @@ class APE(Method):
     def sweep(
         self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
     ) -> Iterator[tuple[Self, Tensor]]:
-        """Affinities once, votes once per beta and gamma; see `Sweeper`."""
+        """Affinities once, votes once per beta and gamma."""
         betas, gammas = grid.get("beta", (self.beta,)), grid.get("gamma", (self.gamma,))
 
         def prepare(fitted: Self) -> Callable[[Self], Tensor]:
@@ -117,14 +114,6 @@ class APE(Method):
         # The authors' epsilon is in both of the quotient's terms; other classes add nothing.
         divergence = torch.log2((1 + 1e-6) / (seen.gather(1, labels[:, None])[:, 0] + 1e-6))
         return self.logit_scale * texts, cache, divergence
-
-
-def check_shares(channels: float, balance: float) -> None:
-    """Raise UserError unless both are shares, and some channel is kept."""
-    if not 0 < channels <= 1:
-        raise UserError(f"channels must be in (0, 1], a share; got {channels}; 1 keeps all")
-    if not 0 <= balance <= 1:
-        raise UserError(f"balance must be 0 to 1; got {balance}; 1 is variance alone")
 
 
 def best_channels(

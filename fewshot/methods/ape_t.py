@@ -8,24 +8,22 @@ renormalised, where the code's are of all. Other than theirs, the last epoch cou
 chosen by validation images.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
-from fewshot.classifier import Grid, Method
-from fewshot.methods.ape import best_channels, check_shares
+from fewshot.checks import fraction, non_negative, positive, whole
+from fewshot.method import Grid, PracticalSize
+from fewshot.methods.ape import best_channels
 from fewshot.parts.key_value_cache import (
     CacheClassifier,
+    CacheMethod,
     KeyValueCache,
-    check_not_negative,
-    check_positive,
     keys_of,
     on_channels,
-    sweep_votes,
 )
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
@@ -33,7 +31,7 @@ from fewshot.training import cosine_by_step, minimize
 
 
 @dataclass(frozen=True)
-class APET(Method):
+class APET(CacheMethod):
     """A residual r_c of each class, on Q chosen channels, and a weight w_i of each key, trained.
 
     With ' for the chosen channels, renormalised before anything is added, and r padded with zeros
@@ -75,6 +73,8 @@ class APET(Method):
     logit_scale: float = 100.0
 
     name: ClassVar[str] = "ape-t"
+    summary: ClassVar[str] = "As ape, with a small correction for each class found by training."
+    practical_size: ClassVar[PracticalSize] = PracticalSize(images=500)
     grid: ClassVar[Grid] = {
         "beta": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
         "alpha": (0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0),
@@ -85,16 +85,12 @@ class APET(Method):
     }
 
     def __post_init__(self) -> None:
-        check_not_negative(
-            alpha=self.alpha,
-            beta=self.beta,
-            train_alpha=self.train_alpha,
-            train_beta=self.train_beta,
-            weight_decay=self.weight_decay,
-            epochs=self.epochs,
-        )
-        check_positive(lr=self.lr, batch_size=self.batch_size)
-        check_shares(self.channels, self.balance)
+        non_negative(self, "alpha", "beta", "train_alpha", "train_beta", "weight_decay")
+        positive(self, "lr")
+        whole(self, "epochs", minimum=0)
+        whole(self, "batch_size")
+        fraction(self, "channels", above_zero=True, hint="1 keeps all")
+        fraction(self, "balance", hint="1 is variance alone")
 
     def fit(self, support: SupportSet, text: Text | None) -> CacheClassifier:
         """Train residuals and weights.
@@ -134,14 +130,8 @@ class APET(Method):
             moved, cache = adapted()
             size = (residual.norm(dim=1) / texts.norm(dim=1)).mean()
         cache = replace(cache, weights=weights.detach())
-        measures = {
+        stats = {
             "trained_parameters": residual.numel() + weights.numel(),
             "residual_size": float(size),
         }
-        return CacheClassifier(moved, cache, self.alpha, self.beta, measures)
-
-    def sweep(
-        self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
-    ) -> Iterator[tuple[Self, Tensor]]:
-        """Train once for all alphas and betas; see `Sweeper`."""
-        return sweep_votes(self, grid, support, text, query)
+        return CacheClassifier(moved, cache, self.alpha, self.beta, stats)

@@ -7,7 +7,6 @@ and the penalty a mean over the classes, where the paper writes a sum. Of epochs
 holds as for `zs-lp`.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
-from cache.errors import UserError
-from fewshot.classifier import LinearClassifier, Method
-from fewshot.methods.zs_lp import check_training, learn_prototypes, raw_text
-from fewshot.parts.covariance import class_means
+from fewshot.checks import non_negative, positive, whole
+from fewshot.classifier import LinearClassifier
+from fewshot.method import Method, PracticalSize
+from fewshot.methods.zs_lp import learn_prototypes, raw_text
+from fewshot.parts.gaussian import class_means
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 
@@ -52,12 +52,16 @@ class CLAP(Method):
     seed: int = 1
 
     name: ClassVar[str] = "clap"
+    summary: ClassVar[str] = (
+        "As zs-lp, holding each class near its name as far as the name deserves it."
+    )
+    practical_size: ClassVar[PracticalSize] = PracticalSize(images=500, logits=10_000)
     text_recipe: ClassVar[str] = "raw-mean"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.penalty < math.inf:
-            raise UserError(f"penalty must be 0 or more; got {self.penalty}; 0 is zs-lp")
-        check_training(self.lr, self.epochs, self.batch_size)
+        non_negative(self, "penalty", hint="0 is zs-lp")
+        positive(self, "lr")
+        whole(self, "epochs", "batch_size")
 
     def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
         """Train the prototypes.

@@ -6,17 +6,17 @@ Models", CVPR 2023, https://arxiv.org/abs/2301.06267. The authors' code draws ba
 images. Here batches are large and steps few, all of it fixed, and there is no warm-up.
 """
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
-from cache.errors import UserError, unknown
-from fewshot.classifier import Grid, LinearClassifier, Method, variants
+from fewshot.checks import fraction, non_negative, one_of, positive, whole
+from fewshot.classifier import LinearClassifier
+from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
 from fewshot.methods.text_probe import random_head
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
@@ -64,6 +64,10 @@ class CrossModal(Method):
     seed: int = 1
 
     name: ClassVar[str] = "cross-modal"
+    summary: ClassVar[str] = (
+        "Takes the class names for further labeled examples, and draws straight borders."
+    )
+    practical_size: ClassVar[PracticalSize] = PracticalSize(images=500, logits=10_000)
     grid: ClassVar[Grid] = {"blend": (0.0, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0)}
     published_grid: ClassVar[Grid] = {
         "lr": (1e-3, 1e-4),
@@ -72,20 +76,12 @@ class CrossModal(Method):
     }
 
     def __post_init__(self) -> None:
-        if self.init not in get_args(Init):
-            raise unknown("init", self.init, get_args(Init))
-        if not 0 <= self.blend <= 1:
-            raise UserError(f"blend must be 0 to 1; got {self.blend}; 0 is zero-shot")
-        if not 0 < self.lr < math.inf:
-            raise UserError(f"lr must be more than 0; got {self.lr}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"weight_decay must be 0 or more; got {self.weight_decay}")
-        if self.epochs < 1:
-            raise UserError(f"epochs must be 1 or more; got {self.epochs}")
-        if self.batch_size < 2:
-            raise UserError(
-                f"batch_size must be 2 or more, half images and half prompts; got {self.batch_size}"
-            )
+        one_of(self, "init", get_args(Init))
+        fraction(self, "blend", hint="0 is zero-shot")
+        positive(self, "lr")
+        non_negative(self, "weight_decay")
+        whole(self, "epochs")
+        whole(self, "batch_size", minimum=2, hint="half are images and half prompts")
 
     def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
         """Train and blend.
@@ -95,19 +91,19 @@ class CrossModal(Method):
         """
         zero_shot = self.logit_scale * required(text, self.name)
         weight = torch.lerp(zero_shot, self._trained(support, text), self.blend)
-        return LinearClassifier(weight, measures={"trained_parameters": float(weight.numel())})
+        return LinearClassifier(weight, stats={"trained_parameters": float(weight.numel())})
 
     def sweep(
         self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
     ) -> Iterator[tuple[Self, Tensor]]:
-        """Train once for all blends, in which the logits are linear; see `Sweeper`."""
-        blends = grid.get("blend", (self.blend,))
-        features = required(text, self.name)
-        for method in variants(self, {name: grid[name] for name in grid if name != "blend"}):
-            zero_shot = linear(query, method.logit_scale * features)
-            trained = linear(query, method._trained(support, text))
-            for blend in blends:
-                yield replace(method, blend=blend), torch.lerp(zero_shot, trained, blend)
+        """Train once for all blends, in which the logits are linear."""
+
+        def prepare(fitted: Self) -> Callable[[Self], Tensor]:
+            zero_shot = linear(query, fitted.logit_scale * required(text, self.name))
+            trained = linear(query, fitted._trained(support, text))
+            return lambda v: torch.lerp(zero_shot, trained, v.blend)
+
+        return sweep_prepared(self, grid, ("blend",), prepare)
 
     def _trained(self, support: SupportSet, text: Text | None) -> Tensor:
         """(C, D) logit_scale times the trained weights."""

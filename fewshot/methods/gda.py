@@ -6,24 +6,32 @@ from a Cholesky factor rather than a pseudo-inverse; alpha has a unit of its own
 published one changes its meaning with the number of images and of views; and classes without
 images share the base classes' covariance. Their code for base-to-new generalization also treats the
 base classes differently, by the plain pseudo-inverse of the mean of the classes' covariances, with
-neither shrinkage nor the factor that alpha is tuned to elsewhere; here it treats them as ever.
+neither shrinkage nor the factor that alpha is tuned to elsewhere; here both are as usual.
 """
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from cache.errors import UserError, unknown
-from fewshot.classifier import Grid, LinearClassifier, Method, variants
-from fewshot.parts.covariance import SHRINKAGES, Shrinkage, class_means, shared_covariance
-from fewshot.parts.discriminant import directions, lead, offsets, require_difference
-from fewshot.parts.new_classes import borrow, mean_precision
-from fewshot.support import SupportSet
+from fewshot.checks import fraction, non_negative, one_of, whole
+from fewshot.classifier import LinearClassifier
+from fewshot.method import Grid, Method, sweep_prepared
+from fewshot.parts.gaussian import (
+    SHRINKAGES,
+    Shrinkage,
+    class_means,
+    directions,
+    lead,
+    offsets,
+    require_difference,
+    shared_covariance,
+)
+from fewshot.parts.gda_new_classes import mean_precision, stats_from_neighbors
+from fewshot.support import SupportSet, labeled
 from fewshot.text import Text
 
 Priors = Literal["uniform", "empirical"]
@@ -55,7 +63,8 @@ class GDA(Method):
     multiple of the identity: the nearest class mean wins.
 
     Classes of which there is text alone borrow their mean from the images nearest the text, and
-    from the text; see `new_classes`. With nothing of their own they are worth one image: K is 1.
+    from the text; see `fewshot.parts.gda_new_classes`. With nothing of their own they are worth one
+    image: K is 1.
 
     Attributes:
         alpha: Weight of the Gaussian term; 0 is zero-shot CLIP.
@@ -84,25 +93,20 @@ class GDA(Method):
     logit_scale: float = 100.0
 
     name: ClassVar[str] = "gda"
+    summary: ClassVar[str] = (
+        "Takes each class for a cloud of photos, all clouds of one shape, and adds what the class "
+        "names say."
+    )
     grid: ClassVar[Grid] = {"alpha": (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 50.0)}
     published_grid: ClassVar[Grid] = {"alpha": (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)}
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha < math.inf:
-            raise UserError(f"alpha must be 0 or more; got {self.alpha}; 0 is zero-shot")
-        if isinstance(self.shrinkage, str):
-            if self.shrinkage not in SHRINKAGES:
-                raise unknown("shrinkage", self.shrinkage, SHRINKAGES)
-        elif not 0 < self.shrinkage <= 1:
-            raise UserError(f"shrinkage must be in (0, 1]; got {self.shrinkage}; 1 is the identity")
-        if self.priors not in get_args(Priors):
-            raise unknown("priors", self.priors, get_args(Priors))
-        if self.alpha_unit not in get_args(AlphaUnit):
-            raise unknown("alpha unit", self.alpha_unit, get_args(AlphaUnit))
-        if self.new_covariance not in get_args(NewCovariance):
-            raise unknown("new covariance", self.new_covariance, get_args(NewCovariance))
-        if self.neighbors < 2:
-            raise UserError(f"neighbors must be 2 or more; got {self.neighbors}; 16 is usual")
+        non_negative(self, "alpha", hint="0 is zero-shot")
+        fraction(self, "shrinkage", above_zero=True, words=SHRINKAGES, hint="1 is the identity")
+        one_of(self, "priors", get_args(Priors))
+        one_of(self, "alpha_unit", get_args(AlphaUnit))
+        one_of(self, "new_covariance", get_args(NewCovariance))
+        whole(self, "neighbors", minimum=2, hint="16 is usual")
 
     def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
         """Fit in closed form; without text the Gaussian term stands alone."""
@@ -112,40 +116,44 @@ class GDA(Method):
             weight = weight + self.logit_scale * text.features
         return LinearClassifier(weight.to(support.features), bias.to(support.features))
 
-    def fit_new(self, support: SupportSet, text: Text | None, new: Text) -> LinearClassifier:
-        """A classifier of classes without images, for which nothing of `text` is needed."""
+    def fit_new_classes(
+        self, support: SupportSet | None, text: Text | None, new: Text
+    ) -> LinearClassifier:
+        """Classify classes without images; the base classes' text is not needed."""
+        support = labeled(support, self.name)
         samples, labels = support.samples()
         samples = samples.double()
         n, dim = samples.shape
-        borrowed = borrow(samples, new.features.double(), self.neighbors)
-        require_difference(borrowed.means, self.name)
+        near = stats_from_neighbors(samples, new.features.double(), self.neighbors)
+        require_difference(near.means, self.name)
         unit = 1.0
         if self.new_covariance == "published":
-            weight = borrowed.means @ mean_precision(borrowed.deviations)
+            weight = near.means @ mean_precision(near.deviations)
         else:
             base = class_means(samples, labels, support.n_classes)
             covariance = shared_covariance(samples, labels, base, self.shrinkage)
-            weight = directions(borrowed.means, covariance)
+            weight = directions(near.means, covariance)
             unit = dim / (dim + n - 1)
         if self.alpha_unit == "lead":
-            unit = 1 / lead(borrowed.means, weight)
-        bias = self.alpha * unit * offsets(borrowed.means, weight)
+            unit = 1 / lead(near.means, weight)
+        bias = self.alpha * unit * offsets(near.means, weight)
         weight = self.alpha * unit * weight + self.logit_scale * new.features
         return LinearClassifier(weight.to(support.features), bias.to(support.features))
 
     def sweep(
         self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
     ) -> Iterator[tuple[Self, Tensor]]:
-        """Fit once for all alphas, in which the logits are linear; see `Sweeper`."""
-        alphas = grid.get("alpha", (self.alpha,))
-        zero_shot = query.new_zeros(())
-        if text is not None:
-            zero_shot = linear(query, self.logit_scale * text.features)
-        for method in variants(self, {name: grid[name] for name in grid if name != "alpha"}):
-            weight, bias = method._discriminant(support)
+        """Fit once for all alphas, in which the logits are linear."""
+
+        def prepare(fitted: Self) -> Callable[[Self], Tensor]:
+            weight, bias = fitted._discriminant(support)
             gaussian = linear(query, weight.to(query), bias.to(query))
-            for alpha in alphas:
-                yield replace(method, alpha=alpha), torch.add(zero_shot, gaussian, alpha=alpha)
+            zero_shot = query.new_zeros(())
+            if text is not None:
+                zero_shot = linear(query, fitted.logit_scale * text.features)
+            return lambda v: torch.add(zero_shot, gaussian, alpha=v.alpha)
+
+        return sweep_prepared(self, grid, ("alpha",), prepare)
 
     def _discriminant(self, support: SupportSet) -> tuple[Tensor, Tensor]:
         """Weight (C, D) and bias (C,) of the Gaussian term at alpha 1, in double precision.

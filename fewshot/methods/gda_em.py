@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from cache.errors import UserError, unknown
-from fewshot.classifier import LearnsFrom, LinearClassifier, Method
-from fewshot.parts.covariance import soft_covariance
-from fewshot.parts.discriminant import directions, lead, offsets
+from cache.errors import UserError
+from fewshot.checks import fraction, non_negative, one_of, whole
+from fewshot.classifier import LinearClassifier
+from fewshot.method import LearnsFrom, Method
+from fewshot.parts.gaussian import directions, lead, offsets, soft_covariance
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 
@@ -60,46 +61,40 @@ class GDAEM(Method):
     logit_scale: float = 100.0
 
     name: ClassVar[str] = "gda-em"
+    summary: ClassVar[str] = (
+        "As gda, with photos that nobody has labeled; it starts from what the class names say."
+    )
     learns_from: ClassVar[LearnsFrom] = "images"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha < math.inf:
-            raise UserError(f"alpha must be 0 or more; got {self.alpha}; 0 is zero-shot")
-        if self.iterations < 1:
-            raise UserError(f"iterations must be 1 or more; got {self.iterations}; 5 is usual")
-        if isinstance(self.shrinkage, str):
-            if self.shrinkage != "published":
-                raise unknown("shrinkage", self.shrinkage, ("published",))
-        elif not 0 < self.shrinkage <= 1:
-            raise UserError(f"shrinkage must be in (0, 1]; got {self.shrinkage}; 1 is the identity")
-        if not 0 <= self.smoothing < math.inf:
-            raise UserError(f"smoothing must be 0 or more; got {self.smoothing}; 1 is usual")
-        if self.priors not in get_args(Priors):
-            raise unknown("priors", self.priors, get_args(Priors))
+        non_negative(self, "alpha", hint="0 is zero-shot")
+        whole(self, "iterations", hint="5 is usual")
+        fraction(self, "shrinkage", above_zero=True, words=("published",), hint="1 is the identity")
+        non_negative(self, "smoothing", hint="1 is usual")
+        one_of(self, "priors", get_args(Priors))
 
-    def fit(self, support: SupportSet | Tensor, text: Text | None) -> LinearClassifier:
-        """Fit to unlabeled images.
+    def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
+        """Fit to the support set's images; labels and views are not looked at."""
+        return self.fit_unlabeled(support.features, text)
 
-        Args:
-            support: Their features (U, D), or a support set of which labels and views are not
-                looked at.
-            text: The classes' text.
+    def fit_unlabeled(self, images: Tensor | None, text: Text | None) -> LinearClassifier:
+        """Fit to the features (U, D) of unlabeled images.
 
         Raises:
             UserError: There is no text, or there are fewer than two images.
         """
-        features = support.features if isinstance(support, SupportSet) else support
-        if len(features) < 2:
-            raise UserError(f"{self.name} needs two unlabeled images; got {len(features)}")
+        if images is None or len(images) < 2:
+            n = 0 if images is None else len(images)
+            raise UserError(f"{self.name} needs two unlabeled images; got {n}; add some")
         anchor = self.logit_scale * required(text, self.name).double()
-        x = features.double()
+        x = images.double()
         zero_shot = linear(x, anchor)
         logits = zero_shot
         for _ in range(self.iterations):
             weight, bias = self._gaussians(x, torch.softmax(logits, dim=1))
             logits = zero_shot + self.alpha * linear(x, weight, bias)
         weight, bias = anchor + self.alpha * weight, self.alpha * bias
-        return LinearClassifier(weight.to(features), bias.to(features))
+        return LinearClassifier(weight.to(images), bias.to(images))
 
     def _gaussians(self, x: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
         """Weight (C, D) and bias (C,) of the Gaussian term at alpha 1: the M-step.

@@ -10,14 +10,15 @@ it far from the optimum.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar, Literal, Self, get_args
 
 from torch import Tensor
 
-from cache.errors import UserError, unknown
-from fewshot.classifier import Grid, LinearClassifier, Method, variants
+from fewshot.checks import one_of, positive, whole
+from fewshot.classifier import LinearClassifier
+from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
 from fewshot.parts.logistic import Solution, logistic_path
 from fewshot.support import SupportSet
 from fewshot.text import Text
@@ -44,7 +45,7 @@ class LinearProbe(Method):
         C_unit: What C counts.
         tol: How exact the optimum is; see `logistic_path`.
         max_iter: Passes over the samples at most, 1000 as published. What is not within the
-            tolerance by then is used as it is, and the measure `converged` is 0.
+            tolerance by then is used as it is, and the figure `converged` is 0.
     """
 
     # On the validation splits of UCF101 and DTD, at 1 to 16 shots, accuracy is flat from 30 on, and
@@ -55,19 +56,20 @@ class LinearProbe(Method):
     max_iter: int = 1000
 
     name: ClassVar[str] = "linear-probe"
+    summary: ClassVar[str] = (
+        "Draws straight borders between the classes in feature space (logistic regression). "
+        "Class names play no part."
+    )
+    practical_size: ClassVar[PracticalSize] = PracticalSize(images=5000, logits=200_000)
     unit_norm: ClassVar[bool] = False
     # From what is hardly more than the nearest class mean to where validation accuracy is flat.
     grid: ClassVar[Grid] = {"C": (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)}
     published_grid: ClassVar[Grid] = {"C": (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)}
 
     def __post_init__(self) -> None:
-        for name in ("C", "tol"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"{name} must be more than 0; got {getattr(self, name)}")
-        if self.C_unit not in get_args(CUnit):
-            raise unknown("C unit", self.C_unit, get_args(CUnit))
-        if self.max_iter < 1:
-            raise UserError(f"max_iter must be 1 or more; got {self.max_iter}")
+        positive(self, "C", "tol")
+        one_of(self, "C_unit", get_args(CUnit))
+        whole(self, "max_iter")
 
     def fit(self, support: SupportSet, text: Text | None = None) -> LinearClassifier:
         """Fit to the tolerance; text is not looked at."""
@@ -77,14 +79,15 @@ class LinearProbe(Method):
     def sweep(
         self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
     ) -> Iterator[tuple[Self, Tensor]]:
-        """From the least C to the largest, each from the ones before it; see `Sweeper`."""
-        strengths = grid.get("C", (self.C,))
-        for method in variants(self, {name: grid[name] for name in grid if name != "C"}):
-            ascending = sorted(set(strengths))
-            solutions = zip(ascending, method._path(support, ascending), strict=True)
+        """Solve from the smallest C to the largest, each from the ones before it."""
+        ascending = sorted(set(grid.get("C", (self.C,))))
+
+        def prepare(fitted: Self) -> Callable[[Self], Tensor]:
+            solutions = zip(ascending, fitted._path(support, ascending), strict=True)
             logits = {c: _classifier(found, support).logits(query) for c, found in solutions}
-            for c in strengths:
-                yield replace(method, C=c), logits[c]
+            return lambda v: logits[v.C]
+
+        return sweep_prepared(self, grid, ("C",), prepare)
 
     def _path(self, support: SupportSet, strengths: Sequence[float]) -> Iterator[Solution]:
         """The solution for each of ascending C."""
@@ -127,8 +130,8 @@ def published_search(accuracy: Callable[[float], float]) -> float:
 
 def _classifier(solution: Solution, support: SupportSet) -> LinearClassifier:
     weight, bias = solution.weight.to(support.features), solution.bias.to(support.features)
-    measures = {
+    stats = {
         "trained_parameters": float(weight.numel() + bias.numel()),
         "converged": float(solution.converged),
     }
-    return LinearClassifier(weight, bias, measures)
+    return LinearClassifier(weight, bias, stats)

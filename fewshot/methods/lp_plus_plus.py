@@ -9,16 +9,17 @@ their epoch: the code never clears it, so that it sums up over the whole trainin
 `epochs` can be tuned like any other setting.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, one_hot
 
-from cache.errors import UserError, unknown
-from fewshot.classifier import Grid, LinearClassifier, Method, variants
+from fewshot.checks import fraction, one_of, whole
+from fewshot.classifier import LinearClassifier
+from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 
@@ -50,15 +51,16 @@ class LPPlusPlus(Method):
     alpha_gradient: AlphaGradient = "epoch"
 
     name: ClassVar[str] = "lp++"
+    summary: ClassVar[str] = (
+        "Straight borders plus a share of what the class names say, found for each class."
+    )
+    practical_size: ClassVar[PracticalSize] = PracticalSize(images=2000, logits=200_000)
     grid: ClassVar[Grid] = {"epochs": (1, 3, 10, 30, 100, 200, 300)}
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise UserError(f"epochs must be 1 or more; got {self.epochs}")
-        if not 0 <= self.momentum < 1:
-            raise UserError(f"momentum must be 0 or more and less than 1; got {self.momentum}")
-        if self.alpha_gradient not in get_args(AlphaGradient):
-            raise unknown("alpha gradient", self.alpha_gradient, get_args(AlphaGradient))
+        whole(self, "epochs")
+        fraction(self, "momentum", below_one=True, hint="0 is none")
+        one_of(self, "alpha_gradient", get_args(AlphaGradient))
 
     def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
         """Train.
@@ -71,15 +73,14 @@ class LPPlusPlus(Method):
     def sweep(
         self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
     ) -> Iterator[tuple[Self, Tensor]]:
-        """Train once, stopping by at every number of epochs; see `Sweeper`."""
-        stops = grid.get("epochs", (self.epochs,))
-        # One training for all settings but epochs, wherever in the grid these stand.
-        trained: dict[Self, dict[int, LinearClassifier]] = {}
-        for method in variants(self, grid):
-            key = replace(method, epochs=1)
-            if key not in trained:
-                trained[key] = method._train(support, text, set(stops))
-            yield method, trained[key][method.epochs].logits(query)
+        """Train once for all numbers of epochs, and keep the classifier after each of them."""
+        stops = set(grid.get("epochs", (self.epochs,)))
+
+        def prepare(fitted: Self) -> Callable[[Self], Tensor]:
+            classifiers = fitted._train(support, text, stops)
+            return lambda v: classifiers[v.epochs].logits(query)
+
+        return sweep_prepared(self, grid, ("epochs",), prepare)
 
     def _train(
         self, support: SupportSet, text: Text | None, stops: set[int]
@@ -111,9 +112,9 @@ class LPPlusPlus(Method):
             if epoch % ALPHA_EVERY == 0:
                 alpha = alpha - lr_alpha * gradient
             if epoch in stops:
-                measures = {"trained_parameters": float(weight.numel() + 2 * len(alpha))}
+                stats = {"trained_parameters": float(weight.numel() + 2 * len(alpha))}
                 mixed = weight + alpha[:, None] * anchors
-                found[epoch] = LinearClassifier(mixed, bias, measures)
+                found[epoch] = LinearClassifier(mixed, bias, stats)
         return found
 
 

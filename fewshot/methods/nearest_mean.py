@@ -10,9 +10,10 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import normalize
 
-from cache.errors import UserError
-from fewshot.classifier import LinearClassifier, Method
-from fewshot.parts.covariance import class_means
+from fewshot.checks import fraction
+from fewshot.classifier import LinearClassifier
+from fewshot.method import Method
+from fewshot.parts.gaussian import class_means
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 
@@ -34,13 +35,16 @@ class NearestMean(Method):
     logit_scale: float = 100.0
 
     name: ClassVar[str] = "nearest-mean"
+    summary: ClassVar[str] = (
+        "Averages your photos of each class and picks the class whose average is nearest. "
+        "Class names play no part."
+    )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.text_weight <= 1:
-            raise UserError(f"text_weight must be 0 to 1; got {self.text_weight}; 0 is images only")
+        fraction(self, "text_weight", hint="0 is images only")
 
     def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
-        """Prototypes: the renormalised class means, mixed with text and normalized again.
+        """Mix the normalized class means with text, and normalize them again.
 
         Raises:
             UserError: Text has a weight, and there is none.

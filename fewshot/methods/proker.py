@@ -9,8 +9,7 @@ of views, and are averaged where there would be too many samples; and beta and l
 where theirs are tuned on validation images for each dataset.
 """
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Self, get_args
 
@@ -18,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize, one_hot
 
-from cache.errors import UserError, unknown
-from fewshot.classifier import Grid, Method, variants
+from fewshot.checks import one_of, positive
+from fewshot.classifier import BlockedClassifier
+from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
 from fewshot.parts.memory import require_memory
 from fewshot.support import SupportSet
 from fewshot.text import Text
@@ -27,6 +27,40 @@ from fewshot.text import Text
 Correction = Literal["published", "exact"]
 MAX_SAMPLES = 4096  # views are samples up to so many, and beyond are averaged: the cost is cubic
 BLOCK = 2**24  # kernel values of queries at a time, 128 MiB of them
+
+
+@dataclass(frozen=True, eq=False)
+class KernelClassifier(BlockedClassifier):
+    """Zero-shot logits and a sum of kernels about the samples.
+
+    Attributes:
+        samples: (N, D) float64, or of another type, in which it then computes.
+        coefficients: (N, C) of the same type.
+        beta: The kernel's.
+        anchor: (C, D) zero-shot weights of the same type, or None.
+        stats: See `Classifier`.
+    """
+
+    samples: Tensor
+    coefficients: Tensor
+    beta: float
+    anchor: Tensor | None
+    stats: Mapping[str, float] = field(default_factory=dict)
+
+    kind: ClassVar[str] = "kernel"
+
+    @property
+    def block(self) -> int:
+        """Queries whose kernel values number `BLOCK`."""
+        return max(1, BLOCK // len(self.samples))
+
+    def block_logits(self, features: Tensor) -> Tensor:
+        """(M, C) logits of (M, D) features."""
+        x = features.to(self.samples)
+        logits = _kernel(x @ self.samples.T, self.beta) @ self.coefficients
+        if self.anchor is not None:
+            logits = logits + linear(x, self.anchor)
+        return logits.to(features)
 
 
 @dataclass(frozen=True)
@@ -68,6 +102,11 @@ class ProKeR(Method):
     logit_scale: float = 100.0
 
     name: ClassVar[str] = "proker"
+    summary: ClassVar[str] = (
+        "Learns from your photos where the class names go wrong, and corrects for that."
+    )
+    practical_size: ClassVar[PracticalSize] = PracticalSize(images=2000)
+    saved_as: ClassVar[tuple[type, ...]] = (KernelClassifier,)
     grid: ClassVar[Grid] = {"beta": (2.0, 4.0), "lmbda": (0.1, 0.4, 0.8)}
     published_grid: ClassVar[Grid] = {  # of SUN397; each dataset has its own
         "beta": tuple(round(0.1 + 9.9 * i / 19, 4) for i in range(20)),
@@ -75,13 +114,10 @@ class ProKeR(Method):
     }
 
     def __post_init__(self) -> None:
-        for name in ("beta", "lmbda", "margin"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"{name} must be more than 0; got {getattr(self, name)}")
-        if self.correction not in get_args(Correction):
-            raise unknown("correction", self.correction, get_args(Correction))
+        positive(self, "beta", "lmbda", "margin")
+        one_of(self, "correction", get_args(Correction))
 
-    def fit(self, support: SupportSet, text: Text | None) -> "KernelClassifier":
+    def fit(self, support: SupportSet, text: Text | None) -> KernelClassifier:
         """Fit in closed form.
 
         Raises:
@@ -108,14 +144,18 @@ class ProKeR(Method):
         zero_shot = query.new_zeros((), dtype=torch.float64)
         if text is not None:
             zero_shot = linear(query.double(), text.features.double())
-        beta = math.nan
-        for method in variants(self, grid):
-            if method.beta != beta:
-                beta = method.beta
-                kernel, reach = _kernel(among.clone(), beta), _kernel(across.clone(), beta)
-            residuals = method._residuals(samples, labels, support.n_classes, text)
-            correction = reach @ method._coefficients(kernel, residuals, n_views)
-            yield method, (method.logit_scale * zero_shot + correction).to(query)
+
+        def prepare(fitted: Self) -> Callable[[Self], Tensor]:
+            kernel, reach = (_kernel(cosines.clone(), fitted.beta) for cosines in (among, across))
+
+            def logits(variant: Self) -> Tensor:
+                residuals = variant._residuals(samples, labels, support.n_classes, text)
+                correction = reach @ variant._coefficients(kernel, residuals, n_views)
+                return (variant.logit_scale * zero_shot + correction).to(query)
+
+            return logits
+
+        return sweep_prepared(self, grid, ("lmbda", "correction", "margin", "logit_scale"), prepare)
 
     def _residuals(
         self, samples: Tensor, labels: Tensor, n_classes: int, text: Text | None
@@ -136,35 +176,6 @@ class ProKeR(Method):
         return weight * torch.cholesky_solve(residuals, factor)
 
 
-@dataclass(frozen=True, eq=False)
-class KernelClassifier:
-    """Zero-shot logits and a sum of kernels about the samples.
-
-    Attributes:
-        samples: (N, D) float64.
-        coefficients: (N, C) float64.
-        beta: The kernel's.
-        anchor: (C, D) float64 zero-shot weights, or None.
-        measures: See `Classifier`.
-    """
-
-    samples: Tensor
-    coefficients: Tensor
-    beta: float
-    anchor: Tensor | None
-    measures: Mapping[str, float] = field(default_factory=dict)
-
-    def logits(self, features: Tensor) -> Tensor:
-        """(M, C) logits of (M, D) features."""
-        parts = []
-        for block in torch.split(features.double(), max(1, BLOCK // len(self.samples))):
-            logits = _kernel(block @ self.samples.T, self.beta) @ self.coefficients
-            if self.anchor is not None:
-                logits += linear(block, self.anchor)
-            parts.append(logits.to(features))
-        return torch.cat(parts)
-
-
 def _kernel(cosines: Tensor, beta: float) -> Tensor:
     """exp(-beta (1 - cosine)), in place."""
     return cosines.sub_(1).mul_(beta).exp_()
@@ -180,7 +191,7 @@ def _samples(support: SupportSet) -> tuple[Tensor, Tensor, int]:
 
 
 def _require_memory(n_samples: int, rows: int) -> None:
-    """Return if so many rows of a kernel of N columns fit in memory."""
+    """Raise UserError unless so many rows of a kernel of N columns fit in memory."""
     require_memory(
         rows * n_samples * 8,
         f"{ProKeR.name} with {n_samples} support images",

@@ -7,17 +7,17 @@ than toward zero is CLAP's idea (Silva-Rodriguez et al., CVPR 2024,
 https://arxiv.org/abs/2312.12730), there with cross-entropy and trained.
 """
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, one_hot
 
-from cache.errors import UserError
-from fewshot.classifier import Grid, LinearClassifier, Method, variants
+from fewshot.checks import positive
+from fewshot.classifier import LinearClassifier
+from fewshot.method import Grid, Method, sweep_prepared
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
@@ -51,12 +51,13 @@ class Ridge(Method):
     logit_scale: float = 100.0
 
     name: ClassVar[str] = "ridge"
+    summary: ClassVar[str] = (
+        "Starts from the class names and shifts them no further than your photos demand."
+    )
     grid: ClassVar[Grid] = {"penalty": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)}
 
     def __post_init__(self) -> None:
-        for name in ("penalty", "margin"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"{name} must be more than 0; got {getattr(self, name)}")
+        positive(self, "penalty", "margin")
 
     def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
         """Fit in closed form."""
@@ -68,16 +69,21 @@ class Ridge(Method):
     def sweep(
         self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
     ) -> Iterator[tuple[Self, Tensor]]:
-        """Factor once for all penalties; see `Sweeper`."""
-        penalties = grid.get("penalty", (self.penalty,))
-        for method in variants(self, {name: grid[name] for name in grid if name != "penalty"}):
-            anchor = method._anchor(support, text)
-            basis, spectrum, targets = method._factor(support, anchor)
+        """Factor once for all penalties."""
+
+        def prepare(fitted: Self) -> Callable[[Self], Tensor]:
+            anchor = fitted._anchor(support, text)
+            basis, spectrum, targets = fitted._factor(support, anchor)
             anchored = linear(query, anchor.to(query))
             projected = query @ basis.to(query)  # (M, R)
-            for penalty in penalties:
-                shrunk = targets / (spectrum + penalty)[:, None]
-                yield replace(method, penalty=penalty), anchored + projected @ shrunk.to(query)
+
+            def logits(variant: Self) -> Tensor:
+                shrunk = targets / (spectrum + variant.penalty)[:, None]
+                return anchored + projected @ shrunk.to(query)
+
+            return logits
+
+        return sweep_prepared(self, grid, ("penalty",), prepare)
 
     def _anchor(self, support: SupportSet, text: Text | None) -> Tensor:
         """(C, D) weights W0 at which an infinite penalty holds the solution."""

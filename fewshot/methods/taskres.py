@@ -8,7 +8,6 @@ and where alone alpha and the learning rate mean what they do. Their code has no
 and no learned alpha; these follow the paper.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
@@ -17,16 +16,39 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, normalize
 
-from cache.errors import UserError, unknown
-from fewshot.classifier import Classifier, Grid, LinearClassifier, Method
+from cache.errors import UserError
+from fewshot.checks import non_negative, one_of, positive, whole
+from fewshot.classifier import Classifier, LinearClassifier
+from fewshot.method import Grid, Method, PracticalSize
 from fewshot.parts.enhanced_base import tower_end, tune_projection
-from fewshot.support import SupportSet
+from fewshot.support import SupportSet, labeled
 from fewshot.text import Text, required
-from fewshot.training import cosine_by_epoch, minimize
+from fewshot.training import cosine_by_epoch, minimize, published_epochs
 
 Residual = Literal["text", "image", "both"]
 Base = Literal["regular", "enhanced"]
 Published = Literal["published"]
+
+
+@dataclass(frozen=True, eq=False)
+class ShiftedClassifier:
+    """Cosines to weights, of features that all were shifted alike.
+
+    Attributes:
+        weight: (C, D).
+        shift: (D,), added to every feature of unit norm before it is normalized again.
+        stats: See `Classifier`.
+    """
+
+    weight: Tensor
+    shift: Tensor
+    stats: Mapping[str, float]
+
+    kind: ClassVar[str] = "shifted"
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(M, C) logits of (M, D) features."""
+        return linear(normalize(features + self.shift), self.weight)
 
 
 @dataclass(frozen=True)
@@ -79,6 +101,9 @@ class TaskRes(Method):
     logit_scale: float = 100.0
 
     name: ClassVar[str] = "taskres"
+    summary: ClassVar[str] = "Learns a correction to each class name."
+    practical_size: ClassVar[PracticalSize] = PracticalSize(images=200)
+    saved_as: ClassVar[tuple[type, ...]] = (LinearClassifier, ShiftedClassifier)
     text_recipe: ClassVar[str] = "raw-mean"
     # Steps of Adam do not depend on the gradient's size, so alpha acts as the learning rate does:
     # the least of these is about what ImageNet's lr makes of the published 0.5.
@@ -86,20 +111,13 @@ class TaskRes(Method):
     published_grid: ClassVar[Grid] = {"alpha": (0.5, 1.0)}
 
     def __post_init__(self) -> None:
-        for name, least in (("alpha", 0), ("weight_decay", 0), ("base_epochs", 0)):
-            if not least <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} must be {least} or more; got {getattr(self, name)}")
-        for name in ("lr", "base_lr", "norm", "batch_size"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"{name} must be more than 0; got {getattr(self, name)}")
-        for name, choices in (("residual", get_args(Residual)), ("base", get_args(Base))):
-            if getattr(self, name) not in choices:
-                raise unknown(name, getattr(self, name), choices)
-        if isinstance(self.epochs, str):
-            if self.epochs not in get_args(Published):
-                raise unknown("epochs", self.epochs, get_args(Published))
-        elif self.epochs < 0:
-            raise UserError(f"epochs must be 0 or more, or published; got {self.epochs}")
+        non_negative(self, "alpha", "weight_decay")
+        positive(self, "lr", "base_lr", "norm")
+        whole(self, "base_epochs", minimum=0)
+        whole(self, "epochs", minimum=0, words=get_args(Published))
+        whole(self, "batch_size")
+        one_of(self, "residual", get_args(Residual))
+        one_of(self, "base", get_args(Base))
 
     def fit(self, support: SupportSet, text: Text | None) -> Classifier:
         """Train the residuals, after the projection where the base is enhanced.
@@ -112,8 +130,10 @@ class TaskRes(Method):
         moved, shift, count = self._train(support, t)
         return self._classifier(t, moved, shift, count + _size(projection))
 
-    def fit_new(self, support: SupportSet, text: Text | None, new: Text) -> Classifier:
-        """The images' residual, learned on the base classes, and the new classes' text.
+    def fit_new_classes(
+        self, support: SupportSet | None, text: Text | None, new: Text
+    ) -> Classifier:
+        """Use the images' residual, learned on the base classes, and the new classes' text.
 
         Raises:
             UserError: Text has a residual, of which the new classes have none; or as `fit`.
@@ -123,6 +143,7 @@ class TaskRes(Method):
                 f"{self.name} with residual {self.residual} learns a residual for each class's "
                 "text, and classes without images have none; use residual image"
             )
+        support = labeled(support, self.name)
         projection = self._projection(support, text)
         _, shift, count = self._train(support, self._base(text, projection))
         t = self._base(new, projection)
@@ -174,9 +195,9 @@ class TaskRes(Method):
             weight = self.logit_scale * normalize(t + alpha * of_text)
             return cross_entropy(linear(features, weight), labels)
 
-        epochs = self.epochs
-        if isinstance(epochs, str):
-            epochs = 100 if len(support.labels) <= 4 * support.n_classes else 200
+        shots = len(support.labels) / support.n_classes
+        published = max(100, published_epochs(shots))  # CoOp's, but 100 at one shot too
+        epochs = published if isinstance(self.epochs, str) else self.epochs
         minimize(
             loss,
             torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.weight_decay),
@@ -194,29 +215,10 @@ class TaskRes(Method):
     def _classifier(self, t: Tensor, moved: Tensor, shift: Tensor, count: int) -> Classifier:
         weight = self.logit_scale * normalize(t + moved)
         size = shift.norm() if self.residual == "image" else (moved.norm(dim=1) / t.norm(dim=1))
-        measures = {"trained_parameters": float(count), "residual_size": float(size.mean())}
+        stats = {"trained_parameters": float(count), "residual_size": float(size.mean())}
         if self.residual == "text":
-            return LinearClassifier(weight, measures=measures)
-        return ShiftedClassifier(weight, shift, measures)
-
-
-@dataclass(frozen=True, eq=False)
-class ShiftedClassifier:
-    """Cosines to weights, of features that all were shifted alike.
-
-    Attributes:
-        weight: (C, D).
-        shift: (D,), added to every feature of unit norm before it is normalized again.
-        measures: See `Classifier`.
-    """
-
-    weight: Tensor
-    shift: Tensor
-    measures: Mapping[str, float]
-
-    def logits(self, features: Tensor) -> Tensor:
-        """(M, C) logits of (M, D) features."""
-        return linear(normalize(features + self.shift), self.weight)
+            return LinearClassifier(weight, stats=stats)
+        return ShiftedClassifier(weight, shift, stats)
 
 
 def _size(projection: Tensor | None) -> int:

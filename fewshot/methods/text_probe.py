@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
-from cache.errors import UserError, unknown
-from fewshot.classifier import LinearClassifier, Method
+from cache.errors import UserError
+from fewshot.checks import non_negative, one_of, positive, whole
+from fewshot.classifier import LinearClassifier
+from fewshot.method import Method, PracticalSize
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 from fewshot.training import cosine_by_step, minimize
@@ -54,21 +56,18 @@ class TextProbe(Method):
     seed: int = 1
 
     name: ClassVar[str] = "text-probe"
+    summary: ClassVar[str] = "Draws straight borders that start where the class names put them."
+    practical_size: ClassVar[PracticalSize] = PracticalSize(images=2000, logits=100_000)
 
     def __post_init__(self) -> None:
-        if self.init not in get_args(Init):
-            raise unknown("init", self.init, get_args(Init))
+        one_of(self, "init", get_args(Init))
         if self.projections not in (1, 2):
             raise UserError(
                 f"projections must be 1 or 2; got {self.projections}; 1 is the head alone"
             )
-        if not 0 < self.lr < math.inf:
-            raise UserError(f"lr must be more than 0; got {self.lr}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"weight_decay must be 0 or more; got {self.weight_decay}")
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more; got {getattr(self, name)}")
+        positive(self, "lr")
+        non_negative(self, "weight_decay")
+        whole(self, "epochs", "batch_size")
 
     def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
         """Train; what comes out is linear, with one projection or two.
@@ -103,8 +102,8 @@ class TextProbe(Method):
         )
         with torch.no_grad():
             weight = self.logit_scale * head @ visual
-            measures = {"trained_parameters": float(sum(p.numel() for p in trained))}
-            return LinearClassifier(weight, self.logit_scale * bias, measures)
+            stats = {"trained_parameters": float(sum(p.numel() for p in trained))}
+            return LinearClassifier(weight, self.logit_scale * bias, stats)
 
 
 def random_head(support: SupportSet, seed: int) -> Tensor:

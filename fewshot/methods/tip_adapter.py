@@ -7,27 +7,19 @@ precision, theirs half; and (alpha, beta) are one pair for every dataset rather 
 them, tuned on a grid of its own. Their search itself is `tip_search.published_search`.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
-from torch import Tensor
-
-from fewshot.classifier import Grid, Method
-from fewshot.parts.key_value_cache import (
-    CacheClassifier,
-    KeyValueCache,
-    check_not_negative,
-    keys_of,
-    sweep_votes,
-)
+from fewshot.checks import non_negative
+from fewshot.method import Grid, PracticalSize
+from fewshot.parts.key_value_cache import CacheClassifier, CacheMethod, KeyValueCache, keys_of
 from fewshot.parts.tip_search import published_grid
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 
 
 @dataclass(frozen=True)
-class TipAdapter(Method):
+class TipAdapter(CacheMethod):
     """Zero-shot logits plus votes of a key-value cache; nothing is trained.
 
     With a key F_i for each of the N support images, their one-hot labels L and a query f,
@@ -47,6 +39,11 @@ class TipAdapter(Method):
     logit_scale: float = 100.0
 
     name: ClassVar[str] = "tip-adapter"
+    summary: ClassVar[str] = (
+        "Lets your photos vote for their classes, by their likeness to the new one, on top of the "
+        "class names."
+    )
+    practical_size: ClassVar[PracticalSize] = PracticalSize(images=20_000)
     grid: ClassVar[Grid] = {
         "beta": (1.0, 2.0, 4.0, 5.5, 8.0, 11.0, 16.0, 22.0, 32.0, 45.0),
         "alpha": (0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0),
@@ -54,7 +51,7 @@ class TipAdapter(Method):
     published_grid: ClassVar[Grid] = published_grid("ucf101")
 
     def __post_init__(self) -> None:
-        check_not_negative(alpha=self.alpha, beta=self.beta)
+        non_negative(self, "alpha", "beta")
 
     def fit(self, support: SupportSet, text: Text | None) -> CacheClassifier:
         """Store the keys.
@@ -65,9 +62,3 @@ class TipAdapter(Method):
         weight = self.logit_scale * required(text, self.name)
         cache = KeyValueCache(keys_of(support), support.labels, support.n_classes)
         return CacheClassifier(weight, cache, self.alpha, self.beta)
-
-    def sweep(
-        self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
-    ) -> Iterator[tuple[Self, Tensor]]:
-        """Votes once per beta, in which alpha is linear; see `Sweeper`."""
-        return sweep_votes(self, grid, support, text, query)

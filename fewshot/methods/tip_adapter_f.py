@@ -6,23 +6,16 @@ theirs keeps the epoch of best test accuracy and reports the better of two test 
 last epoch counts. All is single precision, and (alpha, beta) are tuned on a grid of its own.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
-from fewshot.classifier import Grid, Method
-from fewshot.parts.key_value_cache import (
-    CacheClassifier,
-    KeyValueCache,
-    check_not_negative,
-    check_positive,
-    keys_of,
-    sweep_votes,
-)
+from fewshot.checks import non_negative, positive, whole
+from fewshot.method import Grid, PracticalSize
+from fewshot.parts.key_value_cache import CacheClassifier, CacheMethod, KeyValueCache, keys_of
 from fewshot.parts.tip_search import published_grid
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
@@ -30,7 +23,7 @@ from fewshot.training import cosine_by_step, minimize
 
 
 @dataclass(frozen=True)
-class TipAdapterF(Method):
+class TipAdapterF(CacheMethod):
     """Tip-Adapter with keys moved by gradient descent; text and values stay.
 
     The keys start as Tip-Adapter's and lower the cross-entropy of
@@ -67,6 +60,8 @@ class TipAdapterF(Method):
     logit_scale: float = 100.0
 
     name: ClassVar[str] = "tip-adapter-f"
+    summary: ClassVar[str] = "As tip-adapter, with the remembered photos adjusted by training."
+    practical_size: ClassVar[PracticalSize] = PracticalSize(images=1000)
     grid: ClassVar[Grid] = {
         "beta": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
         "alpha": (0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0),
@@ -74,15 +69,10 @@ class TipAdapterF(Method):
     published_grid: ClassVar[Grid] = published_grid("ucf101")
 
     def __post_init__(self) -> None:
-        check_not_negative(
-            alpha=self.alpha,
-            beta=self.beta,
-            train_alpha=self.train_alpha,
-            train_beta=self.train_beta,
-            weight_decay=self.weight_decay,
-            epochs=self.epochs,
-        )
-        check_positive(lr=self.lr, batch_size=self.batch_size)
+        non_negative(self, "alpha", "beta", "train_alpha", "train_beta", "weight_decay")
+        positive(self, "lr")
+        whole(self, "epochs", minimum=0)
+        whole(self, "batch_size")
 
     def fit(self, support: SupportSet, text: Text | None) -> CacheClassifier:
         """Train the keys.
@@ -108,11 +98,5 @@ class TipAdapterF(Method):
             seed=self.seed,
         )
         trained = replace(cache, keys=keys.detach())
-        measures = {"trained_parameters": keys.numel()}
-        return CacheClassifier(weight, trained, self.alpha, self.beta, measures)
-
-    def sweep(
-        self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
-    ) -> Iterator[tuple[Self, Tensor]]:
-        """Train once for all alphas and betas; see `Sweeper`."""
-        return sweep_votes(self, grid, support, text, query)
+        stats = {"trained_parameters": keys.numel()}
+        return CacheClassifier(weight, trained, self.alpha, self.beta, stats)

@@ -4,7 +4,7 @@ Udandarao et al., "SuS-X: Training-Free Name-Only Transfer of Vision-Language Mo
 https://arxiv.org/abs/2211.16198; its TIP-X, here on the few labeled images as support set. Differs
 from the authors' code in two ways. Theirs leaves the divergences of a last, partial block of 100
 queries at zero; here all are computed. Theirs rescales the divergences by the extremes over the
-query, and by the affinities of other images, so that the logits of an image hang on what is
+query, and by the affinities of other images, so that the logits of an image depend on what is
 classified beside it; here the scale is a property of the support set, each image of it against the
 others, and what the query holds makes no difference.
 """
@@ -17,21 +17,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, log_softmax
 
-from fewshot.classifier import Grid, Method
-from fewshot.parts.key_value_cache import (
-    BLOCK,
-    KeyValueCache,
-    check_not_negative,
-    check_positive,
-    keys_of,
-    sweep_prepared,
-)
+from fewshot.checks import non_negative, positive
+from fewshot.classifier import BlockedClassifier
+from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
+from fewshot.parts.key_value_cache import KeyValueCache, keys_of
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 
 
 @dataclass(frozen=True, eq=False)
-class TipXClassifier:
+class TipXClassifier(BlockedClassifier):
     """Zero-shot logits, votes by affinity and votes by divergence.
 
     The last need no sum over keys: phi is affine and the divergence linear in log q, so a class's
@@ -47,7 +42,7 @@ class TipXClassifier:
         beta: Their sharpness.
         gamma: Weight of the votes by divergence.
         logit_scale: CLIP's inverse temperature.
-        measures: See `Classifier`.
+        stats: See `Classifier`.
     """
 
     text: Tensor
@@ -59,14 +54,20 @@ class TipXClassifier:
     beta: float
     gamma: float
     logit_scale: float
-    measures: Mapping[str, float] = field(default_factory=dict)
+    stats: Mapping[str, float] = field(default_factory=dict)
 
-    @torch.no_grad()
-    def logits(self, features: Tensor) -> Tensor:
+    kind: ClassVar[str] = "tip-x"
+
+    @property
+    def block(self) -> int:
+        """Queries whose affinities number `key_value_cache.BLOCK`."""
+        return self.cache.block
+
+    def block_logits(self, features: Tensor) -> Tensor:
         """(M, C) logits of (M, D) features."""
-        votes = self.cache.all_votes(features, (self.beta,))[0, 0]
+        votes = self.cache.votes(features, self.beta)
         logits = torch.add(self.zero_shot(features), votes, alpha=self.alpha)
-        return logits.add_(self.divergence_votes(features), alpha=self.gamma)
+        return torch.add(logits, self.divergence_votes(features), alpha=self.gamma)
 
     def zero_shot(self, features: Tensor) -> Tensor:
         """(M, C) zero-shot logits."""
@@ -107,6 +108,11 @@ class TipX(Method):
     logit_scale: float = 100.0
 
     name: ClassVar[str] = "tip-x"
+    summary: ClassVar[str] = (
+        "As tip-adapter, with a second vote by how photos relate to the class names."
+    )
+    practical_size: ClassVar[PracticalSize] = PracticalSize(images=10_000, logits=1_000_000)
+    saved_as: ClassVar[tuple[type, ...]] = (TipXClassifier, KeyValueCache)
     grid: ClassVar[Grid] = {
         "beta": (2.0, 5.5, 8.0, 11.0, 16.0, 22.0),
         "gamma": (0.0, 2.0, 5.0, 10.0),
@@ -119,8 +125,8 @@ class TipX(Method):
     }
 
     def __post_init__(self) -> None:
-        check_not_negative(alpha=self.alpha, beta=self.beta, gamma=self.gamma)
-        check_positive(temperature=self.temperature)
+        non_negative(self, "alpha", "beta", "gamma")
+        positive(self, "temperature")
 
     def fit(self, support: SupportSet, text: Text | None) -> TipXClassifier:
         """Store the keys and their class distributions, and find phi.
@@ -132,14 +138,14 @@ class TipX(Method):
         cache = KeyValueCache(keys_of(support), support.labels, support.n_classes)
         log_q = centered_log_distributions(cache.keys, texts, self.temperature)
         log_sums = torch.zeros_like(texts @ texts.T).index_add_(0, support.labels, log_q)
-        slope = self._slope(support, texts, cache.keys, log_q)
+        slope = self._slope(support, texts, cache, log_q)
         scores = (self.alpha, self.beta, self.gamma, self.logit_scale)
         return TipXClassifier(texts, cache, self.temperature, slope, log_sums, *scores)
 
     def sweep(
         self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
     ) -> Iterator[tuple[Self, Tensor]]:
-        """Both kinds of votes once, the first once per beta; see `Sweeper`."""
+        """Both kinds of votes once, the first once per beta."""
         betas = grid.get("beta", (self.beta,))
 
         def prepare(fitted: Self) -> Callable[[Self], Tensor]:
@@ -153,16 +159,17 @@ class TipX(Method):
 
         return sweep_prepared(self, grid, ("alpha", "beta", "gamma"), prepare)
 
-    def _slope(self, support: SupportSet, texts: Tensor, keys: Tensor, log_q: Tensor) -> float:
+    def _slope(
+        self, support: SupportSet, texts: Tensor, cache: KeyValueCache, log_q: Tensor
+    ) -> float:
         """The slope of phi; 0 where all images look alike to the texts."""
         log_p = centered_log_distributions(support.features, texts, self.temperature)
         p = log_p.exp() / len(texts)
         entropy = (p * log_p).sum(dim=1, keepdim=True)
         least, most = 1.0, 0.0
-        rows = max(1, BLOCK // len(keys))
-        for start in range(0, len(keys), rows):
-            block = slice(start, start + rows)
-            least = min(least, float((support.features[block] @ keys.T).min()))
+        for start in range(0, len(cache.keys), cache.block):
+            block = slice(start, start + cache.block)
+            least = min(least, float((support.features[block] @ cache.keys.T).min()))
             most = max(most, float((entropy[block] - p[block] @ log_q.T).max()))
         return (1 - least) / most if most > 0 else 0.0
 

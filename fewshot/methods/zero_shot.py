@@ -7,7 +7,10 @@ https://arxiv.org/abs/2103.00020.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fewshot.classifier import LearnsFrom, LinearClassifier, Method
+from torch import Tensor
+
+from fewshot.classifier import LinearClassifier
+from fewshot.method import LearnsFrom, Method
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 
@@ -23,16 +26,25 @@ class ZeroShot(Method):
     logit_scale: float = 100.0
 
     name: ClassVar[str] = "zero-shot"
+    summary: ClassVar[str] = (
+        "Compares a photo with the names of the classes. Learns nothing from your labels."
+    )
     learns_from: ClassVar[LearnsFrom] = "text"
 
     def fit(self, support: SupportSet | None, text: Text | None) -> LinearClassifier:
-        """Nothing is learned: the weights are the text features; the support is not looked at.
+        """Take the text features for weights; the support set is not looked at.
 
         Raises:
             UserError: There is no text.
         """
         return LinearClassifier(self.logit_scale * required(text, self.name))
 
-    def fit_new(self, support: SupportSet | None, text: Text | None, new: Text) -> LinearClassifier:
-        """The same of the new classes; the old ones play no part."""
+    def fit_unlabeled(self, images: Tensor | None, text: Text | None) -> LinearClassifier:
+        """Do the same; images are not looked at."""
+        return self.fit(None, text)
+
+    def fit_new_classes(
+        self, support: SupportSet | None, text: Text | None, new: Text
+    ) -> LinearClassifier:
+        """Do the same with the new classes; the base classes play no part."""
         return self.fit(None, new)

@@ -7,7 +7,6 @@ is one view of every image, which makes as many steps. Where there are fewer ima
 holds, theirs is filled with further views, ours is smaller.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, normalize
 
-from cache.errors import UserError
-from fewshot.classifier import LinearClassifier, Method
+from fewshot.checks import positive, whole
+from fewshot.classifier import LinearClassifier
+from fewshot.method import Method, PracticalSize
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 from fewshot.training import cosine_by_epoch, minimize
@@ -28,8 +28,8 @@ TYPICAL_NORM = 10.0  # of what CLIP's text tower puts out, about 7 to 11
 class ZSLP(Method):
     """Logits logit_scale f.w_k / |w_k|, with prototypes w_k trained from the text t_k.
 
-    t_k is the mean of the text embeddings as the encoder gave them, and the step size hangs on its
-    norm. Where that is about one, as in features imported normalized, it is taken times ten.
+    t_k is the mean of the text embeddings as the encoder gave them, and the step size depends on
+    its norm. Where that is about one, as in features imported normalized, it is taken times ten.
 
     Attributes:
         lr: Learning rate of SGD with momentum 0.9; Dassl's cosine after a warm-up epoch.
@@ -46,10 +46,15 @@ class ZSLP(Method):
     seed: int = 1
 
     name: ClassVar[str] = "zs-lp"
+    summary: ClassVar[str] = (
+        "Starts with the class names as the classes' middles and trains them on your photos."
+    )
+    practical_size: ClassVar[PracticalSize] = PracticalSize(images=500, logits=10_000)
     text_recipe: ClassVar[str] = "raw-mean"
 
     def __post_init__(self) -> None:
-        check_training(self.lr, self.epochs, self.batch_size)
+        positive(self, "lr")
+        whole(self, "epochs", "batch_size")
 
     def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
         """Train the prototypes.
@@ -74,15 +79,6 @@ class ZSLP(Method):
 def raw_text(features: Tensor) -> Tensor:
     """(C, D) text features as the encoder may have given them, where they were normalized."""
     return TYPICAL_NORM * features if float(features.norm(dim=1).mean()) < 2 else features
-
-
-def check_training(lr: float, epochs: int, batch_size: int) -> None:
-    """Raise unless the settings are in their ranges."""
-    if not 0 < lr < math.inf:
-        raise UserError(f"lr must be more than 0; got {lr}")
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if value < 1:
-            raise UserError(f"{name} must be 1 or more; got {value}")
 
 
 def learn_prototypes(
@@ -126,8 +122,8 @@ def learn_prototypes(
         drop_last=True,
     )
     learned = prototypes.detach()
-    measures = {
+    stats = {
         "trained_parameters": float(learned.numel()),
         "residual_size": float(((learned - start).norm(dim=1) / start.norm(dim=1)).mean()),
     }
-    return LinearClassifier(logit_scale * normalize(learned), measures=measures)
+    return LinearClassifier(logit_scale * normalize(learned), stats=stats)

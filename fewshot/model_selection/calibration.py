@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fewshot.classifier import Method
+from fewshot.method import Method
 from fewshot.metrics import wilson
 from fewshot.model_selection.cross_validation import Failed, cross_validate
 from fewshot.model_selection.folds import folds

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from cache.errors import UserError
-from fewshot.classifier import Method
+from fewshot.method import Method
 from fewshot.model_selection import tuning
 from fewshot.model_selection.folds import folds, held_out
 from fewshot.support import SupportSet

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache.errors import UserError
-from fewshot.classifier import Method, classify
+from fewshot.classifier import classify
+from fewshot.method import Method
 from fewshot.metrics import accuracy
 from fewshot.model_selection.folds import turns
 from fewshot.support import SupportSet

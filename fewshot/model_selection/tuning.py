@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from cache.errors import UserError, unknown
-from fewshot.classifier import AnyMethod, Grid, Sweeper, variants
+from fewshot.method import AnyMethod, Grid, variants
 from fewshot.model_selection.folds import folds, held_out
 from fewshot.support import SupportSet
 from fewshot.text import Text
@@ -100,29 +100,15 @@ def tune(
         raise unknown("tuning protocol", protocol, PROTOCOLS)
     if protocol == "none" or not grid:
         return method
-    scores: dict[AnyMethod, Score] = {}
+    scores = {variant: Score() for variant in variants(method, grid)}
     n_images = 0
     for train, features, labels in _judged_parts(support, protocol, validation, fold):
-        for variant, logits in sweep(method, grid, train, text, features):
-            scores.setdefault(variant, Score()).add(logits, labels)
+        for variant, logits in method.sweep(grid, train, text, features):
+            scores[variant].add(logits, labels)
         n_images += len(labels)
         if n_images >= ENOUGH:
             break
     return best(scores, n_images) if n_images else method
-
-
-def sweep(
-    method: AnyMethod, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
-) -> Iterator[tuple[AnyMethod, Tensor]]:
-    """Yield each variant of the grid with its (M, C) logits of the (M, D) query.
-
-    By the method's own `sweep` where it has one, else by fitting each variant.
-    """
-    if isinstance(method, Sweeper):
-        yield from method.sweep(grid, support, text, query)
-        return
-    for variant in variants(method, grid):
-        yield variant, variant.fit(support, text).logits(query)
 
 
 def best(scores: dict[AnyMethod, Score], n_images: int) -> AnyMethod:

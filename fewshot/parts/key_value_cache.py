@@ -8,16 +8,17 @@ a product with one-hot values in the papers, and a sum by class here: the produc
 times the additions. Affinities lie keys first, (N, M), because rows are what adds up fast.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
-from cache.errors import UserError
-from fewshot.classifier import AnyMethod, Grid, Method, variants
+from fewshot.classifier import BlockedClassifier
+from fewshot.method import Grid, Method, sweep_prepared
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
@@ -41,6 +42,13 @@ class KeyValueCache:
     n_classes: int
     weights: Tensor | None = None
     channels: Tensor | None = None
+
+    kind: ClassVar[str] = "keys and values"
+
+    @property
+    def block(self) -> int:
+        """Queries whose affinities number `BLOCK`; at least one."""
+        return max(1, BLOCK // len(self.keys))
 
     def affinities(self, features: Tensor) -> Tensor:
         """(N, M) inner products f.F of (M, D) features with the keys."""
@@ -70,9 +78,8 @@ class KeyValueCache:
         """
         if weights is None and self.weights is not None:
             weights = self.weights[None]
-        rows = max(1, BLOCK // len(self.keys))
-        for start in range(0, len(features), rows):
-            block = slice(start, min(start + rows, len(features)))
+        for start in range(0, len(features), self.block):
+            block = slice(start, min(start + self.block, len(features)))
             distances = self.affinities(features[block]).sub_(1)
             votes, weighted = torch.empty_like(distances), torch.empty_like(distances)
             for k, beta in enumerate(betas):
@@ -96,7 +103,7 @@ class KeyValueCache:
 
 
 @dataclass(frozen=True, eq=False)
-class CacheClassifier:
+class CacheClassifier(BlockedClassifier):
     """Zero-shot logits and, alpha times, a cache's votes.
 
     Attributes:
@@ -104,19 +111,25 @@ class CacheClassifier:
         cache: What votes.
         alpha: Weight of the votes.
         beta: Their sharpness.
-        measures: See `Classifier`.
+        stats: See `Classifier`.
     """
 
     text: Tensor
     cache: KeyValueCache
     alpha: float
     beta: float
-    measures: Mapping[str, float] = field(default_factory=dict)
+    stats: Mapping[str, float] = field(default_factory=dict)
 
-    @torch.no_grad()
-    def logits(self, features: Tensor) -> Tensor:
+    kind: ClassVar[str] = "cache"
+
+    @property
+    def block(self) -> int:
+        """Queries whose affinities number `BLOCK`."""
+        return self.cache.block
+
+    def block_logits(self, features: Tensor) -> Tensor:
         """(M, C) logits of (M, D) features."""
-        votes = self.cache.all_votes(features, (self.beta,))[0, 0]
+        votes = self.cache.votes(features, self.beta)
         return torch.add(linear(features, self.text), votes, alpha=self.alpha)
 
 
@@ -132,74 +145,29 @@ def keys_of(support: SupportSet) -> Tensor:
     return normalize(support.views.mean(dim=0), dim=-1)
 
 
-def check_not_negative(**fields: float) -> None:
-    """Raise UserError unless each is a finite number from 0 up."""
-    for name, value in fields.items():
-        if not 0 <= value < float("inf"):
-            raise UserError(f"{name} must be 0 or more; got {value}; give a finite number")
+@dataclass(frozen=True)
+class CacheMethod(Method):
+    """A method whose votes have a weight alpha and a sharpness beta, which act after fitting."""
 
+    alpha: float
+    beta: float
 
-def check_positive(**fields: float) -> None:
-    """Raise UserError unless each is a finite number above 0."""
-    for name, value in fields.items():
-        if not 0 < value < float("inf"):
-            raise UserError(f"{name} must be more than 0; got {value}; give a finite number")
+    saved_as: ClassVar[tuple[type, ...]] = (CacheClassifier, KeyValueCache)
 
-
-class CacheMethod(Method, Protocol):
-    """A method of which alpha and beta act after fitting."""
-
-    @property
-    def alpha(self) -> float:
-        """Weight of the votes."""
-        ...
-
-    @property
-    def beta(self) -> float:
-        """Their sharpness."""
-        ...
-
+    @abstractmethod
     def fit(self, support: SupportSet, text: Text | None) -> CacheClassifier:
-        """A cache beside the text."""
-        ...
+        """Return a cache beside the text."""
 
+    def sweep(
+        self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
+    ) -> Iterator[tuple[Self, Tensor]]:
+        """Fit once for all alphas and betas, and compute the votes once per beta."""
+        betas = grid.get("beta", (self.beta,))
 
-AnyCacheMethod = TypeVar("AnyCacheMethod", bound=CacheMethod)
+        def prepare(fitted: Self) -> Callable[[Self], Tensor]:
+            classifier = fitted.fit(support, text)
+            zero_shot = linear(query, classifier.text)
+            votes = classifier.cache.all_votes(query, betas)[:, 0]
+            return lambda v: torch.add(zero_shot, votes[betas.index(v.beta)], alpha=v.alpha)
 
-
-def sweep_votes(
-    method: AnyCacheMethod, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
-) -> Iterator[tuple[AnyCacheMethod, Tensor]]:
-    """Each variant of the grid with its logits: one fit, votes once per beta; see `Sweeper`."""
-    betas = grid.get("beta", (method.beta,))
-
-    def prepare(fitted: AnyCacheMethod) -> Callable[[AnyCacheMethod], Tensor]:
-        classifier = fitted.fit(support, text)
-        zero_shot = linear(query, classifier.text)
-        votes = classifier.cache.all_votes(query, betas)[:, 0]
-        return lambda v: torch.add(zero_shot, votes[betas.index(v.beta)], alpha=v.alpha)
-
-    return sweep_prepared(method, grid, ("alpha", "beta"), prepare)
-
-
-def sweep_prepared(
-    method: AnyMethod,
-    grid: Grid,
-    scoring: tuple[str, ...],
-    prepare: Callable[[AnyMethod], Callable[[AnyMethod], Tensor]],
-) -> Iterator[tuple[AnyMethod, Tensor]]:
-    """Each variant of the grid with its logits, prepared once for all that differ in scoring alone.
-
-    Args:
-        method: Where the grid says nothing, its fields stand.
-        grid: Candidates of any of its fields.
-        scoring: The fields that act after fitting.
-        prepare: Of a variant, what makes the logits of every one that shares its other fields.
-    """
-    unscored = {name: getattr(method, name) for name in scoring}
-    prepared: dict[AnyMethod, Callable[[AnyMethod], Tensor]] = {}
-    for variant in variants(method, grid):
-        fitted = replace(variant, **unscored)
-        if fitted not in prepared:
-            prepared[fitted] = prepare(fitted)
-        yield variant, prepared[fitted](variant)
+        return sweep_prepared(self, grid, ("alpha", "beta"), prepare)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from cache.errors import unknown
-from fewshot.classifier import Grid
+from fewshot.method import Grid
 from fewshot.parts.key_value_cache import KeyValueCache
 
 # Largest beta and alpha of the authors' search for each dataset, tuned by them for 16 shots.

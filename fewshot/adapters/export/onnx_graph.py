@@ -1,10 +1,10 @@
 """An adapter and its model as one module, pixels to probabilities, of which a graph can be made.
 
-A graph has no loop over blocks of queries or over the images of a batch, so classifiers that save
-memory by one are stated here without it.
+A graph has no loop over blocks of queries or over the images of a batch, and is in float32.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,11 @@ from cache.encoder import Encoder
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import put_together
 from fewshot.adapters.predictor import attached
-from fewshot.classifier import Classifier
+from fewshot.classifier import BlockedClassifier
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.cocoop import CoCoOp
 from fewshot.endtoend.methods.coop import CoOp, LearnedPrompts
 from fewshot.methods import METHODS
-from fewshot.methods.proker import KernelClassifier
-from fewshot.methods.tip_x import TipXClassifier, centered_log_distributions
-from fewshot.parts.key_value_cache import CacheClassifier
 
 Step = Callable[[Tensor], Tensor]
 
@@ -51,7 +48,7 @@ def graph_of(adapter: Adapter, encoder: Encoder) -> Graph:
     temperature = adapter.calibration.temperature
     model = encoder.model
     if adapter.classifier is not None:
-        head = at_once(put_together(adapter.classifier, adapter.tensors))
+        head = formula(adapter.classifier, adapter.tensors)
         if METHODS[adapter.method].unit_norm:
             return Graph(lambda x: normalize(model.encode_image(x), dim=-1), head, temperature)
         return Graph(model.encode_image, head, temperature)
@@ -63,44 +60,13 @@ def graph_of(adapter: Adapter, encoder: Encoder) -> Graph:
     return Graph(learner.images or clip.model.encode_image, head, temperature)
 
 
-def at_once(classifier: Classifier) -> Step:
-    """The classifier's (M, C) logits of (M, D) features, in float32 and without blocks."""
-    if isinstance(classifier, CacheClassifier):
-        return _cache(classifier)
-    if isinstance(classifier, TipXClassifier):
-        return _tip_x(classifier)
-    if isinstance(classifier, KernelClassifier):
-        return _kernel(classifier)
+def formula(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Step:
+    """Return a saved classifier's (M, C) logits of (M, D) features, without a loop over blocks."""
+    single = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    classifier = put_together(plain, single)
+    if isinstance(classifier, BlockedClassifier):
+        return classifier.block_logits
     return classifier.logits
-
-
-def _cache(c: CacheClassifier) -> Step:
-    return lambda f: linear(f, c.text) + c.alpha * c.cache.votes(f, c.beta)
-
-
-def _tip_x(c: TipXClassifier) -> Step:
-    counts = torch.bincount(c.cache.labels, minlength=c.cache.n_classes)
-
-    def logits(features: Tensor) -> Tensor:
-        log_p = centered_log_distributions(features, c.text, c.temperature)
-        p = log_p.exp() / len(c.text)
-        entropy = (p * log_p).sum(dim=1, keepdim=True)
-        divergence = counts * (1 - c.slope * entropy) + c.slope * (p @ c.log_sums.T)
-        votes = c.cache.votes(features, c.beta)
-        return c.zero_shot(features) + c.alpha * votes + c.gamma * divergence
-
-    return logits
-
-
-def _kernel(c: KernelClassifier) -> Step:
-    samples, coefficients = c.samples.float(), c.coefficients.float()
-    anchor = None if c.anchor is None else c.anchor.float()
-
-    def logits(features: Tensor) -> Tensor:
-        correction = torch.exp(c.beta * (features @ samples.T - 1)) @ coefficients
-        return correction if anchor is None else correction + linear(features, anchor)
-
-    return logits
 
 
 def _cocoop(adapter: Adapter, clip: Clip, trained: Mapping[str, Tensor]) -> Step:

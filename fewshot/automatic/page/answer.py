@@ -9,7 +9,7 @@ import torch
 from fewshot.automatic.outcome import Outcome, count, in_100, more_labels
 from fewshot.automatic.page.drawings import scale
 from fewshot.automatic.page.pieces import copyable, paragraphs
-from fewshot.automatic.words import GLOSSES
+from fewshot.methods import METHODS
 
 MANY_ALIKE = 10  # photos of different labels in one group, beyond which it is the model's fault
 FEW = 30  # judged photos, fewer than which leave a range too wide to lean on
@@ -28,7 +28,7 @@ def guessing(outcome: Outcome) -> float:
 
 def answer(outcome: Outcome) -> str:
     """The answer, how it was found, what limits it, and what to do next."""
-    gloss = GLOSSES.get(outcome.winner, "")
+    gloss = METHODS[outcome.winner].summary
     chosen = (
         f'<p>The method: <strong class="method">{escape(outcome.winner)}</strong>. '
         f"{escape(gloss)}</p>"

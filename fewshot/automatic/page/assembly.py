@@ -12,7 +12,7 @@ from fewshot.automatic.page.drawings import bar, curve_svg
 from fewshot.automatic.page.galleries import confusions, duplicates, shower, suspects, unlabeled
 from fewshot.automatic.page.pieces import Cell, copyable, number, paragraphs, percent, table, text
 from fewshot.automatic.page.thumbnails import Thumbnails
-from fewshot.automatic.words import GLOSSES
+from fewshot.methods import METHODS
 
 HERE = Path(__file__).parent
 REPORT = HERE.parents[1] / "report"  # whose frame, style and script this page shares
@@ -80,7 +80,7 @@ def _tried(outcome: Outcome) -> str:
             Cell(
                 f"<strong>{escape(one.name)}</strong>"
                 + (" ★ the winner" if one.name == selection.winner else "")
-                + f"<small>{escape(GLOSSES.get(one.name, ''))}</small>",
+                + f"<small>{escape(METHODS[one.name].summary)}</small>",
                 kind="long",
             ),
             percent(one.accuracy),

@@ -17,7 +17,7 @@ from torch.optim import SGD, Optimizer
 from cache.errors import UserError, unknown
 from fewshot.endtoend import text_tower
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, Plan
-from fewshot.training import cosine_by_epoch
+from fewshot.training import cosine_by_epoch, published_epochs
 
 ClassPosition = Literal["end", "middle", "front"]
 
@@ -77,7 +77,7 @@ class CoOp(EndToEnd):
 
     def plan(self, shots: int, n_images: int) -> Plan:
         """The published number of epochs, each without its last batch if that is not full."""
-        epochs = self.epochs or (50 if shots == 1 else 100 if shots <= 4 else 200)
+        epochs = self.epochs or published_epochs(shots)
         if not self.epochs and n_images >= 1000 * shots:
             epochs = 50
         steps = max(1, n_images // self.batch_size)

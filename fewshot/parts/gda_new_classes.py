@@ -1,6 +1,7 @@
-"""Statistics of classes without images, borrowed from images of others near the class's text.
+"""GDA for classes without images: their statistics, from images of others near the class's text.
 
-By section "base-to-new generalization" of GDA's paper, https://arxiv.org/abs/2402.04087.
+An appendix of `fewshot.methods.gda`, which alone uses it, by section "base-to-new generalization"
+of the paper, https://arxiv.org/abs/2402.04087.
 """
 
 from dataclasses import dataclass
@@ -10,12 +11,12 @@ from torch import Tensor
 
 from fewshot.parts.neighbors import nearest
 
-TEXT_COPIES = 16  # of a class's text among its neighbors, in the authors' code
+TEXT_COPIES = 16  # of a class's text among its neighbors, as in the authors' code
 
 
 @dataclass(frozen=True, eq=False)
-class Borrowed:
-    """What C' classes borrow.
+class NeighborStats:
+    """Statistics of C' classes, of the images nearest their text.
 
     Attributes:
         means: (C', D) of each class's neighbors and `TEXT_COPIES` of its text.
@@ -26,8 +27,8 @@ class Borrowed:
     deviations: Tensor
 
 
-def borrow(samples: Tensor, text: Tensor, n_neighbors: int) -> Borrowed:
-    """Borrow the samples of the greatest cosine with each class's text.
+def stats_from_neighbors(samples: Tensor, text: Tensor, n_neighbors: int) -> NeighborStats:
+    """Take the statistics of the samples of the largest cosine with each class's text.
 
     Args:
         samples: (N, D), unit norm, of other classes.
@@ -37,7 +38,7 @@ def borrow(samples: Tensor, text: Tensor, n_neighbors: int) -> Borrowed:
     rows = nearest(text, samples, n_neighbors)[1]
     found = samples[rows]  # (C', k, D)
     total = found.sum(dim=1) + TEXT_COPIES * text
-    return Borrowed(total / (rows.shape[1] + TEXT_COPIES), found - text[:, None])
+    return NeighborStats(total / (rows.shape[1] + TEXT_COPIES), found - text[:, None])
 
 
 def mean_precision(deviations: Tensor) -> Tensor:
