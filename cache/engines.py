@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from cache.encoder import Encoder, load
+from cache.encoder import Encoder
 from cache.errors import UserError, unknown
+from cache.loading import load
 from cache.shards import Plan, Shard, encode_shard
 
 ENGINES = ("serial", "process", "ray")

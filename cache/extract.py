@@ -6,28 +6,24 @@ of another model, of other templates or of other images are never taken for thes
 """
 
 import contextlib
-import hashlib
 import importlib.metadata
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cache import engines
 from cache.encoder import Encoder
 from cache.errors import UserError, unknown
+from cache.identity import Recipe, fingerprint, identity_of
 from cache.parts import Parts
 from cache.progress import progress
-from cache.prompts import PromptSet
 from cache.shards import (
     Plan,
     Shard,
@@ -36,83 +32,12 @@ from cache.shards import (
     image_shards,
     text_shards,
 )
+from cache.skipped import Skipped
 from cache.source import Source
-from cache.store import FeatureStore, fingerprint
+from cache.store import FeatureStore
 from cache.store_writer import StoreWriter, create
 
 IF_EXISTS = ("resume", "skip", "overwrite", "error")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a store is to hold besides one feature per image.
-
-    Attributes:
-        prompts: The prompt sets to encode.
-        views: V, augmented crops per train image.
-        crop_scale: Least and greatest share of the area a view keeps.
-        view_seed: Seed of the views.
-        train_rows: The only train rows to encode, or None for all.
-        support_only: Shots and seeds that `train_rows` serve, as the store records them.
-        left_out: "split/path: reason" of images that were taken out of the source as unreadable.
-
-    Raises:
-        UserError: `crop_scale` is no such pair.
-    """
-
-    prompts: Mapping[str, PromptSet]
-    views: int = 0
-    crop_scale: tuple[float, float] = (0.5, 1.0)
-    view_seed: int = 0
-    train_rows: NDArray[np.int64] | None = None
-    support_only: Mapping[str, Any] | None = None
-    left_out: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        least, greatest = self.crop_scale
-        if not 0 < least <= greatest <= 1:
-            raise UserError(
-                f"--crop-scale wants two shares of the area, 0 < least <= greatest <= 1; got "
-                f"{least:g} and {greatest:g}"
-            )
-
-    def rows(self, source: Source) -> dict[str, NDArray[np.int64]]:
-        """The rows of each split that are to be encoded."""
-        rows = {split: np.arange(len(items)) for split, items in source.splits.items()}
-        if self.train_rows is not None:
-            rows["train"] = np.unique(self.train_rows)
-        return rows
-
-
-def identity(source: Source, encoder: Encoder, recipe: Recipe) -> dict[str, Any]:
-    """Everything that changes a byte of the store, as nested plain values."""
-    splits = source.splits
-    items = [(split, item) for split, items in splits.items() for item in items]
-    encoded = [splits[split][row] for split, rows in recipe.rows(source).items() for row in rows]
-    views = {"count": recipe.views, "crop_scale": recipe.crop_scale, "seed": recipe.view_seed}
-    what: dict[str, Any] = {
-        "dataset": {
-            "name": source.dataset,
-            "origin": source.origin,
-            "sizes": {
-                split: len(items) + sum(note.startswith(f"{split}/") for note in recipe.left_out)
-                for split, items in source.splits.items()
-            },
-            "split": _digest([[split, item.path, item.label] for split, item in items]),
-            "images": _digest([source.size(item.path) for item in encoded]),
-            "classnames": _digest(source.classnames),
-        },
-        "model": dict(encoder.identity),
-        "preprocessing": {**encoder.preprocess.identity(), "exif": source.exif},
-        "precision": encoder.precision,
-        "text": {name: prompts.digest() for name, prompts in recipe.prompts.items()},
-        "views": views if recipe.views else None,
-        "support_only": recipe.support_only,
-    }
-    if source.class_ids is not None:
-        what["dataset"]["class_ids"] = source.class_ids
-    plain: dict[str, Any] = json.loads(json.dumps(what))
-    return plain
 
 
 def extract(
@@ -157,7 +82,7 @@ def extract(
         raise UserError(f"{store} exists; --if-exists resume, skip or overwrite says what to do")
     if store.exists() and if_exists == "skip":
         return False
-    what = identity(source, encoder, recipe)
+    what = identity_of(source, encoder, recipe)
     if store.exists() and if_exists == "resume":
         FeatureStore.open(store).require(what)
         return False
@@ -221,23 +146,23 @@ def _assemble(
         for row, reason in plan.parts.note(shard.name)["skipped"].items()
     }
     splits = plan.source.splits
-    notes = [f"{split}/{splits[split][row].path}: {why}" for (split, row), why in skipped.items()]
+    found = [Skipped(s, splits[s][row].path, why) for (s, row), why in skipped.items()]
     if recipe.train_rows is not None and any(split == "train" for split, _ in skipped):
         raise UserError(
             "leaving out train images that do not decode changes the few-shot sample; remove them "
-            f"from the dataset and run this again: {'; '.join(notes)}"
+            f"from the dataset and run this again: {'; '.join(map(str, found))}"
         )
     with create(
         store,
         identity=what,
         classnames=plan.source.classnames,
         versions=versions() | {"manifest": plan.source.manifest_digest[:12]},
-        skipped=[*recipe.left_out, *notes],
+        skipped=[*recipe.left_out, *found],
     ) as writer:
-        for split, items in splits.items():
-            kept = [row for row in range(len(items)) if (split, row) not in skipped]
+        for split in splits:
+            gone = {row for s, row in skipped if s == split}
             mine = [shard for shard in shards if shard.split == split]
-            _write_split(writer, plan, recipe, split, kept, mine)
+            _write_split(writer, plan, recipe, split, gone, mine)
         for name, prompts in recipe.prompts.items():
             pieces = [plan.parts.load(t.name) for t in texts if t.prompt_set == name]
             embeddings = torch.cat([piece["embeddings"] for piece in pieces]).numpy()
@@ -255,11 +180,12 @@ def _write_split(
     plan: Plan,
     recipe: Recipe,
     split: str,
-    kept: list[int],
+    gone: set[int],
     shards: list[Shard],
 ) -> None:
     items = plan.source.splits[split]
-    encoded = [r for shard in shards for r in plan.parts.load(shard.name)["rows"].tolist()]
+    kept = [row for row in range(len(items)) if row not in gone]
+    encoded = [row for shard in shards for row in shard.rows if row not in gone]
     rows = None if encoded == kept else np.searchsorted(kept, encoded)
     views = recipe.views if split == "train" else 0
     writer.split(
@@ -287,10 +213,6 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def default_workers() -> int:

@@ -1,8 +1,114 @@
-"""What differs between two identities, in words."""
+"""The identity of a store: all that changes a byte of it, spelled, compared and digested."""
 
+import hashlib
+import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.errors import UserError
+from cache.skipped import Skipped
+
+if TYPE_CHECKING:  # a store is opened without what encodes one
+    from cache.encoder import Encoder
+    from cache.prompts import PromptSet
+    from cache.source import Source
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a store is to hold besides one feature per image.
+
+    Attributes:
+        prompts: The prompt sets to encode.
+        views: V, augmented crops per train image.
+        crop_scale: Least and greatest share of the area a view keeps.
+        view_seed: Seed of the views.
+        train_rows: The only train rows to encode, or None for all.
+        support_only: Shots and seeds that `train_rows` serve, as the store records them.
+        left_out: Images that were taken out of the source as unreadable.
+
+    Raises:
+        UserError: `crop_scale` is no such pair.
+    """
+
+    prompts: Mapping[str, "PromptSet"]
+    views: int = 0
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    view_seed: int = 0
+    train_rows: NDArray[np.int64] | None = None
+    support_only: Mapping[str, Any] | None = None
+    left_out: Sequence[Skipped] = ()
+
+    def __post_init__(self) -> None:
+        least, greatest = self.crop_scale
+        if not 0 < least <= greatest <= 1:
+            raise UserError(
+                f"--crop-scale wants two shares of the area, 0 < least <= greatest <= 1; got "
+                f"{least:g} and {greatest:g}"
+            )
+
+    def rows(self, source: "Source") -> dict[str, NDArray[np.int64]]:
+        """The rows of each split that are to be encoded."""
+        rows = {split: np.arange(len(items)) for split, items in source.splits.items()}
+        if self.train_rows is not None:
+            rows["train"] = np.unique(self.train_rows)
+        return rows
+
+
+def identity_of(source: "Source", encoder: "Encoder", recipe: Recipe) -> dict[str, Any]:
+    """All that changes a byte of a store that is extracted, as nested plain values."""
+    splits = source.splits
+    items = [(split, item) for split, items in splits.items() for item in items]
+    encoded = [splits[split][row] for split, rows in recipe.rows(source).items() for row in rows]
+    views = {"count": recipe.views, "crop_scale": recipe.crop_scale, "seed": recipe.view_seed}
+    what: dict[str, Any] = {
+        "dataset": {
+            "name": source.dataset,
+            "origin": source.origin,
+            "sizes": {
+                split: len(items) + sum(image.split == split for image in recipe.left_out)
+                for split, items in source.splits.items()
+            },
+            "split": digest([[split, item.path, item.label] for split, item in items]),
+            "images": digest([source.size(item.path) for item in encoded]),
+            "classnames": digest(source.classnames),
+        },
+        "model": dict(encoder.identity),
+        "preprocessing": {**encoder.preprocess.identity(), "exif": source.exif},
+        "precision": encoder.precision,
+        "text": {name: prompts.digest() for name, prompts in recipe.prompts.items()},
+        "views": views if recipe.views else None,
+        "support_only": recipe.support_only,
+    }
+    if source.class_ids is not None:
+        what["dataset"]["class_ids"] = source.class_ids
+    return plain(what)
+
+
+def canonical_json(value: Any) -> str:
+    """JSON of which there is only one spelling: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def plain(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity as JSON gives it back: lists for tuples."""
+    values: dict[str, Any] = json.loads(canonical_json(identity))
+    return values
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """64 hex digits that stand for all that changes a byte of the features."""
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+
+
+def digest(value: object) -> str:
+    """64 hex digits of a value's JSON."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def differences(have: Mapping[str, Any], want: Mapping[str, Any]) -> list[str]:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import UserError, unknown
+from cache.identity import canonical_json
 from cache.import_arrays import Imported, recognize
 from cache.import_files import Arrays, open_arrays
 from cache.listing import SPLIT_RULE
 from cache.location import model_name, store_path
-from cache.store import FeatureStore, canonical_json
+from cache.store import FeatureStore
 from cache.store_writer import create
 
 IF_EXISTS = ("resume", "skip", "overwrite", "error")

@@ -7,26 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from statistics import median
-from typing import NamedTuple
 
 from cache.errors import UserError, printable
+from cache.skipped import Skipped
 from cache.source import Source
 
 _CHUNK = 256  # files per task of a thread
 _NAMED = 5  # of many, how many are named
 MISSING = "no such file"
-
-
-class Unreadable(NamedTuple):
-    """An image that cannot be encoded."""
-
-    split: str
-    path: str
-    reason: str
-
-    def __str__(self) -> str:
-        """As a store lists those left out."""
-        return f"{self.split}/{printable(self.path)}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -45,10 +33,10 @@ class Preflight:
     counts: Mapping[str, tuple[int, ...]]
     problems: tuple[str, ...]
     notes: tuple[str, ...]
-    unreadable: tuple[Unreadable, ...]
+    unreadable: tuple[Skipped, ...]
 
     @property
-    def missing(self) -> tuple[Unreadable, ...]:
+    def missing(self) -> tuple[Skipped, ...]:
         """The unreadable images of which there is no file."""
         return tuple(image for image in self.unreadable if image.reason == MISSING)
 
@@ -76,8 +64,8 @@ class Preflight:
                 lines.append(f"  and {len(self.unreadable) - _NAMED:,} more")
         return "\n".join(lines)
 
-    def passed(self, *, skip_unreadable: bool) -> tuple[Source, list[str]]:
-        """The source as it may be encoded, and "split/path: reason" of each image left out of it.
+    def passed(self, *, skip_unreadable: bool) -> tuple[Source, tuple[Skipped, ...]]:
+        """The source as it may be encoded, and the images left out of it.
 
         Raises:
             UserError: There are problems, or unreadable images that are not to be skipped.
@@ -92,8 +80,7 @@ class Preflight:
                 f"{printable(path)} ({reason}); mend or remove them, or leave them out with "
                 "--skip-unreadable"
             )
-        left_out = list(map(str, self.unreadable))
-        return self.source.without(path for _, path, _ in self.unreadable), left_out
+        return self.source.without(path for _, path, _ in self.unreadable), self.unreadable
 
     def table(self) -> str:
         """The label-name table in full: id, images per split, name."""
@@ -188,7 +175,7 @@ def _count_problems(source: Source, counts: Mapping[str, tuple[int, ...]]) -> It
 
 
 def _unreadable_problems(
-    source: Source, counts: Mapping[str, tuple[int, ...]], unreadable: Sequence[Unreadable]
+    source: Source, counts: Mapping[str, tuple[int, ...]], unreadable: Sequence[Skipped]
 ) -> Iterator[str]:
     """Skipping unreadable images must not empty a class or a split."""
     lost = {(image.split, image.path) for image in unreadable}
@@ -253,16 +240,16 @@ def _unreadable(
     rows: Mapping[str, Sequence[int]] | None,
     workers: int,
     advance: Callable[[int], None],
-) -> Iterator[Unreadable]:
-    def faults(batch: Sequence[tuple[str, str]]) -> list[Unreadable]:
+) -> Iterator[Skipped]:
+    def faults(batch: Sequence[tuple[str, str]]) -> list[Skipped]:
         found = []
         for split, path in batch:
             try:
                 source.check_header(path)
             except FileNotFoundError:
-                found.append(Unreadable(split, path, MISSING))
+                found.append(Skipped(split, path, MISSING))
             except OSError as error:
-                found.append(Unreadable(split, path, str(error)))
+                found.append(Skipped(split, path, str(error)))
         return found
 
     files = (

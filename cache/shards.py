@@ -4,9 +4,7 @@ A plan is a pure function of what is to be encoded, so killing a run at any mome
 and whoever encodes a shard, here, in another process or on another machine, writes the same bytes.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +16,7 @@ from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.images import Preprocess
 from cache.parts import Parts
+from cache.read_ahead import read_ahead
 from cache.source import Source
 
 ROWS = 512  # half a minute of a ViT-B on two cores: what a kill costs at most
@@ -134,7 +133,7 @@ def encode_shard(
     encoded: list[int] = []
     features: list[Tensor] = []
     skipped: dict[int, str] = {}
-    for batch in _read_ahead(plan, shard, encoder.preprocess, workers):
+    for batch in _crops(plan, shard, encoder.preprocess, workers):
         crops = {row: x for row, x in batch.items() if isinstance(x, Tensor)}
         unread = {row: x for row, x in batch.items() if isinstance(x, str)}
         if unread and not plan.skip_unreadable:
@@ -159,35 +158,19 @@ def encode_shard(
     plan.parts.save(shard.name, tensors, {"skipped": skipped})
 
 
-def _read_ahead(
+def _crops(
     plan: Plan, shard: Shard, preprocess: Preprocess, workers: int
 ) -> Iterator[dict[int, Tensor | str]]:
-    """Batches of row -> its crops (1 + V, 3, H, W), or why the image could not be read.
-
-    Threads decode two batches ahead of the model: Pillow lets go of the interpreter while it works,
-    and threads need nothing pickled.
-    """
+    """Batches of row -> its crops (1 + V, 3, H, W), or why the image could not be read."""
     items = plan.source.splits[shard.split]
 
-    def crops(row: int) -> Tensor | str:
-        try:
-            image = plan.source.read(items[row].path)
-            views = [
-                preprocess.view(image, plan.crop_scale, (plan.view_seed, row, v))
-                for v in range(shard.views)
-            ]
-            return torch.stack([preprocess.center(image), *views])
-        except (OSError, ValueError, MemoryError) as error:  # the last two of a sliver, resized
-            return str(error) or type(error).__name__
+    def crops(row: int) -> Tensor:
+        image = plan.source.read(items[row].path)
+        views = [
+            preprocess.view(image, plan.crop_scale, (plan.view_seed, row, v))
+            for v in range(shard.views)
+        ]
+        return torch.stack([preprocess.center(image), *views])
 
-    per_batch = max(1, plan.batch_size // (1 + shard.views))
-    todo = deque(shard.rows[i : i + per_batch] for i in range(0, len(shard.rows), per_batch))
-    ahead: deque[dict[int, Future[Tensor | str]]] = deque()
-    pool = ThreadPoolExecutor(max(1, workers))
-    try:
-        while todo or ahead:
-            while todo and len(ahead) < 3:
-                ahead.append({row: pool.submit(crops, row) for row in todo.popleft()})
-            yield {row: future.result() for row, future in ahead.popleft().items()}
-    finally:
-        pool.shutdown(cancel_futures=True)
+    per_batch = plan.batch_size // (1 + shard.views)
+    return map(dict, read_ahead(shard.rows, crops, batch_size=per_batch, workers=workers))

@@ -15,7 +15,6 @@ float32 of unit norm again. Every matrix lies in one piece and uncompressed, so 
 it can be read and nothing else.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,8 +28,9 @@ from numpy.typing import ArrayLike, NDArray
 from cache.contents import Contents
 from cache.errors import UserError, unknown
 from cache.hdf5 import places, reading, stamp
-from cache.identity import differences
+from cache.identity import differences, fingerprint, plain
 from cache.recipes import class_text
+from cache.skipped import Skipped
 from cache.split import SPLITS, Split
 
 FORMAT = "fewshot feature store"
@@ -60,16 +60,6 @@ class ClassText:
     projection: NDArray[np.float32] | None
 
 
-def canonical_json(value: Any) -> str:
-    """JSON of which there is only one spelling: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def fingerprint(identity: Mapping[str, Any]) -> str:
-    """64 hex digits that stand for all that changes a byte of the features."""
-    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
-
-
 @dataclass(frozen=True)
 class FeatureStore:
     """One store, open for reading; holds no file handle, so it pickles and forks.
@@ -93,7 +83,7 @@ class FeatureStore:
     versions: dict[str, str] = field(repr=False)
     imported: bool
     classnames: tuple[str, ...] = field(repr=False)
-    skipped: tuple[str, ...] = field(repr=False)
+    skipped: tuple[Skipped, ...] = field(repr=False)
     splits: tuple[str, ...]
     text_sets: tuple[str, ...]
     dim: int
@@ -132,7 +122,7 @@ class FeatureStore:
                 versions=json.loads(contents.strings("versions")[0]),
                 imported=bool(file.attrs["imported"]),
                 classnames=tuple(contents.strings("classnames")),
-                skipped=tuple(contents.strings("skipped")),
+                skipped=tuple(map(Skipped.parse, contents.strings("skipped"))),
                 splits=splits,
                 text_sets=tuple(file.get("text", ())),
                 dim=contents.places[f"{splits[0]}/features"].shape[1],
@@ -249,7 +239,7 @@ class FeatureStore:
         Raises:
             UserError: It was not; names every dotted key that differs, with both values.
         """
-        differing = differences(self.identity, json.loads(canonical_json(identity)))
+        differing = differences(self.identity, plain(identity))
         if differing:
             raise UserError(
                 f"{self.path} was made otherwise: {'; '.join(differing)}; "

@@ -67,9 +67,9 @@ def inspect(path: Path) -> str:
     if store.identity.get("support_only"):
         lines["support only"] = _words(store.identity["support_only"])
     if store.skipped:
-        lines["skipped"] = f"{len(store.skipped)} images: {', '.join(store.skipped[:10])}" + (
-            ", ..." if len(store.skipped) > 10 else ""
-        )
+        more = ", ..." if len(store.skipped) > 10 else ""
+        first = ", ".join(map(str, store.skipped[:10]))
+        lines["skipped"] = f"{len(store.skipped)} images: {first}{more}"
     width = max(map(len, lines))
     return "\n".join(f"{key:<{width}}  {value}" for key, value in lines.items())
 
@@ -78,7 +78,7 @@ def _identity_problems(store: FeatureStore, file: Any) -> Iterator[str]:
     """Where the contents are not what the identity says they are."""
     expected = store.identity
     sizes = {
-        split: len(file[split]["labels"]) + sum(s.startswith(f"{split}/") for s in store.skipped)
+        split: len(file[split]["labels"]) + sum(image.split == split for image in store.skipped)
         for split in store.splits
     }
     views = max((store.split(split).n_views for split in store.splits), default=0)

@@ -13,8 +13,10 @@ from cache.atomic import replacing
 from cache.disk import DiskFile
 from cache.errors import UserError
 from cache.hdf5 import datasets, digest, reserve, write_strings
+from cache.identity import canonical_json, fingerprint
+from cache.skipped import Skipped
 from cache.split import SPLITS
-from cache.store import FORMAT, SCHEMA, canonical_json, fingerprint
+from cache.store import FORMAT, SCHEMA
 
 
 @contextlib.contextmanager
@@ -25,7 +27,7 @@ def create(
     classnames: Sequence[str],
     versions: Mapping[str, str],
     imported: bool = False,
-    skipped: Sequence[str] = (),
+    skipped: Sequence[Skipped] = (),
 ) -> Iterator["StoreWriter"]:
     """A writer of the store at `path`, which appears when the block ends well.
 
@@ -53,7 +55,7 @@ def create(
                 for name, value in (("identity", identity), ("versions", versions)):
                     write_strings(file, name, canonical_json(value))
                 write_strings(file, "classnames", classnames)
-                write_strings(file, "skipped", skipped)
+                write_strings(file, "skipped", list(map(str, skipped)))
                 yield writer
                 writer.check_complete()
                 file.flush()

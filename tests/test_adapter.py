@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
 import fewshot
-from cache.encoder import Encoder, load, wrap
+from cache.encoder import Encoder, wrap
 from cache.errors import UserError
+from cache.loading import load
 from cache.store import FeatureStore
 from cli import main
 from fewshot.adapters.adapter import Adapter, is_adapter, load_adapter

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cache.encoder import load
 from cache.errors import UserError
+from cache.loading import load
 from cache.source import find
 from cli import main
 from fewshot.adapters.adapter import Adapter, load_adapter

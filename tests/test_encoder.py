@@ -9,8 +9,9 @@ import open_clip
 import pytest
 import torch
 
-from cache.encoder import Encoder, load
+from cache.encoder import Encoder
 from cache.errors import UserError
+from cache.loading import load
 
 PROMPTS = ["a", "a photo of a dog", "a much longer sentence about nothing in particular, really"]
 

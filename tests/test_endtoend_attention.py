@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cache.encoder import load
 from cache.errors import UserError
+from cache.loading import load
 from fewshot.endtoend.attention import Attention, AttentionPool, _unfused, fuse, unfuse
 from fewshot.endtoend.packing import Prompts
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, gelu, linear
 
-from cache.encoder import Encoder, load
+from cache.encoder import Encoder
 from cache.errors import UserError
+from cache.loading import load
 from cache.source import resolve_folder
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.experiment import run

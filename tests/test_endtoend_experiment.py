@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cache.encoder import Encoder, load, wrap
+from cache.encoder import Encoder, wrap
 from cache.errors import UserError
-from cache.extract import Recipe, extract
+from cache.extract import extract
+from cache.identity import Recipe
+from cache.loading import load
 from cache.prompts import prompt_sets
 from cache.source import Item, Source, resolve_folder
 from cache.store import FeatureStore

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cache.encoder import load
 from cache.errors import UserError
+from cache.loading import load
 from fewshot.endtoend.attention import fuse, unfuse
 from fewshot.endtoend.parts.lora import LoRA, attach_lora, blocks_of, fold, load_weights, parameters
 from fewshot.endtoend.parts.lora_official import Official, read_official, write_official

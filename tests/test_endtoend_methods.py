@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cache.encoder import Encoder, load
+from cache.encoder import Encoder
 from cache.errors import UserError
+from cache.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods import METHODS, configure
 from fewshot.methods import METHODS as CACHED

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, normalize
 
-from cache.encoder import Encoder, load
+from cache.encoder import Encoder
 from cache.errors import UserError
+from cache.loading import load
 from fewshot.endtoend.attention import fuse, unfuse
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.difffit import DiffFit

@@ -125,10 +125,18 @@ def test_an_image_that_cannot_be_read_is_named(source: Source, damage: str) -> N
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(UserError, match=rf"cannot read {path}: .*; mend it, or remove it"):
+    with pytest.raises(UserError, match=rf"cannot read {path}: .*; fix it, or remove it"):
         photos(source)(torch.tensor([3, 9]), 0)
     with pytest.raises(UserError, match=rf"cannot read {path}: "):
         list(center_crops(source, paths_of(source), PREPROCESS, batch_size=4))
+
+
+def test_a_sliver_that_cannot_be_resized_is_named(source: Source) -> None:
+    longest = Preprocess(8, (0.0,) * 3, (1.0,) * 3, "bicubic", "longest")
+    path = source.root / paths_of(source)[9]
+    Image.new("L", (1, 5000)).save(path)
+    with pytest.raises(UserError, match=f"cannot read {path}: "):
+        list(center_crops(source, paths_of(source), longest, batch_size=4))
 
 
 @pytest.mark.parametrize("workers", [1, 4])

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from cache.encoder import load
 from cache.errors import UserError
+from cache.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.select import Kind, select
 

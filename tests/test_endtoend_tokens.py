@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.optim import SGD, AdamW
 
-from cache.encoder import Encoder, load
+from cache.encoder import Encoder
 from cache.errors import UserError
+from cache.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.visual_prompt import VisualPrompt
 from fewshot.endtoend.parts.peft import Tuned

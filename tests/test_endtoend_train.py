@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cache.encoder import Encoder, load
+from cache.encoder import Encoder
 from cache.errors import UserError
+from cache.loading import load
 from fewshot.endtoend.clip import Clip, Learner, Plan
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.train import train

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from cache.encoder import Encoder, load
+from cache.encoder import Encoder
 from cache.errors import UserError
+from cache.loading import load
 from cli import main
 from fewshot.adapters.export import exporting
 from fewshot.adapters.export.exporting import export

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cache.decode import read_rgb
-from cache.encoder import Encoder, load
+from cache.encoder import Encoder
 from cache.errors import UserError
+from cache.loading import load
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.export.exporting import export
 from fewshot.adapters.export.folding import FOLDED, TOWERS_AS_THEY_WERE, Head, require_towers

@@ -15,9 +15,11 @@ from filelock import FileLock
 from PIL import Image
 
 from cache import shards
-from cache.encoder import Encoder, load
+from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.extract import Recipe, extract, identity
+from cache.extract import extract
+from cache.identity import Recipe, identity_of
+from cache.loading import load
 from cache.manifest import load_manifest
 from cache.prompts import from_templates, prompt_sets
 from cache.source import Source, resolve, resolve_folder
@@ -257,20 +259,20 @@ def test_the_identity_changes_with_everything_that_changes_a_byte(
     base = recipe_of(photos)
     items = photos.splits["train"]
     variants = [
-        identity(photos, encoder, base),
-        identity(photos, encoder, replace(base, views=1)),
-        identity(photos, encoder, replace(base, views=1, view_seed=1)),
-        identity(photos, encoder, replace(base, views=1, crop_scale=(0.1, 1.0))),
-        identity(photos, encoder, replace(base, support_only={"shots": [1]})),
-        identity(photos, encoder, replace(base, prompts={})),
-        identity(photos, replace(encoder, precision="bf16"), base),
-        identity(photos, load(f"local-dir:{random_resnet}", device="cpu"), base),
-        identity(replace(photos, exif=False), encoder, base),
-        identity(replace(photos, classnames=("a", "b", "c")), encoder, base),
-        identity(replace(photos, splits={**photos.splits, "train": items[::-1]}), encoder, base),
+        identity_of(photos, encoder, base),
+        identity_of(photos, encoder, replace(base, views=1)),
+        identity_of(photos, encoder, replace(base, views=1, view_seed=1)),
+        identity_of(photos, encoder, replace(base, views=1, crop_scale=(0.1, 1.0))),
+        identity_of(photos, encoder, replace(base, support_only={"shots": [1]})),
+        identity_of(photos, encoder, replace(base, prompts={})),
+        identity_of(photos, replace(encoder, precision="bf16"), base),
+        identity_of(photos, load(f"local-dir:{random_resnet}", device="cpu"), base),
+        identity_of(replace(photos, exif=False), encoder, base),
+        identity_of(replace(photos, classnames=("a", "b", "c")), encoder, base),
+        identity_of(replace(photos, splits={**photos.splits, "train": items[::-1]}), encoder, base),
     ]
     (photos.root / items[0].path).write_bytes(b"another image")
-    variants.append(identity(photos, encoder, base))
+    variants.append(identity_of(photos, encoder, base))
     assert len({str(v) for v in variants}) == len(variants)
 
 
@@ -316,7 +318,7 @@ def test_an_image_that_breaks_off_stops_the_run_or_is_left_out_and_listed(
     extract(photos, encoder, recipe_of(photos), store, skip_unreadable=True)
     made = FeatureStore.open(store)
     assert verify(store) == []
-    assert [line.split(":")[0] for line in made.skipped] == [f"train/{bad}"]
+    assert [(image.split, image.path) for image in made.skipped] == [("train", bad)]
     kept = [item for item in photos.splits["train"] if item.path != bad]
     assert made.paths("train") == [item.path for item in kept]
     assert made.labels("train").tolist() == [item.label for item in kept]

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cache.encoder import Encoder, load
+from cache.encoder import Encoder
 from cache.errors import UserError
+from cache.loading import load
 from fewshot import GDA, SupportSet, Text, TransCLIP, ZeroShot
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import take_apart

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from cache.manifest import load_manifest
-from cache.preflight import MISSING, Unreadable, check
+from cache.preflight import MISSING, check
+from cache.skipped import Skipped
 from cache.source import Item, Source, resolve, resolve_folder, resolve_table
 
 SPLITS = {
@@ -64,9 +65,9 @@ def test_missing_empty_and_foreign_files_are_listed(tmp_path: Path) -> None:
     (tmp_path / "b3.png").write_bytes(b"hello")
     preflight = check(pets)
     assert preflight.unreadable == (
-        Unreadable("train", "a1.png", MISSING),
-        Unreadable("val", "a3.png", "the file is empty"),
-        Unreadable("test", "b3.png", "not an image in any format that Pillow knows"),
+        Skipped("train", "a1.png", MISSING),
+        Skipped("val", "a3.png", "the file is empty"),
+        Skipped("test", "b3.png", "not an image in any format that Pillow knows"),
     )
     assert preflight.missing == (("train", "a1.png", MISSING),)
     assert preflight.problems == ()

@@ -11,8 +11,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from cache.encoder import Encoder, load
+from cache.encoder import Encoder
 from cache.errors import UserError
+from cache.loading import load
+from cache.skipped import Skipped
 from cache.store import FeatureStore
 from fewshot.adapters.predictor import open_adapter
 from tests.auto_photos import digit
@@ -144,7 +146,7 @@ def test_what_is_no_image_stops_extract_and_is_counted_and_left_out_elsewhere(
     learned = user.learns(photos)
     for store in (extracted(user), learned.store):
         assert len(store.paths("train")) == 6
-        left_out = dict(note.split(": ", 1) for note in store.skipped)
+        left_out = {f"{split}/{path}": why for split, path, why in store.skipped}
         assert set(left_out) == {f"train/one/{name}" for name in reasons}
         for name, reason in reasons.items():
             assert reason in left_out[f"train/one/{name}"]
@@ -344,7 +346,7 @@ def test_names_that_are_no_utf8_are_unreadable_and_named_before_anything_is_enco
     refusal = user.extracts(photos).refusal
     assert r"train one/caf\udce9.png (its name is no valid UTF-8; rename it)" in refusal
     assert user.extracts(photos, "--skip-unreadable").code == 0
-    left_out = (r"train/one/caf\udce9.png: its name is no valid UTF-8; rename it",)
+    left_out = (Skipped("train", r"one/caf\udce9.png", "its name is no valid UTF-8; rename it"),)
     learned = user.learns(photos)
     assert extracted(user).skipped == learned.store.skipped == left_out
     assert learned.unlabeled is not None

@@ -13,15 +13,16 @@ import pytest
 from numpy.typing import NDArray
 
 from cache.errors import UserError
-from cache.identity import differences
+from cache.identity import differences, fingerprint
 from cache.location import default_root, find_stores, model_name, store_path
-from cache.store import FeatureStore, fingerprint
+from cache.store import FeatureStore
 from tests.toy_store import (
     CLASSNAMES,
     DIM,
     IDENTITY,
     N_VIEWS,
     SIZES,
+    SKIPPED,
     WIDTH,
     labels,
     projection,
@@ -57,7 +58,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert (store.splits, store.text_sets, store.skipped) == (
         ("train", "test"),
         ("templates",),
-        ("a.jpg",),
+        (SKIPPED,),
     )
     assert (store.dataset, store.model, store.logit_scale) == ("toy", "tiny", 50.0)
     assert (store.n_classes, store.dim, store.imported) == (3, DIM, False)

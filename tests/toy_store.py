@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cache.skipped import Skipped
 from cache.store import FeatureStore
 from cache.store_writer import create
 
@@ -14,6 +15,7 @@ CLASSNAMES = ("cat", "sea_lion", "über")
 SIZES = {"train": 20, "test": 11}
 DIM = 16
 N_VIEWS = 4
+SKIPPED = Skipped("val", "a.jpg", "the file is empty")
 WIDTH = 20  # of the text tower, before its projection
 IDENTITY: dict[str, Any] = {
     "dataset": {"name": "toy", "sizes": SIZES},
@@ -57,7 +59,7 @@ def write_toy(
     With `tower`, it also has the text from before the projection.
     """
     with create(
-        path, identity=identity, classnames=CLASSNAMES, versions={"numpy": "2"}, skipped=["a.jpg"]
+        path, identity=identity, classnames=CLASSNAMES, versions={"numpy": "2"}, skipped=[SKIPPED]
     ) as writer:
         for split, size in SIZES.items():
             here = np.arange(size) if rows is None or split == "test" else np.asarray(rows)

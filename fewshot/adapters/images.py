@@ -3,10 +3,7 @@
 import glob
 import os
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +14,7 @@ from cache import decode
 from cache.errors import UserError
 from cache.images import Preprocess
 from cache.listing import find_images
+from cache.read_ahead import read_ahead
 
 Given = str | os.PathLike[str] | Image.Image
 
@@ -76,8 +74,6 @@ def decoded(
 ) -> Iterator[list[tuple[str, Tensor | str]]]:
     """Batches of images in order: the path of each, and its pixels, or why it cannot be read.
 
-    No more than three batches are held: the one handed out and two that are decoded meanwhile.
-
     Args:
         images: Files and PIL images; they are taken as they are needed.
         preprocess: What makes the pixels (3, H, W).
@@ -87,34 +83,18 @@ def decoded(
     """
     lazy = threading.Lock()  # a PIL image may be here twice, and its file not yet read
 
-    def pixels(image: Given) -> Tensor | str:
-        try:
-            if isinstance(image, Image.Image):
-                with lazy:
-                    rgb = decode.to_rgb(image, exif=exif)
-            else:
-                rgb = decode.read_rgb(Path(image), exif=exif)
-            return preprocess.center(rgb)
-        except (OSError, ValueError, MemoryError) as error:  # the last two of a sliver, resized
-            return str(error) or type(error).__name__
+    def pixels(named: tuple[str, Given]) -> Tensor:
+        _, image = named
+        if isinstance(image, Image.Image):
+            with lazy:
+                rgb = decode.to_rgb(image, exif=exif)
+        else:
+            rgb = decode.read_rgb(Path(image), exif=exif)
+        return preprocess.center(rgb)
 
-    numbered = enumerate(images)
-    ahead: deque[list[tuple[str, Future[Tensor | str]]]] = deque()
-    pool = ThreadPoolExecutor(max(1, workers))
-    try:
-        while True:
-            batch = [
-                (_path(i, image), pool.submit(pixels, image))
-                for i, image in islice(numbered, max(1, batch_size))
-            ]
-            if batch:
-                ahead.append(batch)
-            if not ahead:
-                break
-            if not batch or len(ahead) > 2:
-                yield [(path, future.result()) for path, future in ahead.popleft()]
-    finally:
-        pool.shutdown(cancel_futures=True)
+    named = ((_path(i, image), image) for i, image in enumerate(images))
+    for batch in read_ahead(named, pixels, batch_size=batch_size, workers=workers):
+        yield [(path, x) for (path, _), x in batch]
 
 
 def _path(i: int, image: Given) -> str:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cache.encoder import Encoder, load
+from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.images import Preprocess
+from cache.loading import load
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import put_together
 from fewshot.methods import METHODS

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.extract import Recipe, default_workers, extract, identity
+from cache.extract import default_workers, extract
+from cache.identity import Recipe, identity_of
 from cache.preflight import Preflight, check
 from cache.progress import progress
 from cache.prompts import prompt_sets
@@ -54,12 +55,11 @@ def encode_unlabeled(
 ) -> FeatureStore | None:
     """The store of images without labels or prompts; None where none of them can be read."""
     unreadable = look_at(source).unreadable
-    left_out = list(map(str, unreadable))
     readable = source.without(image.path for image in unreadable)
     if not any(_decodes(source, item.path) for item in readable.splits["test"]):
         say(f"none of the {len(source.splits['test']):,} images without a label can be read")
         return None
-    return _encode(readable, encoder, Recipe({}, left_out=left_out), path, workers, say)
+    return _encode(readable, encoder, Recipe({}, left_out=unreadable), path, workers, say)
 
 
 def _decodes(source: Source, path: str) -> bool:
@@ -100,6 +100,6 @@ def _other_images(store: FeatureStore, source: Source, encoder: Encoder, recipe:
     Any other difference, of the model or of views that somebody paid for, is left for `extract` to
     refuse.
     """
-    wanted = identity(source, encoder, recipe)
+    wanted = identity_of(source, encoder, recipe)
     differing = {key for key in wanted if store.identity.get(key) != wanted[key]}
     return "dataset" in differing and differing <= {"dataset", "text"}

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from cache.encoder import load
 from cache.errors import UserError
+from cache.loading import load
 from cache.location import default_root, model_name, require_outside, store_path
 from cache.manifest import all_manifests
 from cache.store import FeatureStore

@@ -69,7 +69,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "learning_curve": _curve(outcome.diagnostics.curve),
         "more_labels": more_labels(outcome),
         "unlabeled": outcome.unlabeled and _unlabeled(outcome.unlabeled, names),
-        "left_out": list(outcome.store.skipped),
+        "left_out": list(map(str, outcome.store.skipped)),
         "notes": list(outcome.report.notes),
         "commands": [asdict(one) for one in outcome.commands],
         "seconds": dict(outcome.seconds),
@@ -99,5 +99,5 @@ def _unlabeled(found: Unlabeled, names: tuple[str, ...]) -> dict[str, Any]:
             }
             for one in found.next
         ],
-        "left_out": list(found.skipped),
+        "left_out": list(map(str, found.skipped)),
     }

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cache.skipped import Skipped
 from cache.source import Source
 from cache.store import FeatureStore
 from fewshot.automatic.to_label import ToLabel, to_label
@@ -23,14 +24,14 @@ class Unlabeled:
         paths: U of them, relative to its root.
         probabilities: (U, C) float32, calibrated.
         next: The images to label first.
-        skipped: Images that could not be read, with reasons.
+        skipped: Images that could not be read.
     """
 
     source: Source
     paths: tuple[str, ...]
     probabilities: Tensor
     next: tuple[ToLabel, ...]
-    skipped: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
 
 
 def classify_unlabeled(

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache.encoder import Encoder, load
+from cache.encoder import Encoder
 from cache.errors import UserError
+from cache.loading import load
 from cache.source import Source, find
 from cache.store import FeatureStore
 from fewshot.bench.plan import Cell, key_of

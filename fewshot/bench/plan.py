@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from cache.errors import UserError, unknown
+from cache.identity import canonical_json
 from cache.location import find_store, find_stores
 from cache.manifest import all_manifests
-from cache.store import FeatureStore, canonical_json
+from cache.store import FeatureStore
 from fewshot.bench.config import ALL, TRANSFERS, Bench
 from fewshot.endtoend.clip import EndToEnd
 from fewshot.endtoend.methods import METHODS as TRAINED

@@ -26,9 +26,10 @@ def demo(
             f"now: fewshot auto {photos} --model tiny"
         )
         return
-    from cache.encoder import load
-    from cache.extract import Recipe, default_workers
+    from cache.extract import default_workers
     from cache.extract import extract as extract_to
+    from cache.identity import Recipe
+    from cache.loading import load
     from cache.location import default_root, store_path
     from cache.manifest import load_manifest
     from cache.progress import progress

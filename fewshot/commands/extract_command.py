@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from cache.skipped import Skipped
     from cache.source import Source
 
 
@@ -88,8 +89,9 @@ def extract(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and report only.")] = False,
 ) -> None:
     """Encode images and prompts once, into a feature store."""
-    from cache.extract import Recipe, default_workers
+    from cache.extract import default_workers
     from cache.extract import extract as extract_to
+    from cache.identity import Recipe
     from cache.location import default_root, require_outside, store_path
     from cache.prompts import prompt_sets
     from cache.source import find, pooled
@@ -120,7 +122,7 @@ def extract(
         sentences = sum(len(p.prompts) for p in recipe.prompts.values())
         say(f"would encode {images} images and {sentences} prompts with {model} into {path}")
         return
-    from cache.encoder import load
+    from cache.loading import load
 
     encoder = load(model, device=device, precision=precision, resize=resize)
     built = extract_to(
@@ -164,7 +166,7 @@ def _support_rows(
 
 def _checked(
     source: "Source", train_rows: "NDArray[np.int64] | None", skip: bool
-) -> tuple["Source", list[str]]:
+) -> tuple["Source", tuple["Skipped", ...]]:
     """The source after its pre-flight report, and the images left out of it."""
     from cache.preflight import check
     from cache.progress import progress

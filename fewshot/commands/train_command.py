@@ -70,8 +70,8 @@ def train(
     ] = False,
 ) -> None:
     """Adapt with gradients through the model, and test: CoOp, CLIP-LoRA and their like."""
-    from cache.encoder import load
     from cache.extract import default_workers
+    from cache.loading import load
     from cache.source import find
     from fewshot.endtoend.display import shown
     from fewshot.endtoend.experiment import checkpoint_path, run, store_of

@@ -1,7 +1,7 @@
 """Images as pixels: decoded once, then augmented by threads."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from PIL import Image
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cache.errors import UserError
 from cache.images import Preprocess
+from cache.read_ahead import ERRORS, read_ahead, reason
 from cache.source import Source
 
 KEEP = 2**32  # bytes of decoded images held in memory; beyond it they are decoded anew
@@ -50,15 +51,22 @@ class Photos:
         return torch.stack(list(self._pool.map(lambda row: self._crop(row, epoch), rows.tolist())))
 
     def _crop(self, row: int, epoch: int) -> Tensor:
+        key = (self.seed, row, epoch)
+        try:
+            image = self._image(row)
+            return self.preprocess.view(image, self.crop_scale, key, flip=self.flip)
+        except ERRORS as error:
+            raise _unreadable(self.source, self.paths[row], reason(error)) from None
+
+    def _image(self, row: int) -> Image.Image:
         image = self._decoded.get(row)
         if image is None:
-            image = read(self.source, self.paths[row])
+            image = self.source.read(self.paths[row])
             size = 3 * image.width * image.height
             if self._held + size <= KEEP:
                 self._held += size
                 self._decoded[row] = image
-        key = (self.seed, row, epoch)
-        return self.preprocess.view(image, self.crop_scale, key, flip=self.flip)
+        return image
 
 
 def center_crops(
@@ -70,20 +78,23 @@ def center_crops(
     workers: int = 2,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Iterator[Tensor]:
-    """Batches of pixels (B, 3, H, W) of the center crops, in order, decoded two batches ahead."""
+    """Batches of pixels (B, 3, H, W) of the center crops, in order, read ahead.
+
+    Raises:
+        UserError: An image cannot be read.
+    """
 
     def crop(path: str) -> Tensor:
-        return preprocess.center(read(source, path))
+        return preprocess.center(source.read(path))
 
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        ahead: list[list[Future[Tensor]]] = []
-        for start in [*range(0, len(paths), batch_size), None, None]:
-            if start is not None:
-                ahead.append([pool.submit(crop, p) for p in paths[start : start + batch_size]])
-            if ahead and (start is None or len(ahead) > 2):
-                batch = [future.result() for future in ahead.pop(0)]
-                yield torch.stack(batch)
-                advance(len(batch))
+    for batch in read_ahead(paths, crop, batch_size=batch_size, workers=workers):
+        pixels = []
+        for path, x in batch:
+            if isinstance(x, str):
+                raise _unreadable(source, path, x)
+            pixels.append(x)
+        yield torch.stack(pixels)
+        advance(len(batch))
 
 
 def require_images(source: Source, paths: Sequence[str], *, workers: int = 2) -> None:
@@ -109,15 +120,7 @@ def require_images(source: Source, paths: Sequence[str], *, workers: int = 2) ->
         )
 
 
-def read(source: Source, path: str) -> Image.Image:
-    """The decoded image.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    try:
-        return source.read(path)
-    except OSError as error:
-        raise UserError(
-            f"cannot read {source.root / path}: {error}; mend it, or remove it from the dataset"
-        ) from None
+def _unreadable(source: Source, path: str, why: str) -> UserError:
+    return UserError(
+        f"cannot read {source.root / path}: {why}; fix it, or remove it from the dataset"
+    )

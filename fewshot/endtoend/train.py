@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load as deserialised
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from safetensors.torch import save as serialized
 from torch import Tensor
 from torch.optim import Optimizer
@@ -150,10 +151,9 @@ def load_checkpoint(
         UserError: Another run's, or damaged.
     """
     try:
-        content = path.read_bytes()
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        note = header["__metadata__"]
-        tensors = deserialised(content)
+        with safe_open(path, "pt") as file:
+            note = file.metadata() or {}
+        tensors = load_file(path)
         if note["about"] != about:
             raise UserError(
                 f"{path} is the checkpoint of another run; remove it, or give another --out"
@@ -169,7 +169,7 @@ def load_checkpoint(
                 state.setdefault(int(i), {})[name] = value
         step = int(note["step"])
         scaling = json.loads(note["scaler"])
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path} is no checkpoint ({error}); remove it and start again") from None
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from cache.errors import UserError
-from cache.store import canonical_json
+from cache.identity import canonical_json
 from fewshot.metrics import mean_interval
 from fewshot.results.log import Result
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cache.atomic import replacing
 from cache.errors import UserError
-from cache.store import canonical_json
+from cache.identity import canonical_json
 
 # What numpy raises at files of other kinds, and at those that were cut short or spoiled.
 _NO_PREDICTIONS = (

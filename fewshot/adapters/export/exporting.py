@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from cache.encoder import load
 from cache.errors import UserError, unknown
+from cache.loading import load
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.export.folding import require_towers
 from fewshot.adapters.export.model_card import model_card

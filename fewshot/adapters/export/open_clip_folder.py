@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cache.encoder import TINY, Encoder, load
+from cache.encoder import Encoder
 from cache.errors import UserError
+from cache.loading import TINY, load
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.export.check import probes, require_close
 from fewshot.adapters.export.folding import FOLDED, Head, folded, matrix_of

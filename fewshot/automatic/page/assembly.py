@@ -193,8 +193,8 @@ def _data(outcome: Outcome) -> str:
     skipped = outcome.store.skipped
     if skipped:
         rows = [
-            [text(path, "long"), text(reason, "long")]
-            for path, _, reason in (note.partition(": ") for note in skipped[:NAMED])
+            [text(f"{split}/{path}", "long"), text(reason, "long")]
+            for split, path, reason in skipped[:NAMED]
         ]
         parts.append(table("Left out, as they cannot be read", ("photo", "why"), rows))
         if len(skipped) > NAMED:
