@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     )
     from fewshot.model_selection.tuning import PROTOCOLS, tune
     from fewshot.results.log import Result
+    from fewshot.run import Protocol, Run
     from fewshot.sample_file import read_sample, write_sample
     from fewshot.sampling import Sample, base_new, draw, draw_imbalanced
     from fewshot.settings import configure
@@ -72,8 +73,10 @@ __all__ = [
     "NearestMean",
     "Prediction",
     "ProKeR",
+    "Protocol",
     "Result",
     "Ridge",
+    "Run",
     "Sample",
     "SupportSet",
     "TaskRes",
@@ -140,6 +143,7 @@ _MODULES = {
     ),
     "fewshot.model_selection.tuning": ("PROTOCOLS", "tune"),
     "fewshot.results.log": ("Result",),
+    "fewshot.run": ("Protocol", "Run"),
     "fewshot.sample_file": ("read_sample", "write_sample"),
     "fewshot.sampling": ("Sample", "base_new", "draw", "draw_imbalanced"),
     "fewshot.settings": ("configure",),

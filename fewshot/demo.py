@@ -11,7 +11,6 @@ from fewshot.evaluation import evaluate
 from fewshot.results.log import Result
 from fewshot.results.plots import accuracy_against_shots
 from fewshot.results.summaries import curves
-from fewshot.settings import configure
 
 SHOTS = (1, 2, 4, 8, 16)
 SEEDS = (1, 2, 3)
@@ -27,11 +26,10 @@ def run(store: FeatureStore, advance: Callable[[int], None] = lambda n: None) ->
         store: The features.
         advance: Called after each fit.
     """
-    results = [evaluate(store, configure("zero-shot", logit_scale=store.logit_scale))]
+    results = [evaluate(store, "zero-shot")]
     for shots in SHOTS:
         for seed in SEEDS:
-            method = configure("gda", logit_scale=store.logit_scale)
-            results.append(evaluate(store, method, shots=shots, seed=seed))
+            results.append(evaluate(store, "gda", shots=shots, seed=seed))
             advance(1)
     return results
 
@@ -39,8 +37,8 @@ def run(store: FeatureStore, advance: Callable[[int], None] = lambda n: None) ->
 def plot(results: Sequence[Result], path: Path) -> None:
     """Write accuracy against shots as a PNG; what uses no shots is a level."""
     rows = curves(results)
-    learned = {row[2]: points for row, points in rows.items() if points[0][0] > 0}
-    levels = {row[2]: points[0][1] for row, points in rows.items() if points[0][0] == 0}
+    learned = {row.method: points for row, points in rows.items() if points[0][0] > 0}
+    levels = {row.method: points[0][1] for row, points in rows.items() if points[0][0] == 0}
     accuracy_against_shots(learned, levels, f"{results[0].dataset}, {results[0].model}", path)
 
 

@@ -102,20 +102,10 @@ def draw_imbalanced(
     Raises:
         UserError: Another profile, no shots, or a class with fewer images than its share.
     """
+    kind, ratio = parse_profile(profile)
+    if kind == "natural":
+        return everything(train_labels, classnames, seed=seed)
     labels = np.asarray(train_labels, np.int64)
-    kind, _, number = profile.partition(":")
-    if profile == "natural":
-        require_shots("train", labels, classnames, 1, exactly=False)
-        return Sample(int(np.bincount(labels).max()), seed, np.arange(len(labels)))
-    try:
-        ratio = float(number)
-    except ValueError:
-        ratio = 0.0
-    if kind not in ("long-tail", "step") or not 1 <= ratio < math.inf:
-        raise UserError(
-            f"imbalance must be long-tail:R or step:R with R of 1 or more, or natural; "
-            f"got {profile!r}; long-tail:100 is the usual one"
-        )
     if shots < 1:
         raise UserError(f"shots must be 1 or more; got {shots}; they are the largest class's")
     n_classes = len(classnames)
@@ -136,6 +126,43 @@ def draw_imbalanced(
             )
         drawn.append(rows[rng.sample(range(len(rows)), int(count))])
     return Sample(int(counts.max()), seed, np.concatenate(drawn))
+
+
+def parse_profile(profile: str) -> tuple[str, float]:
+    """The kind of a profile of unequal classes, and its ratio R.
+
+    Raises:
+        UserError: It is none of `draw_imbalanced`'s three.
+    """
+    kind, _, number = profile.partition(":")
+    if profile == "natural":
+        return "natural", 1.0
+    try:
+        ratio = float(number)
+    except ValueError:
+        ratio = 0.0
+    if kind not in ("long-tail", "step") or not 1 <= ratio < math.inf:
+        raise UserError(
+            f"imbalance must be long-tail:R or step:R with R of 1 or more, or natural; "
+            f"got {profile!r}; long-tail:100 is the usual one"
+        )
+    return kind, ratio
+
+
+def everything(train_labels: ArrayLike, classnames: Sequence[str], *, seed: int) -> Sample:
+    """All rows of a train split, as a sample whose `shots` are those of its largest class.
+
+    Args:
+        train_labels: (N,) class ids of the train split.
+        classnames: C names by class id.
+        seed: The seed that the sample is to have; nothing is drawn.
+
+    Raises:
+        UserError: A class has no image.
+    """
+    labels = np.asarray(train_labels, np.int64)
+    require_shots("train", labels, classnames, 1, exactly=False)
+    return Sample(int(np.bincount(labels).max()), seed, np.arange(len(labels)))
 
 
 def base_new(n_classes: int) -> tuple[range, range]:

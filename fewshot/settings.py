@@ -1,7 +1,7 @@
 """A method from its name and settings given as text, as on a command line."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import fields, replace
 from types import UnionType
@@ -18,13 +18,13 @@ AnyMethod = TypeVar("AnyMethod", bound="DataclassInstance")
 
 
 def configure(
-    name: str, settings: Mapping[str, str] | None = None, *, logit_scale: float | None = None
+    name: str, settings: Mapping[str, Any] | None = None, *, logit_scale: float | None = None
 ) -> Method:
     """The cached method of that name with some of its fields set.
 
     Args:
         name: One of `METHODS`.
-        settings: Field -> value, as text: `{"alpha": "4", "shrinkage": "oas"}`.
+        settings: Field -> value, or text of it: `{"alpha": "4", "shrinkage": "oas"}`.
         logit_scale: The store's, for methods that have the field and settings that lack it.
 
     Raises:
@@ -38,20 +38,58 @@ def configure(
     return with_settings(method, settings or {}, name)
 
 
-def with_settings(method: AnyMethod, settings: Mapping[str, str], name: str) -> AnyMethod:
-    """The dataclass with some of its fields set from text.
+def with_settings(method: AnyMethod, settings: Mapping[str, Any], name: str) -> AnyMethod:
+    """The dataclass with some of its fields set, from values or from text.
 
     Raises:
         UserError: No such field, or a value that the field cannot take.
     """
-    names = [field.name for field in fields(method)]
-    types = get_type_hints(type(method))
+    return replace(method, **parse(type(method), settings, name))
+
+
+def parse(
+    kind: "type[DataclassInstance]", settings: Mapping[str, Any], name: str
+) -> dict[str, Any]:
+    """Field -> its value, where a setting may be text; what is no text is taken as it is.
+
+    Args:
+        kind: A method's class.
+        settings: Field -> value or text.
+        name: The method's name, for messages.
+
+    Raises:
+        UserError: No such field, or text that the field cannot take.
+    """
+    names = [field.name for field in fields(kind)]
+    types = get_type_hints(kind)
     values: dict[str, Any] = {}
-    for field, text in settings.items():
+    for field, value in settings.items():
         if field not in names:
             raise unknown(f"setting of {name}", field, names)
-        values[field] = _parsed(field, text, types[field])
-    return replace(method, **values)
+        values[field] = _parsed(field, value, types[field]) if isinstance(value, str) else value
+    return values
+
+
+def fixed_of(
+    method: "DataclassInstance", fixed: Mapping[str, Any] | Collection[str], name: str
+) -> dict[str, Any]:
+    """Field -> the value at which it is fixed.
+
+    Args:
+        method: The method.
+        fixed: Field -> value or text, or the names of fields that stay as the method has them.
+        name: The method's name, for messages.
+
+    Raises:
+        UserError: No such field, or text that the field cannot take.
+    """
+    if isinstance(fixed, Mapping):
+        return parse(type(method), fixed, name)
+    names = [field.name for field in fields(method)]
+    for field in fixed:
+        if field not in names:
+            raise unknown(f"setting of {name}", field, names)
+    return {field: getattr(method, field) for field in sorted(fixed)}
 
 
 def describe(name: str, methods: Mapping[str, type[MethodInfo]] = METHODS) -> str:

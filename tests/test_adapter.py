@@ -55,7 +55,7 @@ def test_a_saved_classifier_of_every_method_gives_the_same_logits(
     of_fitted(fit, store, calibration=Calibration()).save(path)
     again = load_adapter(path)
     assert again.classifier is not None
-    images = query(store, fit.method, "test")
+    images = query(store.split("test"), fit.method)
     torch.testing.assert_close(
         put_together(again.classifier, again.tensors).logits(images),
         fit.classifier.logits(images),
@@ -67,7 +67,7 @@ def test_a_saved_classifier_of_every_method_gives_the_same_logits(
 @pytest.mark.parametrize("settings", [{"residual": "image"}, {"residual": "both"}])
 def test_a_residual_on_features_is_saved(store: FeatureStore, settings: dict[str, str]) -> None:
     fit = fitted(store, "taskres", **settings)
-    images = query(store, fit.method, "test")
+    images = query(store.split("test"), fit.method)
     plain, tensors = take_apart(fit.classifier)
     through = json.loads(json.dumps(plain))
     assert torch.equal(put_together(through, tensors).logits(images), fit.classifier.logits(images))

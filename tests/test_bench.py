@@ -1,6 +1,6 @@
 import json
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,18 +11,20 @@ from cache import progress
 from cache.errors import UserError
 from cli import main
 from fewshot.bench.attempt import Failure, attempt
-from fewshot.bench.benchmark import Outcome, command, pending, run
+from fewshot.bench.benchmark import Outcome, pending, run
 from fewshot.bench.config import Bench
 from fewshot.bench.plan import Cell, plan
 from fewshot.bench.status import Display, Pace
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Method
 from fewshot.methods import METHODS
-from fewshot.results.log import read
+from fewshot.results.log import Result, read
 from fewshot.results.predictions import read_predictions
+from fewshot.run import Protocol
 from fewshot.support import SupportSet
 from fewshot.text import Text
 from tests.small_stores import NAMES, write_store
+from tests.toy_results import RESULT
 
 
 @pytest.fixture
@@ -42,6 +44,19 @@ def ran(bench: Bench) -> tuple[Outcome, str]:
     return run(bench, plan(bench), said.append), "\n".join(said)
 
 
+def accuracies(outcome: Outcome) -> list[float]:
+    return [run.accuracy for run in outcome.runs if isinstance(run, Result)]
+
+
+def failed(outcome: Outcome) -> list[str]:
+    """The datasets without a result."""
+    return [run.dataset for run in outcome.runs if not isinstance(run, Result)]
+
+
+def again(bench: Bench, cell: Cell) -> str:
+    return cell.run.command(bench.store, bench.out)
+
+
 def log(bench: Bench) -> Path:
     return bench.out / "results.jsonl"
 
@@ -49,8 +64,7 @@ def log(bench: Bench) -> Path:
 def test_every_cell_has_a_result_in_the_log(bench: Bench) -> None:
     outcome, said = ran(bench)
     assert said == f"8 cells, 0 of them done before; into {bench.out}"
-    assert [result for _, result in outcome.runs] == read(log(bench))
-    assert all(what == result.cell() for what, result in outcome.runs if result)
+    assert outcome.runs == read(log(bench))
     assert not outcome.failures
     assert not (bench.out / "failures.jsonl").exists()
 
@@ -76,7 +90,7 @@ def test_what_is_done_is_skipped_and_the_rest_run(bench: Bench) -> None:
     assert "8 cells, 3 of them done before" in said
     assert "line 4 skipped" in said
     assert not left.exists()
-    assert [r.accuracy for _, r in second.runs if r] == [r.accuracy for _, r in first.runs if r]
+    assert accuracies(second) == accuracies(first)
     whole = log(bench).read_text()
     _, said = ran(bench)
     assert "8 cells, 8 of them done before" in said
@@ -88,7 +102,7 @@ def test_a_store_that_was_made_anew_is_run_anew(bench: Bench) -> None:
     write_store(bench.store, "two", seed=7)
     said: list[str] = []
     tasks = pending(bench, plan(bench), said.append)
-    assert {cell.what["dataset"] for task in tasks for cell in task} == {"two"}
+    assert {cell.run.dataset for task in tasks for cell in task} == {"two"}
     assert said == [f"8 cells, 4 of them done before; into {bench.out}"]
 
 
@@ -96,13 +110,13 @@ def test_a_failing_cell_is_told_and_the_others_run(bench: Bench) -> None:
     write_store(bench.store, "two", text=())
     bench = replace(bench, methods=("zero-shot", "nearest-mean"))
     outcome, said = ran(bench)
-    assert [what["dataset"] for what, result in outcome.runs if result is None] == ["two"]
+    assert failed(outcome) == ["two"]
     [(error, [cell])] = outcome.failures.items()
     assert error.startswith("zero-shot needs text features")
     assert "1 cell failed, told one by one in" in said
-    assert f"  zero-shot two toy: {error}\n    {command(bench, cell)}" in said
+    assert f"  zero-shot two toy: {error}\n    {again(bench, cell)}" in said
     [told] = map(json.loads, (bench.out / "failures.jsonl").read_text().splitlines())
-    assert told == {"cell": cell.what, "error": error, "again": command(bench, cell)}
+    assert told == {"cell": asdict(cell.run), "error": error, "again": again(bench, cell)}
     write_store(bench.store, "two")
     outcome, said = ran(bench)
     assert not outcome.failures
@@ -135,7 +149,7 @@ def test_a_bug_costs_its_cell_and_keeps_its_traceback(
     bench = replace(bench, methods=("broken", "gda"), datasets=("one",), shots=(2,))
     outcome, _ = ran(bench)
     assert list(outcome.failures) == ["ZeroDivisionError: a bug of two lines"]
-    assert [result is None for _, result in outcome.runs] == [True, False]
+    assert [isinstance(run, Result) for run in outcome.runs] == [False, True]
     told = json.loads((bench.out / "failures.jsonl").read_text())
     assert 'raise ZeroDivisionError("a bug' in told["trace"]
 
@@ -148,9 +162,9 @@ def test_of_targets_that_share_a_fit_one_can_fail(bench: Bench) -> None:
         datasets=("bare", "whole"),
     )  # fmt: skip
     outcome, _ = ran(bench)
-    assert [(what["dataset"], result is None) for what, result in outcome.runs] == [
-        ("bare", True),
-        ("whole", False),
+    assert [(run.dataset, isinstance(run, Result)) for run in outcome.runs] == [
+        ("bare", False),
+        ("whole", True),
     ]
 
 
@@ -160,6 +174,15 @@ def test_a_result_of_another_cell_than_planned_is_not_taken_for_it(bench: Bench)
     [outcome], _ = attempt(None, [cell])
     assert isinstance(outcome, Failure)
     assert "was replaced while the benchmark ran" in outcome.error
+
+
+def test_a_wrong_plan_is_not_blamed_on_the_store(bench: Bench) -> None:
+    cell = plan(bench).cells[0]
+    [outcome], _ = attempt(None, [replace(cell, run=replace(cell.run, tune="full-val"))])
+    assert isinstance(outcome, Failure)
+    assert "was replaced" not in outcome.error
+    assert "tune is 'none', planned 'full-val'" in outcome.error
+    assert outcome.trace
 
 
 def test_two_benchmarks_on_one_folder_are_refused(bench: Bench) -> None:
@@ -181,10 +204,10 @@ def test_a_folder_that_cannot_be_made_is_refused(bench: Bench) -> None:
 def test_several_processes_reach_what_one_does(bench: Bench) -> None:
     one, _ = ran(bench)
     two, _ = ran(replace(bench, jobs=2, out=bench.out.with_name("out2")))
-    assert [what for what, _ in two.runs] == [what for what, _ in one.runs]
-    for (_, mine), (_, theirs) in zip(one.runs, two.runs, strict=True):
-        assert mine is not None
-        assert theirs is not None
+    for mine, theirs in zip(one.runs, two.runs, strict=True):
+        assert isinstance(mine, Result)
+        assert isinstance(theirs, Result)
+        assert mine.run == theirs.run
         assert mine.accuracy == theirs.accuracy
         assert mine.hyperparameters == theirs.hyperparameters
 
@@ -205,29 +228,28 @@ def test_the_command_that_is_told_repeats_the_cell(asked: dict[str, Any], bench:
     values: dict[str, Any] = {"methods": ("gda",), "shots": (2,), **asked}
     bench = replace(bench, **values)
     cell = plan(bench).cells[-1]
-    program, *arguments = shlex.split(command(bench, cell))
+    program, *arguments = shlex.split(again(bench, cell))
     assert program == "fewshot"
     assert main(arguments) == 0
-    assert [result.cell() for result in read(log(bench))] == [cell.what]
+    assert [result.run for result in read(log(bench))] == [cell.run]
 
 
 def cell(method: str, dataset: str, shots: int) -> Cell:
-    what = {"method": method, "dataset": dataset, "fitted_on": dataset, "shots": shots}
-    what |= {"model": "toy", "seed": 1, "prompt_set": None}
-    return Cell(what, "few-shot", {}, shots, Path(), Path())
+    run = replace(RESULT.run, method=method, dataset=dataset, fitted_on=dataset, shots=shots)
+    return Cell(replace(run, model="toy"), Protocol(shots=shots), Path(), Path())
 
 
 def test_the_time_left_is_that_of_the_cells_most_alike() -> None:
     gda, far, ridge = cell("gda", "one", 4), cell("gda", "two", 16), cell("ridge", "one", 4)
     pace = Pace([gda, gda, far, ridge], jobs=1)
     assert pace.left() is None
-    pace.learn(gda.what, 2.0)
+    pace.learn(gda.run, 2.0)
     assert pace.left() == 4 * 2.0
     pace.finish(gda)
     assert pace.left() == 3 * 2.0
-    pace.learn(ridge.what, 10.0)
+    pace.learn(ridge.run, 10.0)
     assert pace.left() == 2.0 + 2.0 + 10.0
-    pace.learn(cell("gda", "three", 16).what, 30.0)
+    pace.learn(cell("gda", "three", 16).run, 30.0)
     assert pace.left() == 2.0 + 30.0 + 10.0
     assert Pace([], 1).left() is None
 
@@ -235,7 +257,7 @@ def test_the_time_left_is_that_of_the_cells_most_alike() -> None:
 def test_several_processes_halve_the_time_left() -> None:
     one = cell("gda", "one", 4)
     pace = Pace([one] * 4, jobs=2)
-    pace.learn(one.what, 3.0)
+    pace.learn(one.run, 3.0)
     assert pace.left() == 6.0
 
 
@@ -247,7 +269,7 @@ def test_plain_lines_tell_how_far_it_is(
     pace = Pace(cells, jobs=1)
     with Display(3, 1, pace).shown() as display:
         display.started(cells[0])
-        pace.learn(cells[0].what, 75.0)
+        pace.learn(cells[0].run, 75.0)
         display.finished(cells[0])
         display.started(cells[1])
         display.finished(cells[1])

@@ -95,7 +95,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tune": "test"}, "unknown tuning protocol 'test'"),
     ({"protocol": "cross-dataset"}, "cross-dataset needs a source"),
     ({"source": "dtd"}, "few-shot takes no source"),
-    ({"protocol": "base-to-new", "imbalance": "natural"}, "imbalance goes with few-shot alone"),
+    (
+        {"protocol": "base-to-new", "imbalance": "natural"},
+        "imbalance natural and base-to-new exclude",
+    ),
     ({"imbalance": "steep"}, "imbalance must be long-tail:R or step:R"),
 ]
 

@@ -10,7 +10,7 @@ from fewshot.tables import text
 RESULT = Result(
     method="gda", dataset="dtd", model="tiny", setting="few-shot", fitted_on="dtd", shots=4,
     seed=1, tune="cv", imbalance=None, accuracy=0.5, per_class_accuracy=0.5, accuracies={},
-    hyperparameters={"alpha": 2.0}, fixed=[], measures={}, text_recipe="unit-mean",
+    hyperparameters={"alpha": 2.0}, fixed={}, measures={}, text_recipe="unit-mean",
     prompt_set=None, n_classes=3, n_support=4, n_views=1, n_validation=0, n_test=10,
     fit_seconds=0.1, predict_seconds=0.1, predictions=None, fingerprint="f", version="0",
 )  # fmt: skip
@@ -23,8 +23,7 @@ def result(dataset: str, seed: int, accuracy: float, **changes: Any) -> Result:
 
 
 def lines(*results: Result, missing: tuple[Result, ...] = ()) -> list[str]:
-    runs = [(r.cell(), r) for r in results] + [(r.cell(), None) for r in missing]
-    return text(mean_table(runs)).splitlines()
+    return text(mean_table([*results, *(r.run for r in missing)])).splitlines()
 
 
 def test_datasets_are_averaged_and_the_interval_is_over_the_seeds_averages() -> None:
@@ -74,13 +73,13 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"prompt_set": "cupl"}, "method"),
     ({"n_views": 10}, "method"),
     ({"imbalance": "natural", "setting": "imbalanced"}, "setting"),
-    ({"fixed": ["alpha"]}, "method"),
+    ({"fixed": {"alpha": 2.0}}, "method"),
 ]
 
 
 @pytest.mark.parametrize(("changes", "first"), SETTINGS)
 def test_different_settings_are_never_averaged(changes: dict[str, Any], first: str) -> None:
-    table = mean_table([(r.cell(), r) for r in (RESULT, replace(RESULT, **changes, accuracy=0.9))])
+    table = mean_table([RESULT, replace(RESULT, **changes, accuracy=0.9)])
     assert [row[-1] for row in table.rows] == ["50.0", "90.0"]
     assert first in table.header
     names = [row[table.header.index(first)] for row in table.rows]
@@ -89,7 +88,7 @@ def test_different_settings_are_never_averaged(changes: dict[str, Any], first: s
 
 def test_what_sets_a_line_apart_is_in_it_and_what_all_share_is_below() -> None:
     zero = result("dtd", 0, 0.4, method="zero-shot", setting="zero-shot", shots=0, tune="none")
-    fixed = replace(RESULT, fixed=["alpha"], prompt_set="cupl", tune="none", shots=1)
+    fixed = replace(RESULT, fixed={"alpha": 2.0}, prompt_set="cupl", tune="none", shots=1)
     assert lines(zero, fixed) == [
         "method         setting    tuned by  no shots  1 shot",
         "zero-shot      zero-shot  none      40.0",

@@ -1,4 +1,5 @@
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,31 +36,31 @@ def refusal(root: Path, **asked: Any) -> str:
 
 def test_cells_are_all_combinations(root: Path) -> None:
     made = cells(root, methods=("gda", "ridge"), shots=(1, 2), seeds=(1, 2, 3))
-    combinations = [(c.what["method"], c.what["dataset"], c.shots, c.what["seed"]) for c in made]
+    combinations = [(c.run.method, c.run.dataset, c.run.shots, c.run.seed) for c in made]
     assert len(combinations) == len(set(combinations)) == 2 * 2 * 2 * 3
 
 
 def test_seeds_are_run_one_after_the_other_and_few_shots_first(root: Path) -> None:
     made = cells(root, methods=("gda",), datasets=("one",), shots=(1, 4), seeds=(2, 1))
-    assert [(c.what["seed"], c.shots) for c in made] == [(2, 1), (2, 4), (1, 1), (1, 4)]
+    assert [(c.run.seed, c.run.shots) for c in made] == [(2, 1), (2, 4), (1, 1), (1, 4)]
 
 
 def test_what_learns_from_no_labels_is_run_once_per_dataset(root: Path) -> None:
     made = cells(root, methods=("zero-shot", "gda"), shots=(0, 1, 2), seeds=(1, 2))
-    assert Counter(c.what["method"] for c in made) == {"zero-shot": 2, "gda": 2 * 2 * 2}
-    assert {c.what["shots"] for c in made if c.what["method"] == "zero-shot"} == {0}
+    assert Counter(c.run.method for c in made) == {"zero-shot": 2, "gda": 2 * 2 * 2}
+    assert {c.run.shots for c in made if c.run.method == "zero-shot"} == {0}
 
 
 def test_what_learns_from_labels_or_text_takes_no_shots_as_well(root: Path) -> None:
     name = next(n for n, m in METHODS.items() if m.learns_from == "labels or text")
     made = cells(root, methods=(name,), datasets=("one",), shots=(0, 2), seeds=(1, 2))
-    assert [(c.what["shots"], c.what["seed"]) for c in made] == [(0, 0), (2, 1), (2, 2)]
+    assert [(c.run.shots, c.run.seed) for c in made] == [(0, 0), (2, 1), (2, 2)]
 
 
 def test_tuning_is_settled_in_advance(root: Path) -> None:
     def tunes(**asked: Any) -> list[str]:
         made = cells(root, datasets=("one",), shots=(1, 4), seeds=(1,), **asked)
-        return [c.what["tune"] for c in made]
+        return [c.run.tune for c in made]
 
     assert tunes(methods=("gda",)) == ["none", "cv"]
     assert tunes(methods=("gda",), tune="cv") == ["none", "cv"]
@@ -71,8 +72,8 @@ def test_tuning_is_settled_in_advance(root: Path) -> None:
     assert tunes(methods=("gda",), tune="cv", imbalance="step:4") == ["none", "none"]
 
 
-def fixed(made: list[Cell]) -> list[tuple[str, dict[str, Any]]]:
-    return [(c.what["method"], c.what["fixed"]) for c in made]
+def fixed(made: list[Cell]) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(c.run.method, c.run.fixed) for c in made]
 
 
 def test_a_sweep_runs_every_combination_of_the_settings_a_method_has(root: Path) -> None:
@@ -136,14 +137,14 @@ def test_no_stores_at_all_is_refused(tmp_path: Path) -> None:
 
 def test_what_cannot_be_is_left_out_where_all_were_asked_for(root: Path) -> None:
     made = plan(Bench(store=root, methods=("gda", "zero-shot"), tune="val", shots=(2,), seeds=(1,)))
-    assert [(c.what["method"], c.what["dataset"]) for c in made.cells] == [
+    assert [(c.run.method, c.run.dataset) for c in made.cells] == [
         ("gda", "one"),
         ("zero-shot", "one"),
         ("zero-shot", "two"),
     ]
     assert made.left_out == ["two has no val split"]
     made = plan(Bench(store=root, protocol="base-to-new", shots=(2,), seeds=(1,)))
-    assert {"gda", "zero-shot"} <= {c.what["method"] for c in made.cells}
+    assert {"gda", "zero-shot"} <= {c.run.method for c in made.cells}
     assert any(why.startswith("ridge knows no classes") for why in made.left_out)
 
 
@@ -151,7 +152,7 @@ def test_a_damaged_store_is_left_out_of_all_and_refused_by_name(root: Path) -> N
     path = root / "two" / "toy.h5"
     path.write_bytes(path.read_bytes()[:-100])
     made = plan(Bench(store=root, methods=("gda",)))
-    assert {c.what["dataset"] for c in made.cells} == {"one"}
+    assert {c.run.dataset for c in made.cells} == {"one"}
     assert "damaged or cut short" in " ".join(made.left_out)
     assert "damaged or cut short" in refusal(root, methods=("gda",), datasets=("two",))
 
@@ -159,9 +160,9 @@ def test_a_damaged_store_is_left_out_of_all_and_refused_by_name(root: Path) -> N
 def test_models_are_told_apart_and_can_be_chosen(root: Path) -> None:
     write_store(root, "one", "ViT-B-32/openai")
     once: dict[str, Any] = {"methods": ("gda",), "shots": (1,), "seeds": (1,)}
-    found = {(c.what["dataset"], c.what["model"]) for c in cells(root, **once)}
+    found = {(c.run.dataset, c.run.model) for c in cells(root, **once)}
     assert found == {("one", "toy"), ("two", "toy"), ("one", "ViT-B-32/openai")}
-    found = {(c.what["dataset"], c.what["model"]) for c in cells(root, models=("toy",), **once)}
+    found = {(c.run.dataset, c.run.model) for c in cells(root, models=("toy",), **once)}
     assert found == {("one", "toy"), ("two", "toy")}
     assert [c.tested for c in cells(root / "one" / "toy.h5", **once)] == [root / "one" / "toy.h5"]
 
@@ -169,7 +170,7 @@ def test_models_are_told_apart_and_can_be_chosen(root: Path) -> None:
 def test_done_is_what_has_the_same_cell_of_the_same_store(root: Path) -> None:
     bench = Bench(store=root, methods=("gda",), datasets=("one",), shots=(1, 2), seeds=(1,))
     made = plan(bench)
-    done = {made.cells[0].key: None}
+    done = {made.cells[0].run: None}
     assert made.tasks(done) == [[made.cells[1]]]
     write_store(root, "one", seed=5)
     assert len(plan(bench).tasks(done)) == 2
@@ -183,9 +184,9 @@ def test_one_fit_serves_all_targets_that_are_not_done(root: Path) -> None:
         source="one", datasets=("v2", "drawn", "v2s"),
     )  # fmt: skip
     made = plan(bench)
-    [first, second] = made.tasks({made.cells[0].key: None})
-    assert [c.what["dataset"] for c in second] == ["drawn", "v2", "v2s"]
-    assert [c.what["dataset"] for c in first] == ["v2", "v2s"]
+    [first, second] = made.tasks({made.cells[0].run: None})
+    assert [c.run.dataset for c in second] == ["drawn", "v2", "v2s"]
+    assert [c.run.dataset for c in first] == ["v2", "v2s"]
 
 
 # What a plan says a result is going to be must be what it is; else it would never be done.
@@ -209,15 +210,15 @@ def test_results_are_those_that_were_planned(asked: dict[str, Any], root: Path) 
     write_store(root, "half", names=NAMES[:2], seed=3)
     unlabeled = {n for n, m in METHODS.items() if m.learns_from in ("images", "labels or text")}
     bench = Bench(store=root, seeds=(1,), settings=SETTINGS, **asked)
-    made = [c for c in plan(bench).cells if c.what["method"] in {*SOME, *unlabeled}]
+    made = [c for c in plan(bench).cells if c.run.method in {*SOME, *unlabeled}]
     assert made
     for cell in made:
         [outcome], _ = attempt(None, [cell])
         assert isinstance(outcome, Result), (cell, outcome)
-        assert outcome.cell() == cell.what
+        assert outcome.run == cell.run
 
 
 def test_natural_imbalance_is_one_cell_whatever_the_shots(root: Path) -> None:
     asked: dict[str, Any] = {"methods": ("gda",), "datasets": ("one",), "seeds": (1,)}
     made = cells(root, shots=(2, 4), imbalance="natural", **asked)
-    assert [c.what["shots"] for c in made] == [20]
+    assert [c.run.shots for c in made] == [20]

@@ -59,7 +59,9 @@ def test_a_config_file_and_flags_over_it(capsys: pytest.CaptureFixture[str]) -> 
     assert main(["bench", "--config", "b.toml", "--shots", "4", "--out", "o", "--dry-run"]) == 0
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [
-        f"gda alpha={alpha} {name} toy 4 shots, seed 3" for name in ("one", "two") for alpha in "12"
+        f"gda alpha={alpha}.0 {name} toy 4 shots, seed 3"
+        for name in ("one", "two")
+        for alpha in "12"
     ]
     assert captured.err == "4 cells, 0 of them done before; into o\n"
     assert not Path("o").exists()

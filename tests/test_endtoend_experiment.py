@@ -240,13 +240,13 @@ def test_few_shots_of_colored_photos_are_learned(encoder: Encoder, source: Sourc
 def test_the_result_says_what_was_run(encoder: Encoder, source: Source, tmp_path: Path) -> None:
     live, _ = trained(LORA, encoder, source, fixed={"lr", "batch_size"})
     result = live.result
-    assert result.cell() | {"fixed": None} == {
+    assert asdict(result.run) | {"fixed": None} == {
         "method": "clip-lora", "fixed": None, "dataset": "photos",
         "model": encoder.identity["name"], "setting": "few-shot", "fitted_on": "photos",
         "shots": 2, "seed": 5, "tune": "none", "imbalance": None, "prompt_set": None, "n_views": 0,
         "fingerprint": encoder.identity["weights"],
     }  # fmt: skip
-    assert result.fixed == ["batch_size", "lr"]
+    assert result.fixed == {"batch_size": LORA.batch_size, "lr": LORA.lr}
     crops = {"crop_scale": [0.08, 1.0], "flip": True}
     assert result.hyperparameters == asdict(LORA) | crops
     assert (result.n_classes, result.n_support, result.n_validation) == (3, 6, 0)

@@ -2,6 +2,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -242,6 +243,22 @@ def test_a_store_without_a_test_split_is_refused(tmp_path: Path) -> None:
     opened = store(tmp_path, splits=("train", "val"))
     with pytest.raises(UserError, match="has no test split"):
         evaluate(opened, GDA(), shots=4)
+
+
+def test_an_evaluation_opens_the_file_twice_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store(tmp_path, n_views=2).path
+    opened: list[Path] = []
+
+    class Counted(h5py.File):  # type: ignore[misc]  # h5py has no types
+        def __init__(self, name: Path, *more: object, **others: object) -> None:
+            opened.append(name)
+            super().__init__(name, *more, **others)
+
+    monkeypatch.setattr(h5py, "File", Counted)
+    evaluate(FeatureStore.open(path), GDA(), shots=4, tune="val")
+    assert 1 <= len(opened) <= 2
 
 
 class Real:

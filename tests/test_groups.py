@@ -35,7 +35,7 @@ def test_an_average_over_other_seeds_on_each_dataset_has_no_interval() -> None:
         ({"method": "ridge"}, "also differ in method"),
         ({"model": "other"}, "also differ in method, model"),
         ({"prompt_set": "cupl"}, "or its settings"),
-        ({"fixed": ["alpha"]}, "or its settings"),
+        ({"fixed": {"alpha": 2.0}}, "or its settings"),
         ({"n_views": 10}, "or its settings"),
         ({"dataset": "food101"}, "over dtd, food101 cannot stand for one over dtd, ucf101"),
         ({"dataset": "dtd"}, "cannot stand for one over dtd, ucf101"),
@@ -81,7 +81,9 @@ def test_tasks_are_settings_models_imbalances_and_sources() -> None:
 
 
 def test_what_was_set_by_hand_is_another_row_and_says_so() -> None:
-    rows = cells([RESULT, result(fixed=["alpha"]), result(prompt_set="cupl"), result(n_views=10)])
+    rows = cells(
+        [RESULT, result(fixed={"alpha": 2.0}), result(prompt_set="cupl"), result(n_views=10)]
+    )
     assert list(labels(rows).values()) == [
         "gda (1 view)",
         "gda (alpha=2.0, 1 view)",

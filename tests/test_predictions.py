@@ -8,7 +8,6 @@ from cache.errors import UserError
 from fewshot.results.predictions import (
     Predictions,
     digest_of_images,
-    file_name,
     read_predictions,
     write_predictions,
 )
@@ -47,16 +46,6 @@ def test_the_digest_stands_for_dataset_labels_and_rows_in_order() -> None:
         digest_of_images("toy", LABELS, rows[:3]),
     }
     assert len(others | {same}) == 5
-
-
-def test_a_name_says_method_and_dataset_and_differs_for_whatever_differs() -> None:
-    what: dict[str, object] = {"method": "gda", "dataset": "dtd", "shots": 4, "fixed": {"alpha": 1}}
-    name = file_name(what)
-    assert name.startswith("gda-dtd-")
-    assert name.endswith(".npz")
-    assert file_name(dict(reversed(what.items()))) == name
-    assert file_name({**what, "shots": 8}) != name
-    assert file_name({**what, "fixed": {"alpha": 2}}) != name
 
 
 def cut_short(path: Path) -> None:

@@ -153,7 +153,7 @@ def test_chosen_hyper_parameters_are_told_seed_by_seed() -> None:
     ]
     made = table(make(results), "few-shot, tiny", "hyper-parameters")
     assert [row[-2:] for row in made.rows] == [("alpha", "2, 0.5, 16")]
-    untuned = make([result(tune="none", fixed=["alpha"])])
+    untuned = make([result(tune="none", fixed={"alpha": 2.0})])
     assert "hyper-parameters" not in section(untuned, "few-shot, tiny").blocks
 
 
@@ -303,18 +303,6 @@ def test_files_and_folders_are_read_and_bad_lines_told(runs: Path) -> None:
     empty.touch()
     with pytest.raises(UserError, match="no results in these files"):
         read([empty])
-
-
-def test_predictions_are_found_beside_results_that_were_moved(
-    saved: list[Result], tmp_path: Path
-) -> None:
-    moved = tmp_path / "moved"
-    (moved / "predictions").mkdir(parents=True)
-    assert saved[0].predictions is not None
-    Path(saved[0].predictions).rename(moved / "predictions" / "1.npz")
-    append(moved / "results.jsonl", saved[0].saved_as("runs/old/predictions/1.npz"))
-    [found] = read([moved]).results
-    assert found.predictions == str(moved / "predictions" / "1.npz")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 
 from cache.errors import UserError
-from fewshot.results.log import Result, append, read
+from fewshot.results.log import SCHEMA, Result, append, read
 
 HYPERPARAMETERS = {"alpha": 8.0, "shrinkage": "published"}
 RESULT = Result(
@@ -28,7 +28,7 @@ RESULT = Result(
     per_class_accuracy=0.5,
     accuracies={},
     hyperparameters=HYPERPARAMETERS,
-    fixed=["shrinkage"],
+    fixed={"shrinkage": "published"},
     measures={},
     text_recipe=None,
     prompt_set=None,
@@ -57,8 +57,8 @@ def test_a_result_is_one_json_line_and_back() -> None:
     assert set(PROMISED.split()) <= set(json.loads(line))
 
 
-def test_what_came_out_does_not_change_the_cell_and_what_was_asked_for_does() -> None:
-    cell = RESULT.cell()
+def test_what_came_out_does_not_change_the_run_and_what_was_asked_for_does() -> None:
+    run = RESULT.run
     came_out: dict[str, Any] = {
         "accuracy": 0.1, "per_class_accuracy": 0.1, "accuracies": {"base": 0.1},
         "measures": {"residual_size": 0.1}, "fit_seconds": 9.0, "predict_seconds": 9.0,
@@ -66,15 +66,14 @@ def test_what_came_out_does_not_change_the_cell_and_what_was_asked_for_does() ->
         "hyperparameters": {**HYPERPARAMETERS, "alpha": 1.0},
     }  # fmt: skip
     for name, value in came_out.items():
-        assert replace(RESULT, **{name: value}).cell() == cell, name
+        assert replace(RESULT, **{name: value}).run == run, name
     asked: dict[str, Any] = {
         "method": "ridge", "dataset": "sun", "model": "tiny", "setting": "imbalanced",
         "fitted_on": "sun", "shots": 2, "seed": 2, "tune": "none", "imbalance": "step:2",
-        "prompt_set": "cupl", "n_views": 2, "fingerprint": "1", "fixed": ["alpha", "shrinkage"],
-        "hyperparameters": {**HYPERPARAMETERS, "shrinkage": "oas"},
+        "prompt_set": "cupl", "n_views": 2, "fingerprint": "1", "fixed": {"shrinkage": "oas"},
     }  # fmt: skip
     for name, value in asked.items():
-        assert replace(RESULT, **{name: value}).cell() != cell, name
+        assert replace(RESULT, **{name: value}).run != run, name
 
 
 def test_saving_predictions_changes_the_result_only_by_their_file() -> None:
@@ -87,13 +86,69 @@ def test_saving_predictions_changes_the_result_only_by_their_file() -> None:
     ("line", "message"),
     [
         (RESULT.to_json()[:50], "it is not JSON"),
-        ("[1]", "missing or unknown: accuracies, accuracy, dataset"),
-        (RESULT.to_json()[:-1] + ', "color": 1}', "missing or unknown: color"),
+        ("[1]", "it is no JSON object"),
+        ('{"schema": 1}', "missing: accuracies, accuracy, dataset"),
     ],
 )
 def test_what_is_no_result_is_refused(line: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Result.from_json(line)
+
+
+def old_line(**changes: Any) -> str:
+    """A line as it was written before lines had a schema."""
+    values = json.loads(RESULT.to_json()) | {"fixed": list(RESULT.fixed)} | changes
+    return json.dumps({name: value for name, value in values.items() if name != "schema"})
+
+
+def test_every_line_says_its_schema() -> None:
+    assert json.loads(RESULT.to_json())["schema"] == SCHEMA == 1
+
+
+def test_lines_from_before_schemas_are_read() -> None:
+    assert Result.from_json(old_line()) == RESULT
+    british = Result.from_json(old_line(setting="domain-generalisation", fitted_on="imagenet"))
+    assert british.setting == "domain-generalization"
+    assert british.source == "imagenet"
+
+
+def test_settings_that_were_renamed_are_read_by_their_old_name() -> None:
+    chosen = {"neighbours": 3, "alpha": 1.0}
+    again = Result.from_json(old_line(hyperparameters=chosen, fixed=["neighbours"]))
+    assert again.fixed == {"neighbors": 3}
+    assert again.hyperparameters == {"neighbors": 3, "alpha": 1.0}
+
+
+def test_a_field_that_this_version_does_not_know_costs_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text(RESULT.to_json()[:-1] + ', "color": 1}\n')
+    assert read(path) == [RESULT]
+
+
+def test_a_line_of_a_later_schema_is_skipped_with_a_warning_that_names_the_version(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "results.jsonl"
+    later = json.loads(RESULT.to_json()) | {"schema": 2, "version": "3.1"}
+    path.write_text(json.dumps(later) + "\n" + RESULT.to_json() + "\n")
+    with pytest.warns(UserWarning, match=r"line 1 skipped: of schema 2, .* version 3\.1; .*update"):
+        assert read(path) == [RESULT]
+
+
+@pytest.mark.parametrize("where", ["runs/old/p.npz", "old/p.npz", "p.npz"])
+def test_predictions_are_found_beside_results_that_were_moved(tmp_path: Path, where: str) -> None:
+    path = tmp_path / "moved" / "results.jsonl"
+    append(path, RESULT.saved_as("runs/old/p.npz"))
+    found = path.parent / where
+    found.parent.mkdir(parents=True, exist_ok=True)
+    found.touch()
+    assert [r.predictions for r in read(path)] == [str(found)]
+
+
+def test_predictions_that_are_nowhere_stay_where_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    append(path, RESULT.saved_as("runs/old/p.npz"))
+    assert [r.predictions for r in read(path)] == ["runs/old/p.npz"]
 
 
 def test_results_come_back_in_order(tmp_path: Path) -> None:

@@ -1,14 +1,15 @@
 """An adapter of what was just fitted or trained, calibrated on images it was not fitted to."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from cache.encoder import Encoder
+from cache.errors import UserError
 from cache.extract import versions
 from cache.source import Source
 from cache.store import FeatureStore
@@ -18,11 +19,12 @@ from fewshot.endtoend.clip import EndToEnd
 from fewshot.endtoend.experiment import Trained
 from fewshot.endtoend.photos import center_crops, require_images
 from fewshot.evaluation import score
-from fewshot.fitting import Fitted, fit
+from fewshot.fitting import Fitted, fit, settled
 from fewshot.method import Method
 from fewshot.model_selection.calibration import Calibration, calibrate, calibrate_by_folds
 from fewshot.results.log import Result, program_version
-from fewshot.sampling import Sample, draw, draw_imbalanced
+from fewshot.run import Asked, Protocol
+from fewshot.sampling import draw
 
 
 def of_fitted(
@@ -30,7 +32,6 @@ def of_fitted(
     store: FeatureStore,
     *,
     calibration: Calibration,
-    prompt_set: str | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> Adapter:
     """The adapter of a method that was fitted to a store's features.
@@ -39,7 +40,6 @@ def of_fitted(
         fitted: What `fitting.fit` gave for all classes of the store.
         store: Whose features.
         calibration: How sure it may be.
-        prompt_set: Which prompts made its text; the dataset's own without it.
         more: What else is worth keeping of the training, such as the accuracy on the test split.
     """
     method = fitted.method
@@ -48,15 +48,15 @@ def of_fitted(
         "dataset": store.dataset,
         "fingerprint": store.fingerprint,
         "imported": store.imported,
-        "shots": fitted.shots,
-        "seed": fitted.seed,
-        "tune": fitted.tune,
+        "shots": fitted.run.shots,
+        "seed": fitted.run.seed,
+        "tune": fitted.run.tune,
         "images": fitted.n_images,
         "images per class": None if fitted.support is None else fitted.support.counts.tolist(),
         "views": fitted.support.n_views if fitted.support else 0,
         "validation images": fitted.n_validation,
         "text recipe": None if fitted.text is None else method.text_recipe,
-        "prompt set": prompt_set,
+        "prompt set": fitted.run.prompt_set,
         "versions": {**store.versions, "fewshot-clip": program_version()},
         **(more or {}),
     }
@@ -67,7 +67,7 @@ def of_fitted(
         preprocessing=store.identity.get("preprocessing") or {},
         precision=str(store.identity.get("precision") or "fp32"),
         classnames=store.classnames,
-        prompts=_prompts(fitted, store, prompt_set),
+        prompts=_prompts(fitted, store),
         templates=(),
         training=training,
         calibration=calibration,
@@ -133,13 +133,11 @@ def of_trained(
     )
 
 
-def _prompts(
-    fitted: Fitted, store: FeatureStore, prompt_set: str | None
-) -> tuple[tuple[str, ...], ...]:
+def _prompts(fitted: Fitted, store: FeatureStore) -> tuple[tuple[str, ...], ...]:
     """Each class's sentences."""
     if fitted.text is None:
         return ()
-    text = store.class_text(fitted.method.text_recipe, prompt_set)
+    text = store.class_text(fitted.method.text_recipe, fitted.run.prompt_set)
     by_class: list[list[str]] = [[] for _ in store.classnames]
     for sentence, label in zip(text.sentences, text.labels.tolist(), strict=True):
         by_class[label].append(sentence)
@@ -176,56 +174,40 @@ def _validation(
 
 def fit_and_save(
     store: FeatureStore,
-    method: Method,
+    method: Method | str,
     path: Path,
+    protocol: Protocol | None = None,
     *,
-    shots: int = 0,
-    seed: int = 1,
-    tune: str | None = None,
-    fixed: Collection[str] = (),
-    prompt_set: str | None = None,
-    sample: Sample | None = None,
-    imbalance: str | None = None,
     predictions: Path | None = None,
+    **asked: Unpack[Asked],
 ) -> tuple[Adapter, Result | None]:
     """Fit a method to a store's few shots and save it as an adapter, calibrated on folds of them.
 
     Args:
         store: The features.
-        method: What to fit; this and the next six as in `fitting.fit`.
+        method: A method, or its name, as in `fitting.fit`.
         path: The file to write.
-        shots: K, images per class.
-        seed: What draws them.
-        tune: The tuning protocol.
-        fixed: Hyper-parameters that are not tuned.
-        prompt_set: Which prompts make the text features.
-        sample: Few shots to use instead of drawing some.
-        imbalance: How unequal the classes are, as in `sampling.draw_imbalanced`; `natural` takes
-            every train image.
+        protocol: What is asked; the default `Protocol()` without it.
         predictions: A folder to write the predictions on the test split into.
+        **asked: Fields of a `Protocol`, which take the place of the protocol's own.
 
     Returns:
         The adapter, and its result on the test split; None where the store has none.
 
     Raises:
-        UserError: What `fit` raises, or the path is no name for an adapter.
+        UserError: What `fit` raises, the path is no name for an adapter, or the setting is not
+            few-shot: an adapter is of all classes.
     """
     require_suffix(path)
-    if imbalance is not None and method.takes_support():
-        sample = draw_imbalanced(
-            store.labels("train"), store.classnames, profile=imbalance, shots=shots, seed=seed
-        )
-    fitted = fit(
-        store, method, shots=shots, seed=seed, tune=tune, fixed=fixed,
-        prompt_set=prompt_set, sample=sample,
-    )  # fmt: skip
+    method, protocol = settled(store, method, protocol, asked)
+    if protocol.setting != "few-shot":
+        raise UserError(f"an adapter keeps one classifier of all classes; got {protocol.setting}")
+    fitted = fit(store, method, protocol)
     result, more = None, {}
     if "test" in store.splits:
-        result = score(
-            fitted, store, fixed=fixed, prompt_set=prompt_set, imbalance=imbalance, save=predictions
-        )
+        result = score(fitted, store, save=predictions)
         more = {"test accuracy": result.accuracy, "test images": result.n_test}
     calibration = calibrate_by_folds(fitted.method, fitted.support, fitted.text)
-    adapter = of_fitted(fitted, store, calibration=calibration, prompt_set=prompt_set, more=more)
+    adapter = of_fitted(fitted, store, calibration=calibration, more=more)
     adapter.save(path)
     return adapter, result

@@ -24,7 +24,6 @@ from fewshot.model_selection.cross_validation import (
 from fewshot.model_selection.folds import folds
 from fewshot.model_selection.near_duplicates import scenes
 from fewshot.model_selection.selection import Selection, select
-from fewshot.sampling import draw_imbalanced
 from fewshot.settings import configure
 from fewshot.support import SupportSet
 from fewshot.text import Text
@@ -92,7 +91,8 @@ def to_try(names: Sequence[str] | None, n_images: int, n_classes: int) -> Candid
 
 def inputs(store: FeatureStore) -> tuple[SupportOf, TextFor]:
     """Two functions of a method: all labeled images, and the classes' text, as it wants them."""
-    labels = torch.from_numpy(store.labels("train"))
+    train = store.split("train")
+    labels = torch.from_numpy(train.labels)
     classes = range(store.n_classes)
     supports: dict[bool, SupportSet] = {}
     texts: dict[str, Text | None] = {}
@@ -100,7 +100,7 @@ def inputs(store: FeatureStore) -> tuple[SupportOf, TextFor]:
     def support_of(method: Method) -> SupportSet:
         unit = method.unit_norm
         if unit not in supports:
-            features = query(store, method, "train")
+            features = query(train, method)
             supports[unit] = SupportSet(features, labels, store.n_classes, unit_norm=unit)
         return supports[unit]
 
@@ -174,7 +174,4 @@ def refit(
         support, text = support_of(method), text_for(method)
         fold = folds(support.labels, groups=validation.groups, n_folds=tuning.MAX_FOLDS, seed=1)
         method = tuning.tune(method, support, text, protocol="cv", fold=fold)
-    everything = draw_imbalanced(
-        store.labels("train"), store.classnames, profile="natural", shots=0, seed=seed
-    )
-    return fit(store, method, sample=everything, tune="none", views=False)
+    return fit(store, method, shots="all", seed=seed, tune="none", views=False)

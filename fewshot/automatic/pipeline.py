@@ -187,8 +187,9 @@ def _adapter(
 
 def _tested(store: FeatureStore, fitted: Fitted) -> Tested:
     """The winner on the user's own test images."""
-    labels = torch.from_numpy(store.labels("test"))
-    right = accuracy(classify(fitted.classifier, query(store, fitted.method, "test")), labels)
+    test = store.split("test")
+    labels = torch.from_numpy(test.labels)
+    right = accuracy(classify(fitted.classifier, query(test, fitted.method)), labels)
     return Tested(len(labels), right, wilson(right, len(labels)))
 
 

@@ -45,7 +45,7 @@ def classify_unlabeled(
         store: Features of the images, its test split.
         source: Where they are.
     """
-    features = query(store, fitted.method, "test")
+    features = query(store.split("test"), fitted.method)
     probabilities = torch.cat(
         [
             torch.softmax(fitted.classifier.logits(part) / temperature, dim=1)

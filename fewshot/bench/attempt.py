@@ -4,22 +4,21 @@ import functools
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.loading import load
 from cache.source import Source, find
 from cache.store import FeatureStore
-from fewshot.bench.plan import Cell, key_of
+from fewshot.bench.plan import Cell
 from fewshot.endtoend.experiment import run
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.endtoend.methods import configure as configure_trained
-from fewshot.evaluation import base_to_new, evaluate, transfer
+from fewshot.evaluation import evaluate, transfer
 from fewshot.results.log import Result
-from fewshot.settings import configure
+from fewshot.run import TRANSFERS, Run
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,7 @@ def _outcomes(save: Path | None, cells: Sequence[Cell]) -> Sequence[Result | Fai
     try:
         results = _evaluate(save, cells)
         for cell, result in zip(cells, results, strict=True):
-            if key_of(result.cell()) != cell.key:
-                raise UserError(f"{cell.tested} was replaced while the benchmark ran; run it again")
+            _require_planned(cell, result.run)
     except Exception as error:  # whatever it is, the other cells shall run
         if len(cells) > 1:
             return [outcome for cell in cells for outcome in _outcomes(save, [cell])]
@@ -63,44 +61,43 @@ def _outcomes(save: Path | None, cells: Sequence[Cell]) -> Sequence[Result | Fai
     return results
 
 
+def _require_planned(cell: Cell, run: Run) -> None:
+    """Raise unless the run is the one that was planned.
+
+    Raises:
+        UserError: The store has changed since.
+        RuntimeError: The plan was wrong.
+    """
+    if run.fingerprint != cell.run.fingerprint:
+        raise UserError(f"{cell.tested} was replaced while the benchmark ran; run it again")
+    pairs = {f.name: (getattr(run, f.name), getattr(cell.run, f.name)) for f in fields(Run)}
+    differing = [
+        f"{k} is {is_!r}, planned {was!r}" for k, (is_, was) in pairs.items() if is_ != was
+    ]
+    if differing:
+        raise RuntimeError(
+            f"the result is of another run than planned ({'; '.join(differing)}), a bug of "
+            "this program; please report it"
+        )
+
+
 def _evaluate(save: Path | None, cells: Sequence[Cell]) -> list[Result]:
     cell = cells[0]
     store = FeatureStore.open(cell.learned)
-    if cell.what["method"] in TRAINED:
+    method = cell.run.method
+    if method in TRAINED:
         return [_train(save, cell, store)]
-    method = configure(cell.what["method"], cell.settings, logit_scale=store.logit_scale)
-    imbalance = cell.what["imbalance"]
-    ask: dict[str, Any] = {
-        "shots": cell.shots,
-        "seed": cell.what["seed"],
-        "tune": cell.what["tune"],
-        "fixed": cell.settings,
-        "prompt_set": cell.what["prompt_set"],
-        "save": save,
-    }
-    if cell.tested != cell.learned:
+    if cell.protocol.setting in TRANSFERS:
         targets = [FeatureStore.open(one.tested) for one in cells]
-        return transfer(store, targets, method, **ask)
-    if cell.protocol == "base-to-new":
-        return [base_to_new(store, method, **ask)]
-    return [evaluate(store, method, imbalance=imbalance, **ask)]
+        return transfer(store, targets, method, cell.protocol, save=save)
+    return [evaluate(store, method, cell.protocol, save=save)]
 
 
 def _train(save: Path | None, cell: Cell, store: FeatureStore) -> Result:
     """The result of a method that needs the model, and mostly the images, beside the store."""
-    seed = cell.what["seed"]
-    method = configure_trained(cell.what["method"], cell.settings, seed=seed)
-    trained = run(
-        method,
-        _encoder(store.model),
-        _source(store.dataset),
-        shots=cell.shots,
-        seed=seed,
-        store=store,
-        fixed=cell.settings,
-        save=save,
-    )
-    return trained.result
+    method = configure_trained(cell.run.method, cell.protocol.fixed, seed=cell.protocol.seed)
+    encoder, source = _encoder(store.model), _source(store.dataset)
+    return run(method, encoder, source, cell.protocol, store=store, save=save).result
 
 
 @functools.lru_cache(maxsize=1)

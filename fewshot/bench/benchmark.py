@@ -7,25 +7,24 @@ reported and the others run; `OUT/failures.jsonl` has the failures of the last r
 
 import contextlib
 import json
-import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from cache.errors import UserError
 from fewshot.bench.attempt import Failure, attempt
 from fewshot.bench.config import Bench
-from fewshot.bench.plan import Cell, Plan, key_of
+from fewshot.bench.plan import Cell, Plan
 from fewshot.bench.status import Display, Pace
 from fewshot.bench.workers import WorkerDiedError, each
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.results import log
 from fewshot.results.log import Result
+from fewshot.run import Run
 
 Task = list[Cell]
 
@@ -35,12 +34,11 @@ class Outcome:
     """What a benchmark came to.
 
     Attributes:
-        runs: Every cell of the plan, as `Result.cell` says it, with its result, of this run or of
-            an earlier one, or None.
+        runs: Every run of the plan, as its result where there is one, of now or of earlier.
         failures: Error -> the cells that failed with it.
     """
 
-    runs: list[tuple[Mapping[str, Any], Result | None]]
+    runs: list[Run]
     failures: dict[str, list[Cell]]
 
 
@@ -58,7 +56,7 @@ def run(bench: Bench, plan: Plan, say: Callable[[str], None]) -> Outcome:
     with _locked(bench.out):
         done = finished(bench, say)
         tasks = pending(bench, plan, say, done)
-        known = {cell.key: done[cell.key] for cell in plan.cells if cell.key in done}
+        known = {cell.run: done[cell.run] for cell in plan.cells if cell.run in done}
         failures: dict[str, list[Cell]] = {}
         report = bench.out / "failures.jsonl"
         report.unlink(missing_ok=True)
@@ -66,17 +64,17 @@ def run(bench: Bench, plan: Plan, say: Callable[[str], None]) -> Outcome:
             leftover.unlink()
         pace = Pace((cell for task in tasks for cell in task), bench.jobs)
         for result in done.values():
-            pace.learn(result.cell(), result.fit_seconds + result.predict_seconds)
+            pace.learn(result, result.fit_seconds + result.predict_seconds)
         with Display(len(plan.cells), len(known), pace).shown() as display:
             for cell, outcome, seconds in _outcomes(bench, tasks, display.started):
                 if isinstance(outcome, Result):
                     log.append(bench.out / "results.jsonl", outcome)
-                    known[cell.key] = outcome
-                    pace.learn(cell.what, seconds)
+                    known[cell.run] = outcome
+                    pace.learn(cell.run, seconds)
                 else:
                     _record(report, bench, cell, outcome)
                     if outcome.error not in failures:
-                        display.say(f"failed: {cell}: {outcome.error}")
+                        display.say(f"failed: {cell.run.label}: {outcome.error}")
                     failures.setdefault(outcome.error, []).append(cell)
                 display.finished(cell)
     if failures:
@@ -85,12 +83,12 @@ def run(bench: Bench, plan: Plan, say: Callable[[str], None]) -> Outcome:
         say(f"{cells} failed, told one by one in {report}; the same command tries again:")
     for error, (cell, *others) in failures.items():
         more = f" and {len(others)} more" if others else ""
-        say(f"  {cell}{more}: {error}\n    {command(bench, cell)}")
-    return Outcome([(cell.what, known.get(cell.key)) for cell in plan.cells], failures)
+        say(f"  {cell.run.label}{more}: {error}\n    {_again(bench, cell)}")
+    return Outcome([known.get(cell.run, cell.run) for cell in plan.cells], failures)
 
 
 def pending(
-    bench: Bench, plan: Plan, say: Callable[[str], None], done: Mapping[str, Result] | None = None
+    bench: Bench, plan: Plan, say: Callable[[str], None], done: Mapping[Run, Result] | None = None
 ) -> list[Task]:
     """What of the plan is not done, after a word on the rest of it."""
     for why in plan.left_out:
@@ -101,8 +99,8 @@ def pending(
     return tasks
 
 
-def finished(bench: Bench, say: Callable[[str], None]) -> dict[str, Result]:
-    """The results that there are, by the key of their cell; of several the last."""
+def finished(bench: Bench, say: Callable[[str], None]) -> dict[Run, Result]:
+    """The results that there are, by their run; of several the last."""
     path = bench.out / "results.jsonl"
     if not path.exists():
         return {}
@@ -111,31 +109,7 @@ def finished(bench: Bench, say: Callable[[str], None]) -> dict[str, Result]:
         found = log.read(path)
     for warning in caught:
         say(str(warning.message))
-    return {key_of(result.cell()): result for result in found}
-
-
-def command(bench: Bench, cell: Cell) -> str:
-    """The `fewshot fit` that runs the cell again and puts its result where it belongs."""
-    what = cell.what
-    trained = what["method"] in TRAINED
-    words = ["fewshot", "train" if trained else "fit", what["method"], "--model", what["model"]]
-    words += ["--dataset", what["fitted_on"]]
-    if cell.tested != cell.learned:
-        words += ["--test-on", what["dataset"]]
-    if what["shots"]:
-        words += ["--shots", str(cell.shots), "--seed", str(what["seed"])]
-        words += [] if trained else ["--tune", what["tune"]]
-    else:
-        words += ["--shots", "0"]
-    for name, value in cell.settings.items():
-        words += ["--set", f"{name}={value}"]
-    for flag in ("prompt_set", "imbalance"):
-        if what[flag] is not None:
-            words += [{"prompt_set": "--prompts"}.get(flag, f"--{flag}"), what[flag]]
-    words += ["--base-to-new"] if cell.protocol == "base-to-new" else []
-    results = ["--out", bench.out] if trained else ["--results", bench.out / "results.jsonl"]
-    words += ["--store", bench.store, *results]
-    return shlex.join(map(str, words))
+    return {result.run: result for result in found}
 
 
 @contextlib.contextmanager
@@ -158,9 +132,14 @@ def _locked(out: Path) -> Iterator[None]:
         lock.release()
 
 
+def _again(bench: Bench, cell: Cell) -> str:
+    """The command that runs the cell again and puts its result where it belongs."""
+    return cell.run.command(bench.store, bench.out, end_to_end=cell.run.method in TRAINED)
+
+
 def _record(path: Path, bench: Bench, cell: Cell, failure: Failure) -> None:
     """Add the failure to the file of them."""
-    record = {"cell": cell.what, "error": failure.error, "again": command(bench, cell)}
+    record = {"cell": asdict(cell.run), "error": failure.error, "again": _again(bench, cell)}
     if failure.trace:
         record["trace"] = failure.trace
     with path.open("a", encoding="utf-8") as file:

@@ -18,18 +18,16 @@ and every one can be left out, as can those that are named like flags and not sh
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from cache.errors import UserError, unknown
 from cache.location import default_root
 from cache.toml_table import Table
-from fewshot.model_selection.tuning import PROTOCOLS as TUNING
-from fewshot.sampling import draw_imbalanced
+from fewshot.run import SETTINGS, TRANSFERS, Protocol, Setting
 
 ALL = ("all",)
-TRANSFERS = ("domain-generalization", "cross-dataset")
-PROTOCOLS = ("few-shot", "base-to-new", *TRANSFERS)
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Bench:
         tune: The tuning protocol; None for the default.
         settings: `FIELD` or `METHOD.FIELD` -> the values to try, as text.
         prompts: Prompt sets of the stores; none for the datasets' own.
-        protocol: One of `PROTOCOLS`.
+        protocol: One of `run.SETTINGS`.
         source: The dataset to learn, where learning is transferred.
         imbalance: How unequal the classes are to be; see `sampling.draw_imbalanced`.
         jobs: Worker processes.
@@ -65,7 +63,7 @@ class Bench:
     tune: str | None = None
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     prompts: tuple[str, ...] = ()
-    protocol: str = "few-shot"
+    protocol: Setting = "few-shot"
     source: str | None = None
     imbalance: str | None = None
     jobs: int = 1
@@ -77,21 +75,21 @@ class Bench:
         for name in ("methods", "datasets", "models", "shots", "seeds"):
             if not getattr(self, name):
                 raise UserError(f"{name} must name one or more; got none; leave it out for all")
-        if min(self.shots) < 0:
-            raise UserError(f"shots must be 0 or more; got {min(self.shots)}; 0 is without images")
         if self.jobs < 1:
             raise UserError(f"jobs must be 1 or more; got {self.jobs}")
-        if self.protocol not in PROTOCOLS:
-            raise unknown("protocol", self.protocol, PROTOCOLS)
-        if self.tune is not None and self.tune not in TUNING:
-            raise unknown("tuning protocol", self.tune, TUNING)
+        if self.protocol not in SETTINGS:
+            raise unknown("protocol", self.protocol, SETTINGS)
         if (self.source is None) == (self.protocol in TRANSFERS):
             wants = "needs a source" if self.source is None else "takes no source"
             raise UserError(f"{self.protocol} {wants}, the dataset that is learned for others")
-        if self.imbalance is not None and self.protocol != "few-shot":
-            raise UserError(f"imbalance goes with few-shot alone; got {self.protocol}; drop one")
-        if self.imbalance is not None:  # drawn from two images, to hear now what is wrong with it
-            draw_imbalanced([0, 1], ["a", "b"], profile=self.imbalance, shots=1, seed=1)
+        for shots, seed in product(self.shots, self.seeds):
+            Protocol(
+                shots=shots,
+                seed=seed,
+                tune=self.tune,
+                imbalance=self.imbalance,
+                setting=self.protocol,
+            )
 
 
 def configured(flags: Mapping[str, Any], config: Path | None = None) -> Bench:

@@ -1,11 +1,7 @@
-"""What a benchmark runs: every cell of it, known before the first one starts.
+"""A benchmark's cells, all known before the first one starts: so results tell which are done."""
 
-A cell is one result to be. It carries what `Result.cell` is going to say, so that a file of
-results tells which cells are done already.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,25 +9,19 @@ from typing import Any
 import numpy as np
 
 from cache.errors import UserError, unknown
-from cache.identity import canonical_json
 from cache.location import find_store, find_stores
 from cache.manifest import all_manifests
 from cache.store import FeatureStore
-from fewshot.bench.config import ALL, TRANSFERS, Bench
+from fewshot.bench.config import ALL, Bench
 from fewshot.endtoend.clip import EndToEnd
+from fewshot.endtoend.experiment import require_few_shots
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.endtoend.methods import configure as configure_trained
-from fewshot.evaluation import setting_name, shared_classes
-from fewshot.fitting import protocol_used
+from fewshot.evaluation import shared_classes
 from fewshot.method import MethodInfo, SupportsNewClasses
 from fewshot.methods import METHODS
-from fewshot.sampling import draw_imbalanced
-from fewshot.settings import configure
-
-
-def key_of(what: Mapping[str, Any]) -> str:
-    """A text that is equal for equal cells, given as `Result.cell` gives them."""
-    return canonical_json(what)
+from fewshot.run import TRANSFERS, Protocol, Run
+from fewshot.settings import configure, parse
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,33 +29,16 @@ class Cell:
     """One result to be.
 
     Attributes:
-        what: What was asked for, as `Result.cell` says it.
-        protocol: One of the benchmark's protocols.
-        settings: The method's fixed hyper-parameters, as text.
-        shots: K as asked for, whatever the method makes of it.
+        run: What it will be of.
+        protocol: What is asked for it.
         tested: The store of the test split.
         learned: The store of the few shots; mostly the same.
     """
 
-    what: Mapping[str, Any]
-    protocol: str
-    settings: Mapping[str, str]
-    shots: int
+    run: Run
+    protocol: Protocol
     tested: Path
     learned: Path
-
-    @property
-    def key(self) -> str:
-        """Equal to that of the result's `Result.cell`."""
-        return key_of(self.what)
-
-    def __str__(self) -> str:
-        shots, seed = self.what["shots"], self.what["seed"]
-        words = [self.what["method"], *(f"{name}={v}" for name, v in self.settings.items())]
-        words += [self.what["dataset"], self.what["model"]]
-        words += [f"prompts {self.what['prompt_set']}"] if self.what["prompt_set"] else []
-        words += [f"{shots} shot{'s' if shots > 1 else ''}, seed {seed}"] if shots else []
-        return " ".join(words)
 
 
 @dataclass(frozen=True)
@@ -79,14 +52,15 @@ class Plan:
     cells: list[Cell]
     left_out: list[str]
 
-    def tasks(self, done: Mapping[str, object]) -> list[list[Cell]]:
+    def tasks(self, done: Collection[Run]) -> list[list[Cell]]:
         """The cells that are not done, those together that one fit serves."""
-        tasks: dict[str, list[Cell]] = {}
+        tasks: dict[Run, list[Cell]] = {}
         for cell in self.cells:
-            if cell.key not in done:
-                tested = ("dataset", "fingerprint") if cell.protocol in TRANSFERS else ()
-                fitted = {name: value for name, value in cell.what.items() if name not in tested}
-                tasks.setdefault(canonical_json(fitted), []).append(cell)
+            if cell.run not in done:
+                fitted = cell.run
+                if cell.protocol.setting in TRANSFERS:
+                    fitted = replace(fitted, dataset="", fingerprint="")
+                tasks.setdefault(fitted, []).append(cell)
         return list(tasks.values())
 
 
@@ -106,15 +80,24 @@ def plan(bench: Bench) -> Plan:
     variants = {name: _variants(name, bench.settings, methods) for name in methods}
     left_out: dict[str, None] = {}
     pairs = list(_pairs(bench, left_out))
-    cells: dict[str, Cell] = {}
+    cells: dict[Run, Cell] = {}
     for seed, shots, pair, name, prompts in product(
         bench.seeds, bench.shots, pairs, methods, bench.prompts or (None,)
     ):
         for settings in variants[name]:
             method = _configured(name, settings, pair.learned.logit_scale)
-            ask = _Ask(bench, method, settings, pair, prompts, shots, seed)
             if not shots and method.needs_support(shots):
                 continue
+            protocol = Protocol(
+                shots=shots,
+                seed=seed,
+                tune=bench.tune,
+                fixed=settings,
+                prompt_set=prompts,
+                imbalance=bench.imbalance,
+                setting=bench.protocol,
+            )
+            ask = _Ask(bench, method, protocol, pair)
             objection, by_name = ask.objection()
             if objection and by_name:
                 raise UserError(f"{objection}; name others, or all, which leaves such out")
@@ -122,7 +105,7 @@ def plan(bench: Bench) -> Plan:
                 left_out[objection] = None
             else:
                 cell = ask.cell()
-                cells.setdefault(cell.key, cell)
+                cells.setdefault(cell.run, cell)
     if not cells:
         why = left_out or ["methods that learn from labels want shots of 1 or more"]
         raise UserError(f"nothing to run: {'; '.join(why)}")
@@ -145,21 +128,22 @@ class _Pair:
     tested: FeatureStore
     shares: bool
     n_views: int
-    counted: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    counted: dict[tuple[int | str, int], tuple[int, int]] = field(default_factory=dict)
 
-    def counts(self, imbalance: str | None, shots: int, seed: int) -> tuple[int, int]:
-        """Images of the largest class and of the smallest."""
-        if imbalance is None:
+    def counts(self, protocol: Protocol) -> tuple[int, int]:
+        """Images of the largest class of the few shots and of the smallest."""
+        shots = protocol.shots
+        if protocol.imbalance is None and shots != "all":
             return shots, shots
-        if (shots, seed) not in self.counted:
+        if (shots, protocol.seed) not in self.counted:
             labels, names = self.learned.labels("train"), self.learned.classnames
             try:
-                drawn = draw_imbalanced(labels, names, profile=imbalance, shots=shots, seed=seed)
+                drawn = protocol.draw(labels, names)
             except UserError:  # what is wrong is for the cell to say when it runs
-                return shots, shots
-            least = np.bincount(labels[drawn.train], minlength=len(names)).min()
-            self.counted[shots, seed] = drawn.shots, int(least)
-        return self.counted[shots, seed]
+                return (0, 0) if shots == "all" else (shots, shots)
+            fewest = np.bincount(labels[drawn.train], minlength=len(names)).min()
+            self.counted[shots, protocol.seed] = drawn.shots, int(fewest)
+        return self.counted[shots, protocol.seed]
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,98 +152,81 @@ class _Ask:
 
     bench: Bench
     method: MethodInfo
-    settings: Mapping[str, str]
+    protocol: Protocol
     pair: _Pair
-    prompts: str | None
-    shots: int
-    seed: int
-
-    @property
-    def labeled(self) -> bool:
-        return self.method.needs_support(self.shots)
 
     def objection(self) -> tuple[str | None, bool]:
         """What makes it impossible, if anything, and whether it was asked for by name."""
         for objection, asked in (
-            (self._method_cannot(), self.bench.methods),
-            (self._stores_cannot(), self.bench.datasets),
+            (self._method_cannot, self.bench.methods),
+            (self._stores_cannot, self.bench.datasets),
         ):
-            if objection:
-                return objection, asked != ALL
+            why = objection()
+            if why:
+                return why, asked != ALL
         return None, False
 
     def _method_cannot(self) -> str | None:
-        name, protocol = self.method.name, self.bench.protocol
-        if isinstance(self.method, EndToEnd) and (
-            protocol != "few-shot" or self.bench.imbalance or self.prompts
-        ):
-            return f"{name} is trained end to end, from few shots and with prompts of its own alone"
-        if protocol in ("base-to-new", "cross-dataset") and not isinstance(
+        name, setting = self.method.name, self.protocol.setting
+        if isinstance(self.method, EndToEnd):
+            try:
+                require_few_shots(name, self.protocol)
+            except UserError as error:
+                return str(error)
+        if setting in ("base-to-new", "cross-dataset") and not isinstance(
             self.method, SupportsNewClasses
         ):
-            return (
-                f"{name} knows no classes but those it has images of, so it is not for {protocol}"
-            )
-        if self.bench.imbalance and not self.labeled:
+            return f"{name} knows no classes but those it has images of, so it is not for {setting}"
+        labeled = self.method.needs_support(1) and self.protocol.shots
+        if self.protocol.imbalance is not None and not labeled:
             return f"{name} learns from no labels, which imbalance is about"
         return None
 
     def _stores_cannot(self) -> str | None:
-        learned, tested, protocol = self.pair.learned, self.pair.tested, self.bench.protocol
-        if self.pair.shares == (protocol == "cross-dataset"):
+        learned, tested, setting = self.pair.learned, self.pair.tested, self.protocol.setting
+        prompts = self.protocol.prompt_set
+        if self.pair.shares == (setting == "cross-dataset"):
             has = "no classes but those of" if self.pair.shares else "classes that are not in"
-            return f"{tested.dataset} has {has} {learned.dataset}, so it is not for {protocol}"
-        if self.prompts is not None and self.prompts not in tested.text_sets:
-            return str(unknown(f"prompt set of {tested.path}", self.prompts, tested.text_sets))
+            return f"{tested.dataset} has {has} {learned.dataset}, so it is not for {setting}"
+        if prompts is not None and prompts not in tested.text_sets:
+            return str(unknown(f"prompt set of {tested.path}", prompts, tested.text_sets))
+        support = self.protocol.support_for(self.method)
         wanted = [(tested, "test")]
-        if self.labeled or self.method.unsupervised():
+        if support or self.method.unsupervised():
             wanted.append((learned, "train"))
-        if self._tune(2) in ("val", "full-val"):
+        if support and self.protocol.tune_for(self.method, 2) in ("val", "full-val"):
             wanted.append((learned, "val"))
         for store, split in wanted:
             if split not in store.splits:
                 return f"{store.dataset} has no {split} split"
         return None
 
-    def _tune(self, least: int) -> str:
-        """The tuning protocol; one image of a class cannot be cross-validated, as by default."""
-        if not self.labeled:
-            return "none"
-        tune = None if self.bench.tune == "cv" and least < 2 else self.bench.tune
-        return protocol_used(self.method, tune, self.settings, least)
-
     def cell(self) -> Cell:
-        bench, learned, tested = self.bench, self.pair.learned, self.pair.tested
-        most, least, seed, n_views = 0, 0, 0, 0
-        if self.labeled:
-            most, least = self.pair.counts(bench.imbalance, self.shots, self.seed)
-            seed, n_views = self.seed, self.pair.n_views
-            if isinstance(self.method, EndToEnd) and self.method.on_images:
-                n_views = 0  # but live images
-        protocol = "imbalanced" if bench.imbalance else bench.protocol
-        what = {
-            "method": self.method.name,
-            "fixed": {name: getattr(self.method, name) for name in self.settings},
-            "dataset": tested.dataset,
-            "model": tested.model,
-            "setting": setting_name(
-                self.method, None if protocol == "few-shot" else protocol, self.labeled
-            ),
-            "fitted_on": learned.dataset,
-            "shots": most,
-            "seed": seed,
-            "tune": self._tune(least),
-            "imbalance": bench.imbalance,
-            "prompt_set": self.prompts,
-            "n_views": n_views,
-            "fingerprint": tested.fingerprint,
-        }
-        return Cell(what, bench.protocol, self.settings, self.shots, tested.path, learned.path)
+        """The cell, whose tuning is the default where a class has too few images for `cv`."""
+        learned, tested, protocol = self.pair.learned, self.pair.tested, self.protocol
+        most = fewest = 0
+        if protocol.support_for(self.method):
+            most, fewest = self.pair.counts(protocol)
+        if protocol.tune == "cv" and fewest < 2:
+            protocol = replace(protocol, tune=None)
+        on_images = isinstance(self.method, EndToEnd) and self.method.on_images
+        run = Run.planned(
+            self.method,
+            protocol,
+            dataset=tested.dataset,
+            model=tested.model,
+            fingerprint=tested.fingerprint,
+            fitted_on=learned.dataset,
+            shots=most,
+            fewest=fewest,
+            n_views=0 if on_images else self.pair.n_views,
+        )
+        return Cell(run, protocol, tested.path, learned.path)
 
 
 def _variants(
     name: str, settings: Mapping[str, Sequence[str]], methods: Sequence[str]
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     """Every combination of the settings that concern the method, each tried on it.
 
     Raises:
@@ -278,13 +245,16 @@ def _variants(
             raise unknown("setting", setting, set().union(*known.values()))
         if setting in known[name] and scope in ("", name):
             mine[setting] = values
-    variants = [dict(zip(mine, values, strict=True)) for values in product(*mine.values())]
+    variants = [
+        parse(every[name], dict(zip(mine, values, strict=True)), name)
+        for values in product(*mine.values())
+    ]
     for variant in variants:
         _configured(name, variant, None)
     return variants
 
 
-def _configured(name: str, settings: Mapping[str, str], logit_scale: float | None) -> MethodInfo:
+def _configured(name: str, settings: Mapping[str, Any], logit_scale: float | None) -> MethodInfo:
     if name in TRAINED:
         return configure_trained(name, settings, seed=1)
     return configure(name, settings, logit_scale=logit_scale)

@@ -4,11 +4,12 @@ import contextlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cache import progress
 from fewshot.bench.plan import Cell
+from fewshot.run import Run
 
 Kind = tuple[object, ...]
 
@@ -22,18 +23,18 @@ class Pace:
 
     def __init__(self, cells: Iterable[Cell], jobs: int) -> None:
         self.jobs = jobs
-        self.remaining = Counter(_kinds(cell.what)[0] for cell in cells)
+        self.remaining = Counter(_kinds(cell.run)[0] for cell in cells)
         self.total: dict[Kind, tuple[float, int]] = {}
 
-    def learn(self, what: Mapping[str, Any], seconds: float) -> None:
-        """A cell, as `Result.cell` says it, took so long."""
-        for kind in _kinds(what):
+    def learn(self, run: Run, seconds: float) -> None:
+        """The run took so long."""
+        for kind in _kinds(run):
             total, n = self.total.get(kind, (0.0, 0))
             self.total[kind] = total + seconds, n + 1
 
     def finish(self, cell: Cell) -> None:
         """The cell is not among those left any more."""
-        self.remaining[_kinds(cell.what)[0]] -= 1
+        self.remaining[_kinds(cell.run)[0]] -= 1
 
     def left(self) -> float | None:
         """Seconds; None before anything is known."""
@@ -50,10 +51,10 @@ class Pace:
         return 0.0
 
 
-def _kinds(what: Mapping[str, Any]) -> tuple[Kind, ...]:
+def _kinds(run: Run) -> tuple[Kind, ...]:
     """From the closest kind to the kind that all are of."""
-    method, shots = what["method"], what["shots"]
-    return (method, what["fitted_on"], shots), (method, shots), (method,), ()
+    method, shots = run.method, run.shots
+    return (method, run.fitted_on, shots), (method, shots), (method,), ()
 
 
 class Display:
@@ -87,7 +88,7 @@ class Display:
 
     def started(self, cell: Cell) -> None:
         """The cell is at hand."""
-        self.current = str(cell)
+        self.current = cell.run.label
         self._show()
 
     def finished(self, cell: Cell) -> None:

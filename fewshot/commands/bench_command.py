@@ -113,7 +113,7 @@ def bench(
     planned = plan(asked)
     if dry_run:
         for task in pending(asked, planned, say):
-            print(*task, sep="\n")
+            print(*(cell.run.label for cell in task), sep="\n")
         return 0
     outcome = run(asked, planned, say)
     print(text(mean_table(outcome.runs)))

@@ -1,7 +1,8 @@
 """`fit`: adapt on stored features, and test."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,18 +12,7 @@ from fewshot.commands.terminal import say
 
 if TYPE_CHECKING:
     from cache.store import FeatureStore
-    from fewshot.sampling import Sample
-
-
-class Ask(TypedDict):
-    """What all protocols are asked alike."""
-
-    shots: int
-    seed: int
-    tune: str | None
-    fixed: dict[str, str]
-    prompt_set: str | None
-    save: Path | None
+    from fewshot.run import Protocol
 
 
 def fit(
@@ -84,66 +74,66 @@ def fit(
 ) -> None:
     """Adapt from a few labeled images per class, and test."""
     from cache.store import FeatureStore
-    from fewshot.evaluation import base_to_new as evaluate_base_to_new
     from fewshot.evaluation import evaluate, transfer
     from fewshot.results.log import append
     from fewshot.results.summaries import accuracy_table
+    from fewshot.run import Protocol
+    from fewshot.sample_file import read_sample
     from fewshot.settings import configure
 
-    if shots == "all":
-        shots, imbalance = "0", imbalance or "natural"
-    others = [flag for flag in (base_to_new, test_on, imbalance) if flag]
-    if len(others) > 1 or (others and (sample or export_sample)):
+    if base_to_new and test_on:
+        raise UserError("--base-to-new and --test-on exclude one another; give one")
+    if (sample or export_sample) and (base_to_new or test_on or imbalance or shots == "all"):
         raise UserError(
-            "--base-to-new, --test-on and --imbalance exclude one another, and --sample and "
-            "--export-sample with them; give one"
+            "--sample and --export-sample are of equal classes, all of them tested: they and "
+            "--base-to-new, --test-on, --imbalance and --shots all exclude one another; give one"
         )
-    fixed = parse_pairs("--set", settings)
-    chosen = configure(method, fixed)  # a mistake in it shows before a store is looked for
-    draws = [(k, s) for k in parse_ints("--shots", shots) for s in parse_ints("--seed", seed)]
+    texts = parse_pairs("--set", settings)
+    chosen = configure(method, texts)  # a mistake in it shows before a store is looked for
+    asked = Protocol(
+        tune=tune,
+        fixed={name: getattr(chosen, name) for name in texts},
+        prompt_set=prompts,
+        imbalance=imbalance,
+        setting="base-to-new" if base_to_new else "cross-dataset" if test_on else "few-shot",
+    )
+    every = [
+        replace(asked, shots=k, seed=s)
+        for k in parse_shots(shots)
+        for s in parse_ints("--seed", seed)
+    ]
     opened = FeatureStore.open(_store(store, dataset, model))
     targets = [
         FeatureStore.open(_store(store, name, opened.model))
         for name in (test_on.split(",") if test_on else ())
     ]
-    chosen = configure(method, fixed, logit_scale=opened.logit_scale)
-    if save is None and not targets and "test" not in opened.splits:
-        raise UserError(
-            f"{opened.path} has no test split, so there is nothing to report; keep a classifier "
-            "of it with --save FILE, or extract without --all-train"
-        )
-    few = _sample(opened, draws, sample, export_sample)
+    if sample is not None and export_sample is not None:
+        raise UserError("--sample and --export-sample exclude each other; copy the file instead")
+    if sample is not None:
+        every = [replace(asked, sample=read_sample(sample, opened))]
+    if export_sample is not None:
+        every = [_exported(every, opened, export_sample)]
     if save is not None:
-        if base_to_new or targets or len(draws) > 1:
+        if asked.setting != "few-shot" or len(every) > 1:
             raise UserError(
                 "--save keeps one adapter of all classes; give one --shots and one --seed, "
                 "and neither --base-to-new nor --test-on"
             )
         from fewshot.adapters.making import fit_and_save
 
-        [(k, s)] = draws
-        saved, result = fit_and_save(
-            opened, chosen, save, shots=k, seed=s, tune=tune, fixed=fixed, prompt_set=prompts,
-            sample=few, imbalance=imbalance, predictions=save_predictions,
-        )  # fmt: skip
+        saved, result = fit_and_save(opened, method, save, every[0], predictions=save_predictions)
         if result is not None:
             append(results, result)
             print(result.to_json() if as_json else accuracy_table([result]))
         say(f"{save}: {saved.summary()}")
         return
-    if few is not None or not chosen.needs_support(shots=1):
-        draws = draws[:1]
+    alike = [one for one in every if not one.support_for(chosen)]  # whatever its shots and seed
     done = []
-    for k, s in draws:
-        ask = Ask(
-            shots=k, seed=s, tune=tune, fixed=fixed, prompt_set=prompts, save=save_predictions
-        )
-        if base_to_new:
-            new = [evaluate_base_to_new(opened, chosen, **ask)]
-        elif targets:
-            new = transfer(opened, targets, chosen, **ask)
+    for one in [one for one in every if one not in alike[1:]]:
+        if targets:
+            new = transfer(opened, targets, method, one, save=save_predictions)
         else:
-            new = [evaluate(opened, chosen, sample=few, imbalance=imbalance, **ask)]
+            new = [evaluate(opened, method, one, save=save_predictions)]
         for result in new:
             append(results, result)
             done.append(result)
@@ -151,6 +141,11 @@ def fit(
                 print(result.to_json(), flush=True)
     if not as_json:
         print(accuracy_table(done))
+
+
+def parse_shots(text: str) -> list[int | Literal["all"]]:
+    """The numbers of a list such as 1,2,4; or all."""
+    return ["all"] if text == "all" else list(parse_ints("--shots", text))
 
 
 def _store(root: Path | None, dataset: str | None, model: str | None) -> Path:
@@ -163,23 +158,14 @@ def _store(root: Path | None, dataset: str | None, model: str | None) -> Path:
     return path
 
 
-def _sample(
-    store: "FeatureStore", draws: list[tuple[int, int]], given: Path | None, export: Path | None
-) -> "Sample | None":
-    """The few shots of a file, or those that are to be written to one."""
-    from fewshot.sample_file import read_sample, write_sample
-    from fewshot.sampling import draw
+def _exported(every: list["Protocol"], store: "FeatureStore", path: Path) -> "Protocol":
+    """The one protocol there is, with the sample that it draws, which is written to the file."""
+    from fewshot.sample_file import write_sample
 
-    if given is not None and export is not None:
-        raise UserError("--sample and --export-sample exclude each other; copy the file instead")
-    if given is not None:
-        return read_sample(given, store)
-    if export is None:
-        return None
-    if len(draws) > 1:
+    if len(every) > 1:
         raise UserError("--export-sample writes one sample; give one --shots and one --seed")
     val = store.labels("val") if "val" in store.splits else None
-    [(shots, seed)] = draws
-    few = draw(store.labels("train"), store.classnames, shots=shots, seed=seed, val_labels=val)
-    write_sample(export, few, store)
-    return few
+    few = every[0].draw(store.labels("train"), store.classnames, val_labels=val)
+    one = replace(every[0], sample=few)
+    write_sample(path, few, store)
+    return one

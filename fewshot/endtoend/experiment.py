@@ -3,11 +3,11 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -21,11 +21,12 @@ from cache.store import FeatureStore
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, Plan
 from fewshot.endtoend.photos import Photos, center_crops, require_images
 from fewshot.endtoend.train import Batches, Watch, train
-from fewshot.evaluation import with_predictions
-from fewshot.metrics import accuracy, per_class_accuracy
-from fewshot.results.log import Result, program_version
+from fewshot.evaluation import result_of
+from fewshot.fitting import asked_of
+from fewshot.results.log import Result
 from fewshot.results.predictions import digest_of_images
-from fewshot.sampling import draw
+from fewshot.run import Asked, Protocol, Run
+from fewshot.sampling import Rows, Sample, draw
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
@@ -49,11 +50,9 @@ def run(
     method: EndToEnd,
     encoder: Encoder,
     source: Source,
+    protocol: Protocol | None = None,
     *,
-    shots: int,
-    seed: int,
     store: FeatureStore | None = None,
-    fixed: Collection[str] = (),
     crop_scale: tuple[float, float] | None = None,
     flip: bool | None = None,
     official: bool = False,
@@ -64,6 +63,7 @@ def run(
     batch_size: int = 64,
     watch: Watch = lambda step, loss, accuracy: None,
     advance: Callable[[int], None] = lambda n: None,
+    **asked: Unpack[Asked],
 ) -> Trained:
     """Draw the few shots, train on them, and only then classify the test split.
 
@@ -75,11 +75,9 @@ def run(
         method: What to train; its field `seed`, if it has one, is the caller's to set.
         encoder: The model; not changed.
         source: The images and their labels.
-        shots: K, images per class.
-        seed: What draws them and orders the batches.
+        protocol: What is asked; the default `Protocol()` without it.
         store: The same dataset's features under the same model.
-        fixed: Hyper-parameters that were set by hand, for the record.
-        crop_scale: Least and greatest share of an image that a live crop keeps; the method's own
+        crop_scale: Minimum and maximum share of an image that a live crop keeps; the method's own
             without it.
         flip: Mirror half of the live crops; as the method has it without.
         official: Draw the few shots as the method's own authors do, where that is another way.
@@ -90,102 +88,116 @@ def run(
         batch_size: Images per forward pass in testing.
         watch: Called after each training step with step, loss and accuracy on the batch.
         advance: Called with the number of test images just classified.
+        **asked: Fields of a `Protocol`, such as shots and seed, which take the place of the
+            protocol's own.
 
     Raises:
-        UserError: No train or test split, too few images, unreadable ones, which are found before
-            training starts, a store of other weights or images, or what the method and the loop
-            object to.
+        UserError: Another task than few-shot, no train or test split, too few images, unreadable
+            ones, which are found before training starts, a store of other weights or images, or
+            what the method and the loop object to.
     """
-    for split in ("train", "test"):
-        if not source.splits.get(split):
-            raise UserError(
-                f"{source.dataset} has no {split} split; add one, or train on another dataset"
-            )
+    protocol = asked_of(method, protocol, asked)
+    method = replace(method, **protocol.fixed)
+    require_few_shots(method.name, protocol)
+    _require_splits(source)
     if store is not None:
         _require_same_weights(store, encoder)
         _require_same_images(store, source)
-    train_items = source.splits["train"]
-    theirs = official and method.val_first and bool(source.splits.get("val"))
-    sample = draw(
-        [item.label for item in train_items],
-        source.classnames,
-        shots=shots,
-        seed=seed,
-        val_labels=[item.label for item in source.splits["val"]] if theirs else None,
-        val_first=theirs,
-    )
-    items = [train_items[row] for row in sample.train]
+    val_first = official and method.val_first and bool(source.splits.get("val"))
+    sample = _drawn(source, protocol, val_first)
+    items = [source.splits["train"][row] for row in sample.train]
     labels = torch.tensor([item.label for item in items])
     clip = Clip.of(encoder)
     learner = method.attach(clip, source.classnames, source.templates)
     if save_memory:
         clip.save_memory()
-    plan = augmented(method.plan(shots, len(items)), crop_scale, flip)
+    plan = augmented(method.plan(sample.shots, len(items)), crop_scale, flip)
     stored = store if learner.images is None else None
+    values: dict[str, Any] = asdict(method)
+    chosen: dict[str, Any] = {"sample": "val first"} if val_first else {}
+    if stored is None:
+        crops = {"crop_scale": list(plan.crop_scale), "flip": plan.flip}
+        by_hand = {"crop_scale": crop_scale, "flip": flip}
+        values |= crops
+        chosen |= {name: crops[name] for name, value in by_hand.items() if value is not None}
+    planned = Run.planned(
+        method,
+        replace(protocol, fixed={**protocol.fixed, **chosen}),
+        dataset=source.dataset,
+        model=str(encoder.identity["name"]),
+        fingerprint=store.fingerprint if store else str(encoder.identity["weights"]),
+        shots=sample.shots,
+        fewest=sample.shots,
+        n_views=0 if stored is None else max(1, stored.split("train").n_views * protocol.views),
+    )
+    paths = [item.path for item in items]
     if stored is not None:
-        batches = _stored(stored, sample.train)
-        n_views = max(1, stored.split("train").n_views)
+        batches = _stored(stored, sample.train, protocol.views)
     else:
-        paths = [item.path for item in items]
         tested = [item.path for item in source.splits["test"]]
         require_images(source, paths + tested, workers=workers)
-        batches = _live(learner, encoder, source, paths, plan, seed, workers)
-        n_views = 0
-    about = _about(method, plan, encoder, source, items, seed, stored)
+        batches = _live(learner, encoder, source, paths, plan, protocol.seed, workers)
+    about = _about(method, plan, encoder, source, items, protocol.seed, stored)
     start = time.perf_counter()
     if learner.calibrate is not None:
-        paths = [item.path for item in items]
-        crops = center_crops(
+        pixels = center_crops(
             source, paths, encoder.preprocess, batch_size=batch_size, workers=workers
         )
-        learner.calibrate(crops, labels)
+        learner.calibrate(pixels, labels)
     train(
         learner, clip, plan, method.optimizer(learner), batches, labels,
-        seed=seed, checkpoint=checkpoint, about=about, watch=watch,
+        seed=protocol.seed, checkpoint=checkpoint, about=about, watch=watch,
     )  # fmt: skip
     trained = time.perf_counter()
     predicted, truth = _test(learner, clip, source, stored, batch_size, workers, advance)
-    done = time.perf_counter()
-    values: dict[str, Any] = asdict(method)
-    if theirs:
-        values |= {"sample": "val first"}
-        fixed = [*fixed, "sample"]
-    if stored is None:
-        values |= {"crop_scale": list(plan.crop_scale), "flip": plan.flip}
-        asked = {"crop_scale": crop_scale, "flip": flip}
-        fixed = [*fixed, *(name for name, value in asked.items() if value is not None)]
-    result = Result(
-        method=method.name,
-        dataset=source.dataset,
-        model=str(encoder.identity["name"]),
-        setting="few-shot",
-        fitted_on=source.dataset,
-        shots=shots,
-        seed=seed,
-        tune="none",
-        imbalance=None,
-        accuracy=accuracy(predicted, truth),
-        per_class_accuracy=per_class_accuracy(predicted, truth),
-        accuracies={},
-        hyperparameters=values,
-        fixed=sorted(fixed),
+    result = result_of(
+        planned,
+        predicted,
+        truth,
+        source.classnames,
+        digest_of_images(source.dataset, truth.numpy(), np.arange(len(truth))),
+        save=save,
+        hyperparameters={**values, **chosen},
         measures={"trained_parameters": float(sum(p.numel() for p in learner.parameters.values()))},
         text_recipe="live",
-        prompt_set=None,
-        n_classes=len(source.classnames),
         n_support=len(items),
-        n_views=n_views,
         n_validation=0,
-        n_test=len(truth),
         fit_seconds=trained - start,
-        predict_seconds=done - trained,
-        predictions=None,
-        fingerprint=store.fingerprint if store else str(encoder.identity["weights"]),
-        version=program_version(),
+        predict_seconds=time.perf_counter() - trained,
     )
-    images = digest_of_images(source.dataset, truth.numpy(), np.arange(len(truth)))
-    result = with_predictions(result, save, source.classnames, images, predicted, truth)
     return Trained(learner, clip, result)
+
+
+def require_few_shots(method: str, protocol: Protocol) -> None:
+    """Raise unless an end-to-end method can do what is asked.
+
+    Raises:
+        UserError: Unequal classes, other prompts than the model's, or classes without images.
+    """
+    if protocol.setting != "few-shot" or protocol.imbalance or protocol.prompt_set:
+        raise UserError(
+            f"{method} is trained end to end, from few shots and with prompts of its own alone"
+        )
+
+
+def _require_splits(source: Source) -> None:
+    for split in ("train", "test"):
+        if not source.splits.get(split):
+            raise UserError(
+                f"{source.dataset} has no {split} split; add one, or train on another dataset"
+            )
+
+
+def _drawn(source: Source, protocol: Protocol, val_first: bool) -> Sample:
+    """The few shots; with `val_first` as CLIP-LoRA's code draws them, after the val split's."""
+    labels = [item.label for item in source.splits["train"]]
+    if not val_first or protocol.sample is not None:
+        return protocol.draw(labels, source.classnames)
+    val_labels = [item.label for item in source.splits["val"]]
+    return draw(
+        labels, source.classnames, shots=int(protocol.shots), seed=protocol.seed,
+        val_labels=val_labels, val_first=True,
+    )  # fmt: skip
 
 
 def _require_same_weights(store: FeatureStore, encoder: Encoder) -> None:
@@ -211,10 +223,10 @@ def _require_same_images(store: FeatureStore, source: Source) -> None:
             )
 
 
-def _stored(store: FeatureStore, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Batches:
+def _stored(store: FeatureStore, rows: Rows, with_views: bool) -> Batches:
     """Features (B, D) from the store: in each epoch another view, or the center crop."""
     train = store.split("train")
-    if train.n_views:
+    if with_views and train.n_views:
         views = torch.from_numpy(train.views(rows))
     else:
         views = torch.from_numpy(store.features("train", rows))[None]

@@ -33,9 +33,6 @@ class Read:
 def read(paths: Iterable[Path]) -> Read:
     """All results in the files, and in the folders' files named results.jsonl.
 
-    Where predictions were saved, results come with the path at which they are found now: as it was
-    written, or beside the file of results.
-
     Raises:
         UserError: No such file, no results in any, or a folder without such files.
     """
@@ -46,7 +43,7 @@ def read(paths: Iterable[Path]) -> Read:
             warnings.simplefilter("always")
             here = log.read(file)
         notes += [str(warning.message) for warning in caught]
-        found += [_located(result, file) for result in here]
+        found += here
     if not found:
         raise UserError("no results in these files; `fewshot fit` writes some")
     return Read(found, notes)
@@ -63,21 +60,6 @@ def _files(paths: Iterable[Path]) -> list[Path]:
         else:
             files[path] = None
     return list(files)
-
-
-def _located(result: Result, file: Path) -> Result:
-    """The result with the path of its predictions that exists, if one does."""
-    if result.predictions is None or Path(result.predictions).is_file():
-        return result
-    written = Path(result.predictions)
-    for guess in (
-        file.parent / written,
-        file.parent / written.name,
-        file.parent / written.parent.name / written.name,
-    ):
-        if guess.is_file():
-            return result.saved_as(str(guess))
-    return result
 
 
 def make(

@@ -101,15 +101,16 @@ def refit(store: FeatureStore, result: Result) -> tuple[Tensor, Tensor, list[str
     if result.method not in METHODS:
         raise UserError(f"{result.method} cannot be fitted on stored features")
     kind: Any = METHODS[result.method]
-    known = {field.name for field in fields(kind)}
-    method = kind(**{k: v for k, v in result.hyperparameters.items() if k in known})
+    known = {field.name for field in fields(kind)} & set(result.hyperparameters)
+    method = kind(**{name: result.hyperparameters[name] for name in known})
     fitted = fit(
         store, method, shots=result.shots, seed=result.seed, tune="none",
-        fixed=result.hyperparameters, prompt_set=result.prompt_set, views=result.n_views != 1,
+        fixed=known, prompt_set=result.prompt_set, views=result.n_views != 1,
     )  # fmt: skip
-    features = query(store, method, "test")
+    test = store.split("test")
+    features = query(test, method)
     logits = fitted.classifier.logits(features)
-    reached = accuracy(logits.argmax(dim=1), torch.from_numpy(store.labels("test")))
+    reached = accuracy(logits.argmax(dim=1), torch.from_numpy(test.labels))
     if abs(reached - result.accuracy) <= TOLERANCE:
         return features, logits, []
     note = (

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import UserError, unknown
-from fewshot.results.groups import Cells, Row, cells, labels
+from fewshot.results.groups import Cells, Row, cells, labels, task_of
 from fewshot.results.log import Result, read
-from fewshot.results.predictions import read_predictions
+from fewshot.results.predictions import Predictions, read_predictions
 from fewshot.results.significance import Comparison, Pair, compare
 from fewshot.tables import Number, Table, text
 
@@ -103,7 +103,7 @@ def compare_runs(
             drawn = first if first.shots else second
             asked = ((drawn.dataset, datasets), (drawn.shots, shots), (drawn.seed, seeds))
             if all(value in only for value, only in asked if only):
-                pair = read_predictions(_found(first, file)), read_predictions(_found(second, file))
+                pair = _predictions(first), _predictions(second)
                 contests.setdefault((names[one], names[other]), []).append((drawn, pair))
     if not contests:
         raise UserError(
@@ -157,7 +157,9 @@ def as_json(contest: Contest) -> Iterator[str]:
 
 def _names(runs: Cells) -> dict[Row, str]:
     """What to call a run on any of its datasets."""
-    return {row: f"{label}: {row.task}, tuned by {row.tune}" for row, label in labels(runs).items()}
+    return {
+        row: f"{label}: {task_of(row)}, tuned by {row.tune}" for row, label in labels(runs).items()
+    }
 
 
 def _opponents(rows: Sequence[Row], a: str, b: str) -> Iterator[tuple[Row, Row]]:
@@ -190,11 +192,8 @@ def _matched(
             yield first, second
 
 
-def _found(result: Result, file: Path) -> Path:
-    """The file of predictions; beside the results where their folder has moved since."""
-    path = Path(result.predictions or "")
-    moved = file.parent / path.parent.name / path.name
-    return moved if moved.exists() and not path.exists() else path
+def _predictions(result: Result) -> Predictions:
+    return read_predictions(Path(result.predictions or ""))
 
 
 def _lines(pairs: Sequence[tuple[Result, Pair]]) -> list[Line]:

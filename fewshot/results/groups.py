@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
 
 from cache.errors import UserError
-from cache.identity import canonical_json
 from fewshot.metrics import mean_interval
 from fewshot.results.log import Result
+from fewshot.run import Run
 
 Point = tuple[int, float, float]  # shots, mean accuracy, half the width of its 95 % interval
 Value = Callable[[Result], float]
-
-TRANSFERS = ("domain-generalization", "cross-dataset")
+Average = Callable[[Sequence[Sequence[Result]]], float]
 
 
 class Task(NamedTuple):
@@ -29,68 +29,31 @@ class Task(NamedTuple):
         return f"{self.setting}{source}{imbalance}, {self.model}"
 
 
-class Row(NamedTuple):
-    """What may share a row: the same in all but the number of shots and the seed."""
-
-    dataset: str
-    model: str
-    method: str
-    tune: str
-    setting: str
-    imbalance: str
-    source: str
-    fixed: tuple[tuple[str, str], ...]
-    prompt_set: str
-    n_views: int
-    fingerprint: str
-
-    @property
-    def task(self) -> Task:
-        """What the row's results did."""
-        return Task(self.setting, self.model, self.imbalance, self.source)
-
-    def anywhere(self) -> "Row":
-        """The same on no dataset in particular: equal for rows that an average may be over."""
-        return self._replace(dataset="", fingerprint="")
-
-
+Row = Run  # without shots and seed: equal for results that may share a row
+AnyRun = TypeVar("AnyRun", bound=Run)
 Cells = dict[Row, dict[int, list[Result]]]  # row -> shots -> the results of its seeds
 
 
-def row_of(result: Result) -> Row:
-    """The row that the result belongs in."""
-    transfer = result.setting.removeprefix("transductive ") in TRANSFERS
-    return Row(
-        dataset=result.dataset,
-        model=result.model,
-        method=result.method,
-        tune=result.tune,
-        setting=result.setting,
-        imbalance=result.imbalance or "",
-        source=result.fitted_on if transfer else "",
-        fixed=tuple((name, str(result.hyperparameters[name])) for name in result.fixed),
-        prompt_set=result.prompt_set or "",
-        n_views=result.n_views,
-        fingerprint=result.fingerprint,
-    )
+def task_of(row: Row) -> Task:
+    """The task that the row's results did."""
+    return Task(row.setting, row.model, row.imbalance or "", row.source)
 
 
-def cells(results: Iterable[Result]) -> Cells:
-    """The results by row and number of shots, in the order in which rows first appear.
+def cells(runs: Iterable[AnyRun]) -> dict[Row, dict[int, list[AnyRun]]]:
+    """The runs by row and number of shots, in the order in which rows first appear.
 
-    Of several runs of the same thing the last counts. One shot cannot be cross-validated, so what
+    Of several results of the same run the last counts. One shot cannot be cross-validated, so what
     the defaults reach there begins the row of `cv`.
     """
-    latest = {canonical_json(r.cell()): r for r in results}.values()
-    rows = [(row_of(r), r) for r in latest]
-    validated = {row.anywhere() for row, r in rows if r.tune == "cv"}
-    found: Cells = {}
-    for row, r in rows:
-        as_cv = row._replace(tune="cv")
-        first = r.shots == 1 and r.tune == "none" and as_cv.anywhere() in validated
-        found.setdefault(as_cv if first else row, {}).setdefault(r.shots, []).append(r)
+    latest = {one.run: one for one in runs}.values()
+    validated = {one.row.anywhere() for one in latest if one.tune == "cv"}
+    found: dict[Row, dict[int, list[AnyRun]]] = {}
+    for one in latest:
+        row, as_cv = one.row, replace(one.row, tune="cv")
+        first = one.shots == 1 and one.tune == "none" and as_cv.anywhere() in validated
+        found.setdefault(as_cv if first else row, {}).setdefault(one.shots, []).append(one)
     return {
-        row: {k: sorted(by_shots[k], key=lambda r: r.seed) for k in sorted(by_shots)}
+        row: {k: sorted(by_shots[k], key=lambda one: one.seed) for k in sorted(by_shots)}
         for row, by_shots in found.items()
     }
 
@@ -99,7 +62,7 @@ def tasks(rows: Cells) -> dict[Task, Cells]:
     """The rows of each task."""
     found: dict[Task, Cells] = {}
     for row, by_shots in rows.items():
-        found.setdefault(row.task, {})[row] = by_shots
+        found.setdefault(task_of(row), {})[row] = by_shots
     return found
 
 
@@ -132,7 +95,7 @@ def over_datasets(
         raise UserError(
             f"an average over {' and '.join(sorted(settings))} means nothing; average each alone"
         )
-    kinds = {(row.anywhere()._replace(tune=""), r.shots) for r in results for row in [row_of(r)]}
+    kinds = {(replace(r.row.anywhere(), tune=""), r.shots) for r in results}
     protocols = {r.tune for r in results}
     if len(kinds) > 1 or len(protocols) > 1:
         raise UserError(
@@ -146,21 +109,38 @@ def over_datasets(
             f"{', '.join(sorted(datasets))}; run the missing ones"
         )
     shots = results[0].shots
-    seeds = [tuple(r.seed for r in group) for group in groups]
-    if len(set(seeds)) == 1:
-        draws = zip(*groups, strict=True)
-        return shots, *mean_interval([math.fsum(map(value, d)) / len(d) for d in draws])
-    means = [over_seeds(group, value)[1] for group in groups]
-    return shots, math.fsum(means) / len(means), math.nan
+    if len({tuple(r.seed for r in group) for group in groups}) == 1:
+        return shots, *mean_interval(over_draws(groups, lambda some: average(some, value)))
+    return shots, average(groups, value), math.nan
 
 
-def by_dataset(rows: Cells) -> dict[Row, dict[int, dict[str, list[Result]]]]:
-    """Row without its dataset -> shots -> dataset -> the results of its seeds."""
-    found: dict[Row, dict[int, dict[str, list[Result]]]] = {}
+def average(groups: Iterable[Sequence[Result]], value: Value) -> float:
+    """The mean over groups, each with the same weight, of the means within them."""
+    means = [math.fsum(map(value, group)) / len(group) for group in groups]
+    return math.fsum(means) / len(means)
+
+
+def over_draws(groups: Sequence[Sequence[Result]], average: Average) -> list[float]:
+    """The average of each seed's results, for the seeds that every dataset has.
+
+    Args:
+        groups: For each dataset the results of its seeds.
+        average: The average of one seed's results, of each dataset one.
+    """
+    by_seed = [{r.seed: r for r in group} for group in groups]
+    seeds = sorted(set.intersection(*map(set, by_seed)))
+    return [average([[here[seed]] for here in by_seed]) for seed in seeds]
+
+
+def by_dataset(
+    rows: Mapping[Row, Mapping[int, list[AnyRun]]],
+) -> dict[Row, dict[int, dict[str, list[AnyRun]]]]:
+    """Row without its dataset -> shots -> dataset -> the runs of its seeds."""
+    found: dict[Row, dict[int, dict[str, list[AnyRun]]]] = {}
     for row, by_shots in rows.items():
-        for shots, results in by_shots.items():
+        for shots, runs in by_shots.items():
             here = found.setdefault(row.anywhere(), {}).setdefault(shots, {})
-            here[row.dataset] = results  # of two stores of a dataset, the later
+            here[row.dataset] = runs  # of two stores of a dataset, the later
     return found
 
 
@@ -169,7 +149,7 @@ def labels(rows: Iterable[Row]) -> dict[Row, str]:
     rows = list(rows)
     names = {}
     for row in rows:
-        details = [f"{name}={value}" for name, value in row.fixed]
+        details = [f"{name}={value}" for name, value in row.fixed.items()]
         if row.prompt_set:
             details.append(f"prompts {row.prompt_set}")
         alike = [r for r in rows if (r.dataset, r.method) == (row.dataset, row.method)]

@@ -12,92 +12,47 @@ from typing import Any
 from filelock import FileLock
 
 from cache.errors import UserError
+from fewshot.run import Run
+
+SCHEMA = 1  # of a line; a change that a reader has to know of makes it another
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a method reached on a dataset's test split, and all it takes to say what that means.
+@dataclass(frozen=True, kw_only=True)
+class Result(Run):
+    """A run, and what came of it on the dataset's test split.
 
     Attributes:
-        method: The method's name.
-        dataset: The dataset's name.
-        model: The CLIP model's name.
-        setting: Which task it was; results of different settings are never averaged. One of
-            zero-shot, few-shot, imbalanced, unsupervised, base-to-new, domain-generalization and
-            cross-dataset, with `transductive` before it where the test images were classified
-            together.
-        fitted_on: The dataset that was learned from.
-        shots: K, images per class that the method learned from, or of the largest class where they
-            differ; 0 for zero-shot.
-        seed: What drew them; 0 where nothing was drawn.
-        tune: The tuning protocol.
-        imbalance: How unequal the classes were made; None where they are alike.
         accuracy: Top-1 over the whole test split, 0..1; from base to new, the harmonic mean.
         per_class_accuracy: Mean over the classes of the accuracy within each, 0..1.
         accuracies: Those of parts of the test split: `base` and `new`, or `many`, `medium`, `few`.
         hyperparameters: The method's fields, as tuned.
-        fixed: Those of them that were set and not tuned.
         measures: What the classifier tells of itself, such as `trained_parameters`.
         text_recipe: How text features were made of the prompts: by a recipe of the store's, `live`
             by the model itself, or None where there was no text.
-        prompt_set: Which prompts were asked for; None for the dataset's own.
         n_classes: C of the test split.
         n_support: N, images that were learned from.
-        n_views: V, augmented views of each; 1 is its center crop alone.
         n_validation: Labeled images besides the support set that tuning looked at.
         n_test: Images of the test split.
         fit_seconds: Tuning and fitting, from features in memory.
         predict_seconds: Classifying the test split, from features in memory.
         predictions: The file of predictions, where they were saved.
-        fingerprint: The store's that was tested on.
         version: This program's.
     """
 
-    method: str
-    dataset: str
-    model: str
-    setting: str
-    fitted_on: str
-    shots: int
-    seed: int
-    tune: str
-    imbalance: str | None
     accuracy: float
     per_class_accuracy: float
     accuracies: dict[str, float]
     hyperparameters: dict[str, Any]
-    fixed: list[str]
     measures: dict[str, float]
     text_recipe: str | None
-    prompt_set: str | None
     n_classes: int
     n_support: int
-    n_views: int
     n_validation: int
     n_test: int
     fit_seconds: float
     predict_seconds: float
     predictions: str | None
-    fingerprint: str
     version: str
-
-    def cell(self) -> dict[str, object]:
-        """What was asked for, apart from what came out: equal for two runs of the same thing."""
-        return {
-            "method": self.method,
-            "fixed": {name: self.hyperparameters[name] for name in self.fixed},
-            "dataset": self.dataset,
-            "model": self.model,
-            "setting": self.setting,
-            "fitted_on": self.fitted_on,
-            "shots": self.shots,
-            "seed": self.seed,
-            "tune": self.tune,
-            "imbalance": self.imbalance,
-            "prompt_set": self.prompt_set,
-            "n_views": self.n_views,
-            "fingerprint": self.fingerprint,
-        }
 
     def saved_as(self, predictions: str) -> "Result":
         """The same with the file of its predictions."""
@@ -105,25 +60,54 @@ class Result:
 
     def to_json(self) -> str:
         """One line, without its end."""
-        return json.dumps(asdict(self), allow_nan=False)
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> "Result":
-        """The result that `to_json` made the line of.
+        """The result of a line that `to_json` made, here or in an earlier version.
+
+        Fields that this version does not know are left out: within a schema, fields are only added.
 
         Raises:
-            UserError: It is not such a line, or another version's.
+            UserError: It is not such a line, or of a later schema.
         """
         try:
             values = json.loads(line)
         except ValueError:
             raise UserError(f"not a result, for it is not JSON: {line!r:.60}") from None
-        expected = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or set(values) != expected:
-            keys = set(values) if isinstance(values, dict) else set()
-            differing = ", ".join(sorted(keys ^ expected))
-            raise UserError(f"not a result of this version; missing or unknown: {differing}")
-        return cls(**values)
+        if not isinstance(values, dict):
+            raise UserError(f"not a result, for it is no JSON object: {line!r:.60}")
+        schema = values.get("schema", 0)
+        if schema not in range(SCHEMA + 1):
+            raise UserError(
+                f"of schema {schema}, written by version {values.get('version')}; this version "
+                f"reads schemas up to {SCHEMA}; update the program"
+            )
+        values = _upgraded(values) if schema == 0 else values
+        names = [field.name for field in fields(cls)]
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise UserError(f"not a result; missing: {', '.join(sorted(missing))}")
+        return cls(**{name: values[name] for name in names})
+
+
+def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a line from before schemas: fixed settings were names, and spelling British."""
+    fixed, chosen = values.get("fixed"), values.get("hyperparameters")
+    if not isinstance(fixed, list) or not isinstance(chosen, dict):
+        raise UserError("not a result; fixed must be a list, and hyperparameters an object")
+    chosen = {_RENAMED.get(name, name): value for name, value in chosen.items()}
+    names = [_RENAMED.get(str(name), str(name)) for name in fixed]
+    setting = str(values.get("setting"))
+    return {
+        **values,
+        "setting": setting.replace("generalisation", "generalization"),
+        "hyperparameters": chosen,
+        "fixed": {name: chosen.get(name) for name in names},
+    }
+
+
+_RENAMED = {"neighbours": "neighbors"}
 
 
 def append(path: Path, result: Result) -> None:
@@ -154,7 +138,8 @@ def read(path: Path) -> list[Result]:
     """Every result in the file, in the order of writing.
 
     Lines that are no results, such as the last one of a killed run, are skipped with a warning
-    that names them.
+    that names them. Results come with the path at which their predictions are found now: as it was
+    written, or beside the file.
 
     Raises:
         UserError: The file cannot be read.
@@ -166,7 +151,7 @@ def read(path: Path) -> list[Result]:
     results = []
     for number, line in enumerate(lines, start=1):
         try:
-            results.append(Result.from_json(line))
+            results.append(_located(Result.from_json(line), path))
         except UserError as error:
             warnings.warn(f"{path}, line {number} skipped: {error}", stacklevel=2)
     return results
@@ -178,6 +163,21 @@ def program_version() -> str:
         return version("fewshot-clip")
     except PackageNotFoundError:
         return "unknown"
+
+
+def _located(result: Result, file: Path) -> Result:
+    """The result with the path of its predictions that exists, if one does."""
+    if result.predictions is None or Path(result.predictions).is_file():
+        return result
+    written = Path(result.predictions)
+    for guess in (
+        file.parent / written,
+        file.parent / written.name,
+        file.parent / written.parent.name / written.name,
+    ):
+        if guess.is_file():
+            return result.saved_as(str(guess))
+    return result
 
 
 def _write(descriptor: int, line: bytes, size: int) -> None:

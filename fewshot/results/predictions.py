@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from cache.atomic import replacing
 from cache.errors import UserError
-from cache.identity import canonical_json
 
 # What numpy raises at files of other kinds, and at those that were cut short or spoiled.
 _NO_PREDICTIONS = (
@@ -42,12 +41,6 @@ def digest_of_images(dataset: str, labels: NDArray[np.int64], rows: NDArray[np.i
     """16 hex digits that stand for these rows of the dataset's test split."""
     content = (np.ascontiguousarray(array, np.int64).tobytes() for array in (labels, rows))
     return hashlib.sha256(b"|".join((dataset.encode(), *content))).hexdigest()[:16]
-
-
-def file_name(what: dict[str, object]) -> str:
-    """A name that differs for whatever differs in `what`, and says its method and dataset."""
-    digest = hashlib.sha256(canonical_json(what).encode()).hexdigest()[:12]
-    return f"{what['method']}-{what['dataset']}-{digest}.npz"
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from typing import Any
 
 from cache.errors import unknown
 from fewshot.endtoend.clip import EndToEnd
@@ -65,7 +66,7 @@ METHODS: dict[str, type[EndToEnd]] = {
 }
 
 
-def configure(name: str, settings: Mapping[str, str], *, seed: int) -> EndToEnd:
+def configure(name: str, settings: Mapping[str, Any], *, seed: int) -> EndToEnd:
     """The method of that name with some of its fields set, and its seed unless that is among them.
 
     Raises:

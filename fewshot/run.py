@@ -1,0 +1,336 @@
+"""Two values that belong to every experiment, both known before anything is fitted.
+
+Protocol    what is asked: how few shots are drawn, what is tuned, which classes are tested
+Run         what a result is of: a method under a protocol on one dataset, and nothing measured
+"""
+
+import hashlib
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Self, TypedDict, get_args
+
+from numpy.typing import ArrayLike
+
+from cache.errors import UserError, unknown
+from cache.identity import canonical_json
+from fewshot.method import MethodInfo
+from fewshot.model_selection import tuning
+from fewshot.sampling import Sample, draw, draw_imbalanced, everything, parse_profile
+
+Setting = Literal["few-shot", "base-to-new", "domain-generalization", "cross-dataset"]
+SETTINGS: tuple[Setting, ...] = get_args(Setting)
+TRANSFERS: tuple[Setting, ...] = ("domain-generalization", "cross-dataset")
+
+
+class Asked(TypedDict, total=False):
+    """The fields of a `Protocol` as keywords, all optional."""
+
+    shots: int | Literal["all"]
+    seed: int
+    tune: str | None
+    fixed: Mapping[str, Any] | Collection[str]
+    prompt_set: str | None
+    sample: Sample | None
+    imbalance: str | None
+    views: bool
+    setting: Setting
+
+
+def require_integer(name: str, value: object, *, at_least: int | None = None) -> None:
+    """Raise unless the value is a whole number.
+
+    Raises:
+        UserError: It is not, or it is too small.
+    """
+    bounded = "a whole number" if at_least is None else f"{at_least} or more"
+    if type(value) is not int or (at_least is not None and value < at_least):
+        raise UserError(f"{name} must be {bounded}; got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What is asked of a method, checked once, here.
+
+    Attributes:
+        shots: K, images per class, or of the largest class where they are unequal; 0 for a method
+            that needs none; "all" for every train image. Methods that use no labels ignore it.
+        seed: Random seed for drawing the few shots, and for training.
+        tune: The tuning protocol, one of `tuning.PROTOCOLS`; None for `cv`, and `none` where a
+            class has one image.
+        fixed: Hyper-parameter -> its value, which is not tuned.
+        prompt_set: The store's prompt set to make text features of; None for the dataset's own.
+        sample: Few shots to use instead of drawing some; `shots` and `seed` are then its own.
+        imbalance: Profile of unequal classes, as in `sampling.draw_imbalanced`; `natural` is the
+            same as all shots.
+        views: Learn from the store's augmented views where it has some, else from center crops.
+        setting: Which classes are tested: those learned, or base and new ones, or another
+            dataset's.
+
+    Raises:
+        UserError: A value that cannot be, or two that exclude each other.
+    """
+
+    shots: int | Literal["all"] = 0
+    seed: int = 1
+    tune: str | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    prompt_set: str | None = None
+    sample: Sample | None = None
+    imbalance: str | None = None
+    views: bool = True
+    setting: Setting = "few-shot"
+
+    def __post_init__(self) -> None:
+        if self.tune is not None and self.tune not in tuning.PROTOCOLS:
+            raise unknown("tuning protocol", self.tune, tuning.PROTOCOLS)
+        if self.setting not in SETTINGS:
+            raise unknown("setting", self.setting, SETTINGS)
+        if self.imbalance is not None:
+            parse_profile(self.imbalance)
+        if self.shots != "all":
+            require_integer("shots", self.shots, at_least=0)
+        require_integer("seed", self.seed)
+        self._require_one_kind_of_sample()
+        values: dict[str, object] = {"fixed": dict(self.fixed)}
+        if self.sample is not None:
+            values |= {"shots": self.sample.shots, "seed": self.sample.seed}
+        if self.shots == "all" or self.imbalance == "natural":
+            values |= {"shots": "all", "imbalance": "natural"}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _require_one_kind_of_sample(self) -> None:
+        """Raise if what is asked excludes one another."""
+        if self.sample is not None and self.shots not in (0, self.sample.shots):
+            raise UserError(
+                f"the sample has its own shots, {self.sample.shots}; got shots {self.shots} as "
+                "well; leave shots out"
+            )
+        imbalance = self.imbalance or ("natural" if self.shots == "all" else None)
+        if self.shots == "all" and imbalance != "natural":
+            raise UserError(
+                f"shots all takes every train image, and imbalance {imbalance} takes some; give one"
+            )
+        given = [] if self.sample is None else ["a sample"]
+        given += [] if imbalance is None else [f"imbalance {imbalance}"]
+        given += [] if self.setting == "few-shot" else [self.setting]
+        if len(given) > 1:
+            raise UserError(f"{' and '.join(given)} exclude one another; give one")
+
+    def draw(
+        self,
+        train_labels: ArrayLike,
+        classnames: Sequence[str],
+        *,
+        val_labels: ArrayLike | None = None,
+    ) -> Sample:
+        """The few shots that are asked for, of a train split with these labels.
+
+        Args:
+            train_labels: (N,) class ids.
+            classnames: C names by class id.
+            val_labels: Class ids of the val split, where the protocol tunes on some of it.
+
+        Raises:
+            UserError: A class has too few images.
+        """
+        if self.sample is not None:
+            return self.sample
+        if self.shots == "all":
+            return everything(train_labels, classnames, seed=self.seed)
+        if self.imbalance is not None:
+            return draw_imbalanced(
+                train_labels, classnames, profile=self.imbalance, shots=self.shots, seed=self.seed
+            )
+        return draw(
+            train_labels, classnames, shots=self.shots, seed=self.seed, val_labels=val_labels
+        )
+
+    def support_for(self, method: MethodInfo) -> bool:
+        """True if the method is given a support set.
+
+        Raises:
+            UserError: Unequal classes are asked for, and the method uses no labels.
+        """
+        if self.sample is not None:
+            return method.takes_support()
+        if self.shots == "all":
+            return method.needs_support(1)
+        if self.imbalance is None:
+            return method.needs_support(self.shots)
+        if not method.needs_support(self.shots) and not (method.unsupervised() and self.shots):
+            raise UserError(f"{method.name} learns from no labels, which imbalance is about")
+        return True
+
+    def tune_for(self, method: MethodInfo, fewest: int) -> str:
+        """The tuning protocol on a support set; `none` where nothing is left to tune.
+
+        Args:
+            method: What is fitted.
+            fewest: The images of the smallest class.
+        """
+        if not set(method.grid) - set(self.fixed):
+            return "none"
+        return self.tune or tuning.default_protocol(fewest)
+
+
+def setting_name(method: MethodInfo, setting: str) -> str:
+    """The name that a result has for its setting: it says when the test images were joint."""
+    return f"transductive {setting}" if method.transductive else setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a result is of; equal for two results of the same thing.
+
+    Attributes:
+        method: The method's name.
+        fixed: Hyper-parameter -> its value, of those that were set and not tuned.
+        dataset: The dataset that was tested.
+        model: The CLIP model's name.
+        setting: Which task it was; results of different settings are never averaged. One of
+            zero-shot, few-shot, imbalanced, unsupervised, base-to-new, domain-generalization and
+            cross-dataset, with `transductive` before it where the test images were classified
+            together.
+        fitted_on: The dataset that was learned from.
+        shots: K, images per class that the method learned from, or of the largest class where they
+            differ; 0 without labels.
+        seed: Random seed that drew them; 0 where nothing was drawn.
+        tune: The tuning protocol.
+        imbalance: Profile of unequal classes; None where they are alike.
+        prompt_set: The prompt set that was asked for; None for the dataset's own.
+        n_views: V, augmented views of each image; 1 is its center crop alone, 0 is no stored
+            features of labeled images.
+        fingerprint: The fingerprint of the store that was tested on.
+    """
+
+    method: str
+    fixed: Mapping[str, Any] = field(hash=False)
+    dataset: str
+    model: str
+    setting: str
+    fitted_on: str
+    shots: int
+    seed: int
+    tune: str
+    imbalance: str | None
+    prompt_set: str | None
+    n_views: int
+    fingerprint: str
+
+    @classmethod
+    def planned(
+        cls,
+        method: MethodInfo,
+        protocol: Protocol,
+        *,
+        dataset: str,
+        model: str,
+        fingerprint: str,
+        fitted_on: str | None = None,
+        shots: int,
+        fewest: int,
+        n_views: int = 1,
+    ) -> "Run":
+        """The run that comes of a protocol, before it is fitted.
+
+        Args:
+            method: What is fitted.
+            protocol: What is asked of it.
+            dataset: The dataset to test.
+            model: The CLIP model's name.
+            fingerprint: The fingerprint of the store to test on.
+            fitted_on: The dataset to learn from, where it is another one.
+            shots: Images of the largest class of the few shots.
+            fewest: Images of the smallest class.
+            n_views: V of the support set.
+        """
+        support = protocol.support_for(method)
+        setting: str = protocol.setting
+        if setting == "few-shot" and (method.unsupervised() or not support):
+            setting = "unsupervised" if method.unsupervised() else "zero-shot"
+        if support and protocol.imbalance is not None:
+            setting = "imbalanced"
+        return cls(
+            method=method.name,
+            fixed=dict(protocol.fixed),
+            dataset=dataset,
+            model=model,
+            setting=setting_name(method, setting),
+            fitted_on=fitted_on or dataset,
+            shots=shots if support else 0,
+            seed=protocol.seed if support else 0,
+            tune=protocol.tune_for(method, fewest) if support else "none",
+            imbalance=protocol.imbalance if support else None,
+            prompt_set=protocol.prompt_set,
+            n_views=n_views if support else 0,
+            fingerprint=fingerprint,
+        )
+
+    @property
+    def run(self) -> "Run":
+        """The run itself, without what came of it."""
+        return Run(**{one.name: getattr(self, one.name) for one in fields(Run)})
+
+    @property
+    def row(self) -> "Run":
+        """The run without its shots and seed: equal for runs that may share a row of a table."""
+        return replace(self.run, shots=0, seed=0)
+
+    @property
+    def source(self) -> str:
+        """The dataset that was learned from where it is not the one tested, else empty."""
+        return self.fitted_on if self.setting.removeprefix("transductive ") in TRANSFERS else ""
+
+    def anywhere(self) -> Self:
+        """The same on no dataset in particular: equal for runs that an average may be over."""
+        return replace(self, dataset="", fitted_on=self.source, fingerprint="")
+
+    @property
+    def name(self) -> str:
+        """The method with its fixed hyper-parameters: `gda alpha=2.0`."""
+        return " ".join([self.method, *(f"{name}={value}" for name, value in self.fixed.items())])
+
+    @property
+    def label(self) -> str:
+        """The run in words, such as `gda alpha=2.0 dtd RN50/openai 4 shots, seed 1`."""
+        words = [self.name, self.dataset, self.model]
+        words += [f"prompts {self.prompt_set}"] if self.prompt_set else []
+        words += [f"{self.shots} shot{'s' * (self.shots > 1)}, seed {self.seed}"] * (self.shots > 0)
+        return " ".join(words)
+
+    @property
+    def file_name(self) -> str:
+        """A name for its predictions, which differs for whatever differs in two runs."""
+        values = {one.name: getattr(self, one.name) for one in fields(Run)}
+        digest = hashlib.sha256(canonical_json(values).encode()).hexdigest()[:12]
+        return f"{self.method}-{self.dataset}-{digest}.npz"
+
+    def command(self, store: Path, out: Path, *, end_to_end: bool = False) -> str:
+        """The command that runs it again, quoted for a shell.
+
+        Args:
+            store: The folder of stores.
+            out: The folder of results.
+            end_to_end: It is `train` that runs the method, and not `fit`.
+        """
+        words = ["fewshot", "train" if end_to_end else "fit", self.method, "--model", self.model]
+        words += ["--dataset", self.fitted_on]
+        words += ["--test-on", self.dataset] if self.source else []
+        if self.imbalance == "natural":
+            words += ["--shots", "all", "--seed", str(self.seed)]
+        elif self.shots:
+            words += ["--shots", str(self.shots), "--seed", str(self.seed)]
+            words += ["--imbalance", self.imbalance] if self.imbalance else []
+        else:
+            words += ["--shots", "0"]
+        words += [] if end_to_end or not self.shots else ["--tune", self.tune]
+        for name, value in self.fixed.items():
+            words += ["--set", f"{name}={value}"]
+        words += ["--prompts", self.prompt_set] if self.prompt_set else []
+        words += ["--base-to-new"] if self.setting.endswith("base-to-new") else []
+        words += ["--store", str(store)]
+        words += ["--out", str(out)] if end_to_end else ["--results", str(out / "results.jsonl")]
+        return shlex.join(words)
