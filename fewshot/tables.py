@@ -48,12 +48,14 @@ class Table:
         header: The name of each column.
         rows: The cells; empty strings where there is no value.
         notes: Sentences to show below it.
+        marked: The row that stands out on a page.
     """
 
     title: str
     header: tuple[str, ...]
     rows: Sequence[Sequence[Cell]]
     notes: tuple[str, ...] = ()
+    marked: int | None = None
 
 
 def text(table: Table) -> str:

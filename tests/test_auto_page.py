@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cache.preflight import check
@@ -18,14 +20,17 @@ from fewshot.adapters.making import of_fitted
 from fewshot.automatic.commands import commands
 from fewshot.automatic.diagnostics import diagnose
 from fewshot.automatic.judging import inputs, judge, refit, to_try
-from fewshot.automatic.outcome import Outcome, in_100
+from fewshot.automatic.outcome import Outcome
 from fewshot.automatic.page import thumbnails
-from fewshot.automatic.page.assembly import page
-from fewshot.automatic.page.drawings import bar, curve_svg, scale
-from fewshot.automatic.page.galleries import GROUPS, SHOWN
-from fewshot.automatic.page.pieces import Cell, copyable, number, table, text
+from fewshot.automatic.page.accuracy_tables import bar
+from fewshot.automatic.page.answer import answer, limits
+from fewshot.automatic.page.assembly import more_labels, page
+from fewshot.automatic.page.galleries import GROUPS, SHOWN, LabeledPhotos, near_duplicates
+from fewshot.automatic.page.learning_curve_drawing import curve_svg
 from fewshot.automatic.page.thumbnails import Thumbnails
 from fewshot.automatic.pipeline import auto
+from fewshot.automatic.wording import in_100
+from fewshot.html import markup
 from fewshot.model_selection.calibration import Calibration
 from fewshot.model_selection.learning_curve import CurvePoint, Forecast, LearningCurve
 from fewshot.model_selection.near_duplicates import Conflict
@@ -112,7 +117,7 @@ def test_ids_are_unique_and_links_lead_somewhere(html: str) -> None:
 def test_names_are_text_and_never_markup(outcome: Outcome, html: str) -> None:
     assert NASTY in outcome.store.classnames
     assert NASTY not in html
-    assert "&lt;b&gt;&#x27;&amp;&quot; co" in html
+    assert "&lt;b&gt;&#39;&amp;&#34; co" in html
 
 
 def test_every_photo_has_words_in_its_place(html: str) -> None:
@@ -209,21 +214,24 @@ def test_many_classes_and_lost_photos_leave_a_page_that_can_be_used(tmp_path: Pa
     assert len(html) < 500_000
 
 
-def test_a_heap_of_near_duplicates_is_cut_short(outcome: Outcome) -> None:
-    rows = tuple((i,) * 20 for i in range(GROUPS + 3))
-    found = replace(outcome, diagnostics=replace(outcome.diagnostics, duplicates=rows))
-    html = page(found)
-    section = html[html.index('id="duplicates"') : html.index('id="data"')]
-    assert section.count("20 photos") == GROUPS
-    assert "And 3 groups more" in section
+def test_a_heap_of_near_duplicates_is_cut_short(tmp_path: Path) -> None:
+    source = Source("x", tmp_path, ("a", "b"), {}, (), "")
+    photos = LabeledPhotos(source, ["gone.jpg"] * 20, [0] * 20, ("a", "b"), Thumbnails())
+    groups = [tuple(range(20))] * (GROUPS + 3)
+    html = markup(near_duplicates(groups, [], photos))
+    assert html.count("20 photos") == GROUPS
+    assert "And 3 groups more" in html
 
 
-def test_a_model_that_takes_many_photos_for_one_is_named_as_the_fault(outcome: Outcome) -> None:
-    fault = "photos of more than one class look nearly the same to this model"
-    assert fault not in page(outcome)  # of a pair of twins under two labels
-    rows = tuple(range(11))
-    alike = replace(outcome.diagnostics, conflicts=(Conflict(rows, (0,) * 10 + (1,)),))
-    assert f"11 {fault}" in page(replace(outcome, diagnostics=alike))
+@pytest.mark.parametrize(("alike", "fault"), [(2, False), (11, True)])
+def test_a_model_that_takes_many_photos_for_one_is_named_as_the_fault(
+    outcome: Outcome, alike: int, fault: bool
+) -> None:
+    groups = [Conflict(tuple(range(alike)), (0,) * (alike - 1) + (1,))]
+    selection = outcome.validation.selection
+    scenes = torch.arange(40)
+    said = " ".join(limits(selection, scenes, [], [], groups, guessing=0.1, skipped=0))
+    assert (f"{alike} photos of more than one class look nearly the same" in said) == fault
 
 
 def test_thumbnails_are_small_upright_and_end_when_the_page_is_full(tmp_path: Path) -> None:
@@ -240,24 +248,6 @@ def test_thumbnails_are_small_upright_and_end_when_the_page_is_full(tmp_path: Pa
     assert small.uri.startswith("data:image/jpeg;base64,")
     assert made.of(source, "a.jpg") is None
     assert Thumbnails().of(source, "gone.jpg") is None
-
-
-def test_long_tables_are_folded_and_short_ones_are_not() -> None:
-    rows = [[text("a & b"), number(1234.5, 1)]] * 41
-    assert table("T", ("name", "n"), rows).startswith("<details><summary>T, 41 rows</summary>")
-    short = table("T", ("name", "n"), rows[:40], marked=1, notes=["<i>"])
-    assert short.startswith("<div")
-    assert short.count('class="marked"') + short.count("class=marked") == 1
-    assert '<td class="number" data-value="1234.5">1,234.5</td>' in short
-    assert "a &amp; b" in short
-    assert "&lt;i&gt;" in short
-    assert table("T", ("name",), []).count("<tr>") == 1
-    assert number(None) == Cell("", kind="number")
-
-
-def test_what_is_copied_may_be_more_than_what_is_shown() -> None:
-    assert copyable("a<b") == '<div class="copyable"><code>a&lt;b</code></div>'
-    assert 'data-copy="/x/&quot;y"' in copyable('/x/"y', '"y')
 
 
 def test_the_curve_tells_its_points_in_words_and_tells_forecasts_apart() -> None:
@@ -278,13 +268,42 @@ def test_the_curve_tells_its_points_in_words_and_tells_forecasts_apart() -> None
     assert "class names alone" not in alone
 
 
-def test_the_scale_and_the_bars_place_what_they_show() -> None:
-    drawn = scale(0.5, (0.4, 0.65), [("guessing <", 0.1)])
+def test_the_scale_and_the_bars_place_what_they_show(outcome: Outcome) -> None:
+    assert outcome.validation.selection is not None
+    selection = replace(outcome.validation.selection, accuracy=0.5, interval=(0.4, 0.65))
+    drawn = answer(
+        selection, method="gda", summary="", guessing=0.1, tested=None, limits=[], command="",
+        doubtful=0, to_label=0, more_labels="",
+    )  # fmt: skip
     assert 'class="interval" style="left:40.0%;width:25.0%"' in drawn
     assert 'class="dot" style="left:50.0%"' in drawn
-    assert "guessing &lt; 10" in drawn
+    assert "guessing 10<" in drawn
+    assert "between 40 and 65 in 100" in drawn
     assert 'd="M40.0 6H65.0"' in bar(0.5, (0.4, 0.65))
     assert 'cx="50.0"' in bar(0.5, (0.4, 0.65))
+
+
+def test_labels_of_the_axis_keep_apart_and_the_first_and_last_stay() -> None:
+    points = tuple(CurvePoint(2**i, 100.0 * 2**i, 0.5, 0.0) for i in range(11))
+    points = (*points, CurvePoint(1100, 105_000.0, 0.6, 0.0))
+    more = (Forecast(2, 0.7, (0.65, 0.8), 0.1, (0.05, 0.2)),)
+    drawn = curve_svg(LearningCurve(points, more), 130_000, None)
+    found = re.findall(r'<text class="tick" x="([\d.]+)" y="321" [^>]*>([\d,]+)<', drawn)
+    assert [found[0][1], found[-1][1]] == ["100", "260,000"]
+    assert 4 <= len(found) < 13
+    edges = [(float(x), len(text) * 19 * 0.6) for x, text in found]  # the style of a phone
+    for (x, width), (after, other) in itertools.pairwise(edges):
+        assert after - x > (width + other) / 2
+
+
+def test_a_forecast_that_says_nothing_is_not_printed() -> None:
+    points = (CurvePoint(1, 10.0, 0.5, 0.02), CurvePoint(2, 20.0, 0.6, 0.0))
+    absurd = (Forecast(2, 0.7, (0.1, 1.0), 0.1, (-0.6, 0.5)),)
+    curve = LearningCurve(points, absurd)
+    assert "expected" not in curve_svg(curve, 25, None)
+    assert curve.sentence == "too uncertain to say"
+    [*_, notes] = more_labels("gda", curve, curve.sentence, 25, None)
+    assert "expected" not in markup([notes])
 
 
 PROBE = """

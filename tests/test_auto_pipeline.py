@@ -17,9 +17,10 @@ from fewshot.adapters.adapter import load_adapter
 from fewshot.adapters.predictor import open_adapter
 from fewshot.automatic.commands import settings
 from fewshot.automatic.judging import inputs, refit, to_try
-from fewshot.automatic.outcome import Outcome, in_100
-from fewshot.automatic.page.answer import answer
+from fewshot.automatic.outcome import Outcome
+from fewshot.automatic.page.assembly import page
 from fewshot.automatic.pipeline import auto
+from fewshot.automatic.wording import in_100
 from fewshot.method import variants
 from fewshot.methods import METHODS
 from fewshot.metrics import wilson
@@ -443,4 +444,5 @@ def test_where_a_model_doubts_many_labels_nobody_is_sent_to_look_at_them(mixed: 
     )
     assert many.doubtful_labels == 0
     assert "labels to look at again" not in many.summary()
-    assert "may be wrong" not in answer(many)
+    assert "may be wrong" in page(mixed)
+    assert "may be wrong" not in page(many)

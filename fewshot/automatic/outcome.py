@@ -15,6 +15,7 @@ from fewshot.automatic.commands import Command
 from fewshot.automatic.diagnostics import Diagnostics
 from fewshot.automatic.judging import CrossValidation
 from fewshot.automatic.unlabeled import Unlabeled
+from fewshot.automatic.wording import count, in_100
 from fewshot.model_selection.selection import MethodScore
 
 # Of the labels. People mislabel fewer: in ten well-known test sets at most 10 % were wrong
@@ -90,8 +91,7 @@ class Outcome:
     def zero_shot(self) -> MethodScore | None:
         """What class names alone do; None where that was not tried."""
         selection = self.validation.selection
-        scores = () if selection is None else selection.scores
-        return next((one for one in scores if one.name == "zero-shot"), None)
+        return None if selection is None else selection.score_of("zero-shot")
 
     @cached_property
     def probabilities(self) -> Tensor | None:
@@ -116,6 +116,15 @@ class Outcome:
         return n if n <= MOST_DOUBTFUL * len(self.validation.labels) else 0
 
     @property
+    def more_labels(self) -> str:
+        """What more labels would bring, in a sentence."""
+        if self.validation.selection is None:
+            return "a second photo of each class would let methods be compared, and judged"
+        if self.diagnostics.curve is None:
+            return f"{self.winner} learns nothing from labels, so more of them would not help it"
+        return self.diagnostics.curve.sentence
+
+    @property
     def adapter_path(self) -> Path:
         """Where the winner is."""
         return self.out / "adapter.safetensors"
@@ -128,30 +137,6 @@ class Outcome:
     def summary(self) -> str:
         """The outcome in a few lines."""
         return "\n".join(_summary(self))
-
-
-def in_100(share: float) -> str:
-    """A share as "93 in 100"; what is not quite all or nothing never reads so."""
-    n = round(100 * share)
-    if n == 100 and share < 1:
-        return "over 99 in 100"
-    if n == 0 and share > 0:
-        return "under 1 in 100"
-    return f"{n} in 100"
-
-
-def count(n: int, noun: str, plural: str = "") -> str:
-    """Such as "1 photo" and "1,200 photos"."""
-    return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"
-
-
-def more_labels(outcome: Outcome) -> str:
-    """What more labels would bring, in a sentence."""
-    if outcome.validation.selection is None:
-        return "a second photo of each class would let methods be compared, and judged"
-    if outcome.diagnostics.curve is None:
-        return f"{outcome.winner} learns nothing from labels, so more of them would not help it"
-    return outcome.diagnostics.curve.sentence
 
 
 def _summary(outcome: Outcome) -> list[str]:
@@ -177,7 +162,7 @@ def _summary(outcome: Outcome) -> list[str]:
     if outcome.tested:
         right = f"{100 * outcome.tested.accuracy:.1f} %"
         lines.append(f"on your own {count(outcome.tested.images, 'test photo')}: {right} right")
-    lines.append(f"more labels: {more_labels(outcome)}")
+    lines.append(f"more labels: {outcome.more_labels}")
     if outcome.doubtful_labels:
         lines.append(f"labels to look at again: {outcome.doubtful_labels:,}")
     if outcome.unlabeled:

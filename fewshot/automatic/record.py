@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from fewshot.automatic.outcome import Outcome, more_labels
+from fewshot.automatic.outcome import Outcome
 from fewshot.automatic.unlabeled import Unlabeled
 from fewshot.model_selection.learning_curve import LearningCurve
 
@@ -67,7 +67,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
             [paths[row] for row in rows] for rows in outcome.diagnostics.duplicates
         ],
         "learning_curve": _curve(outcome.diagnostics.curve),
-        "more_labels": more_labels(outcome),
+        "more_labels": outcome.more_labels,
         "unlabeled": outcome.unlabeled and _unlabeled(outcome.unlabeled, names),
         "left_out": list(map(str, outcome.store.skipped)),
         "notes": list(outcome.report.notes),

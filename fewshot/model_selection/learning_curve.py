@@ -27,6 +27,7 @@ MAX_FITS = 10  # to all labels, that all fits together may cost
 MIN_POINTS = 3  # as many as the curve has parameters; it goes through the last so many
 MORE = (2, 4)  # times the present labels
 REFITS = 200
+WIDEST = 0.3  # interval of a forecast that is shown: wider than 30 points it says little
 EXPONENTS = np.geomspace(0.05, 2, 40)  # candidates for c
 Array = NDArray[np.float64]
 
@@ -66,6 +67,11 @@ class Forecast:
     gain: float
     gain_interval: tuple[float, float]
 
+    @property
+    def width(self) -> float:
+        """The width of the wider of both intervals."""
+        return max(high - low for low, high in (self.interval, self.gain_interval))
+
 
 @dataclass(frozen=True)
 class LearningCurve:
@@ -81,11 +87,18 @@ class LearningCurve:
     forecasts: tuple[Forecast, ...]
 
     @property
+    def credible(self) -> tuple[Forecast, ...]:
+        """The forecasts whose intervals are narrow enough to say something."""
+        return tuple(one for one in self.forecasts if one.width <= WIDEST)
+
+    @property
     def sentence(self) -> str:
         """What twice as many labels may bring, in percentage points, in words."""
         if not self.forecasts:
             return "too few images to say"
         twice = self.forecasts[0]
+        if twice not in self.credible:
+            return "too uncertain to say"
         gain, low, high = (round(100 * x, 1) for x in (twice.gain, *twice.gain_interval))
         if not gain:
             return "no gain to be seen"

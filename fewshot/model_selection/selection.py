@@ -81,6 +81,10 @@ class Selection:
     n_images: int
     n_groups: int
 
+    def score_of(self, name: str) -> MethodScore | None:
+        """Return the score of a method; None if it was not judged."""
+        return next((score for score in self.scores if score.name == name), None)
+
 
 def select(
     tried: Sequence[OutOfFold], labels: Tensor, *, groups: Tensor | None = None, seed: int = 1

@@ -2,28 +2,13 @@
 
 import base64
 import io
-from dataclasses import dataclass
 
 from cache.source import Source
+from fewshot.html import Thumbnail
 
 SIDE = 160  # pixels, of the longer side
 QUALITY = 70
 BUDGET = 4_500_000  # characters of all of a page's thumbnails; some 500 of them
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    """A small copy.
-
-    Attributes:
-        uri: A JPEG as a data URI.
-        width: In pixels.
-        height: In pixels.
-    """
-
-    uri: str
-    width: int
-    height: int
 
 
 class Thumbnails:

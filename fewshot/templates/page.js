@@ -16,6 +16,14 @@ for (const table of document.querySelectorAll("table")) {
   });
 }
 
+// A table wider than its frame says so.
+const frames = new ResizeObserver((entries) => {
+  for (const { target } of entries) {
+    target.classList.toggle("wide", target.scrollWidth > target.clientWidth);
+  }
+});
+document.querySelectorAll(".scroll").forEach((frame) => frames.observe(frame));
+
 function sortKey(cell) {
   const text = cell.textContent.trim();
   if ("value" in cell.dataset) return Number(cell.dataset.value);
