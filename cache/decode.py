@@ -1,78 +1,151 @@
-"""From an image file to RGB pixels, with one kind of error for all that can be wrong with it."""
+"""From an image file to RGB pixels: the only place that opens one.
+
+Files are other people's bytes, so the formats are a fixed list, the size is checked before any
+pixel is decoded, and whatever a decoder raises becomes an OSError with a reason.
+"""
 
 import contextlib
+import stat
 import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from cache import gray
+from cache.completeness import is_complete
+from cache.decoding_memory import MAX_PIXELS, MEMORY
 
-def read_rgb(path: Path, *, exif: bool) -> Image.Image:
-    """The image in a file, as RGB.
-
-    Color goes through Pillow's own conversion, as in CLIP's preprocessing: transparency is
-    dropped and of an animation the first frame is taken. Gray of 16 bits, and of floats between
-    0 and 1, is scaled to 8 bits, where that conversion would clip it.
-
-    Args:
-        path: The file.
-        exif: Turn it upright as its EXIF orientation says.
-
-    Raises:
-        OSError: There is no such file, or it does not decode to the end.
-    """
-    if path.is_file() and path.stat().st_size == 0:
-        raise OSError("the file is empty")
-    with _readable(path), Image.open(path) as image:
-        return to_rgb(image, exif=exif)
+# Formats whose decoders start no program and read no other file. Pillow knows more of them by
+# content, whatever a file is called: EPS starts `gs`, and an icon decodes the file inside it.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
+MAX_SIDE = 4_000_000  # decoders work row by row, a fifth of a microsecond each
+NO_IMAGE = f"not an image in any format that is read: {', '.join(FORMATS)}"
+# While it is decoded, as measured: in Pillow, the file's own mode and RGB beside it; the libraries
+# of some formats hold pictures of their own.
+_BYTES_PER_PIXEL = {"AVIF": 10, "WEBP": 16, "JPEG2000": 20}
+_ELSE = 8  # also what a pixel takes at most in a file: 16 bits of four channels, uncompressed
 
 
-def to_rgb(image: Image.Image, *, exif: bool) -> Image.Image:
-    """An image that is open already, as RGB; all else as `read_rgb`."""
-    with _readable(Path(getattr(image, "filename", ""))):
-        image.load()
-        return _rgb(ImageOps.exif_transpose(image) if exif else image)
-
-
-def check_header(path: Path) -> None:
-    """Raise OSError unless there is a file that begins as an image does; pixels are not decoded."""
-    with _readable(path):
-        if path.stat().st_size == 0:
-            raise OSError("the file is empty")
-        with Image.open(path):
-            pass
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits, also where Pillow keeps them in 32
-        gray = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
-    elif image.mode == "F" and (gray := np.asarray(image)).max() <= 1:
-        image = Image.fromarray((gray.clip(0, 1) * 255).round().astype(np.uint8))
-    return image.convert("RGB")
+def read_rgb(path: Path, *, exif: bool, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image in a file, as RGB; all else as `opened`."""
+    with opened(path, exif=exif, max_pixels=max_pixels) as image:
+        return image
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def opened(
+    given: Path | Image.Image, *, exif: bool, max_pixels: int = MAX_PIXELS
+) -> Iterator[Image.Image]:
+    """An image as RGB, counted against the process's memory for decoded images inside the block.
+
+    Color goes through Pillow's own conversion, as in CLIP's preprocessing: transparency is
+    dropped and of an animation the first frame is taken. Gray of more than 8 bits, and of floats
+    between 0 and 1, is scaled to 8 bits, where that conversion would clip it.
+
+    Args:
+        given: A file, or an image that is open already.
+        exif: Turn it upright as its EXIF orientation says.
+        max_pixels: Width times height that is still decoded.
+
+    Raises:
+        OSError: There is no such file, it is too large, or it does not decode to the end.
+    """
+    with contextlib.ExitStack() as held:
+        held.enter_context(_PILLOW)
+        with _reasons(given):
+            if isinstance(given, Path):
+                image = held.enter_context(_open(given, max_pixels))
+            else:
+                image = given
+            _require_size(image, max_pixels)
+            needed = image.width * image.height * _BYTES_PER_PIXEL.get(image.format or "", _ELSE)
+            held.enter_context(MEMORY.hold(needed))
+            image.load()
+            rgb = _rgb(_upright(image, own=image is not given) if exif else image)
+        yield rgb
+
+
+def check_file(path: Path, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise OSError unless there is a file that begins and ends as an image of fair size does.
+
+    Pixels are decoded only where the end is not what the format asks for.
+    """
+    with _PILLOW, _reasons(path):
+        with _open(path, max_pixels) as image:
+            _require_size(image, max_pixels)
+            complete = is_complete(image, path)
+        if not complete:
+            read_rgb(path, exif=False, max_pixels=max_pixels)
+
+
+def _open(path: Path, max_pixels: int) -> Image.Image:
+    found = path.stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise OSError("a folder, not a file")
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("not a regular file")
+    if found.st_size == 0:
+        raise OSError("the file is empty")
+    if found.st_size > max_pixels * _ELSE + 2**24:  # some formats are read whole to be opened
+        raise OSError(
+            f"the file has {found.st_size:,} bytes, more than {max_pixels:,} pixels take; shrink "
+            "it, or raise the maximum with --max-pixels"
+        )
+    return Image.open(path, formats=FORMATS)
+
+
+def _require_size(image: Image.Image, max_pixels: int) -> None:
+    """Raise OSError where decoding would take too much memory or time."""
+    if image.format == "EPS":  # opened by a caller; loading it would start a program
+        raise OSError("an EPS file is not read, since that starts a program; convert it to PNG")
+    width, height = image.size
+    tags = getattr(image, "tag_v2", {})  # a TIFF's tiles are decoded whole, however large
+    for w, h in ((width, height), (int(tags.get(322, 0)), int(tags.get(323, 0)))):
+        if w * h > max_pixels:
+            raise OSError(
+                f"{w:,} x {h:,} = {w * h:,} pixels, the maximum is {max_pixels:,}; shrink it, or "
+                "raise the maximum with --max-pixels"
+            )
+        if max(w, h) > MAX_SIDE:
+            raise OSError(
+                f"{w:,} x {h:,} pixels; a side may have {MAX_SIDE:,} at most; crop or shrink it"
+            )
+
+
+def _upright(image: Image.Image, *, own: bool) -> Image.Image:
+    """The image as its EXIF orientation says; turned in place where nobody else has it."""
+    if not own:
+        return ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        image = gray.to_8_bits(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@contextlib.contextmanager
+def _reasons(given: Path | Image.Image) -> Iterator[None]:
     """Whatever a decoder raises on damaged bytes becomes an OSError with a reason."""
     try:
-        with _QUIET:
-            yield
+        yield
     except FileNotFoundError as error:
+        path = getattr(given, "filename", "") if isinstance(given, Image.Image) else given
         raise FileNotFoundError(f"no file at {path}") from error
     except UnidentifiedImageError as error:
-        raise OSError("not an image in any format that Pillow knows") from error
+        raise OSError(NO_IMAGE) from error
     except OSError as error:
         raise OSError(error.strerror or str(error)) from error
     except Exception as error:  # decoders raise ValueError, SyntaxError, struct.error and more
         raise OSError(str(error) or type(error).__name__) from error
 
 
-class _Quiet:
-    """Warnings off for as long as any thread is inside.
+class _Pillow:
+    """Pillow's warnings and its own limit of size off, for as long as any thread is inside.
 
     Pillow warns of large sizes and of odd metadata, of no use to somebody encoding thousands of
     photographs. `warnings.catch_warnings` in each thread would not do: what it saves and puts back
@@ -88,6 +161,8 @@ class _Quiet:
         with self._lock:
             if self._inside == 0:
                 self._off.enter_context(warnings.catch_warnings(action="ignore"))
+                self._off.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+                Image.MAX_IMAGE_PIXELS = None
             self._inside += 1
 
     def __exit__(self, *error: object) -> None:
@@ -97,4 +172,4 @@ class _Quiet:
                 self._off.close()
 
 
-_QUIET = _Quiet()
+_PILLOW = _Pillow()

@@ -245,7 +245,7 @@ def _unreadable(
         found = []
         for split, path in batch:
             try:
-                source.check_header(path)
+                source.check_file(path)
             except FileNotFoundError:
                 found.append(Skipped(split, path, MISSING))
             except OSError as error:

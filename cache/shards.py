@@ -165,12 +165,12 @@ def _crops(
     items = plan.source.splits[shard.split]
 
     def crops(row: int) -> Tensor:
-        image = plan.source.read(items[row].path)
-        views = [
-            preprocess.view(image, plan.crop_scale, (plan.view_seed, row, v))
-            for v in range(shard.views)
-        ]
-        return torch.stack([preprocess.center(image), *views])
+        with plan.source.opened(items[row].path) as image:
+            views = [
+                preprocess.view(image, plan.crop_scale, (plan.view_seed, row, v))
+                for v in range(shard.views)
+            ]
+            return torch.stack([preprocess.center(image), *views])
 
     per_batch = plan.batch_size // (1 + shard.views)
     return map(dict, read_ahead(shard.rows, crops, batch_size=per_batch, workers=workers))

@@ -1,16 +1,18 @@
 """A dataset ready to be encoded: its classes, its rows per split, and how to read its images."""
 
+import contextlib
 import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
 
 from cache import decode
+from cache.decoding_memory import MAX_PIXELS
 from cache.errors import UserError
 from cache.layouts import aircraft, digits, folder, imagenet, split_file, table
 from cache.layouts import torchvision_datasets as from_torchvision
@@ -51,6 +53,7 @@ class Source:
         notes: What a reader should know about how it was found, one line each.
         bundled: Images come with an installed package rather than from `root`.
         drawn: Whether nobody gave a split, and this one is our own.
+        max_pixels: Width times height of the largest image that is decoded.
     """
 
     dataset: str
@@ -67,26 +70,35 @@ class Source:
     notes: tuple[str, ...] = ()
     bundled: bool = False
     drawn: bool = False
+    max_pixels: int = MAX_PIXELS
 
     def read(self, path: str) -> Image.Image:
         """The image at an item's path, as RGB; OSError where it cannot be read to the end."""
+        with self.opened(path) as image:
+            return image
+
+    @contextlib.contextmanager
+    def opened(self, path: str) -> Iterator[Image.Image]:
+        """The same, counted against the memory for decoded images until the block ends."""
         if self.bundled:
-            return digits.image(path)
-        return decode.read_rgb(self.root / path, exif=self.exif)
+            yield digits.image(path)
+            return
+        with decode.opened(self.root / path, exif=self.exif, max_pixels=self.max_pixels) as image:
+            yield image
 
     def size(self, path: str) -> int:
         """Bytes of an item's file; FileNotFoundError where there is none."""
         return digits.BYTES if self.bundled else (self.root / path).stat().st_size
 
-    def check_header(self, path: str) -> None:
-        """Raise OSError where an item's file is missing, empty or begins as no image does.
+    def check_file(self, path: str) -> None:
+        """Raise OSError where an item's file is missing, no image, too large, or cut off.
 
         Or where a store could not hold its name.
         """
         if path.encode(errors="replace") != path.encode(errors="surrogatepass"):
             raise OSError("its name is no valid UTF-8; rename it")
         if not self.bundled:
-            decode.check_header(self.root / path)
+            decode.check_file(self.root / path, max_pixels=self.max_pixels)
 
     def without(self, paths: Iterable[str]) -> "Source":
         """The source less these paths, whose counts no longer need to be the manifest's."""
@@ -109,6 +121,7 @@ def find(
     *,
     root: Path | None = None,
     download: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Source:
     """The dataset that a user means, found on disk.
 
@@ -117,10 +130,15 @@ def find(
         manifest: A manifest of the user's own; `dataset` may then be left out.
         root: Where named datasets lie; see `data_root`.
         download: Let torchvision download what is not there.
+        max_pixels: Width times height of the largest image that is decoded.
 
     Raises:
         UserError: Nothing was named, or it is unknown, or not to be found.
     """
+    return replace(_found(dataset, manifest, root, download), max_pixels=max_pixels)
+
+
+def _found(dataset: str | None, manifest: Path | None, root: Path | None, download: bool) -> Source:
     if dataset is None and manifest is None:
         raise UserError("say which dataset: --dataset NAME, FOLDER or TABLE, or --manifest FILE")
     path = Path(dataset or "")

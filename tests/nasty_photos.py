@@ -98,8 +98,8 @@ def damaged(folder: Path) -> dict[str, str]:
         "empty.jpg": "the file is empty",
         "gone.png": "no such file",
         "half.jpg": "truncated",
-        "huge.png": "exceeds limit",
-        "text.jpg": "not an image in any format that Pillow knows",
+        "huge.png": "20,000 x 10,000 = 200,000,000 pixels, the maximum is 120,000,000",
+        "text.jpg": "not an image in any format that is read: JPEG, PNG",
     }
 
 

@@ -1,13 +1,17 @@
 import contextlib
+import os
+import struct
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cache.decode import check_header, read_rgb
+from cache import decode
+from cache.decode import check_file, opened, read_rgb
 
 RED = (200, 10, 30)
 
@@ -74,29 +78,81 @@ def test_a_missing_file_is_told_from_a_damaged_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no file at .*absent.jpg"):
         read_rgb(tmp_path / "absent.jpg", exif=False)
     with pytest.raises(FileNotFoundError, match=r"no file at .*absent.jpg"):
-        check_header(tmp_path / "absent.jpg")
+        check_file(tmp_path / "absent.jpg")
 
 
-def test_an_image_that_breaks_off_is_an_error_although_its_header_is_good(tmp_path: Path) -> None:
+def test_an_image_that_breaks_off_is_told_without_decoding_the_whole_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    for name in ("a.jpg", "a.png"):
-        Image.fromarray(pixels).save(tmp_path / name)
-        content = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(content[: len(content) // 2])
-        check_header(tmp_path / name)
-        with pytest.raises(OSError, match=r"truncated|broken|Truncated"):
-            read_rgb(tmp_path / name, exif=False)
+    for name in ("a.jpg", "a.png", "a.gif", "a.bmp", "a.webp", "a.tiff", "a.ppm", "a.avif"):
+        file = tmp_path / name
+        Image.fromarray(pixels).save(file)
+        check_file(file)
+        content = file.read_bytes()
+        for kept in (len(content) // 2, len(content) - 40):
+            file.write_bytes(content[:kept])
+            with pytest.raises(OSError, match=r".") as header:
+                check_file(file)
+            with pytest.raises(OSError, match=r".") as decoded:
+                read_rgb(file, exif=False)
+            assert str(header.value) == str(decoded.value)
+        file.write_bytes(content)
+    monkeypatch.setattr(decode, "read_rgb", None)
+    for name in ("a.jpg", "a.png", "a.gif", "a.bmp", "a.webp", "a.tiff"):
+        check_file(tmp_path / name)
+
+
+def test_a_jpeg_with_other_data_behind_it_is_whole_and_its_thumbnail_is_not_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = photo(tmp_path / "a.jpg", (300, 300))
+    whole = file.read_bytes()
+    thumbnail = b"\xff\xe1" + (2 + len(whole)).to_bytes(2, "big") + whole
+    with_thumbnail = whole[:2] + thumbnail + whole[2:]
+    file.write_bytes(with_thumbnail + b"a film" * 100)
+    check_file(file)
+    file.write_bytes(with_thumbnail[:-40])
+    with pytest.raises(OSError, match="truncated"):
+        check_file(file)
+
+
+def test_no_format_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gs").write_text(f"#!/bin/sh\necho ran >> {tmp_path}/ran\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    file = tmp_path / "holiday.jpg"
+    file.write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    for look in (check_file, partial(read_rgb, exif=True)):
+        with pytest.raises(OSError, match="not an image in any format that is read: JPEG, PNG"):
+            look(file)
+    with (
+        Image.open(file) as image,
+        pytest.raises(OSError, match="starts a program"),
+        opened(image, exif=True),
+    ):
+        pass
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_no_regular_file_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for look in (check_file, partial(read_rgb, exif=True)):
+        with pytest.raises(OSError, match="not a regular file"):
+            look(tmp_path / "pipe.jpg")
 
 
 def test_no_image_and_nothing_at_all_are_errors(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("hello")
     (tmp_path / "empty.jpg").touch()
     with pytest.raises(OSError, match="not an image in any format"):
-        check_header(tmp_path / "text.jpg")
+        check_file(tmp_path / "text.jpg")
     with pytest.raises(OSError, match="not an image in any format"):
         read_rgb(tmp_path / "text.jpg", exif=False)
     with pytest.raises(OSError, match="the file is empty"):
-        check_header(tmp_path / "empty.jpg")
+        check_file(tmp_path / "empty.jpg")
 
 
 def test_damage_anywhere_in_a_file_is_an_oserror_or_an_image(tmp_path: Path) -> None:
@@ -114,15 +170,65 @@ def test_damage_anywhere_in_a_file_is_an_oserror_or_an_image(tmp_path: Path) -> 
                 assert read_rgb(file, exif=True).mode == "RGB"
 
 
-def test_a_decompression_bomb_is_unreadable(
+def test_an_image_over_the_maximum_is_refused_by_its_header(tmp_path: Path) -> None:
+    file = photo(tmp_path / "a.png", (40, 30))
+    said = "^40 x 30 = 1,200 pixels, the maximum is 1,199; .* --max-pixels$"
+    for look in (check_file, partial(read_rgb, exif=True)):
+        with pytest.raises(OSError, match=said):
+            look(file, max_pixels=1199)
+    check_file(file, max_pixels=1200)
+    assert read_rgb(file, exif=False, max_pixels=1200).size == (40, 30)
+
+
+def test_a_side_is_bounded_as_well_as_the_area(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = photo(tmp_path / "a.png", (40, 40))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)  # above twice that, Pillow refuses
-    with pytest.raises(OSError, match="exceeds limit"):
+    monkeypatch.setattr(decode, "MAX_SIDE", 99)
+    check_file(photo(tmp_path / "fair.png", (99, 1)))
+    for size in ((100, 1), (1, 100)):
+        with pytest.raises(OSError, match="a side may have 99 at most"):
+            check_file(photo(tmp_path / "long.png", size))
+
+
+def test_a_file_too_large_for_any_image_is_not_read_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "a.webp"
+    file.write_bytes(b"RIFF\0\0\0\0WEBPVP8L")
+    os.truncate(file, 2**37)  # no bytes on disk
+    with pytest.raises(OSError, match="the file has 137,438,953,472 bytes"):
+        check_file(file)
+
+
+def test_a_tile_is_bounded_as_the_image_is(tmp_path: Path) -> None:
+    file = tmp_path / "a.tiff"
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: 20_000, 323: 20_000}
+    tags |= {324: 300, 325: 100}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, n) for tag, n in tags.items())
+    file.write_bytes(struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(400))
+    with pytest.raises(OSError, match="20,000 x 20,000"):
+        check_file(file)
+
+
+def test_pillows_own_limit_is_off_only_while_an_image_is_open(tmp_path: Path) -> None:
+    file = photo(tmp_path / "a.png")
+    before = Image.MAX_IMAGE_PIXELS
+    assert before is not None
+    with opened(file, exif=False) as one:
         read_rgb(file, exif=False)
-    with pytest.raises(OSError, match="exceeds limit"):
-        check_header(file)
+        assert Image.MAX_IMAGE_PIXELS is None
+        assert one.mode == "RGB"
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_an_image_of_the_callers_is_left_as_it_was(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 6), RED)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as mine:
+        with opened(mine, exif=True) as upright:
+            assert upright.size == (6, 8)
+        assert mine.size == (8, 6)
+        assert mine.getexif()[0x0112] == 6
 
 
 def test_a_large_photograph_is_read_without_a_warning(

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cache.decode import NO_IMAGE
 from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.loading import load
@@ -347,7 +348,7 @@ def test_the_command_tells_and_counts_what_it_cannot_read(saved: Path, photos: l
     for path in photos[:2]:
         Path(path).write_text("hello")
     text, said, counts = command(saved, *photos, form="jsonl")
-    reason = "not an image in any format that Pillow knows"
+    reason = NO_IMAGE
     assert said == [f"cannot read {path}: {reason}" for path in photos[:2]]
     assert counts == "58 images classified, 2 unreadable and skipped"
     assert json.loads(text.splitlines()[0]) == {"path": photos[0], "error": reason}

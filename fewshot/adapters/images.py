@@ -1,5 +1,6 @@
 """The images that a user names: found on disk, and decoded ahead of the model by threads."""
 
+import contextlib
 import glob
 import os
 import threading
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from cache import decode
+from cache.decoding_memory import MAX_PIXELS
 from cache.errors import UserError
 from cache.images import Preprocess
 from cache.listing import find_images
@@ -70,7 +72,13 @@ def every(images: Given | Iterable[Given]) -> Iterator[str | Image.Image]:
 
 
 def decoded(
-    images: Iterable[Given], preprocess: Preprocess, *, exif: bool, batch_size: int, workers: int
+    images: Iterable[Given],
+    preprocess: Preprocess,
+    *,
+    exif: bool,
+    batch_size: int,
+    workers: int,
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[list[tuple[str, Tensor | str]]]:
     """Batches of images in order: the path of each, and its pixels, or why it cannot be read.
 
@@ -80,17 +88,16 @@ def decoded(
         exif: Turn images upright as their EXIF orientation says.
         batch_size: Images in a batch.
         workers: Threads.
+        max_pixels: Width times height of the largest image that is decoded.
     """
     lazy = threading.Lock()  # a PIL image may be here twice, and its file not yet read
 
     def pixels(named: tuple[str, Given]) -> Tensor:
         _, image = named
-        if isinstance(image, Image.Image):
-            with lazy:
-                rgb = decode.to_rgb(image, exif=exif)
-        else:
-            rgb = decode.read_rgb(Path(image), exif=exif)
-        return preprocess.center(rgb)
+        own = lazy if isinstance(image, Image.Image) else contextlib.nullcontext()
+        given = image if isinstance(image, Image.Image) else Path(image)
+        with own, decode.opened(given, exif=exif, max_pixels=max_pixels) as rgb:
+            return preprocess.center(rgb)
 
     named = ((_path(i, image), image) for i, image in enumerate(images))
     for batch in read_ahead(named, pixels, batch_size=batch_size, workers=workers):

@@ -11,6 +11,7 @@ from typing import BinaryIO, TextIO
 import torch
 from torch import Tensor
 
+from cache.decoding_memory import MAX_PIXELS
 from cache.errors import UserError, printable
 from cache.progress import progress
 from fewshot.adapters import output
@@ -39,6 +40,7 @@ def predict(
     precision: str = "auto",
     batch_size: int = 64,
     workers: int = 2,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[Prediction]:
     """The most probable classes of each image, in the order given.
 
@@ -53,6 +55,7 @@ def predict(
         precision: As in `open_adapter`.
         batch_size: Images per forward pass.
         workers: Threads that decode.
+        max_pixels: Width times height of the largest image that is decoded.
 
     Raises:
         UserError: Nothing matches a name, or an image cannot be read, which `stream` passes over;
@@ -65,7 +68,7 @@ def predict(
         adapter = open_adapter(learned, model=model, device=device, precision=precision)
     found = stream(
         adapter, files, top=top, min_confidence=min_confidence, batch_size=batch_size,
-        workers=workers,
+        workers=workers, max_pixels=max_pixels,
     )  # fmt: skip
     return [_readable(one) for one in found]
 
@@ -78,6 +81,7 @@ def stream(
     min_confidence: float = 0.0,
     batch_size: int = 64,
     workers: int = 2,
+    max_pixels: int = MAX_PIXELS,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Generator[Prediction | Unreadable, None, None]:
     """What is said of each image, in order and as soon as its batch is done.
@@ -92,13 +96,14 @@ def stream(
         min_confidence: As in `predict`.
         batch_size: Images per forward pass.
         workers: Threads that decode.
+        max_pixels: Width times height of the largest image that is decoded.
         advance: Called with the number of images after each forward pass.
 
     Raises:
         UserError: `top` or `min_confidence` cannot be; later, the model gave no numbers.
     """
     require_form(top, min_confidence)
-    batches = _batches(predictor, images, batch_size, workers, advance)
+    batches = _batches(predictor, images, batch_size, workers, max_pixels, advance)
     return _stream(predictor, batches, top, min_confidence)
 
 
@@ -117,6 +122,7 @@ def run(
     precision: str = "auto",
     batch_size: int = 64,
     workers: int = 2,
+    max_pixels: int = MAX_PIXELS,
 ) -> Outcome:
     """Classify what the user named and write what is found, line by line.
 
@@ -134,6 +140,7 @@ def run(
         precision: As in `open_adapter`.
         batch_size: Images per forward pass.
         workers: Threads that decode.
+        max_pixels: Width times height of the largest image that is decoded.
 
     Raises:
         UserError: As `predict`; but images that cannot be read are no error unless all are so.
@@ -149,7 +156,7 @@ def run(
     with contextlib.ExitStack() as bar:
         found = stream(
             predictor, files, top=top, min_confidence=min_confidence,
-            batch_size=batch_size, workers=workers,
+            batch_size=batch_size, workers=workers, max_pixels=max_pixels,
             advance=bar.enter_context(progress("images", len(files))),
         )  # fmt: skip
         with contextlib.closing(found):
@@ -182,13 +189,15 @@ def _batches(
     images: Iterable[Given],
     batch_size: int,
     workers: int,
+    max_pixels: int,
     advance: Callable[[int], None],
 ) -> Iterator[_Batch]:
     """The paths of images and their features (D,), or why they have none."""
     exif = bool(predictor.adapter.preprocessing.get("exif", True))
     for batch in decoded(
-        images, predictor.preprocess, exif=exif, batch_size=batch_size, workers=workers
-    ):
+        images, predictor.preprocess, exif=exif, batch_size=batch_size, workers=workers,
+        max_pixels=max_pixels,
+    ):  # fmt: skip
         pixels = [x for _, x in batch if isinstance(x, Tensor)]
         features = iter(predictor.features(torch.stack(pixels)) if pixels else ())
         advance(len(batch))

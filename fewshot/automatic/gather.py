@@ -1,9 +1,10 @@
 """Find the labeled photos of a folder, and the unlabeled ones beside them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cache.decoding_memory import MAX_PIXELS
 from cache.errors import UserError
 from cache.layouts.folder import unlabeled_folder
 from cache.listing import Item, find_images
@@ -23,7 +24,9 @@ class Photos:
     unlabeled: Source | None
 
 
-def gather(dataset: str | Path, unlabeled: Path | None = None) -> Photos:
+def gather(
+    dataset: str | Path, unlabeled: Path | None = None, *, max_pixels: int = MAX_PIXELS
+) -> Photos:
     """Find the labeled images, and the unlabeled ones.
 
     Unlabeled images are those of the folder `unlabeled`; by default those of a subfolder called
@@ -32,6 +35,7 @@ def gather(dataset: str | Path, unlabeled: Path | None = None) -> Photos:
     Args:
         dataset: A folder of class folders, a table of paths and labels, or a dataset's name.
         unlabeled: A folder of further images.
+        max_pixels: Width times height of the largest image that is decoded.
 
     Raises:
         UserError: Nothing there, no class folders, or no images in `unlabeled`.
@@ -48,6 +52,7 @@ def gather(dataset: str | Path, unlabeled: Path | None = None) -> Photos:
             raise UserError(
                 f"{dataset} is neither a folder nor a table of images: {error}"
             ) from None
+    found = replace(found, max_pixels=max_pixels)
     if unlabeled is not None:
         if not unlabeled.is_dir():
             raise UserError(f"{unlabeled} is not a folder; give a folder of images to classify")
@@ -80,4 +85,5 @@ def _others(source: Source, root: Path, paths: Sequence[str]) -> Source | None:
         templates=(),
         origin="images without a label",
         exif=source.exif,
+        max_pixels=source.max_pixels,
     )

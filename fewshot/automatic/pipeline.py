@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cache.decoding_memory import MAX_PIXELS
 from cache.errors import UserError
 from cache.loading import load
 from cache.location import default_root, model_name, require_outside, store_path
@@ -43,6 +44,7 @@ def auto(
     precision: str = "auto",
     seed: int = 1,
     workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
     say: Say = lambda lines: None,
 ) -> Outcome:
     """Find the method that suits the photos, say honestly how good it is, and fit it to all.
@@ -62,6 +64,7 @@ def auto(
         precision: As in `encoder.load`.
         seed: Of folds, resamples and training.
         workers: Threads that decode images; one per core or so without it.
+        max_pixels: Width times height of the largest image that is decoded.
         say: Told what goes on, lines at a time.
 
     Returns:
@@ -74,7 +77,7 @@ def auto(
     """
     seconds: dict[str, float] = {}
     model = model_name(model)
-    found = gather(dataset, unlabeled)
+    found = gather(dataset, unlabeled, max_pixels=max_pixels)
     out = out or Path("runs") / "auto" / found.labeled.dataset.removesuffix("-all")
     root = store or default_root()
     require_outside(Path(dataset), {"--out": out, "--store": root})
@@ -136,6 +139,7 @@ def auto(
             encoding={
                 "--device": None if device == "auto" else device,
                 "--precision": None if precision == "auto" else precision,
+                "--max-pixels": None if max_pixels == MAX_PIXELS else max_pixels,
             },
             again={
                 "--out": out,

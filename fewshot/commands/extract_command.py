@@ -8,9 +8,11 @@ import typer
 from cache.errors import unknown
 from fewshot.commands.options import (
     DEFAULT_MODEL,
+    MAX_PIXELS,
     DataRoot,
     Dataset,
     ManifestFile,
+    MaxPixels,
     Model,
     StoreRoot,
     parse_ints,
@@ -80,6 +82,7 @@ def extract(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that decode images. [default: per core]")
     ] = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
     shard: Annotated[
         str | None,
         typer.Option(metavar="I/N", help="Encode the I-th of N parts only; a plain run assembles."),
@@ -100,7 +103,7 @@ def extract(
     root = store or default_root()
     if dataset is not None:
         require_outside(Path(dataset), {"--store": root})
-    source = find(dataset, manifest, root=data_root, download=download)
+    source = find(dataset, manifest, root=data_root, download=download, max_pixels=max_pixels)
     source = pooled(source) if all_train else source
     rows, only = _support_rows(source, support_only, seeds)
     source, left_out = _checked(source, rows, skip_unreadable)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cache.decoding_memory import MAX_PIXELS as MAX_PIXELS
 from cache.errors import UserError
 
 DEFAULT_MODEL = "ViT-B-16/openai"
@@ -25,6 +26,10 @@ Model = Annotated[
         envvar="FEWSHOT_MODEL",
         help="As open_clip names it: ViT-B-16/openai, hf-hub:…, local-dir:…, tiny.",
     ),
+]
+MaxPixels = Annotated[
+    int,
+    typer.Option(min=1, metavar="N", help="Largest image to decode, width x height in pixels."),
 ]
 StoreRoot = Annotated[
     Path | None,

@@ -6,7 +6,14 @@ from typing import Annotated
 
 import typer
 
-from fewshot.commands.options import DEFAULT_MODEL, Model, StoreRoot, parse_names
+from fewshot.commands.options import (
+    DEFAULT_MODEL,
+    MAX_PIXELS,
+    MaxPixels,
+    Model,
+    StoreRoot,
+    parse_names,
+)
 from fewshot.commands.terminal import say, show
 
 
@@ -39,6 +46,7 @@ def auto(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that decode images. [default: per core]")
     ] = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
 ) -> None:
     """Find what suits your labeled photos, how good it is, and keep it: one page tells all."""
     from fewshot.automatic.pipeline import auto as run
@@ -54,6 +62,7 @@ def auto(
         precision=precision,
         seed=seed,
         workers=workers,
+        max_pixels=max_pixels,
         say=say,
     )
     show(outcome.summary())
@@ -84,6 +93,7 @@ def predict(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that decode images. [default: per core]")
     ] = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
 ) -> None:
     """Classify images with a saved adapter; those that cannot be read are told and skipped."""
     from cache.extract import default_workers
@@ -103,6 +113,7 @@ def predict(
         precision=precision,
         batch_size=batch_size,
         workers=workers or default_workers(),
+        max_pixels=max_pixels,
     )
     say(str(outcome))
 

@@ -8,9 +8,11 @@ import typer
 from cache.errors import UserError
 from fewshot.commands.options import (
     DEFAULT_MODEL,
+    MAX_PIXELS,
     DataRoot,
     Dataset,
     ManifestFile,
+    MaxPixels,
     Model,
     StoreRoot,
     parse_pairs,
@@ -65,6 +67,7 @@ def train(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that decode images. [default: per core]")
     ] = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as a JSON object, not a table.")
     ] = False,
@@ -91,7 +94,7 @@ def train(
         raise UserError(
             f"{method} has no published recipe for few shots of CLIP; leave --official out"
         )
-    source = find(dataset, manifest, root=data_root)
+    source = find(dataset, manifest, root=data_root, max_pixels=max_pixels)
     features = None if live else store_of(source, model, store)
     if features is not None:
         say(f"using {features.path}")

@@ -106,7 +106,7 @@ def require_images(source: Source, paths: Sequence[str], *, workers: int = 2) ->
 
     def fault(path: str) -> str:
         try:
-            source.check_header(path)
+            source.check_file(path)
         except OSError as error:
             return f"{source.root / path}: {error}"
         return ""
