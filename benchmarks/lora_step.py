@@ -23,8 +23,9 @@ from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from fewshot.endtoend.attention import unfuse
-from fewshot.endtoend.parts.lora import attach_lora, parameters
+from cache.encoder import wrap
+from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.text_tower import encode
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
@@ -53,15 +54,16 @@ def memory(field: str) -> float:
 def measure(plain: bool, n_classes: int, batch_size: int, rounds: int) -> Step:
     """The best of so many rounds, after one with two images and classes."""
     torch.manual_seed(0)
-    model = open_clip.CLIP(512, VISION, TEXT).eval().requires_grad_(False)
-    unfuse(model)
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    stock = open_clip.CLIP(512, VISION, TEXT)
+    clip = Clip.of(wrap(stock, tokenizer, torch.device("cpu"), name="untrained", arch="ViT-B-32"))
+    parameters, _ = CLIPLoRA(dropout=0.0).insert(clip)
+    model, trained = clip.model, list(parameters.values())
     generator = torch.Generator().manual_seed(1)
-    pairs = attach_lora(model, generator=generator)
-    trained = list(parameters(pairs).values())
-    for pair in pairs.values():
-        torch.nn.init.normal_(pair.B, std=0.01, generator=generator)
+    for B in trained[1::2]:
+        torch.nn.init.normal_(B, std=0.01, generator=generator)
     names = [name.replace("_", " ") for name in IMAGENET_CLASSNAMES[:n_classes]]
-    tokens = open_clip.get_tokenizer("ViT-B-32")([f"a photo of a {name}." for name in names])
+    tokens = tokenizer([f"a photo of a {name}." for name in names])
     pixels = torch.randn(batch_size, 3, 224, 224, generator=generator)
     labels = torch.arange(batch_size) % 2
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cache.errors import UserError, unknown
 from cache.import_files import Arrays
 from cache.listing import stratified_split
+from cache.prompts import filled
 from cache.split import SPLITS
 
 # What each array is called in the wild: ours and its short form, Tip-Adapter's, CLIP_benchmark's.
@@ -216,9 +217,10 @@ def _text(text: NDArray[Any], classnames: tuple[str, ...], templates: list[str])
     return Text(
         embeddings,
         np.tile(np.arange(len(classnames)), n_templates),
-        [_filled(template, name) for template in templates for name in classnames],
+        [p for t in templates for p in filled(_with_place(t), classnames, raw_names=True)],
     )
 
 
-def _filled(template: str, name: str) -> str:
-    return template.replace("{}", name) if "{}" in template else f"{template.rstrip()} {name}"
+def _with_place(template: str) -> str:
+    """The template with {} at its end if it says nowhere where the name goes."""
+    return template if "{}" in template else f"{template.rstrip()} {{}}"

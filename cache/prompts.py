@@ -49,11 +49,16 @@ def from_templates(
             raise UserError(
                 f"a template needs one {{}} where the class name goes; got {template!r}"
             )
-    names = list(classnames) if raw_names else [name.replace("_", " ") for name in classnames]
     return PromptSet(
-        prompts=tuple(t.replace("{}", name) for t in templates for name in names),
-        labels=tuple(range(len(names))) * len(templates),
+        prompts=tuple(p for t in templates for p in filled(t, classnames, raw_names=raw_names)),
+        labels=tuple(range(len(classnames))) * len(templates),
     )
+
+
+def filled(template: str, classnames: Sequence[str], *, raw_names: bool = False) -> list[str]:
+    """The template with each class name in place of {}; underscores become spaces unless raw."""
+    names = classnames if raw_names else [name.replace("_", " ") for name in classnames]
+    return [template.replace("{}", name) for name in names]
 
 
 def from_file(path: Path, classnames: Sequence[str]) -> PromptSet:

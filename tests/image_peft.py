@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, normalize
 from cache.encoder import Encoder
 from fewshot.endtoend.attention import unfuse
 from fewshot.endtoend.clip import Clip, Learner
-from fewshot.endtoend.parts.peft import Tuned
+from fewshot.endtoend.parts.peft import PEFTMethod
 
 NAMES = ["cat", "long_haired dog", "zebra"]
 LABELS = torch.tensor([0, 1, 2, 1])
@@ -25,7 +25,7 @@ def pixels(n: int = 4) -> Tensor:
     return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def attached(encoder: Encoder, method: Tuned, *, moved: float = 0.0) -> tuple[Clip, Learner]:
+def attached(encoder: Encoder, method: PEFTMethod, *, moved: float = 0.0) -> tuple[Clip, Learner]:
     """The learner, with every parameter moved by normal noise of that deviation."""
     clip = Clip.of(encoder)
     learner = method.attach(clip, NAMES, TEMPLATES)
@@ -36,7 +36,7 @@ def attached(encoder: Encoder, method: Tuned, *, moved: float = 0.0) -> tuple[Cl
     return clip, learner
 
 
-def assert_starts_as_zero_shot(encoder: Encoder, method: Tuned) -> None:
+def assert_starts_as_zero_shot(encoder: Encoder, method: PEFTMethod) -> None:
     _, learner = attached(encoder, method)
     assert learner.images is not None
     with torch.no_grad():
@@ -45,7 +45,9 @@ def assert_starts_as_zero_shot(encoder: Encoder, method: Tuned) -> None:
         )
 
 
-def assert_learns_as(encoder: Encoder, method: Tuned, naive: Naive, moved: float = 0.2) -> None:
+def assert_learns_as(
+    encoder: Encoder, method: PEFTMethod, naive: Naive, moved: float = 0.2
+) -> None:
     """Features, loss and gradients are those of a re-statement, one image at a time."""
     _, learner = attached(encoder, method, moved=moved)
     assert learner.images is not None
@@ -64,7 +66,7 @@ def assert_learns_as(encoder: Encoder, method: Tuned, naive: Naive, moved: float
         torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-3, atol=1e-4)
 
 
-def assert_trains_what_it_declares(encoder: Encoder, method: Tuned) -> None:
+def assert_trains_what_it_declares(encoder: Encoder, method: PEFTMethod) -> None:
     clip, learner = attached(encoder, method, moved=0.2)
     before = {name: value.clone() for name, value in encoder.model.state_dict().items()}
     assert learner.images is not None
@@ -93,7 +95,7 @@ def _vit_b16() -> Any:
         return open_clip.CLIP(512, vision, text)
 
 
-def parameters_on_vit_b16(method: Tuned) -> dict[str, Any]:
+def parameters_on_vit_b16(method: PEFTMethod) -> dict[str, Any]:
     """What the method trains in the image tower of CLIP's ViT-B/16."""
     import copy
 
@@ -106,7 +108,7 @@ def parameters_on_vit_b16(method: Tuned) -> dict[str, Any]:
     return dict(parameters)
 
 
-def count_on_vit_b16(method: Tuned) -> int:
+def count_on_vit_b16(method: PEFTMethod) -> int:
     return sum(parameter.numel() for parameter in parameters_on_vit_b16(method).values())
 
 

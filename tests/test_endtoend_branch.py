@@ -19,7 +19,7 @@ from fewshot.endtoend.methods.convpass import Convpass
 from fewshot.endtoend.methods.houlsby import Houlsby
 from fewshot.endtoend.methods.inner_clip_adapter import InnerCLIPAdapter
 from fewshot.endtoend.methods.sct import SCT, ChannelSubset
-from fewshot.endtoend.parts.peft import Tuned
+from fewshot.endtoend.parts.peft import PEFTMethod
 from fewshot.sampling import draw
 from tests.image_peft import (
     LABELS,
@@ -41,7 +41,7 @@ from tests.image_peft import (
 )
 
 BLOCK = "visual.transformer.resblocks"
-METHODS: list[Tuned] = [
+METHODS: list[PEFTMethod] = [
     AdaptFormer(dim=5),
     AdaptFormer(dim=5, learned_scale=True, scale=0.7),
     Houlsby(dim=5),
@@ -167,18 +167,18 @@ def inner_clip_adapter(get: Any, i: int, block: Any, x: Tensor) -> Tensor:
     ],
 )
 def test_features_and_gradients_are_those_of_the_papers_formula(
-    encoder: Encoder, method: Tuned, step: Step
+    encoder: Encoder, method: PEFTMethod, step: Step
 ) -> None:
     assert_learns_as(encoder, method, naive(step))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_before_training_it_is_zero_shot_clip(encoder: Encoder, method: Tuned) -> None:
+def test_before_training_it_is_zero_shot_clip(encoder: Encoder, method: PEFTMethod) -> None:
     assert_starts_as_zero_shot(encoder, method)
 
 
 @pytest.mark.parametrize("method", [*METHODS, InnerCLIPAdapter()])
-def test_it_trains_what_it_declares_and_nothing_else(encoder: Encoder, method: Tuned) -> None:
+def test_it_trains_what_it_declares_and_nothing_else(encoder: Encoder, method: PEFTMethod) -> None:
     assert_trains_what_it_declares(encoder, method)
 
 
@@ -197,7 +197,7 @@ def test_it_trains_what_it_declares_and_nothing_else(encoder: Encoder, method: T
         (InnerCLIPAdapter(), 294_912),
     ],
 )
-def test_a_vit_b16_gets_as_many_parameters_as_published(method: Tuned, n: int) -> None:
+def test_a_vit_b16_gets_as_many_parameters_as_published(method: PEFTMethod, n: int) -> None:
     assert count_on_vit_b16(method) == n
 
 
@@ -208,7 +208,7 @@ def test_the_inner_adapter_goes_behind_the_block_of_that_number(block: int, expe
 
 
 @pytest.mark.parametrize("method", [AdaptFormer(dim=5, dropout=0.5), Convpass(dropout=0.5)])
-def test_dropout_acts_in_training_alone(encoder: Encoder, method: Tuned) -> None:
+def test_dropout_acts_in_training_alone(encoder: Encoder, method: PEFTMethod) -> None:
     _, learner = attached(encoder, method, moved=0.3)
     assert learner.images is not None
     with torch.no_grad():
@@ -227,7 +227,9 @@ def test_dropout_acts_in_training_alone(encoder: Encoder, method: Tuned) -> None
         lambda seed: AdapterBias(seed=seed),
     ],
 )
-def test_the_seed_alone_draws_the_start(encoder: Encoder, build: Callable[[int], Tuned]) -> None:
+def test_the_seed_alone_draws_the_start(
+    encoder: Encoder, build: Callable[[int], PEFTMethod]
+) -> None:
     before = torch.get_rng_state()
     first, same, other = (attached(encoder, build(s))[1].parameters for s in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
@@ -237,7 +239,7 @@ def test_the_seed_alone_draws_the_start(encoder: Encoder, build: Callable[[int],
 
 @pytest.mark.parametrize("build", [AdaptFormer, Houlsby, AdapterBias])
 def test_the_text_tower_takes_branches_too(
-    encoder: Encoder, random_resnet: Path, build: Callable[..., Tuned]
+    encoder: Encoder, random_resnet: Path, build: Callable[..., PEFTMethod]
 ) -> None:
     resnet = load(f"local-dir:{random_resnet}", device="cpu")
     for at_hand, towers in ((encoder, "both"), (resnet, "text")):
@@ -301,7 +303,7 @@ def test_channels_are_the_most_active_of_the_mean_class(encoder: Encoder) -> Non
 
 
 @pytest.mark.parametrize("method", [AdaptFormer(), Convpass(), SCT(), InnerCLIPAdapter()])
-def test_a_resnet_is_refused_by_name(random_resnet: Path, method: Tuned) -> None:
+def test_a_resnet_is_refused_by_name(random_resnet: Path, method: PEFTMethod) -> None:
     clip = Clip.of(load(f"local-dir:{random_resnet}", device="cpu"))
     with pytest.raises(UserError, match=f"{method.name} needs the blocks of a vision transformer"):
         method.attach(clip, NAMES, TEMPLATES)
@@ -320,7 +322,7 @@ def test_a_resnet_is_refused_by_name(random_resnet: Path, method: Tuned) -> None
         (lambda: InnerCLIPAdapter(block=-1), "block must be 0 or more"),
     ],
 )
-def test_what_cannot_be_is_refused(build: Callable[[], Tuned], message: str) -> None:
+def test_what_cannot_be_is_refused(build: Callable[[], PEFTMethod], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build()
 

@@ -171,11 +171,44 @@ def test_lora_pro_takes_the_pairs_with_their_scale(encoder: Encoder) -> None:
     [
         ({"template": "a photo"}, "template must have {} for the class name"),
         ({"iterations_per_shot": 0}, "must be more than 0"),
+        ({"pro": True, "head": "trained", "towers": "image"}, "pro takes pairs alone"),
     ],
 )
 def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         CLIPLoRA(**settings)
+
+
+def test_pairs_are_drawn_text_first_block_by_block_query_before_key(encoder: Encoder) -> None:
+    parameters = CLIPLoRA(matrices="k,q").attach(Clip.of(encoder), NAMES, ["{}"]).parameters
+    towers = ("transformer", "visual.transformer")
+    paths = [f"{t}.resblocks.{i}.attn.{m}_proj" for t in towers for i in range(2) for m in "qk"]
+    assert list(parameters) == [f"{path}.{factor}" for path in paths for factor in "AB"]
+    generator = torch.Generator().manual_seed(1)
+    for path in paths:
+        bound = 64**-0.5 if path.startswith("visual") else 8**-0.5
+        drawn = torch.empty_like(parameters[f"{path}.A"]).uniform_(
+            -bound, bound, generator=generator
+        )
+        torch.testing.assert_close(parameters[f"{path}.A"].detach(), drawn)
+
+
+def test_an_image_tower_s_class_has_one_prompt_too(encoder: Encoder) -> None:
+    method = CLIPLoRA(towers="image", template="")
+    one, both = (
+        method.attach(Clip.of(encoder), NAMES, t).text() for t in (["{} a"], ["{} a", "b {}"])
+    )
+    assert torch.equal(one, both)
+
+
+def test_a_template_with_other_braces_is_text_like_any_other(encoder: Encoder) -> None:
+    for towers in ("both", "image"):
+        method = CLIPLoRA(towers=towers, template="a {photo} of a {}.")
+        tokens = encoder.tokenizer([f"a {{photo}} of a {n.replace('_', ' ')}." for n in NAMES])
+        with torch.no_grad():
+            text = normalize(method.attach(Clip.of(encoder), NAMES, ["{}"]).text(), dim=-1)
+            expected = normalize(encoder.model.encode_text(tokens), dim=-1)
+        torch.testing.assert_close(text, expected, rtol=1e-5, atol=2e-6)
 
 
 def test_an_unknown_matrix_is_refused_by_name(encoder: Encoder) -> None:

@@ -1,6 +1,7 @@
 """What every end-to-end method must hold to, whatever it puts into the towers."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from torch import Tensor
 from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.loading import load
+from fewshot.adapters.predictor import attached as reloaded
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods import METHODS, configure
 from fewshot.methods import METHODS as CACHED
+from tests.toy_adapters import trained_adapter
 
 NAMES = ["cat", "long_haired dog", "zebra"]
 LABELS = torch.tensor([0, 1, 2, 1])
@@ -176,3 +179,11 @@ def test_saving_memory_runs_every_block_twice(encoder: Encoder, saving: bool, ru
             block.ln_1.register_forward_pre_hook(lambda *_: seen.append(1))
     loss(learner).backward()  # type: ignore[no-untyped-call]
     assert len(seen) == 4 * runs  # two blocks in either tower
+
+
+def test_an_adapter_from_when_a_trained_head_was_called_tuned_still_loads(encoder: Encoder) -> None:
+    new = trained_adapter(encoder, "bitfit", head="trained")
+    old = replace(new, settings={**new.settings, "head": "tuned"})
+    for adapter in (new, old):
+        learner, _ = reloaded(adapter, Clip.of(encoder))
+        assert torch.equal(learner.parameters["head"], new.tensors["head"])

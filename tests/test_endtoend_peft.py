@@ -15,22 +15,24 @@ from cache.errors import UserError
 from cache.loading import load
 from fewshot.endtoend.attention import fuse, unfuse
 from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.methods.difffit import DiffFit
 from fewshot.endtoend.methods.fact import FacT, FacTLinear
+from fewshot.endtoend.methods.fine_tuning import BitFit, FullFineTuning, LNTune
 from fewshot.endtoend.methods.full_delta import FullDelta
 from fewshot.endtoend.methods.kadaptation import KAdaptation
 from fewshot.endtoend.methods.krona import KronA
+from fewshot.endtoend.methods.live_linear_probe import LiveLinearProbe
 from fewshot.endtoend.methods.repadapter import RepAdapter
 from fewshot.endtoend.methods.ssf import SSF
-from fewshot.endtoend.parts.peft import Tuned
-from fewshot.endtoend.parts.select import BitFit, FullFineTuning, LiveLinearProbe, LNTune
+from fewshot.endtoend.parts.peft import PEFTMethod
 from fewshot.endtoend.parts.weight_delta import fold
 from fewshot.endtoend.train import load_checkpoint, train
 
 NAMES = ["cat", "long_haired dog", "zebra"]
 TEMPLATES = ["{} texture.", "other {}"]
 LABELS = torch.tensor([0, 1, 2, 1])
-SMALL: list[Tuned] = [  # text 8 and image 64 wide, as the random models are
+SMALL: list[PEFTMethod] = [  # text 8 and image 64 wide, as the random models are
     LNTune(),
     BitFit(),
     DiffFit(),
@@ -42,16 +44,17 @@ SMALL: list[Tuned] = [  # text 8 and image 64 wide, as the random models are
     FacT(rank=2, dropout=0.0, tucker=True),
     SSF(),
     RepAdapter(dim=4, dropout=0.0),
+    CLIPLoRA(template="", matrices="q,v,o,fc1,fc2", dropout=0.0),
 ]
 
 
 def ids(value: object) -> str | None:
-    if not isinstance(value, Tuned):
+    if not isinstance(value, PEFTMethod):
         return None
     return value.name + ("-tk" if getattr(value, "tucker", False) else "")
 
 
-def with_(method: Tuned, **values: Any) -> Any:
+def with_(method: PEFTMethod, **values: Any) -> Any:
     return type(method)(**{**vars(method), **values})
 
 
@@ -74,7 +77,9 @@ def move(parameters: Mapping[str, nn.Parameter]) -> None:
 
 @pytest.mark.parametrize("method", SMALL, ids=ids)
 @pytest.mark.parametrize("towers", ["image", "both"])
-def test_before_training_it_is_zero_shot_clip(encoder: Encoder, method: Tuned, towers: str) -> None:
+def test_before_training_it_is_zero_shot_clip(
+    encoder: Encoder, method: PEFTMethod, towers: str
+) -> None:
     learner: Any = with_(method, towers=towers).attach(Clip.of(encoder), NAMES, TEMPLATES)
     stock: Any = encoder.model
     with torch.no_grad():
@@ -99,7 +104,7 @@ def test_ssf_with_noise_does_not_start_from_clip(encoder: Encoder) -> None:
 @pytest.mark.parametrize("method", SMALL, ids=ids)
 @pytest.mark.parametrize("towers", ["image", "both", "text"])
 def test_what_is_declared_gets_gradients_and_nothing_else(
-    encoder: Encoder, method: Tuned, towers: str
+    encoder: Encoder, method: PEFTMethod, towers: str
 ) -> None:
     clip = Clip.of(encoder)
     learner = with_(method, towers=towers).attach(clip, NAMES, TEMPLATES)
@@ -118,7 +123,7 @@ def test_what_is_declared_gets_gradients_and_nothing_else(
 
 @pytest.mark.parametrize("method", SMALL, ids=ids)
 def test_training_moves_what_is_saved_and_nothing_else(
-    encoder: Encoder, method: Tuned, tmp_path: Path
+    encoder: Encoder, method: PEFTMethod, tmp_path: Path
 ) -> None:
     def built() -> Any:
         clip = Clip.of(encoder)
@@ -145,7 +150,9 @@ def test_training_moves_what_is_saved_and_nothing_else(
 
 
 @pytest.mark.parametrize("method", SMALL, ids=ids)
-def test_folded_it_is_a_stock_model_of_the_same_function(encoder: Encoder, method: Tuned) -> None:
+def test_folded_it_is_a_stock_model_of_the_same_function(
+    encoder: Encoder, method: PEFTMethod
+) -> None:
     clip = Clip.of(encoder)
     learner: Any = with_(method, towers="both").attach(clip, NAMES, TEMPLATES)
     move(learner.parameters)
@@ -162,7 +169,9 @@ def test_folded_it_is_a_stock_model_of_the_same_function(encoder: Encoder, metho
     assert keys - {n for n in keys if n.endswith("conv1.bias")} == set(stock.state_dict())
 
 
-def materialized(model: nn.Module, method: Tuned, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def materialized(
+    model: nn.Module, method: PEFTMethod, parts: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Every weight and bias that the technique changes, written out from the parts."""
     weights: dict[str, Tensor] = {}
 
@@ -235,7 +244,7 @@ def materialized(model: nn.Module, method: Tuned, parts: Mapping[str, Tensor]) -
     ids=ids,
 )
 def test_loss_and_gradients_are_those_of_the_updated_weights_written_out(
-    encoder: Encoder, method: Tuned
+    encoder: Encoder, method: PEFTMethod
 ) -> None:
     learner: Any = method.attach(Clip.of(encoder), NAMES, TEMPLATES)
     move(learner.parameters)
@@ -276,7 +285,7 @@ def test_fact_tk_mixes_every_inner_factor_from_a_column_of_its_own(encoder: Enco
 
 
 @pytest.mark.parametrize("method", SMALL, ids=ids)
-def test_in_half_precision_it_computes_about_the_same(encoder: Encoder, method: Tuned) -> None:
+def test_in_half_precision_it_computes_about_the_same(encoder: Encoder, method: PEFTMethod) -> None:
     learner: Any = with_(method, towers="both").attach(Clip.of(encoder), NAMES, TEMPLATES)
     move(learner.parameters)
     with torch.no_grad():
@@ -306,11 +315,12 @@ TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "la
         (FacT(tucker=True), 30_976),
         (SSF(), 205_824 + 2 * 768),  # the published one has no ln_pre
         (RepAdapter(), 239_808),
+        (CLIPLoRA(), 184_320),
         (LNTune(towers="both"), 39_936 + 3 * 2 * 512),
         (KronA(towers="both"), 24 * 1_600 + 2 * (32 * 32 + 16 * 16)),
     ],
 )
-def test_as_many_parameters_as_published_on_a_vit_b_16(method: Tuned, count: int) -> None:
+def test_as_many_parameters_as_published_on_a_vit_b_16(method: PEFTMethod, count: int) -> None:
     with torch.device("meta"):
         model = open_clip.CLIP(512, VIT_B_16, TEXT)
     unfuse(model)
@@ -321,7 +331,7 @@ def test_as_many_parameters_as_published_on_a_vit_b_16(method: Tuned, count: int
 
 
 def test_the_head_can_be_trained_beside(encoder: Encoder) -> None:
-    learner: Any = LNTune(head="tuned").attach(Clip.of(encoder), NAMES, TEMPLATES)
+    learner: Any = LNTune(head="trained").attach(Clip.of(encoder), NAMES, TEMPLATES)
     learner.loss(learner.images(pixels()), LABELS)[0].backward()
     assert learner.parameters["head"].shape == (3, 16)
     assert all(p.grad is not None for p in learner.parameters.values())
@@ -339,8 +349,10 @@ def test_a_linear_probe_trains_the_head_alone_on_features(encoder: Encoder) -> N
     torch.testing.assert_close(learner.parameters["head"].grad, head.grad)
 
 
-@pytest.mark.parametrize("method", [KAdaptation(factor=4), FacT(), RepAdapter()], ids=ids)
-def test_dropout_acts_in_training_alone(encoder: Encoder, method: Tuned) -> None:
+@pytest.mark.parametrize(
+    "method", [KAdaptation(factor=4), FacT(), RepAdapter(), CLIPLoRA()], ids=ids
+)
+def test_dropout_acts_in_training_alone(encoder: Encoder, method: PEFTMethod) -> None:
     learner: Any = with_(method, towers="both", dropout=0.5).attach(
         Clip.of(encoder), NAMES, TEMPLATES
     )
@@ -355,8 +367,10 @@ def test_dropout_acts_in_training_alone(encoder: Encoder, method: Tuned) -> None
         assert not torch.allclose(learner.text(), text)
 
 
-@pytest.mark.parametrize("method", [KronA(factor=4), FacT(), RepAdapter(dim=4)], ids=ids)
-def test_the_seed_draws_the_factors(encoder: Encoder, method: Tuned) -> None:
+@pytest.mark.parametrize(
+    "method", [KronA(factor=4), FacT(), RepAdapter(dim=4), CLIPLoRA()], ids=ids
+)
+def test_the_seed_draws_the_factors(encoder: Encoder, method: PEFTMethod) -> None:
     one, same, other = (
         with_(method, seed=seed).attach(Clip.of(encoder), NAMES, TEMPLATES).parameters
         for seed in (1, 1, 2)
@@ -367,10 +381,17 @@ def test_the_seed_draws_the_factors(encoder: Encoder, method: Tuned) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    [KronA(factor=4), FacT(rank=2), RepAdapter(dim=4), FullDelta(), KAdaptation(factor=4)],
+    [
+        KronA(factor=4),
+        FacT(rank=2),
+        RepAdapter(dim=4),
+        FullDelta(),
+        KAdaptation(factor=4),
+        CLIPLoRA(towers="image"),
+    ],
     ids=ids,
 )
-def test_a_position_leaves_the_other_blocks_alone(encoder: Encoder, method: Tuned) -> None:
+def test_a_position_leaves_the_other_blocks_alone(encoder: Encoder, method: PEFTMethod) -> None:
     parameters = (
         with_(method, position="half-up").attach(Clip.of(encoder), NAMES, TEMPLATES).parameters
     )
@@ -394,10 +415,11 @@ def resnet(random_resnet: Path) -> Encoder:
         KAdaptation(factor=4, dropout=0.0),
         FacT(matrices="q,k,v,o", rank=2, dropout=0.0),
         SSF(),
+        CLIPLoRA(towers="image", dropout=0.0),
     ],
     ids=ids,
 )
-def test_on_a_resnet_what_has_a_place_works(resnet: Encoder, method: Tuned) -> None:
+def test_on_a_resnet_what_has_a_place_works(resnet: Encoder, method: PEFTMethod) -> None:
     clip = Clip.of(resnet)
     learner: Any = method.attach(clip, NAMES, TEMPLATES)
     stock: Any = resnet.model
@@ -425,7 +447,7 @@ def test_on_a_resnet_what_has_a_place_works(resnet: Encoder, method: Tuned) -> N
     ids=ids,
 )
 def test_on_a_resnet_what_has_no_place_is_refused(
-    resnet: Encoder, method: Tuned, message: str
+    resnet: Encoder, method: PEFTMethod, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         method.attach(Clip.of(resnet), NAMES, TEMPLATES)
@@ -434,10 +456,12 @@ def test_on_a_resnet_what_has_no_place_is_refused(
 @pytest.mark.parametrize(
     ("technique", "settings", "message"),
     [
-        (LiveLinearProbe, {"head": "frozen"}, "head must be tuned"),
+        (LiveLinearProbe, {"head": "frozen"}, "head must be trained"),
         (KronA, {"factor": 0}, "factor must be 1 or more; got 0"),
         (KAdaptation, {"terms": 0}, "terms must be 1 or more; got 0"),
         (FacT, {"rank": 0}, "rank must be 1 or more; got 0"),
+        (CLIPLoRA, {"rank": 0}, "rank must be 1 or more; got 0"),
+        (CLIPLoRA, {"dropout": 1.0}, r"dropout must be in \[0, 1\); got 1.0"),
         (FacT, {"dropout": 1.0}, r"dropout must be in \[0, 1\); got 1.0"),
         (SSF, {"noise": -1.0}, "noise must be 0 or more; got -1.0"),
         (RepAdapter, {"dim": 0}, "dim must be 1 or more; got 0"),
@@ -445,7 +469,7 @@ def test_on_a_resnet_what_has_no_place_is_refused(
     ],
 )
 def test_what_cannot_be_is_refused(
-    technique: type[Tuned], settings: dict[str, Any], message: str
+    technique: type[PEFTMethod], settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         technique(**settings)

@@ -12,14 +12,14 @@ from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.loading import load
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.parts.peft import Inserted, Tuned, class_text
+from fewshot.endtoend.parts.peft import Inserted, PEFTMethod, class_text
 
 NAMES = ["cat", "long_haired dog", "zebra"]
 TEMPLATES = ["{} texture.", "a much longer {} in a room"]
 
 
 @dataclass(frozen=True)
-class Shift(Tuned):
+class Shift(PEFTMethod):
     """Trains the last norm's shift in each tower."""
 
     name: ClassVar[str] = "shift"
@@ -92,7 +92,7 @@ def test_a_frozen_head_is_no_parameter_and_a_tuned_one_is(encoder: Encoder) -> N
     frozen = Shift().attach(Clip.of(encoder), NAMES, TEMPLATES)
     assert set(frozen.parameters) == {"visual.ln_post.bias"}
     assert not frozen.text().requires_grad
-    tuned = Shift(head="tuned").attach(Clip.of(encoder), NAMES, TEMPLATES)
+    tuned = Shift(head="trained").attach(Clip.of(encoder), NAMES, TEMPLATES)
     assert set(tuned.parameters) == {"visual.ln_post.bias", "head"}
     torch.testing.assert_close(tuned.text().detach(), frozen.text(), rtol=0, atol=0)
     tuned.text().sum().backward()  # type: ignore[no-untyped-call]
@@ -106,7 +106,7 @@ def test_steps_grow_with_the_shots_and_adamw_takes_all(encoder: Encoder) -> None
     assert plan.crop_scale == (0.08, 1.0)
     assert plan.schedule(0, 0.0) == pytest.approx(2e-3)
     assert plan.schedule(9, 1.0) == pytest.approx(1e-6)
-    learner = Shift(head="tuned").attach(Clip.of(encoder), NAMES, TEMPLATES)
+    learner = Shift(head="trained").attach(Clip.of(encoder), NAMES, TEMPLATES)
     optimizer = method.optimizer(learner)
     assert isinstance(optimizer, AdamW)
     (group,) = optimizer.param_groups
@@ -119,7 +119,7 @@ def test_steps_grow_with_the_shots_and_adamw_takes_all(encoder: Encoder) -> None
     [
         ({"towers": "left"}, "unknown towers 'left'"),
         ({"head": "none"}, "unknown head 'none'"),
-        ({"head": "tuned", "towers": "both"}, "head must be frozen where the text tower is chang"),
+        ({"head": "trained", "towers": "both"}, "head must be frozen where the text tower is"),
         ({"lr": 0.0}, "must be more than 0"),
         ({"weight_decay": -1.0}, "must be 0 or more"),
         ({"template": "a photo"}, "template must have {} for the class name"),

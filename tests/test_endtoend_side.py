@@ -14,7 +14,7 @@ from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.dtl import DTL
 from fewshot.endtoend.methods.lst import LST
 from fewshot.endtoend.methods.vqt import VQT
-from fewshot.endtoend.parts.peft import Tuned
+from fewshot.endtoend.parts.peft import PEFTMethod
 from tests.image_peft import (
     LABELS,
     NAMES,
@@ -102,7 +102,7 @@ def dtl(writes: set[int], kernel: int) -> Naive:
     return feature
 
 
-METHODS: list[tuple[Tuned, Naive]] = [
+METHODS: list[tuple[PEFTMethod, Naive]] = [
     (LST(reduction=8), lst(heads=1)),
     (LST(reduction=8, seen="cls"), lst(heads=0)),
     (DTL(beta=3.0), dtl({1}, 0)),
@@ -112,18 +112,18 @@ METHODS: list[tuple[Tuned, Naive]] = [
 
 @pytest.mark.parametrize(("method", "naive"), METHODS)
 def test_features_and_gradients_are_those_of_the_papers_formula(
-    encoder: Encoder, method: Tuned, naive: Naive
+    encoder: Encoder, method: PEFTMethod, naive: Naive
 ) -> None:
     assert_learns_as(encoder, method, naive, moved=0.1)
 
 
 @pytest.mark.parametrize("method", [*(method for method, _ in METHODS)])
-def test_before_training_it_is_zero_shot_clip(encoder: Encoder, method: Tuned) -> None:
+def test_before_training_it_is_zero_shot_clip(encoder: Encoder, method: PEFTMethod) -> None:
     assert_starts_as_zero_shot(encoder, method)
 
 
 @pytest.mark.parametrize("method", [*(method for method, _ in METHODS), VQT(n_tokens=2)])
-def test_it_trains_what_it_declares_and_nothing_else(encoder: Encoder, method: Tuned) -> None:
+def test_it_trains_what_it_declares_and_nothing_else(encoder: Encoder, method: PEFTMethod) -> None:
     assert_trains_what_it_declares(encoder, method)
 
 
@@ -185,7 +185,7 @@ def test_before_training_vqt_classifies_as_zero_shot_clip(encoder: Encoder) -> N
         (DTL(rank=4), 73_728),
     ],
 )
-def test_a_vit_b16_gets_as_many_parameters_as_published(method: Tuned, n: int) -> None:
+def test_a_vit_b16_gets_as_many_parameters_as_published(method: PEFTMethod, n: int) -> None:
     assert count_on_vit_b16(method) == n
 
 
@@ -208,7 +208,7 @@ def test_no_gradient_goes_through_the_tower_beside_a_ladder(encoder: Encoder) ->
 
 
 @pytest.mark.parametrize("build", [LST, VQT, DTL])
-def test_the_seed_alone_draws_the_start(encoder: Encoder, build: Callable[..., Tuned]) -> None:
+def test_the_seed_alone_draws_the_start(encoder: Encoder, build: Callable[..., PEFTMethod]) -> None:
     before = torch.get_rng_state()
     first, same, other = (attached(encoder, build(seed=s))[1].parameters for s in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
@@ -217,7 +217,7 @@ def test_the_seed_alone_draws_the_start(encoder: Encoder, build: Callable[..., T
 
 
 @pytest.mark.parametrize("build", [LST, VQT, DTL])
-def test_a_resnet_is_refused_by_name(random_resnet: Path, build: Callable[..., Tuned]) -> None:
+def test_a_resnet_is_refused_by_name(random_resnet: Path, build: Callable[..., PEFTMethod]) -> None:
     clip = Clip.of(load(f"local-dir:{random_resnet}", device="cpu"))
     method = build()
     with pytest.raises(UserError, match=f"{method.name} needs the blocks of a vision transformer"):
@@ -238,7 +238,7 @@ def test_a_resnet_is_refused_by_name(random_resnet: Path, build: Callable[..., T
         (lambda: DTL(towers="text"), "dtl changes the image tower only"),
     ],
 )
-def test_what_cannot_be_is_refused(build: Callable[[], Tuned], message: str) -> None:
+def test_what_cannot_be_is_refused(build: Callable[[], PEFTMethod], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build()
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cache.errors import UserError
 from cache.loading import load
 from fewshot.endtoend.attention import unfuse
-from fewshot.endtoend.text_tower import encode, encode_embeddings, encode_with_prefix
+from fewshot.endtoend.text_tower import encode, encode_with_prefix
 
 PROMPTS = [
     "a photo of a cat.",
@@ -159,7 +159,7 @@ def test_prompts_of_embeddings_that_share_nothing(random_vit: Path, chunk: int |
     end = [8, 0, 3]
     whole = torch.cat([embeddings, torch.zeros(3, 68, 8).double()], dim=1)
     expected = stock_from_embeddings(model, whole, end)
-    got = encode_embeddings(ours, embeddings, torch.tensor(end), chunk=chunk)
+    got = encode_with_prefix(ours, embeddings[0, :0], embeddings, torch.tensor(end), chunk=chunk)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
     same(gradients(ours, got, embeddings), gradients(model, expected, embeddings))
 

@@ -12,9 +12,11 @@ from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.loading import load
 from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.methods.patt import PATT
+from fewshot.endtoend.methods.prefix import Prefix
 from fewshot.endtoend.methods.visual_prompt import VisualPrompt
-from fewshot.endtoend.parts.peft import Tuned
-from fewshot.endtoend.parts.tokens import PATT, Prefix, VPTDeep, VPTShallow
+from fewshot.endtoend.methods.vpt import VPTDeep, VPTShallow
+from fewshot.endtoend.parts.peft import PEFTMethod
 from tests.image_peft import (
     LABELS,
     NAMES,
@@ -126,7 +128,7 @@ def visual_prompt(model: Any, parameters: Parameters, image: Tensor) -> Tensor:
     return feature
 
 
-METHODS: list[tuple[Tuned, Naive]] = [
+METHODS: list[tuple[PEFTMethod, Naive]] = [
     (VPTShallow(n_tokens=3), vpt_shallow),
     (VPTDeep(n_tokens=3), vpt_deep),
     (Prefix(n_tokens=3), prefix),
@@ -137,13 +139,13 @@ METHODS: list[tuple[Tuned, Naive]] = [
 
 @pytest.mark.parametrize(("method", "naive"), METHODS)
 def test_features_and_gradients_are_those_of_the_papers_formula(
-    encoder: Encoder, method: Tuned, naive: Naive
+    encoder: Encoder, method: PEFTMethod, naive: Naive
 ) -> None:
     assert_learns_as(encoder, method, naive)
 
 
 @pytest.mark.parametrize("method", [method for method, _ in METHODS])
-def test_it_trains_what_it_declares_and_nothing_else(encoder: Encoder, method: Tuned) -> None:
+def test_it_trains_what_it_declares_and_nothing_else(encoder: Encoder, method: PEFTMethod) -> None:
     assert_trains_what_it_declares(encoder, method)
 
 
@@ -163,7 +165,7 @@ def test_before_training_patt_is_zero_shot_clip(encoder: Encoder) -> None:
         (VisualPrompt(), 69_840),
     ],
 )
-def test_a_vit_b16_gets_as_many_parameters_as_published(method: Tuned, n: int) -> None:
+def test_a_vit_b16_gets_as_many_parameters_as_published(method: PEFTMethod, n: int) -> None:
     assert count_on_vit_b16(method) == n
 
 
@@ -187,7 +189,7 @@ def test_the_border_and_the_prefix_have_their_deviations(encoder: Encoder) -> No
 
 
 @pytest.mark.parametrize("build", [VPTShallow, VPTDeep, Prefix, PATT, VisualPrompt])
-def test_the_seed_alone_draws_the_start(encoder: Encoder, build: Callable[..., Tuned]) -> None:
+def test_the_seed_alone_draws_the_start(encoder: Encoder, build: Callable[..., PEFTMethod]) -> None:
     size = {"pad": 4} if build is VisualPrompt else {}
     before = torch.get_rng_state()
     first, same, other = (attached(encoder, build(seed=s, **size))[1].parameters for s in (1, 1, 2))
@@ -257,7 +259,7 @@ def test_a_border_is_trained_as_published_and_the_rest_as_clip_lora(encoder: Enc
         (lambda: VisualPrompt(pad=0), "pad must be 1 or more"),
     ],
 )
-def test_what_cannot_be_is_refused(build: Callable[[], Tuned], message: str) -> None:
+def test_what_cannot_be_is_refused(build: Callable[[], PEFTMethod], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build()
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from cache.errors import UserError
+from fewshot.endtoend.methods.clip_lora import LoRALinear
 from fewshot.endtoend.methods.difffit import Gain
 from fewshot.endtoend.methods.fact import FacTLinear
 from fewshot.endtoend.methods.full_delta import FullDeltaLinear
@@ -50,6 +51,10 @@ def kadaptation() -> KAdaptationLinear:
     return KAdaptationLinear(plain(), shared, 5.0, dropout=0.5, generator=seeded(1))
 
 
+def lora() -> LoRALinear:
+    return LoRALinear(plain(), 4, 1.5, dropout=0.5, generator=seeded(1))
+
+
 def fact(*, tucker: bool) -> FacTLinear:
     """The second of two matrices, whose greatest common width is 6: 4 x 2 blocks."""
     layers = [plain(18, 6), plain()]
@@ -73,6 +78,13 @@ def kadaptation_dense(delta: Any, parts: dict[str, Tensor]) -> tuple[Tensor, Ten
         first = torch.outer(parts["shared.P"][i], parts["shared.Q"][i])
         update = update + torch.kron(first, torch.outer(parts["U"][i], parts["V"][i]))
     return delta.plain.weight + 5.0 * update, delta.plain.bias + parts["b"]
+
+
+def lora_dense(delta: Any, parts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    update = torch.zeros(OUT, IN)
+    for i in range(4):
+        update = update + 1.5 * torch.outer(parts["B"][:, i], parts["A"][i])
+    return delta.plain.weight + update, delta.plain.bias
 
 
 def fact_dense(delta: Any, parts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -107,13 +119,14 @@ Dense = Callable[[Any, dict[str, Tensor]], tuple[Tensor, Tensor]]
 ALL: list[tuple[Build, Dense]] = [
     (lambda: FullDeltaLinear(plain()), full_dense),
     (krona, krona_dense),
+    (lora, lora_dense),
     (kadaptation, kadaptation_dense),
     (lambda: fact(tucker=False), fact_dense),
     (lambda: fact(tucker=True), fact_dense),
     (lambda: ScaleShift(plain(), 0.0, generator=seeded(1)), ssf_dense),
     (lambda: Gain(plain()), gain_dense),
 ]
-NAMES = ["full", "krona", "kadaptation", "fact-tt", "fact-tk", "ssf", "gain"]
+NAMES = ["full", "krona", "lora", "kadaptation", "fact-tt", "fact-tk", "ssf", "gain"]
 
 
 @pytest.mark.parametrize(("build", "dense"), ALL, ids=NAMES)
@@ -168,7 +181,32 @@ def test_a_matrix_without_bias_gets_one_where_the_update_has_one() -> None:
         torch.testing.assert_close(delta(x), x @ weight.T + bias, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("build", [kadaptation, lambda: fact(tucker=False)])
+def test_lora_starts_as_its_paper_says_and_draws_from_its_generator_alone() -> None:
+    before = torch.get_rng_state()
+    big = nn.Linear(900, 8, device="meta").to_empty(device="cpu")
+    delta = LoRALinear(big, 64, 1.0, generator=seeded(1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not delta.B.any()
+    bound = 900**-0.5
+    assert 0.999 * bound < float(delta.A.detach().abs().max()) <= bound
+    assert float(delta.A.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.02)
+    assert torch.equal(delta.A, LoRALinear(big, 64, 1.0, generator=seeded(1)).A)
+    assert not torch.equal(delta.A, LoRALinear(big, 64, 1.0, generator=seeded(2)).A)
+
+
+def test_lora_drops_inputs_of_a_alone() -> None:
+    delta = moved(LoRALinear(plain(), 2, 3.0, dropout=0.25, generator=seeded(1)))
+    x = torch.randn(IN, generator=seeded(3))
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(5)
+        drawn = delta.train()(x)
+        torch.manual_seed(5)
+        mask = nn.functional.dropout(torch.ones(IN), 0.25)
+        assert 0 < int((mask == 0).sum()) < IN
+        torch.testing.assert_close(drawn, delta.plain(x) + 3.0 * delta.B @ delta.A @ (x * mask))
+
+
+@pytest.mark.parametrize("build", [kadaptation, lora, lambda: fact(tucker=False)])
 def test_dropout_acts_in_training_alone(build: Build) -> None:
     delta = moved(build())
     x = torch.randn(5, IN, generator=seeded(3))

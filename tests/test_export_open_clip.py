@@ -18,7 +18,7 @@ from cache.errors import UserError
 from cache.loading import load
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.export.exporting import export
-from fewshot.adapters.export.folding import FOLDED, TOWERS_AS_THEY_WERE, Head, require_towers
+from fewshot.adapters.export.folding import Head, require_towers
 from fewshot.adapters.export.open_clip_folder import check, model_config
 from fewshot.adapters.predictor import attached, with_encoder
 from fewshot.endtoend import text_tower
@@ -29,6 +29,11 @@ from tests.toy_adapters import NAMES, TEMPLATES, fitted_adapter, trained_adapter
 SENTENCES = [TEMPLATES[0].format(name.replace("_", " ")) for name in NAMES]
 SETTINGS = {"krona": {"factor": "8"}, "kadaptation": {"factor": "8"}}
 ALL_MATRICES = {"matrices": "q,k,v,o,fc1,fc2"}
+FOLDED = [
+    "clip-lora", "ln-tune", "bitfit", "difffit", "full-fine-tuning", "full-delta", "krona",
+    "kadaptation", "fact", "ssf", "repadapter",
+]  # fmt: skip
+TOWERS_AS_THEY_WERE = ["coop", "kgcoop", "prograd", "live-linear-probe"]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +76,9 @@ def test_what_folds_into_a_vit_is_the_learner_in_open_clip(
         settings["towers"] = "both"
     adapter = trained_adapter(vit, name, **settings)
     assert_is_the_learner(vit, adapter, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("holds the changed towers" in card) == (name in FOLDED)
+    assert ("holds the model's towers as they were" in card) == (name in TOWERS_AS_THEY_WERE)
 
 
 @pytest.mark.parametrize("name", ["clip-lora", "fact"])
@@ -79,7 +87,7 @@ def test_every_matrix_of_a_block_folds(vit: Encoder, tmp_path: Path, name: str) 
 
 
 def test_trained_class_texts_are_in_the_matrix(vit: Encoder, tmp_path: Path) -> None:
-    assert_is_the_learner(vit, trained_adapter(vit, "bitfit", head="tuned"), tmp_path / "out")
+    assert_is_the_learner(vit, trained_adapter(vit, "bitfit", head="trained"), tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["ssf", "ln-tune", "clip-lora"])

@@ -164,8 +164,11 @@ def attached(adapter: Adapter, clip: "Clip") -> "tuple[Learner, Clip]":
     """
     from fewshot.endtoend.methods import METHODS as TRAINED
 
+    settings = dict(adapter.settings)
+    if settings.get("head") == "tuned":  # what a trained head was called at first
+        settings["head"] = "trained"
     try:
-        method = TRAINED[adapter.method](**adapter.settings)
+        method = TRAINED[adapter.method](**settings)
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{adapter.method!r} with these settings is no method of this version ({error}); "

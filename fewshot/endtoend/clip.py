@@ -189,10 +189,16 @@ class EndToEnd(MethodInfo):
     """A method that needs gradients through the towers: a frozen dataclass of hyper-parameters.
 
     Attributes:
+        unfoldable: Why the trained model is not open_clip's two towers with other weights and a
+            matrix of classes, in words; empty where it is.
         published: Whether the defaults are a published recipe for few shots of CLIP.
         val_first: Whether that recipe draws validation images first, and so other few shots.
     """
 
+    unfoldable: ClassVar[str] = (
+        "what it adds to the towers is no change of their weights, and open_clip's own have no "
+        "place for it"
+    )
     published: ClassVar[bool] = False
     val_first: ClassVar[bool] = False
 

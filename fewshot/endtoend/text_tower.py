@@ -57,31 +57,6 @@ def encode(
     )
 
 
-def encode_embeddings(
-    model: Any,
-    embeddings: Tensor,
-    end: Tensor,
-    *,
-    chunk: int | None = None,
-    checkpointing: bool = False,
-) -> Tensor:
-    """Unnormalized text features (C, D) of prompts that share no tokens.
-
-    Args:
-        model: An unfused open_clip CLIP.
-        embeddings: (C, L, W) token embeddings, positions not yet added.
-        end: (C,) position of each prompt's end-of-text token.
-        chunk: See `encode_with_prefix`.
-        checkpointing: See `encode_with_prefix`.
-
-    Raises:
-        UserError: See `encode_with_prefix`.
-    """
-    return encode_with_prefix(
-        model, embeddings[0, :0], embeddings, end, chunk=chunk, checkpointing=checkpointing
-    )
-
-
 def encode_with_prefix(
     model: Any,
     prefix: Tensor,

@@ -11,19 +11,11 @@ from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import put_together
 from fewshot.classifier import LinearClassifier
 from fewshot.endtoend.attention import fuse
-from fewshot.endtoend.parts import lora, weight_delta
+from fewshot.endtoend.methods import METHODS as TRAINED
+from fewshot.endtoend.parts import weight_delta
 from fewshot.methods import METHODS
 from fewshot.methods.clip_adapter import AdapterClassifier
 
-FOLDED = (
-    "clip-lora", "ln-tune", "bitfit", "difffit", "full-fine-tuning", "full-delta", "krona",
-    "kadaptation", "fact", "ssf", "repadapter",
-)  # fmt: skip
-TOWERS_AS_THEY_WERE = ("coop", "kgcoop", "prograd", "live-linear-probe")
-_WHY_NOT = {
-    "cocoop": "its class texts are other ones for every image",
-    "visual-prompt": "it changes the pixels, before any weight of the model",
-}
 _FOLLOWED = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"))  # in downsample
 
 
@@ -57,18 +49,12 @@ def require_towers(adapter: Adapter) -> None:
         UserError: It cannot; says why, and what works.
     """
     if adapter.classifier is None:
-        if adapter.method in FOLDED + TOWERS_AS_THEY_WERE:
-            return
-        why = _WHY_NOT.get(
-            adapter.method,
-            "what it adds to the towers is no change of their weights, and open_clip's own have no "
-            "place for it",
-        )
-    elif matrix_of(adapter) is not None:
-        return
+        why = TRAINED[adapter.method].unfoldable
     else:
-        why = "its classifier is no matrix that image features are multiplied by"
-    raise UserError(f"{adapter.method} cannot be exported to open_clip: {why}; use --to onnx")
+        no_matrix = "its classifier is no matrix that image features are multiplied by"
+        why = no_matrix if matrix_of(adapter) is None else ""
+    if why:
+        raise UserError(f"{adapter.method} cannot be exported to open_clip: {why}; use --to onnx")
 
 
 def matrix_of(adapter: Adapter) -> Head | None:
@@ -86,7 +72,6 @@ def matrix_of(adapter: Adapter) -> Head | None:
 
 def folded(model: Any) -> Any:
     """The same model, its updates now in open_clip's own weights."""
-    lora.fold(model)
     weight_delta.fold(model)
     _move_biases_of_convolutions(model.visual)
     fuse(model)

@@ -19,7 +19,7 @@ from cache.errors import UserError
 from cache.loading import TINY, load
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.export.check import probes, require_close
-from fewshot.adapters.export.folding import FOLDED, Head, folded, matrix_of
+from fewshot.adapters.export.folding import Head, folded, matrix_of
 from fewshot.adapters.predictor import Predictor, attached, with_encoder
 from fewshot.endtoend import text_tower
 from fewshot.endtoend.clip import Clip
@@ -59,7 +59,9 @@ def write_open_clip(adapter: Adapter, encoder: Encoder, folder: Path) -> str:
         model = folded(clip.model)
     _write(adapter, encoder, predictor, model, head, folder)
     check(folder, predictor, head, prompts, text)
-    return _how_to_run(adapter, head)
+    before = encoder.model.state_dict()
+    changed = any(not torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    return _how_to_run(adapter, head, changed)
 
 
 def check(folder: Path, predictor: Predictor, head: Head, prompts: list[str], text: Tensor) -> None:
@@ -118,7 +120,7 @@ def _write(
         save_tokenizer(folder)
 
 
-def _how_to_run(adapter: Adapter, head: Head) -> str:
+def _how_to_run(adapter: Adapter, head: Head, changed: bool) -> str:
     """Markdown: what is in the folder, and the Python that classifies one image."""
     turned = adapter.preprocessing.get("exif")
     code = _CODE.format(
@@ -127,7 +129,7 @@ def _how_to_run(adapter: Adapter, head: Head) -> str:
         normalize=head.unit_norm,
         bias="" if head.bias is None else ' + head["bias"]',
     )
-    if adapter.method in FOLDED:
+    if changed:
         towers = "the changed towers, every update folded into open_clip's own weights"
     else:
         towers = "the model's towers as they were: what was learned is the classifier"

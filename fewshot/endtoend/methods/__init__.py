@@ -15,21 +15,24 @@ from fewshot.endtoend.methods.coop import CoOp
 from fewshot.endtoend.methods.difffit import DiffFit
 from fewshot.endtoend.methods.dtl import DTL
 from fewshot.endtoend.methods.fact import FacT
+from fewshot.endtoend.methods.fine_tuning import BitFit, FullFineTuning, LNTune
 from fewshot.endtoend.methods.full_delta import FullDelta
 from fewshot.endtoend.methods.houlsby import Houlsby
 from fewshot.endtoend.methods.inner_clip_adapter import InnerCLIPAdapter
 from fewshot.endtoend.methods.kadaptation import KAdaptation
 from fewshot.endtoend.methods.kgcoop import KgCoOp
 from fewshot.endtoend.methods.krona import KronA
+from fewshot.endtoend.methods.live_linear_probe import LiveLinearProbe
 from fewshot.endtoend.methods.lst import LST
+from fewshot.endtoend.methods.patt import PATT
+from fewshot.endtoend.methods.prefix import Prefix
 from fewshot.endtoend.methods.prograd import ProGrad
 from fewshot.endtoend.methods.repadapter import RepAdapter
 from fewshot.endtoend.methods.sct import SCT
 from fewshot.endtoend.methods.ssf import SSF
 from fewshot.endtoend.methods.visual_prompt import VisualPrompt
+from fewshot.endtoend.methods.vpt import VPTDeep, VPTShallow
 from fewshot.endtoend.methods.vqt import VQT
-from fewshot.endtoend.parts.select import BitFit, FullFineTuning, LiveLinearProbe, LNTune
-from fewshot.endtoend.parts.tokens import PATT, Prefix, VPTDeep, VPTShallow
 from fewshot.settings import with_settings
 
 METHODS: dict[str, type[EndToEnd]] = {

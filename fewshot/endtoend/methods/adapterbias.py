@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.parts.blocks import Position
 from fewshot.endtoend.parts.branch import Branch, insert_branches
-from fewshot.endtoend.parts.lora import Position
-from fewshot.endtoend.parts.peft import Inserted, Tuned
+from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 from fewshot.endtoend.parts.vit import linear
 
 
@@ -31,7 +31,7 @@ class GatedBias(nn.Module):
 
 
 @dataclass(frozen=True)
-class AdapterBias(Tuned):
+class AdapterBias(PEFTMethod):
     """Behind each MLP, before the residual, one vector times a number of each token.
 
     Attributes:

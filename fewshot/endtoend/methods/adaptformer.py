@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.parts.blocks import Position
 from fewshot.endtoend.parts.branch import (
     Bottleneck,
     Branch,
@@ -17,12 +18,11 @@ from fewshot.endtoend.parts.branch import (
     insert_branches,
     require_bottleneck,
 )
-from fewshot.endtoend.parts.lora import Position
-from fewshot.endtoend.parts.peft import Inserted, Tuned
+from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 
 
 @dataclass(frozen=True)
-class AdaptFormer(Tuned):
+class AdaptFormer(PEFTMethod):
     """A bottleneck beside each MLP.
 
     Attributes:

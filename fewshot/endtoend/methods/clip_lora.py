@@ -1,134 +1,128 @@
-"""Low-rank updates of both towers' attention, trained on the few shots.
+"""CLIP-LoRA: W + s B A beside query, key and value of both towers' blocks.
 
 Zanella and Ben Ayed, "Low-Rank Few-Shot Adaptation of Vision-Language Models", CVPR Workshops 2024,
-https://arxiv.org/abs/2405.18541. As the authors' code has it: s = alpha / sqrt(r), and one template
-for all datasets. The paper's s of 1 is alpha = sqrt(r). The code draws its validation images before
-its training images, so its few shots are not CoOp's; here they are, unless --official asks for
-theirs.
+https://arxiv.org/abs/2405.18541; LoRA is Hu et al.'s, ICLR 2022, https://arxiv.org/abs/2106.09685.
+As the authors' code has it: s = alpha / sqrt(r), and one template for all datasets. The paper's s
+of 1 is alpha = sqrt(r). The code draws its validation images before its training images, so its few
+shots are not CoOp's; here they are, unless --official asks for theirs. The code also multiplies B A
+out, for a product as dear as W's; here x goes through A and then B.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch.optim import AdamW, Optimizer
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.optim import Optimizer
 
 from cache.errors import UserError
-from fewshot.endtoend import text_tower
-from fewshot.endtoend.clip import Clip, EndToEnd, Learner, Plan
-from fewshot.endtoend.parts.lora import LoRA, Position, Towers, attach_lora, parameters
+from fewshot.endtoend.clip import Clip, Learner
+from fewshot.endtoend.parts.blocks import Towers
 from fewshot.endtoend.parts.lora_pro import LoRAPro
-from fewshot.training import cosine_by_step
+from fewshot.endtoend.parts.weight_delta import (
+    OnMatrices,
+    WeightDelta,
+    drawn_weight,
+    require_share,
+    require_sizes,
+)
+
+
+class LoRALinear(WeightDelta):
+    """A matrix and a low-rank update of it, at first of no effect.
+
+    Attributes:
+        A: (r, in), drawn as `nn.Linear` draws its weight.
+        B: (out, r), zero.
+        scale: s.
+        dropout: Of the inputs to A, in training.
+    """
+
+    def __init__(
+        self,
+        plain: nn.Linear,
+        rank: int,
+        scale: float,
+        *,
+        dropout: float = 0.0,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(plain)
+        self.scale, self.dropout = scale, nn.Dropout(dropout)
+        self.A = nn.Parameter(drawn_weight(rank, plain.in_features, generator).to(plain.weight))
+        self.B = nn.Parameter(plain.weight.new_zeros(plain.out_features, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., out) of (..., in), through r dimensions."""
+        y: Tensor = self.plain(x)
+        return y + self.scale * linear(linear(self.dropout(x), self.A), self.B)
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """W + s B A."""
+        return self.weight + self.scale * self.B @ self.A, self.plain.bias
 
 
 @dataclass(frozen=True)
-class CLIPLoRA(EndToEnd):
+class CLIPLoRA(OnMatrices):
     """Pairs A, B beside query, key and value of every block: W x + s B A dropout(x).
 
     Attributes:
+        template: The prompt, with {} for the class name; empty for the dataset's own first one.
         rank: r.
         alpha: s = alpha / sqrt(r).
         dropout: Share of the inputs to A that are zeroed in training.
-        matrices: Of q, k, v, o, fc1 and fc2, those that get a pair, with commas.
-        towers: Which of the two.
-        position: Which blocks, counted from the input.
-        template: The prompt, with {} for the class name; empty for the dataset's own first one.
-        iterations_per_shot: Steps, times K.
-        lr: Greatest learning rate, down to 1e-6 along half a cosine.
-        weight_decay: AdamW's.
-        batch_size: Images per step.
         pro: Let LoRA-Pro choose the steps (https://arxiv.org/abs/2407.18242) instead of AdamW.
-        text_chunk: Prompts that go through the tower at a time, 0 for all; fewer take less memory
-            and a third more work.
-        seed: Of A.
     """
 
+    towers: Towers = "both"
+    template: str = "a photo of a {}."
+    lr: float = 2e-4
+    matrices: str = "q,k,v"
     rank: int = 2
     alpha: float = 1.0
     dropout: float = 0.25
-    matrices: str = "q,k,v"
-    towers: Towers = "both"
-    position: Position = "all"
-    template: str = "a photo of a {}."
-    iterations_per_shot: int = 500
-    lr: float = 2e-4
-    weight_decay: float = 1e-2
-    batch_size: int = 32
     pro: bool = False
-    text_chunk: int = 0
-    seed: int = 1
 
     name: ClassVar[str] = "clip-lora"
     published: ClassVar[bool] = True
     val_first: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.iterations_per_shot < 1 or self.batch_size < 1 or not self.lr > 0:
-            raise UserError(
-                "iterations_per_shot, batch_size and lr must be more than 0; got "
-                f"{self.iterations_per_shot}, {self.batch_size} and {self.lr}"
-            )
-        if self.template and "{}" not in self.template:
-            raise UserError(f"template must have {{}} for the class name; got {self.template!r}")
+        super().__post_init__()
+        require_sizes(rank=self.rank)
+        require_share(self.dropout)
+        if self.pro and self.head != "frozen":
+            raise UserError(f"pro takes pairs alone; got head={self.head}; use head=frozen")
 
     @property
-    def on_images(self) -> bool:
-        """Unless the pairs are in the text tower alone."""
-        return self.towers != "text"
+    def scale(self) -> float:
+        """S."""
+        return self.alpha / math.sqrt(self.rank)
 
     def attach(self, clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Learner:
-        """Put the pairs in; both towers run live where they have some."""
-        pairs = attach_lora(
-            clip.model,
-            towers=self.towers,
-            matrices=tuple(self.matrices.split(",")),  # type: ignore[arg-type]  # checked there
-            position=self.position,
-            rank=self.rank,
-            alpha=self.alpha,
-            dropout=self.dropout,
-            generator=torch.Generator().manual_seed(self.seed),
-        )
-        template = self.template or templates[0]
-        tokens = clip.tokens([template.format(name.replace("_", " ")) for name in classnames])
-        chunk = self.text_chunk or None
+        """Put the pairs in; each class has one prompt, as the authors have it."""
+        return super().attach(clip, classnames, templates[:1])
 
-        def text() -> torch.Tensor:
-            # With dropout every prompt is to have a draw of its own, as in the authors' code.
-            alone = self.dropout > 0 and any(pair.training for pair in pairs.values())
-            return text_tower.encode(
-                clip.model,
-                tokens,
-                share_prefix=not alone,
-                chunk=chunk,
-                checkpointing=chunk is not None,
+    def deltas(
+        self, plain: Mapping[str, nn.Linear], generator: torch.Generator
+    ) -> dict[str, WeightDelta]:
+        """W + s B A."""
+        return {
+            path: LoRALinear(
+                layer, self.rank, self.scale, dropout=self.dropout, generator=generator
             )
-
-        if self.towers == "image":
-            with torch.no_grad(), clip.autocast():
-                frozen = text()
-            text = lambda: frozen  # noqa: E731
-        return Learner(
-            parameters(pairs),
-            clip.logit_scale,
-            text,
-            images=None if self.towers == "text" else clip.model.encode_image,
-            modules=tuple(pairs.values()),
-        )
-
-    def plan(self, shots: int, n_images: int) -> Plan:
-        """500 K steps, whatever the number of classes."""
-        return Plan(
-            iterations=self.iterations_per_shot * shots,
-            batch_size=self.batch_size,
-            schedule=cosine_by_step(self.lr, 1e-6),
-        )
+            for path, layer in plain.items()
+        }
 
     def optimizer(self, learner: Learner) -> Optimizer:
         """AdamW on A and B, or LoRA-Pro on the pairs."""
-        if self.pro:
-            pairs = [(m.A, m.B, m.scale) for m in learner.modules if isinstance(m, LoRA)]
-            return LoRAPro(pairs, self.lr, weight_decay=self.weight_decay)
-        return AdamW(
-            learner.parameters.values(), lr=self.lr, weight_decay=self.weight_decay, fused=False
+        if not self.pro:
+            return super().optimizer(learner)
+        factors = list(learner.parameters.values())
+        pairs = zip(factors[::2], factors[1::2], strict=True)
+        return LoRAPro(
+            [(A, B, self.scale) for A, B in pairs], self.lr, weight_decay=self.weight_decay
         )

@@ -52,6 +52,7 @@ class CoCoOp(EndToEnd):
     seed: int = 1
 
     name: ClassVar[str] = "cocoop"
+    unfoldable: ClassVar[str] = "its class texts are other ones for every image"
     published: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.parts.blocks import Position
 from fewshot.endtoend.parts.branch import Branch, Half, insert_branches, require_bottleneck
-from fewshot.endtoend.parts.lora import Position
-from fewshot.endtoend.parts.peft import Inserted, Tuned
+from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 from fewshot.endtoend.parts.vit import image_only, image_vit, linear
 
 
@@ -52,7 +52,7 @@ class ConvBottleneck(nn.Module):
 
 
 @dataclass(frozen=True)
-class Convpass(Tuned):
+class Convpass(PEFTMethod):
     """Beside each attention and each MLP a bottleneck with a convolution over the patches.
 
     Attributes:

@@ -54,6 +54,7 @@ class CoOp(EndToEnd):
     seed: int = 1
 
     name: ClassVar[str] = "coop"
+    unfoldable: ClassVar[str] = ""
     published: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

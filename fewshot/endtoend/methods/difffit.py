@@ -9,8 +9,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.parts.lora import towers_of
-from fewshot.endtoend.parts.peft import Inserted, Tuned
+from fewshot.endtoend.parts.blocks import towers_of
+from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 from fewshot.endtoend.parts.select import select
 from fewshot.endtoend.parts.weight_delta import WeightDelta, linears, put
 
@@ -38,10 +38,11 @@ class Gain(WeightDelta):
 
 
 @dataclass(frozen=True)
-class DiffFit(Tuned):
+class DiffFit(PEFTMethod):
     """Biases, norms, and a gain on what each half of each block adds."""
 
     name: ClassVar[str] = "difffit"
+    unfoldable: ClassVar[str] = ""
 
     def insert(self, clip: Clip) -> Inserted:
         """The gains stand at the output matrices of attention and MLP."""

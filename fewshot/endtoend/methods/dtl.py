@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.parts.lora import Position, blocks_of
-from fewshot.endtoend.parts.peft import Inserted, Tuned
+from fewshot.endtoend.parts.blocks import Position, blocks_of
+from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 from fewshot.endtoend.parts.vit import image_only, image_vit, linear
 
 
@@ -75,7 +75,7 @@ class CompactSide(nn.Module):
 
 
 @dataclass(frozen=True)
-class DTL(Tuned):
+class DTL(PEFTMethod):
     """A low-rank side network that gathers from every block and writes back behind the later ones.
 
     Attributes:

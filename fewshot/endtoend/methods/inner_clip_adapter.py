@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.branch import Branch, Half, insert_branches
-from fewshot.endtoend.parts.peft import Inserted, Tuned
+from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 from fewshot.endtoend.parts.vit import image_only, image_vit, linear
 
 
@@ -33,7 +33,7 @@ class Exchange(nn.Module):
 
 
 @dataclass(frozen=True)
-class InnerCLIPAdapter(Tuned):
+class InnerCLIPAdapter(PEFTMethod):
     """CLIP-Adapter's network behind one block.
 
     Attributes:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cache.errors import UserError, unknown
 from fewshot.endtoend.attention import Attention
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.parts.peft import Inserted, Tuned
+from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 from fewshot.endtoend.parts.vit import image_only, image_vit, linear
 
 Seen = Literal["cls", "all"]
@@ -102,7 +102,7 @@ class LadderTransformer(nn.Module):
 
 
 @dataclass(frozen=True)
-class LST(Tuned):
+class LST(PEFTMethod):
     """A narrow transformer at the tower's side that reads the tokens behind each block.
 
     Attributes:

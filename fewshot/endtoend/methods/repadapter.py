@@ -14,8 +14,8 @@ from torch.nn.functional import linear
 
 from cache.errors import UserError, unknown
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.parts.lora import BLOCKS, Position, blocks_of, towers_of
-from fewshot.endtoend.parts.peft import Inserted, Tuned
+from fewshot.endtoend.parts.blocks import BLOCKS, Position, blocks_of, towers_of
+from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 from fewshot.endtoend.parts.weight_delta import (
     WeightDelta,
     put,
@@ -89,7 +89,7 @@ class AdaptedNorm(WeightDelta):
 
 
 @dataclass(frozen=True)
-class RepAdapter(Tuned):
+class RepAdapter(PEFTMethod):
     """A narrow linear adapter between each norm and the matrices that it feeds.
 
     The authors choose the scale (0.1 to 10) for each dataset.
@@ -111,6 +111,7 @@ class RepAdapter(Tuned):
     position: Position = "all"
 
     name: ClassVar[str] = "repadapter"
+    unfoldable: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip, Learner
+from fewshot.endtoend.parts.blocks import Position
 from fewshot.endtoend.parts.branch import Branch, Half, insert_branches
-from fewshot.endtoend.parts.lora import Position
-from fewshot.endtoend.parts.peft import Inserted, Tuned
+from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 from fewshot.endtoend.parts.vit import image_only, linear
 
 
 @dataclass(frozen=True)
-class SCT(Tuned):
+class SCT(PEFTMethod):
     """A linear map among the most active channels, added to them behind a half of each block.
 
     Attributes:

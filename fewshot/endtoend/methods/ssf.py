@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.parts.lora import towers_of
-from fewshot.endtoend.parts.peft import Inserted, Tuned
+from fewshot.endtoend.parts.blocks import towers_of
+from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 from fewshot.endtoend.parts.weight_delta import WeightDelta, put
 
 
@@ -45,7 +45,7 @@ class ScaleShift(WeightDelta):
 
 
 @dataclass(frozen=True)
-class SSF(Tuned):
+class SSF(PEFTMethod):
     """A gain and an offset for every channel of what every layer puts out.
 
     Attributes:
@@ -58,6 +58,7 @@ class SSF(Tuned):
     noise: float = 0.0
 
     name: ClassVar[str] = "ssf"
+    unfoldable: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()

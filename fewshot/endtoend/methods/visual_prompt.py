@@ -14,7 +14,7 @@ from torch.optim import SGD, Optimizer
 
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip, Learner
-from fewshot.endtoend.parts.peft import Inserted, Tuned
+from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 from fewshot.endtoend.parts.vit import image_only
 
 
@@ -45,7 +45,7 @@ class Border(nn.Module):
 
 
 @dataclass(frozen=True)
-class VisualPrompt(Tuned):
+class VisualPrompt(PEFTMethod):
     """A learned border added to the normalized pixels; it needs no ViT.
 
     Trained as published, by SGD with a rate of 40 and momentum down half a cosine, but for as many
@@ -62,6 +62,7 @@ class VisualPrompt(Tuned):
     weight_decay: float = 0.0
 
     name: ClassVar[str] = "visual-prompt"
+    unfoldable: ClassVar[str] = "it changes the pixels, before any weight of the model"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,9 +17,8 @@ from torch.nn.functional import normalize
 
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip, Learner, scaled_cosines
-from fewshot.endtoend.parts.peft import Inserted, Tuned
-from fewshot.endtoend.parts.tokens import uniform_tokens
-from fewshot.endtoend.parts.vit import image_only, image_vit
+from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
+from fewshot.endtoend.parts.vit import image_only, image_vit, uniform_tokens
 
 
 class QueriedTransformer(nn.Module):
@@ -53,7 +52,7 @@ class QueriedTransformer(nn.Module):
 
 
 @dataclass(frozen=True)
-class VQT(Tuned):
+class VQT(PEFTMethod):
     """Learned queries to every block; a linear classifier of all answers, beside CLIP's own.
 
     The logits are CLIP's plus h V^T, h being the answers of all blocks, each of unit norm.

@@ -3,7 +3,7 @@
 A block is two halves, x + attn(LN(x)) and x + mlp(LN(x)). A branch adds s f(.) to one of the
 tensors of a half; with f zero at first the tower computes what it did. What f is and where it acts
 makes the difference between the adapters, which have a file each. All of them but
-`inner_clip_adapter` start as zero-shot CLIP; steps and optimizer are those of `tuned`.
+`inner_clip_adapter` start as zero-shot CLIP; steps and optimizer are those of `peft`.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.parts.lora import BLOCKS, Position, blocks_of, towers_of
-from fewshot.endtoend.parts.peft import Inserted, Tuned
+from fewshot.endtoend.parts.blocks import BLOCKS, Position, blocks_of, towers_of
+from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 from fewshot.endtoend.parts.vit import image_vit, linear
 
 Half = Literal["attn", "mlp"]
@@ -126,18 +126,18 @@ class Bottleneck(nn.Module):
 
 
 def insert_branches(
-    method: Tuned,
+    method: PEFTMethod,
     clip: Clip,
     make: Callable[[int], Mapping[Half, Branch]],
     position: Position | int = "all",
 ) -> Inserted:
-    """Replace the blocks at a position by branched ones, in place; what `Tuned.insert` returns.
+    """Replace the blocks at a position by branched ones, in place; returns as `insert`.
 
     Args:
         method: Whose branches they are; it says in which towers.
         clip: The model.
         make: The branches of one block of the width given; called block by block, text first.
-        position: Which blocks, counted from the input, as in `lora.attach_lora`; or just one, by
+        position: Which blocks, counted from the input, as in `blocks.blocks_of`; or just one, by
             its number from 0.
 
     Raises:

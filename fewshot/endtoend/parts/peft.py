@@ -16,24 +16,25 @@ from torch.nn.functional import normalize
 from torch.optim import AdamW, Optimizer
 
 from cache.errors import UserError, unknown
+from cache.prompts import filled
 from fewshot.endtoend import text_tower
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, Plan
-from fewshot.endtoend.parts.lora import Towers
+from fewshot.endtoend.parts.blocks import Towers
 from fewshot.training import cosine_by_step
 
-Head = Literal["frozen", "tuned"]
+Head = Literal["frozen", "trained"]
 Inserted = tuple[Mapping[str, nn.Parameter], Sequence[nn.Module]]  # trained; with dropout
 AT_ONCE = 256  # prompts in the text tower where no gradient is wanted
 
 
 @dataclass(frozen=True)
-class Tuned(EndToEnd):
+class PEFTMethod(EndToEnd):
     """A method that trains a few parameters in the towers, and says which in `insert`.
 
     Attributes:
         towers: Which of the two it changes; a text tower that is changed runs in every step.
         head: The text features that images are compared to stay as they are ("frozen") or are
-            themselves trained, beside the rest ("tuned"); the second for the image tower only.
+            themselves trained, beside the rest ("trained"); the second for the image tower only.
         template: The prompt, with {} for the class name; empty for the dataset's own: the mean of
             all of them, or the first where the text tower is changed.
         iterations_per_shot: Steps, times K.
@@ -60,11 +61,10 @@ class Tuned(EndToEnd):
             raise unknown("towers", self.towers, get_args(Towers))
         if self.head not in get_args(Head):
             raise unknown("head", self.head, get_args(Head))
-        if self.head == "tuned" and self.towers != "image":
+        if self.head == "trained" and self.towers != "image":
             raise UserError(
-                "head must be frozen where the text tower is changed; got tuned with "
-                f"towers={self.towers}; "
-                "use towers=image, or head=frozen"
+                "head must be frozen where the text tower is changed; got trained with "
+                f"towers={self.towers}; use towers=image, or head=frozen"
             )
         if self.iterations_per_shot < 1 or self.batch_size < 1 or not self.lr > 0:
             raise UserError(
@@ -99,7 +99,7 @@ class Tuned(EndToEnd):
         inserted, modules = self.insert(clip)
         parameters = dict(inserted)
         if fixed is None:
-            tokens = clip.tokens(_filled(chosen[0], classnames))
+            tokens = clip.tokens(filled(chosen[0], classnames))
             chunk = self.text_chunk or None
 
             def text() -> Tensor:
@@ -113,8 +113,8 @@ class Tuned(EndToEnd):
                 )
 
         else:
-            classes = nn.Parameter(fixed, self.head == "tuned")
-            if self.head == "tuned":
+            classes = nn.Parameter(fixed, self.head == "trained")
+            if self.head == "trained":
                 parameters["head"] = classes
 
             def text() -> Tensor:
@@ -148,11 +148,7 @@ def class_text(clip: Clip, classnames: Sequence[str], templates: Sequence[str]) 
     features = []
     with torch.no_grad(), clip.autocast():
         for template in templates:
-            tokens = clip.tokens(_filled(template, classnames))
+            tokens = clip.tokens(filled(template, classnames))
             prompts = text_tower.encode(clip.model, tokens, chunk=AT_ONCE)
             features.append(normalize(prompts.float(), dim=-1))
     return normalize(torch.stack(features).mean(dim=0), dim=-1)
-
-
-def _filled(template: str, classnames: Sequence[str]) -> list[str]:
-    return [template.replace("{}", name.replace("_", " ")) for name in classnames]

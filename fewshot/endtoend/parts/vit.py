@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip
@@ -46,3 +46,12 @@ def linear(
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def uniform_tokens(n: int, n_tokens: int, tower: Any, seed: int) -> Tensor:
+    """(n, l, W) as VPT draws them: Xavier-uniform of a patch's pixels and the width."""
+    _, channels, *patch = tower.conv1.weight.shape
+    width = tower.conv1.out_channels
+    bound = (6 / (channels * patch[0] * patch[1] + width)) ** 0.5
+    generator = torch.Generator().manual_seed(seed)
+    return torch.empty(n, n_tokens, width).uniform_(-bound, bound, generator=generator)

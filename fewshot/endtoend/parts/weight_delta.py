@@ -2,16 +2,16 @@
 
 All of them are affine in what the frozen module puts out or takes in, so `fold` turns each back
 into plain weights of the same function. Each technique has a file of its own, with its module and
-where in the towers that goes; how long they train, and against which classifier, is for all of them
-what `tuned` says. Learning rates and decay are the papers', for other data and backbones than few
-shots of CLIP, so all of them are starting points.
+where in the towers that goes; steps, optimizer and classifier are those of `peft`. Learning rates
+and decay are the papers', for other data and backbones than few shots of CLIP, so all but
+CLIP-LoRA's are starting points.
 """
 
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ from torch.nn.functional import linear
 
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.parts.lora import Position, Towers, matrix_paths, towers_of
-from fewshot.endtoend.parts.peft import Inserted, Tuned
+from fewshot.endtoend.parts.blocks import Position, matrix_paths, towers_of
+from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 
 
 class WeightDelta(nn.Module):
@@ -59,7 +59,7 @@ class WeightDelta(nn.Module):
 
 
 @dataclass(frozen=True)
-class OnMatrices(Tuned):
+class OnMatrices(PEFTMethod):
     """A technique that puts an update beside each of the chosen matrices.
 
     Attributes:
@@ -69,6 +69,8 @@ class OnMatrices(Tuned):
 
     matrices: str = "q,v"
     position: Position = "all"
+
+    unfoldable: ClassVar[str] = ""
 
     @abstractmethod
     def deltas(
@@ -122,11 +124,8 @@ def linears(model: Any, tower: str, matrices: str, position: Position) -> dict[s
     Raises:
         UserError: The tower has no such matrix, or it is no plain one any more.
     """
-    chosen: Towers = "image" if tower == "image" else "text"
-    names: Any = matrices.split(",")
-    found = {
-        path: model.get_submodule(path) for path in matrix_paths(model, chosen, names, position)
-    }
+    paths = matrix_paths(model, tower, matrices.split(","), position)
+    found = {path: model.get_submodule(path) for path in paths}
     for path, layer in found.items():
         if type(layer) is not nn.Linear:
             raise UserError(

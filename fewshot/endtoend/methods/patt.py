@@ -1,0 +1,75 @@
+"""PATT: keys and values of every attention, moved by a small network of the tokens.
+
+Yu et al., "Toward a Unified View on Visual Parameter-Efficient Transfer Learning", 2022,
+https://arxiv.org/abs/2210.00788; as its code has it, sums and not the paper's longer sequences. It
+starts as zero-shot CLIP.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cache.errors import UserError
+from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.parts.blocks import BLOCKS, Position, blocks_of, towers_of
+from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
+from fewshot.endtoend.parts.vit import image_vit, linear
+
+
+class Beside(nn.Module):
+    """A projection to keys or values plus s up(tanh(down(x)))."""
+
+    def __init__(self, plain: nn.Module, down: nn.Linear, up: nn.Linear, scale: float) -> None:
+        super().__init__()
+        self.plain, self.down, self.up, self.scale = plain, down, up, scale
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(..., W) of (..., W)."""
+        out: Tensor = self.plain(tokens) + self.scale * self.up(self.down(tokens).tanh())
+        return out
+
+
+@dataclass(frozen=True)
+class PATT(PEFTMethod):
+    """Keys K + s k' and values V + s v' in every attention, with (k', v') = tanh(x W1) W2.
+
+    Attributes:
+        dim: Columns of W1; published: 64 to 128.
+        scale: s; published: .2 to .8.
+        position: Which blocks, counted from the input.
+    """
+
+    dim: int = 64
+    scale: float = 0.5
+    position: Position = "all"
+
+    name: ClassVar[str] = "patt"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dim < 1:
+            raise UserError(f"dim must be 1 or more; got {self.dim}")
+
+    def insert(self, clip: Clip) -> Inserted:
+        """W1 drawn, W2 zero; keys and values share W1, and have half of W2 each."""
+        if self.towers != "text":
+            image_vit(clip, self.name)
+        generator = torch.Generator().manual_seed(self.seed)
+        parameters = {}
+        for tower in towers_of(self.towers):
+            blocks: Any = clip.model.get_submodule(BLOCKS[tower])
+            for i in blocks_of(self.position, len(blocks)):
+                attention = blocks[i].attn
+                width = attention.q_proj.in_features
+                down = linear(width, self.dim, generator).to(clip.device)
+                layers = {"down": down}
+                for matrix in ("k_proj", "v_proj"):
+                    layers[matrix] = up = linear(self.dim, width, None).to(clip.device)
+                    beside = Beside(getattr(attention, matrix), down, up, self.scale)
+                    setattr(attention, matrix, beside)
+                for layer, module in layers.items():
+                    for name, parameter in module.named_parameters():
+                        parameters[f"{BLOCKS[tower]}.{i}.attn.{layer}.{name}"] = parameter
+        return parameters, ()
