@@ -25,7 +25,7 @@ def plain(n_in: int = IN, n_out: int = OUT) -> nn.Linear:
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=seeded(7)))
-    return layer
+    return layer.requires_grad_(False)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -250,7 +250,7 @@ def test_ssf_can_start_with_the_authors_noise() -> None:
 def repadapter(dropout: float = 0.0) -> tuple[AdaptedNorm, list[nn.Linear]]:
     followers = [plain(IN, 5), plain(IN, 7)]
     followers[1].register_parameter("bias", None)
-    norm = nn.LayerNorm(IN)
+    norm = nn.LayerNorm(IN).requires_grad_(False)
     delta = AdaptedNorm(norm, followers, 4, 2, 3.0, dropout=dropout, generator=seeded(1))
     return delta, followers
 

@@ -15,7 +15,7 @@ from cache.errors import UserError
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.blocks import Position, blocks_of
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
-from fewshot.endtoend.parts.vit import image_only, image_vit, linear
+from fewshot.endtoend.parts.vit import image_only, image_vit, linear, require_blocks_in_a_row
 
 
 class CompactSide(nn.Module):
@@ -105,9 +105,10 @@ class DTL(PEFTMethod):
     def insert(self, clip: Clip) -> Inserted:
         """The side network, at first of no effect."""
         tower = image_vit(clip, self.name)
+        require_blocks_in_a_row(tower, self.name)
         side = CompactSide(
             tower.transformer,
-            tower.conv1.out_channels,
+            len(tower.conv1.weight),
             self.rank,
             blocks_of(self.writes, len(tower.transformer.resblocks)),
             self.beta,

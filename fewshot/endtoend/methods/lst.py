@@ -18,7 +18,7 @@ from cache.errors import UserError, unknown
 from fewshot.endtoend.attention import Attention
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
-from fewshot.endtoend.parts.vit import image_only, image_vit, linear
+from fewshot.endtoend.parts.vit import image_only, image_vit, linear, require_blocks_in_a_row
 
 Seen = Literal["cls", "all"]
 
@@ -131,10 +131,11 @@ class LST(PEFTMethod):
     def insert(self, clip: Clip) -> Inserted:
         """A ladder as deep as the tower and with as many heads."""
         tower = image_vit(clip, self.name)
+        require_blocks_in_a_row(tower, self.name)
         if self.seen == "cls" and tower.pool_type != "tok":
             raise UserError("the image tower does not pool by its class token; use seen=all")
         blocks = tower.transformer.resblocks
-        width, heads = tower.conv1.out_channels, blocks[0].attn.heads
+        width, heads = len(tower.conv1.weight), blocks[0].attn.heads
         dim = width // self.reduction
         if dim % heads or not dim:
             raise UserError(

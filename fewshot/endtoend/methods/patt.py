@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.methods.prefix import Prefixed
 from fewshot.endtoend.parts.blocks import BLOCKS, Position, blocks_of, towers_of
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 from fewshot.endtoend.parts.vit import image_vit, linear
@@ -62,7 +63,12 @@ class PATT(PEFTMethod):
             blocks: Any = clip.model.get_submodule(BLOCKS[tower])
             for i in blocks_of(self.position, len(blocks)):
                 attention = blocks[i].attn
-                width = attention.q_proj.in_features
+                if isinstance(attention.k_proj, Prefixed):
+                    raise UserError(
+                        "patt moves the keys of the tokens, and prefix has put others in front; "
+                        "attach patt first"
+                    )
+                width = attention.q_proj.weight.shape[1]
                 down = linear(width, self.dim, generator).to(clip.device)
                 layers = {"down": down}
                 for matrix in ("k_proj", "v_proj"):

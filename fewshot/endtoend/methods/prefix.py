@@ -68,7 +68,7 @@ class Prefix(PEFTMethod):
         for i in blocks_of(self.position, len(blocks)):
             attention = blocks[i].attn
             for matrix in ("k_proj", "v_proj"):
-                width = attention.q_proj.in_features
+                width = attention.q_proj.weight.shape[1]
                 drawn = torch.empty(self.n_tokens, width).normal_(std=0.02, generator=generator)
                 prefixed = Prefixed(getattr(attention, matrix), drawn.to(clip.device))
                 setattr(attention, matrix, prefixed)

@@ -41,7 +41,7 @@ class AdaptedNorm(WeightDelta):
     def __init__(
         self,
         plain: nn.LayerNorm,
-        followers: Sequence[nn.Linear],
+        followers: Sequence[nn.Module],
         hidden: int,
         groups: int,
         scale: float,
@@ -50,8 +50,9 @@ class AdaptedNorm(WeightDelta):
         generator: torch.Generator,
     ) -> None:
         super().__init__(plain)
+        plain_ones = (f.plain if isinstance(f, WeightDelta) else f for f in followers)
         # A tuple, so that the matrices do not count as this module's.
-        self.followers = tuple(followers)
+        self.followers: tuple[Any, ...] = tuple(plain_ones)
         self.scale, self.dropout = scale, nn.Dropout(dropout)
         width = len(plain.weight)
         if hidden % groups or width % groups:
@@ -133,6 +134,12 @@ class RepAdapter(PEFTMethod):
             blocks: Any = clip.model.get_submodule(BLOCKS[tower])
             for i in blocks_of(self.position, len(blocks)):
                 block = blocks[i]
+                if not isinstance(block.ln_1, nn.LayerNorm):
+                    raise UserError(
+                        "repadapter goes behind a plain norm; that of "
+                        f"{BLOCKS[tower]}.{i} is a {type(block.ln_1).__name__}; attach to a model "
+                        "of its own"
+                    )
                 attention = [block.attn.q_proj, block.attn.k_proj, block.attn.v_proj]
                 for norm, fed in (("ln_1", attention), ("ln_2", [block.mlp.c_fc])):
                     adapters[f"{BLOCKS[tower]}.{i}.{norm}"] = AdaptedNorm(

@@ -68,12 +68,22 @@ class SSF(PEFTMethod):
     def insert(self, clip: Clip) -> Inserted:
         """After every matrix, norm and convolution of the tower."""
         generator = torch.Generator().manual_seed(self.seed)
+        towers = towers_of(self.towers)
+        for path, parameter in clip.model.named_parameters():
+            if (
+                parameter.requires_grad
+                and ("image" if path.startswith("visual.") else "text") in towers
+            ):
+                raise UserError(
+                    f"ssf scales what CLIP's own layers put out; {path} is trained already; attach "
+                    "ssf first"
+                )
         kinds = (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.BatchNorm2d)
         return put(
             clip.model,
             {
                 path: ScaleShift(module, self.noise, generator=generator)
-                for tower in towers_of(self.towers)
+                for tower in towers
                 for path, module in clip.model.named_modules()
                 if isinstance(module, kinds) and path.startswith("visual.") == (tower == "image")
             },

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
-from fewshot.endtoend.parts.vit import image_only, image_vit, uniform_tokens
+from fewshot.endtoend.parts.vit import (
+    image_only,
+    image_vit,
+    require_blocks_in_a_row,
+    uniform_tokens,
+)
 
 
 class PromptedTransformer(nn.Module):
@@ -73,6 +78,7 @@ class VPTShallow(PEFTMethod):
     def insert(self, clip: Clip) -> Inserted:
         """Uniform tokens, in the range that VPT draws them from."""
         tower = image_vit(clip, self.name)
+        require_blocks_in_a_row(tower, self.name)
         depth = len(tower.transformer.resblocks) if self.deep else 1
         tokens = uniform_tokens(depth, self.n_tokens, tower, self.seed)
         prompted = PromptedTransformer(tower.transformer, tokens, self.dropout)

@@ -18,7 +18,12 @@ from torch.nn.functional import normalize
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip, Learner, scaled_cosines
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
-from fewshot.endtoend.parts.vit import image_only, image_vit, uniform_tokens
+from fewshot.endtoend.parts.vit import (
+    image_only,
+    image_vit,
+    require_blocks_in_a_row,
+    uniform_tokens,
+)
 
 
 class QueriedTransformer(nn.Module):
@@ -79,6 +84,7 @@ class VQT(PEFTMethod):
     def insert(self, clip: Clip) -> Inserted:
         """Uniform queries, in the range that VPT draws its tokens from."""
         tower = image_vit(clip, self.name)
+        require_blocks_in_a_row(tower, self.name)
         depth = len(tower.transformer.resblocks)
         queries = uniform_tokens(depth, self.n_tokens, tower, self.seed)
         queried = QueriedTransformer(tower.transformer, queries, self.dropout)

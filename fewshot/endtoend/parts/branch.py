@@ -141,7 +141,7 @@ def insert_branches(
             its number from 0.
 
     Raises:
-        UserError: The image tower is meant, and is no ViT.
+        UserError: The image tower is meant, and is no ViT; or a block has branches already.
     """
     if method.towers != "text":
         image_vit(clip, method.name)
@@ -151,7 +151,12 @@ def insert_branches(
         blocks: Any = clip.model.get_submodule(BLOCKS[tower])
         chosen = [position] if isinstance(position, int) else blocks_of(position, len(blocks))
         for i in chosen:
-            branches = make(int(blocks[i].ln_1.normalized_shape[0]))
+            if isinstance(blocks[i], BranchedBlock):
+                raise UserError(
+                    f"{method.name} adds to a block's halves, and {BLOCKS[tower]}.{i} has a branch "
+                    "already; attach to a model of its own"
+                )
+            branches = make(len(blocks[i].ln_1.weight))
             blocks[i] = BranchedBlock(blocks[i], branches).to(clip.device).eval()
             for half, branch in branches.items():
                 modules.append(branch)

@@ -93,7 +93,16 @@ class PEFTMethod(EndToEnd):
         return self.towers != "text"
 
     def attach(self, clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Learner:
-        """Change the towers that are to be, and compare images with text as CLIP does."""
+        """Change the towers that are to be, and compare images with text as CLIP does.
+
+        Several methods can be attached to one model, one after the other, and then act together;
+        where the order or the pair makes no sense, the later one is refused.
+        """
+        if hasattr(getattr(clip.model.visual, "transformer", None), "queries"):
+            raise UserError(
+                f"vqt classifies by more than the image's features, which {self.name} would not "
+                "see; attach vqt last"
+            )
         chosen = [self.template] if self.template else list(templates)
         fixed = class_text(clip, classnames, chosen) if self.towers == "image" else None
         inserted, modules = self.insert(clip)

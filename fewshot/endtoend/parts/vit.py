@@ -24,6 +24,15 @@ def image_vit(clip: Clip, technique: str) -> Any:
     return tower
 
 
+def require_blocks_in_a_row(tower: Any, technique: str) -> None:
+    """Raise UserError unless the tower runs its blocks as open_clip does, one after the other."""
+    if type(tower.transformer).__name__ != "Transformer":
+        raise UserError(
+            f"{technique} runs the tower's blocks in a way of its own, as its "
+            f"{type(tower.transformer).__name__} does already; attach to a model of its own"
+        )
+
+
 def image_only(technique: str, towers: str) -> None:
     """Refuse to change the text tower.
 
@@ -51,7 +60,7 @@ def linear(
 def uniform_tokens(n: int, n_tokens: int, tower: Any, seed: int) -> Tensor:
     """(n, l, W) as VPT draws them: Xavier-uniform of a patch's pixels and the width."""
     _, channels, *patch = tower.conv1.weight.shape
-    width = tower.conv1.out_channels
+    width = len(tower.conv1.weight)
     bound = (6 / (channels * patch[0] * patch[1] + width)) ** 0.5
     generator = torch.Generator().manual_seed(seed)
     return torch.empty(n, n_tokens, width).uniform_(-bound, bound, generator=generator)

@@ -33,7 +33,7 @@ class WeightDelta(nn.Module):
 
     def __init__(self, plain: nn.Module, shared: nn.ParameterDict | None = None) -> None:
         super().__init__()
-        self.plain: Any = plain.requires_grad_(False)
+        self.plain: Any = plain
         self.shared = nn.ParameterDict() if shared is None else shared
 
     @property
@@ -99,11 +99,15 @@ def replace(model: nn.Module, path: str, new: nn.Module) -> None:
 
 
 def fold(model: nn.Module) -> None:
-    """Put every update in the model into plain weights of the same function, in place."""
-    for path, delta in list(model.named_modules()):
-        if isinstance(delta, WeightDelta):
-            delta.fold()
-            replace(model, path, delta.plain)
+    """Put every update in the model into plain weights of the same function, in place.
+
+    An update of a norm goes into the matrices that it feeds, so nothing else may look at it.
+    """
+    found = [(path, m) for path, m in model.named_modules() if isinstance(m, WeightDelta)]
+    # Norms last: what adapts one goes into the matrices behind it, their own updates included.
+    for path, delta in sorted(found, key=lambda pair: isinstance(pair[1].plain, nn.LayerNorm)):
+        delta.fold()
+        replace(model, path, delta.plain)
 
 
 def put(model: nn.Module, deltas: Mapping[str, WeightDelta], tower: str = "") -> Inserted:
