@@ -8,6 +8,8 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
@@ -22,6 +24,7 @@ from fewshot.commands import (
     show_commands,
     train_command,
 )
+from fewshot.commands.help_page import HelpPage
 
 # Threads that wait for one another should sleep, not spin: decoding images beside a running model
 # is then several times faster. Set here because torch reads it once, when it is imported.
@@ -29,65 +32,99 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 INTERRUPTED = 130
 
+COMMANDS: dict[str, Callable[..., int | None]] = {
+    "extract": extract_command.extract,
+    "fit": fit_command.fit,
+    "train": train_command.train,
+    "bench": bench_command.bench,
+    "compare": report_commands.compare,
+    "report": report_commands.report,
+    "methods": show_commands.methods,
+    "auto": photo_commands.auto,
+    "predict": photo_commands.predict,
+    "export": photo_commands.export,
+    "import": extract_command.import_,
+    "inspect": show_commands.inspect,
+    "verify": show_commands.verify,
+    "datasets": show_commands.datasets,
+    "doctor": show_commands.doctor,
+    "demo": demo_command.demo,
+}
+# What Ctrl-C leaves behind; every other command starts over.
+CONTINUES = {
+    "extract": "the same command continues where it stopped",
+    "bench": "the same command continues where it stopped",
+    "train": "the same command with --resume continues from its last checkpoint",
+    "auto": "the same command uses the features that are encoded and starts over from there",
+}
 app = typer.Typer(
     name="fewshot",
     help="Few-shot adaptation of CLIP on cached features: encode once, fit in seconds.",
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # it would take "[default: ...]" in a help text for markup
+    context_settings={"max_content_width": 100},
+    rich_markup_mode=None,  # rich would double the time of --help, see HelpPage
 )
-app.command("extract")(extract_command.extract)
-app.command("fit")(fit_command.fit)
-app.command("train")(train_command.train)
-app.command("bench")(bench_command.bench)
-app.command("compare")(report_commands.compare)
-app.command("report")(report_commands.report)
-app.command("methods")(show_commands.methods)
-app.command("auto")(photo_commands.auto)
-app.command("predict")(photo_commands.predict)
-app.command("export")(photo_commands.export)
-app.command("import")(extract_command.import_)
-app.command("inspect")(show_commands.inspect)
-app.command("verify")(show_commands.verify)
-app.command("datasets")(show_commands.datasets)
-app.command("doctor")(show_commands.doctor)
-app.command("demo")(demo_command.demo)
+for name, command in COMMANDS.items():
+    app.command(name, cls=HelpPage)(command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(version("fewshot-clip"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """Take the options that come before a command."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code."""
+    """Run one command and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # no name may fail in a terminal's encoding
             stream.reconfigure(errors="backslashreplace")
+    given = sys.argv[1:] if arguments is None else arguments
+    command = next((word for word in given if word in COMMANDS), "")
     try:
-        given = sys.argv[1:] if arguments is None else arguments
         code = app(args=given or ["--help"], standalone_mode=False) or 0
     except UserError as error:
-        return _complain(str(error), 2)
+        return _fail(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except (BrokenPipeError, SystemExit):  # the reader of our output, such as `head`, has enough;
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # typer then exits by itself
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        # The reader of our output, such as `head`, has enough; nothing may be flushed to it.
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # open until the process ends
         return 0
     except OSError as error:
-        if error.errno not in _SURROUNDINGS:
+        if error.errno not in _ENVIRONMENT:
             raise
         where = f" at {error.filename}" if error.filename else ""
-        return _complain(f"{error.strerror}{where}; mend that, and the same command goes on", 2)
+        return _fail(f"{error.strerror}{where}; fix this and run the same command again", 2)
     except Exception as error:
         usage = getattr(error, "format_message", None)  # typer's own, of a class it keeps private
         if usage is None:
             raise
-        return _complain(f"{usage().rstrip('.')}; see fewshot --help", 2)
+        problem = usage().rstrip(".").replace("Value error, ", "")  # pydantic's, within typer
+        return _fail(f"{problem}; see {f'fewshot {command}'.rstrip()} --help", 2)
     if code == INTERRUPTED:
-        return _complain(
-            "interrupted; the same command starts again, an extraction or a bench where it was",
-            code,
-        )
+        return _fail(f"interrupted; {CONTINUES.get(command, 'the same command starts over')}", code)
     return int(code)
 
 
-_SURROUNDINGS = {
+# Conditions of the machine, not of the program, that a user can change.
+_ENVIRONMENT = {
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EACCES,
@@ -101,7 +138,7 @@ _SURROUNDINGS = {
 }
 
 
-def _complain(message: str, code: int) -> int:
+def _fail(message: str, code: int) -> int:
     print(f"fewshot: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 

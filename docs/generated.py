@@ -13,6 +13,7 @@ import typer
 
 import fewshot
 from cli import app as program
+from fewshot.commands.examples import EXAMPLES
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.methods import METHODS
 
@@ -50,8 +51,10 @@ def commands() -> Iterator[str]:
         context = command.make_context(f"fewshot {name}", [], resilient_parsing=True)
         usage = " ".join(context.get_usage().removeprefix("Usage: ").split())
         yield f"\n## `{name}`\n\n```text\n{usage}\n```\n\n{inspect.cleandoc(command.help)}\n"
+        examples = "\n".join(EXAMPLES[name])
         records = [parameter.get_help_record(context) for parameter in command.params]
         yield table(("option", "what it is"), [(f"`{r[0]}`", r[1]) for r in records if r])
+        yield f"\n```text\n{examples}\n```\n"
 
 
 def settings(name: str) -> str:

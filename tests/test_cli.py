@@ -9,7 +9,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import typer
 
+import cli
 from cache.location import find_stores
 from cache.store import FeatureStore
 from cli import main
@@ -46,20 +48,54 @@ def extracted(photos: Path, model: Path, *more: str) -> Path:
     return find_stores(Path("features"))[0]
 
 
-def test_help_is_quick_and_needs_neither_torch_nor_open_clip() -> None:
-    code = (
-        "import sys, time; start = time.perf_counter()\n"
-        "import cli\n"
-        "cli.main(['--help'])\n"
-        "loaded = {'torch', 'open_clip', 'torchvision', 'sklearn', 'h5py'} & set(sys.modules)\n"
-        "print(loaded, file=sys.stderr)"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert ran.stderr == "set()\n"
-    for command in ("extract", "fit", "import", "inspect", "verify", "datasets", "demo"):
-        assert command in ran.stdout
+@pytest.mark.parametrize(
+    ("command", "advice"),
+    [
+        ("extract", "the same command continues where it stopped"),
+        ("bench", "the same command continues where it stopped"),
+        ("train", "the same command with --resume continues from its last checkpoint"),
+        ("auto", "the same command uses the features that are encoded and starts over from there"),
+        ("fit", "the same command starts over"),
+    ],
+)
+def test_ctrl_c_says_what_the_same_command_will_do(
+    command: str, advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(**options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", typer.Typer())
+    cli.app.command(command)(lambda: interrupted())
+    cli.app.command("another")(lambda: None)
+    assert main([command]) == 130
+    assert capsys.readouterr().err == f"fewshot: interrupted; {advice}\n"
+
+
+def test_an_exit_code_of_a_library_is_kept_and_so_is_stdout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def leaves() -> None:
+        raise SystemExit(3)
+
+    monkeypatch.setattr(cli, "app", typer.Typer())
+    cli.app.command()(leaves)
+    stdout = sys.stdout
+    with pytest.raises(SystemExit) as ended:
+        main(["--"])
+    assert ended.value.code == 3
+    assert sys.stdout is stdout
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    code = "import cli; raise SystemExit(cli.main(['datasets']))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as ran:
+        assert ran.stdout is not None
+        assert ran.stderr is not None
+        ran.stdout.close()
+        assert ran.stderr.read() == b""
+    assert ran.returncode == 0
 
 
 def test_threads_sleep_while_they_wait_unless_told_otherwise() -> None:
@@ -203,9 +239,9 @@ BAD_EXTRACT: list[tuple[list[str], str]] = [
     (["--dataset", "digits", "--template", "a photo"], "one {} where the class name goes"),
     (["--dataset", "digits", "--prompts", "none.json"], "cannot read prompts from none.json"),
     (["--dataset", "digits", "--template-set", "x"], "unknown template set of digits 'x'"),
-    (["--dataset", "digits", "--support-only", "x"], "--support-only wants integers"),
+    (["--dataset", "digits", "--support-only", "x"], "--support-only must be integers"),
     (["--dataset", "digits", "--support-only", "1000"], "1000"),
-    (["--dataset", "digits", "--model", "tiny", "--shard", "3/2"], "--shard wants I/N"),
+    (["--dataset", "digits", "--model", "tiny", "--shard", "3/2"], "--shard must be I/N"),
     (["--dataset", "digits", "--views", "-1"], "'--views'"),
     (["--dataset", "digits", "--crop-scale", "0.9", "0.1"], "--crop-scale"),
     (["--nonsense"], "--nonsense"),

@@ -70,16 +70,16 @@ def test_a_config_file_and_flags_over_it(capsys: pytest.CaptureFixture[str]) -> 
 BAD: list[tuple[list[str], str]] = [
     (["--methods", "gdaa"], "unknown method 'gdaa'; did you mean 'gda'"),
     (["--datasets", "oen"], "unknown dataset 'oen'; did you mean 'one'"),
-    (["--shots", "few"], "--shots wants integers such as 1,2,4; got 'few'"),
+    (["--shots", "few"], "--shots must be integers such as 1,2,4; got 'few'"),
     (["--shots", "-1"], "shots must be 0 or more"),
-    (["--seeds", ""], "--seeds wants integers"),
+    (["--seeds", ""], "--seeds must be integers"),
     (["--methods", ","], "methods must name one or more"),
     (["--jobs", "0"], "jobs must be 1 or more; got 0"),
     (["--set", "alhpa=1"], "unknown setting 'alhpa'; did you mean 'alpha'"),
     (["--set", "alpha"], "--set wants [METHOD.]NAME=VALUE[,VALUE...]"),
     (["--config", "none.toml"], "cannot read none.toml"),
     (["--store", "nowhere"], "no such store under nowhere"),
-    (["--protocol", "transfer"], "unknown protocol 'transfer'"),
+    (["--protocol", "transfer"], "Invalid value for '--protocol': 'transfer' is not one of"),
     (["--out", "features/one/toy.h5"], "cannot make the folder"),
 ]
 
@@ -124,7 +124,9 @@ def test_a_stopped_run_goes_on_with_the_rest(
         errors = process.stderr.read()
     if how is signal.SIGINT:
         assert process.returncode == 130
-        assert errors.splitlines()[-1].startswith("fewshot: interrupted; the same command")
+        assert errors.splitlines()[-1].startswith(
+            "fewshot: interrupted; the same command continues"
+        )
         assert "Traceback" not in errors
     else:
         assert process.returncode == -9

@@ -182,8 +182,8 @@ BAD = [
     (["ridge", "zero-shot", "--results", "none"], "cannot read results from none"),
     (["ridge", "gda"], "no runs of ridge and gda in runs/results.jsonl that agree"),
     (["ridge", "zero-shot", "--dataset", "sun"], "no runs of ridge and zero-shot"),
-    (["ridge", "zero-shot", "--shots", "four"], "--shots wants integers"),
-    (["ridge", "zero-shot", "--seed", "one"], "--seed wants integers"),
+    (["ridge", "zero-shot", "--shots", "four"], "--shots must be integers"),
+    (["ridge", "zero-shot", "--seed", "one"], "--seed must be integers"),
 ]
 
 

@@ -75,7 +75,7 @@ def test_a_mistake_is_one_line_before_any_model_is_loaded(
         (["b.safetensors", "photos"], "cannot read an adapter from b.safetensors"),
         (["a.safetensors", "photos", "--min-confidence", "2"], "must be a probability"),
         (["a.safetensors", "photos", "--top", "0"], "top must be at least 1"),
-        (["a.safetensors", "photos", "--format", "xml"], "unknown format"),
+        (["a.safetensors", "photos", "--format", "xml"], "Invalid value for '--format'"),
     ):
         assert main(["predict", *arguments]) == 2
         captured = capsys.readouterr()

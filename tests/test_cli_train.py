@@ -70,7 +70,7 @@ def test_a_finished_run_is_neither_lost_nor_repeated_by_chance(
 ) -> None:
     assert main(["train", "coop", *SHORT]) == 0
     capsys.readouterr()
-    assert "--resume goes on from it" in refusal(capsys, "coop", *SHORT)
+    assert "--resume continues it" in refusal(capsys, "coop", *SHORT)
     assert main(["train", "coop", *SHORT, "--resume"]) == 0
     first, again = read(Path("runs/results.jsonl"))
     assert first.accuracy == again.accuracy
@@ -118,7 +118,10 @@ def test_the_official_recipe_draws_clip_loras_own_few_shots(
         (["koop", *DIGITS], "unknown end-to-end method 'koop'"),
         (["coop", *DIGITS, "--set", "depth=2"], "unknown setting of coop 'depth'"),
         (["coop", *DIGITS, "--set", "lr=fast"], "lr must be a number; got 'fast'"),
-        (["coop", *DIGITS, "--precision", "fp8"], "unknown precision 'fp8'"),
+        (
+            ["coop", *DIGITS, "--precision", "fp8"],
+            "Invalid value for '--precision': 'fp8' is not one of 'auto'",
+        ),
         (["coop", *DIGITS, "--device", "cuda"], "torch sees no CUDA device here"),
         (["coop", *DIGITS, "--shots", "999"], "999 train images of every class are needed"),
         (["coop", "--dataset", "nowhere"], "unknown dataset 'nowhere'"),

@@ -188,7 +188,9 @@ def test_a_run_that_was_stopped_resumes_to_the_same_bytes(
     code, errors = started_and_stopped(command(tmp_path, random_vit), tmp_path, how)
     assert code == (130 if how is signal.SIGINT else -9)
     if how is signal.SIGINT:
-        assert errors.splitlines()[-1].startswith("fewshot: interrupted; the same command")
+        assert errors.splitlines()[-1].startswith(
+            "fewshot: interrupted; the same command continues"
+        )
         assert "Traceback" not in errors
     assert not list(tmp_path.glob("digits/*.h5"))
     again = subprocess.run(

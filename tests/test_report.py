@@ -347,7 +347,10 @@ def test_the_command_writes_the_page_and_every_table_and_drawing(
     ("arguments", "message"),
     [
         (["nowhere.jsonl"], "cannot read results"),
-        (["RUNS", "--format", "xls"], "--format must be one of text, md, latex, csv"),
+        (
+            ["RUNS", "--format", "xls"],
+            "Invalid value for '--format': 'xls' is not one of 'text', 'md', 'latex', 'csv'",
+        ),
         (["RUNS", "--tsne", "ridge"], "none of the results is of 'ridge'; they are of gda"),
     ],
 )

@@ -1,88 +1,127 @@
 """`bench`: methods on datasets at several shots and seeds."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from fewshot.commands.options import StoreRoot, parse_ints, parse_names
+from fewshot.commands.options import (
+    COMPUTING,
+    DATA,
+    FEW_SHOT,
+    OUTPUT,
+    ImbalanceOption,
+    StoreOption,
+    TuneOption,
+    parse_ints,
+    parse_names,
+)
 from fewshot.commands.terminal import say
 
 
 def bench(
     config: Annotated[
         Path | None,
-        typer.Option(help="A TOML file with these options as keys; flags override it."),
+        typer.Option(help="TOML file with these options as keys; options given here win."),
     ] = None,
     methods: Annotated[
-        str | None, typer.Option(metavar="NAME[,…]", help="Names. [default: all]")
+        str | None,
+        typer.Option(metavar="NAME[,…]", help="Methods. [default: all methods of `fewshot fit`]"),
     ] = None,
     datasets: Annotated[
-        str | None, typer.Option(metavar="NAME[,…]", help="Whose stores. [default: all]")
+        str | None,
+        typer.Option(
+            metavar="NAME[,…]",
+            help="Datasets whose stores to use. [default: all]",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     models: Annotated[
-        str | None, typer.Option(metavar="NAME[,…]", help="Which models' stores. [default: all]")
+        str | None,
+        typer.Option(
+            metavar="NAME[,…]",
+            help="Models whose stores to use. [default: all]",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     shots: Annotated[
-        str | None, typer.Option(metavar="K[,K…]", help="Images per class. [default: 1,2,4,8,16]")
+        str | None,
+        typer.Option(
+            metavar="K[,K…]",
+            help="Training images per class. [default: 1,2,4,8,16]",
+            rich_help_panel=FEW_SHOT,
+        ),
     ] = None,
     seeds: Annotated[
-        str | None, typer.Option(metavar="S[,S…]", help="What draws them. [default: 1,2,3]")
-    ] = None,
-    tune: Annotated[
         str | None,
-        typer.Option(help="none, cv, val or full-val. [default: cv, and none at one shot]"),
+        typer.Option(
+            metavar="S[,S…]",
+            help="Random seeds for drawing the few shots. [default: 1,2,3]",
+            rich_help_panel=FEW_SHOT,
+        ),
     ] = None,
+    tune: TuneOption = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="[METHOD.]NAME=VALUE[,…]",
-            help="Fix a hyper-parameter at each value in turn; several give all combinations.",
+            help="Run with each of these values of a hyper-parameter; several options give all "
+            "combinations.",
+            rich_help_panel=FEW_SHOT,
         ),
     ] = None,
     prompts: Annotated[
-        str | None, typer.Option(metavar="SET[,…]", help="Prompt sets. [default: templates]")
-    ] = None,
-    protocol: Annotated[
         str | None,
         typer.Option(
-            help="few-shot, base-to-new, domain-generalization or cross-dataset. "
-            "[default: few-shot]"
+            metavar="SET[,…]",
+            help="Prompt sets of the stores. [default: templates]",
+            rich_help_panel=FEW_SHOT,
         ),
     ] = None,
+    protocol: Annotated[
+        Literal["few-shot", "base-to-new", "domain-generalization", "cross-dataset"] | None,
+        typer.Option(help="What to measure. [default: few-shot]", rich_help_panel=FEW_SHOT),
+    ] = None,
     source: Annotated[
-        str | None, typer.Option(help="What the last two learn; --datasets are then tested.")
-    ] = None,
-    imbalance: Annotated[
         str | None,
-        typer.Option(help="Unequal classes: long-tail:100, step:10, or natural (all images)."),
+        typer.Option(
+            metavar="NAME",
+            help="Dataset to train on, for domain-generalization and cross-dataset; --datasets "
+            "are the test sets.",
+            rich_help_panel=FEW_SHOT,
+        ),
     ] = None,
+    imbalance: ImbalanceOption = None,
     jobs: Annotated[
         int | None,
         typer.Option(
-            help="Processes; of 2 or more, one that dies costs its cell alone. [default: 1]"
+            help="Processes; with 2 or more, a crash loses only the run it happens in. "
+            "[default: 1]",
+            rich_help_panel=COMPUTING,
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The folder of results. [default: runs/bench]")
+        Path | None,
+        typer.Option(help="Folder of results. [default: runs/bench]", rich_help_panel=OUTPUT),
     ] = None,
-    store: StoreRoot = None,
+    store: StoreOption = None,
     predictions: Annotated[
         bool | None,
         typer.Option(
             "--predictions/--no-predictions",
-            help="Save them, for `fewshot compare`. [default: predictions]",
+            help="Save predictions, for `fewshot compare`. [default: predictions]",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the cells that are not done, and stop.")
+        bool, typer.Option("--dry-run", help="List the runs that are not done, and stop.")
     ] = False,
 ) -> int:
-    """Run methods on datasets at several shots and seeds, and print the means.
+    """Fit methods on datasets at several shots and seeds.
 
-    What is done already is skipped, so the same command goes on after a stop. Cells that fail are
-    reported at the end, with exit code 1; the others run.
+    Prints mean accuracies. Runs that are done are skipped, so the same command continues after a
+    stop. Runs that fail are reported at the end, with exit code 1; they do not stop the others.
     """
     from fewshot.bench.benchmark import pending, run
     from fewshot.bench.config import configured, parse_settings

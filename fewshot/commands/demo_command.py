@@ -5,18 +5,21 @@ from typing import Annotated
 
 import typer
 
-from fewshot.commands.options import StoreRoot
+from fewshot.commands.options import StoreOption
 
 
 def demo(
-    store: StoreRoot = None,
-    plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("runs/demo.png"),
+    store: StoreOption = None,
+    plot: Annotated[Path, typer.Option(help="File to draw the plot in.")] = Path("runs/demo.png"),
     photos: Annotated[
         Path | None,
-        typer.Option(help="Only write a folder of digits as photographs, for trying `auto` on."),
+        typer.Option(help="Only write a folder of digits as photos, to try `fewshot auto` on."),
     ] = None,
 ) -> None:
-    """Run the main job on a tiny CLIP and real digits."""
+    """Extract, fit and plot handwritten digits with a tiny CLIP.
+
+    Downloads nothing.
+    """
     if photos is not None:
         from fewshot.demo import write_photos
 

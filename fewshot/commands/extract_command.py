@@ -1,20 +1,26 @@
 """Make stores: `extract` encodes images and prompts, `import` takes features made elsewhere."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cache.errors import unknown
 from fewshot.commands.options import (
+    COMPUTING,
+    DATA,
     DEFAULT_MODEL,
     MAX_PIXELS,
-    DataRoot,
-    Dataset,
-    ManifestFile,
-    MaxPixels,
-    Model,
-    StoreRoot,
+    DataRootOption,
+    DatasetOption,
+    DeviceOption,
+    IfExistsOption,
+    ManifestOption,
+    MaxPixelsOption,
+    ModelOption,
+    PrecisionOption,
+    StoreOption,
+    WorkersOption,
     parse_ints,
     parse_pairs,
     parse_shard,
@@ -28,70 +34,129 @@ if TYPE_CHECKING:
     from cache.skipped import Skipped
     from cache.source import Source
 
+PROMPTS = "Prompts"
+VIEWS = "Augmented views"
+IMAGES = "Which images"
+
 
 def extract(
-    dataset: Dataset = None,
-    manifest: ManifestFile = None,
-    data_root: DataRoot = None,
-    model: Model = DEFAULT_MODEL,
-    store: StoreRoot = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[
-        str, typer.Option(help="auto (fp32 on a CPU, fp16 on CUDA), fp32, bf16 or fp16.")
-    ] = "auto",
+    dataset: DatasetOption = None,
+    manifest: ManifestOption = None,
+    data_root: DataRootOption = None,
+    model: ModelOption = DEFAULT_MODEL,
+    store: StoreOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
     resize: Annotated[
-        str | None,
-        typer.Option(help="shorter or squash. [default: what the model was trained with]"),
+        Literal["shorter", "squash"] | None,
+        typer.Option(
+            help="Scale the shorter side and crop the center, or squash to a square. "
+            "[default: as the model was trained]",
+            rich_help_panel=COMPUTING,
+        ),
     ] = None,
     template: Annotated[
         list[str] | None,
-        typer.Option(help="A prompt with {} for the class name, instead of the dataset's own."),
+        typer.Option(
+            help="Prompt with {} for the class name, instead of the dataset's own; repeatable.",
+            rich_help_panel=PROMPTS,
+        ),
     ] = None,
     template_set: Annotated[
         list[str] | None,
-        typer.Option(help="Another set of the dataset's templates, encoded as well."),
+        typer.Option(
+            help="Encode another set of the dataset's templates as well; repeatable.",
+            rich_help_panel=PROMPTS,
+        ),
     ] = None,
     prompts: Annotated[
         list[Path] | None,
-        typer.Option(help="JSON of class -> sentences (CuPL's form), encoded as well."),
+        typer.Option(
+            help="Encode a JSON file of class -> sentences (as CuPL's) as well; repeatable.",
+            rich_help_panel=PROMPTS,
+        ),
     ] = None,
-    views: Annotated[int, typer.Option(min=0, help="Augmented views per train image.")] = 0,
+    views: Annotated[
+        int,
+        typer.Option(min=0, help="Augmented views per training image.", rich_help_panel=VIEWS),
+    ] = 0,
     crop_scale: Annotated[
-        tuple[float, float], typer.Option(help="Least and greatest share of the area of a view.")
+        tuple[float, float],
+        typer.Option(
+            help="Minimum and maximum share of the image's area in a view.", rich_help_panel=VIEWS
+        ),
     ] = (0.5, 1.0),
-    view_seed: Annotated[int, typer.Option(min=0, help="Seed of the views.")] = 0,
+    view_seed: Annotated[
+        int, typer.Option(min=0, help="Random seed for the views.", rich_help_panel=VIEWS)
+    ] = 0,
     support_only: Annotated[
         str | None,
-        typer.Option(metavar="SHOTS", help="Encode only the train images of these few-shot sets."),
+        typer.Option(
+            metavar="K[,K…]",
+            help="Encode only the training images that few-shot sets of K shots contain.",
+            rich_help_panel=IMAGES,
+        ),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds of those few-shot sets.")] = "1,2,3",
+    seeds: Annotated[
+        str,
+        typer.Option(
+            metavar="S[,S…]",
+            help="Random seeds of the few-shot sets of --support-only.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = "1,2,3",
     all_train: Annotated[
         bool,
         typer.Option(
-            "--all-train", help="Keep no test images back, unless they have a folder of their own."
+            "--all-train",
+            help="Use all images for training, but those in a test folder of their own.",
+            rich_help_panel=IMAGES,
         ),
     ] = False,
-    if_exists: Annotated[str, typer.Option(help="resume, skip, overwrite or error.")] = "resume",
+    if_exists: IfExistsOption = "resume",
     skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
+        bool,
+        typer.Option(
+            "--skip-unreadable", help="Leave out unreadable images.", rich_help_panel=IMAGES
+        ),
     ] = False,
     download: Annotated[
-        bool, typer.Option("--download", help="Let torchvision fetch the data, where it can.")
+        bool,
+        typer.Option(
+            "--download",
+            help="Download the dataset through torchvision, where it offers that.",
+            rich_help_panel=DATA,
+        ),
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Crops per forward pass.")] = 64,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that decode images. [default: per core]")
-    ] = None,
-    max_pixels: MaxPixels = MAX_PIXELS,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Crops per forward pass.", rich_help_panel=COMPUTING)
+    ] = 64,
+    workers: WorkersOption = None,
+    max_pixels: MaxPixelsOption = MAX_PIXELS,
     shard: Annotated[
         str | None,
-        typer.Option(metavar="I/N", help="Encode the I-th of N parts only; a plain run assembles."),
+        typer.Option(
+            metavar="I/N",
+            help="Encode only part I of N; the command without --shard assembles the store.",
+            rich_help_panel=COMPUTING,
+        ),
     ] = None,
-    engine: Annotated[str, typer.Option(help="serial, process or ray.")] = "serial",
-    processes: Annotated[int, typer.Option(min=1, help="Workers of process and ray.")] = 2,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and report only.")] = False,
+    engine: Annotated[
+        Literal["serial", "process", "ray"],
+        typer.Option(
+            help="Encode in this process, in worker processes, or on a Ray cluster.",
+            rich_help_panel=COMPUTING,
+        ),
+    ] = "serial",
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Workers of the engines process and ray.", rich_help_panel=COMPUTING
+        ),
+    ] = 2,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check and report.")] = False,
 ) -> None:
-    """Encode images and prompts once, into a feature store."""
+    """Encode the images and prompts of a dataset into a store."""
     from cache.extract import default_workers
     from cache.extract import extract as extract_to
     from cache.identity import Recipe
@@ -190,20 +255,25 @@ def _template_set(source: "Source", name: str) -> tuple[str, ...]:
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="An .npz, or a folder of .pt feature files.")],
-    dataset: Annotated[str, typer.Option(help="What to call the dataset.")],
-    model: Annotated[str, typer.Option(help="Which model made the features.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="PATH", help="An .npz file, or a folder of .pt files.")
+    ],
+    dataset: Annotated[str, typer.Option(help="Name for the dataset.")],
+    model: Annotated[str, typer.Option(help="Model that made the features.")],
     array: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=KEY", help="Which array is which: train_features=train16_x."),
+        typer.Option(
+            metavar="NAME=KEY",
+            help="Name of an array in the file, such as train_features=train16_x; repeatable.",
+        ),
     ] = None,
     logit_scale: Annotated[
         float, typer.Option(min=0, help="The model's inverse temperature.")
     ] = 100.0,
-    store: StoreRoot = None,
-    if_exists: Annotated[str, typer.Option(help="error, skip, resume or overwrite.")] = "error",
+    store: StoreOption = None,
+    if_exists: IfExistsOption = "error",
 ) -> None:
-    """Make a store of features that were computed elsewhere."""
+    """Make a store from features computed elsewhere."""
     from cache.import_store import import_file
     from cache.location import default_root
 

@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cache.errors import UserError
-from fewshot.commands.options import StoreRoot, parse_ints, parse_pairs
+from fewshot.commands.options import (
+    DATA,
+    FEW_SHOT,
+    OUTPUT,
+    ImbalanceOption,
+    JsonOption,
+    MethodArgument,
+    SaveAdapterOption,
+    SettingsOption,
+    StoreOption,
+    TuneOption,
+    parse_ints,
+    parse_pairs,
+)
 from fewshot.commands.terminal import say
 
 if TYPE_CHECKING:
@@ -16,63 +29,86 @@ if TYPE_CHECKING:
 
 
 def fit(
-    method: Annotated[str, typer.Argument(help="Its name; `fewshot methods` lists them.")],
+    method: MethodArgument,
     dataset: Annotated[
-        str | None, typer.Option(help="Whose store. [default: the one extracted last]")
+        str | None,
+        typer.Option(
+            help="Dataset whose store to use. [default: the one extracted last]",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Which model's store. [default: the one extracted last]")
+        str | None,
+        typer.Option(
+            help="Model whose store to use. [default: the one extracted last]",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     shots: Annotated[
-        str, typer.Option(metavar="K[,K…]|all", help="Images per class, or all there are.")
+        str,
+        typer.Option(
+            metavar="K[,K…]|all", help="Training images per class.", rich_help_panel=FEW_SHOT
+        ),
     ] = "16",
     seed: Annotated[
-        str, typer.Option(metavar="S[,S…]", help="What draws them; published results: 1,2,3.")
+        str,
+        typer.Option(
+            metavar="S[,S…]",
+            help="Random seed for drawing the few shots; published results use 1,2,3.",
+            rich_help_panel=FEW_SHOT,
+        ),
     ] = "1",
-    tune: Annotated[
-        str | None,
-        typer.Option(help="none, cv, val or full-val. [default: cv, and none at one shot]"),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Fix a hyper-parameter."),
-    ] = None,
+    tune: TuneOption = None,
+    settings: SettingsOption = None,
     prompts: Annotated[
-        str | None, typer.Option(help="Which prompt set of the store. [default: templates]")
+        str | None,
+        typer.Option(
+            help="Prompt set of the store. [default: templates]", rich_help_panel=FEW_SHOT
+        ),
     ] = None,
     sample: Annotated[
-        Path | None, typer.Option(help="Take the few shots from this file instead of drawing.")
+        Path | None,
+        typer.Option(
+            help="Read the few shots from this file instead of drawing them.",
+            rich_help_panel=FEW_SHOT,
+        ),
     ] = None,
     export_sample: Annotated[
-        Path | None, typer.Option(help="Write the few shots that are drawn to this file.")
+        Path | None,
+        typer.Option(help="Write the few shots drawn to this file.", rich_help_panel=OUTPUT),
     ] = None,
     base_to_new: Annotated[
-        bool, typer.Option("--base-to-new", help="Learn half of the classes, test both halves.")
+        bool,
+        typer.Option(
+            "--base-to-new",
+            help="Learn the first half of the classes, and test on both halves.",
+            rich_help_panel=FEW_SHOT,
+        ),
     ] = False,
     test_on: Annotated[
         str | None,
-        typer.Option(metavar="DATASET[,…]", help="Test on these instead, having learned this one."),
+        typer.Option(
+            metavar="DATASET[,…]",
+            help="Learn --dataset, and test on these datasets.",
+            rich_help_panel=FEW_SHOT,
+        ),
     ] = None,
-    imbalance: Annotated[
-        str | None,
-        typer.Option(help="Unequal classes: long-tail:100, step:10, or natural (all images)."),
-    ] = None,
+    imbalance: ImbalanceOption = None,
     save_predictions: Annotated[
-        Path | None, typer.Option(help="A folder for predictions, for `fewshot compare`.")
-    ] = None,
-    save: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.safetensors", help="Keep what was fitted, for `predict`."),
+        typer.Option(
+            help="Folder to save predictions in, for `fewshot compare`.", rich_help_panel=OUTPUT
+        ),
     ] = None,
-    store: StoreRoot = None,
+    save: SaveAdapterOption = None,
+    store: StoreOption = None,
     results: Annotated[
-        Path, typer.Option(help="Where results are appended, one JSON line each.")
+        Path,
+        typer.Option(help="File to append results to, one JSON line each.", rich_help_panel=OUTPUT),
     ] = Path("runs/results.jsonl"),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object per result, not a table.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Adapt from a few labeled images per class, and test."""
+    """Fit a method on a few labeled images per class, and test it."""
     from cache.store import FeatureStore
     from fewshot.evaluation import evaluate, transfer
     from fewshot.results.log import append

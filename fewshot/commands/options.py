@@ -1,7 +1,7 @@
 """Options that several commands share, and the lists that options hold."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -10,30 +10,170 @@ from cache.errors import UserError
 
 DEFAULT_MODEL = "ViT-B-16/openai"
 
-Dataset = Annotated[
+# Titles under which a long --help groups its options.
+DATA = "Data and model"
+FEW_SHOT = "Few-shot protocol"
+COMPUTING = "Computing"
+OUTPUT = "Output"
+
+DatasetOption = Annotated[
     str | None,
-    typer.Option(help="A name from `fewshot datasets`, a folder of images, or a CSV or JSONL."),
+    typer.Option(
+        help="A name from `fewshot datasets`, a folder of images, or a CSV or JSONL file.",
+        rich_help_panel=DATA,
+    ),
 ]
-ManifestFile = Annotated[
-    Path | None, typer.Option("--manifest", help="Your own manifest (TOML) instead of a name.")
+ManifestOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--manifest", help="Your own manifest (TOML) instead of a name.", rich_help_panel=DATA
+    ),
 ]
-DataRoot = Annotated[
-    Path | None, typer.Option(help="Where datasets lie. [default: $FEWSHOT_DATA or ./data]")
+DataRootOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the datasets. [default: $FEWSHOT_DATA or ./data]", rich_help_panel=DATA
+    ),
 ]
-Model = Annotated[
+ModelOption = Annotated[
     str,
     typer.Option(
         envvar="FEWSHOT_MODEL",
-        help="As open_clip names it: ViT-B-16/openai, hf-hub:…, local-dir:…, tiny.",
+        help="Name in open_clip: ViT-B-16/openai, hf-hub:…, local-dir:…; or tiny.",
+        rich_help_panel=DATA,
     ),
 ]
-MaxPixels = Annotated[
-    int,
-    typer.Option(min=1, metavar="N", help="Largest image to decode, width x height in pixels."),
-]
-StoreRoot = Annotated[
+StoreOption = Annotated[
     Path | None,
-    typer.Option("--store", help="Where stores lie. [default: $FEWSHOT_STORE or ./features]"),
+    typer.Option(
+        "--store",
+        help="Folder of the stores. [default: $FEWSHOT_STORE or ./features]",
+        rich_help_panel=DATA,
+    ),
+]
+
+MethodArgument = Annotated[
+    str, typer.Argument(metavar="METHOD", help="Name of the method; `fewshot methods` lists them.")
+]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Fix a hyper-parameter; repeatable.",
+        rich_help_panel=FEW_SHOT,
+    ),
+]
+TuneOption = Annotated[
+    Literal["none", "cv", "val", "full-val"] | None,
+    typer.Option(
+        help="Choose hyper-parameters by cross-validation on the few shots (cv), on min(K, 4) "
+        "validation images per class (val), on all of them (full-val), or not at all. "
+        "[default: cv; none at one shot]",
+        rich_help_panel=FEW_SHOT,
+    ),
+]
+ImbalanceOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PROFILE",
+        help="Classes of unequal size: long-tail:100, step:10, or natural (all images).",
+        rich_help_panel=FEW_SHOT,
+    ),
+]
+ImageCropScaleOption = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        "--crop-scale",
+        help="Minimum and maximum share of the image's area in a training crop. "
+        "[default: the paper's]",
+        rich_help_panel=FEW_SHOT,
+    ),
+]
+FlipOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--flip/--no-flip",
+        help="Mirror half of the training crops. [default: the paper's]",
+        rich_help_panel=FEW_SHOT,
+    ),
+]
+OfficialOption = Annotated[
+    bool,
+    typer.Option(
+        "--official",
+        help="Train with the published recipe exactly, its few shots included.",
+        rich_help_panel=FEW_SHOT,
+    ),
+]
+
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option(help="Where to run the model.", rich_help_panel=COMPUTING),
+]
+PrecisionOption = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16"],
+    typer.Option(
+        help="Floating-point format of the model; auto is fp32 on a CPU and fp16 on CUDA.",
+        rich_help_panel=COMPUTING,
+    ),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Threads that decode images. [default: one per core]", rich_help_panel=COMPUTING
+    ),
+]
+MaxPixelsOption = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Maximum size of an image to decode, width x height in pixels.",
+        rich_help_panel=COMPUTING,
+    ),
+]
+SaveMemoryOption = Annotated[
+    bool,
+    typer.Option(
+        "--save-memory",
+        help="Compute activations twice instead of keeping them.",
+        rich_help_panel=COMPUTING,
+    ),
+]
+
+IfExistsOption = Annotated[
+    Literal["resume", "skip", "overwrite", "error"],
+    typer.Option(help="What to do if the store exists.", rich_help_panel=COMPUTING),
+]
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="Print JSON, one object per line.", rich_help_panel=OUTPUT),
+]
+SaveAdapterOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--save",
+        metavar="FILE.safetensors",
+        help="Save the classifier as an adapter, for `fewshot predict`.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+
+AdapterArgument = Annotated[
+    Path, typer.Argument(metavar="ADAPTER", help="Adapter file, as `fewshot fit --save` writes it.")
+]
+AdapterModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Name or folder of the adapter's model. [default: the name in the adapter]",
+        rich_help_panel=DATA,
+    ),
+]
+NameArgument = Annotated[str | None, typer.Argument(metavar="NAME", help="Show this one in full.")]
+StoreOrAdapterArgument = Annotated[
+    Path, typer.Argument(metavar="PATH", help="A store or an adapter.")
 ]
 
 
@@ -43,16 +183,16 @@ def parse_shard(shard: str | None) -> tuple[int, int] | None:
         return None
     index, _, count = shard.partition("/")
     if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
-        raise UserError(f"--shard wants I/N with 1 <= I <= N, such as 1/4; got {shard!r}")
+        raise UserError(f"--shard must be I/N with 1 <= I <= N, such as 1/4; got {shard!r}")
     return int(index), int(count)
 
 
 def parse_ints(option: str, text: str) -> list[int]:
-    """The integers of a list such as 1,2,4."""
+    """The integers of a list such as 1,2,4, each once."""
     try:
         numbers = [int(word) for word in text.split(",")]
     except ValueError:
-        raise UserError(f"{option} wants integers such as 1,2,4; got {text!r}") from None
+        raise UserError(f"{option} must be integers such as 1,2,4; got {text!r}") from None
     return list(dict.fromkeys(numbers))
 
 
@@ -67,6 +207,6 @@ def parse_pairs(option: str, pairs: list[str] | None) -> dict[str, str]:
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
         if not (name and equals):
-            raise UserError(f"{option} wants NAME=VALUE; got {pair!r}")
+            raise UserError(f"{option} must be NAME=VALUE; got {pair!r}")
         settings[name] = value
     return settings

@@ -2,16 +2,22 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from fewshot.commands.options import (
+    COMPUTING,
     DEFAULT_MODEL,
     MAX_PIXELS,
-    MaxPixels,
-    Model,
-    StoreRoot,
+    AdapterArgument,
+    AdapterModelOption,
+    DeviceOption,
+    MaxPixelsOption,
+    ModelOption,
+    PrecisionOption,
+    StoreOption,
+    WorkersOption,
     parse_names,
 )
 from fewshot.commands.terminal import say, show
@@ -20,35 +26,37 @@ from fewshot.commands.terminal import say, show
 def auto(
     photos: Annotated[
         str,
-        typer.Argument(metavar="FOLDER", help="Class folders, or a table of path and label."),
+        typer.Argument(metavar="FOLDER", help="Class folders, or a table of paths and labels."),
     ],
-    model: Model = DEFAULT_MODEL,
+    model: ModelOption = DEFAULT_MODEL,
     unlabeled: Annotated[
         Path | None,
         typer.Option(
             "--unlabeled",
             "--unlabelled",
-            help="A folder of photos without labels. [default: FOLDER/unlabeled]",
+            help="Folder of photos without labels. [default: FOLDER/unlabeled]",
         ),
     ] = None,
     methods: Annotated[
-        str | None, typer.Option(metavar="M[,M…]", help="Try these. [default: those that suit]")
+        str | None,
+        typer.Option(
+            metavar="M[,M…]", help="Methods to try. [default: those practical for this many photos]"
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The folder to write into. [default: runs/auto/NAME]")
+        Path | None, typer.Option(help="Folder to write to. [default: runs/auto/NAME]")
     ] = None,
-    store: StoreRoot = None,
-    seed: Annotated[int, typer.Option(help="Of folds and training.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[
-        str, typer.Option(help="auto (fp32 on a CPU, fp16 on CUDA), fp32, bf16 or fp16.")
-    ] = "auto",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that decode images. [default: per core]")
-    ] = None,
-    max_pixels: MaxPixels = MAX_PIXELS,
+    store: StoreOption = None,
+    seed: Annotated[int, typer.Option(help="Random seed for folds and training.")] = 1,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    workers: WorkersOption = None,
+    max_pixels: MaxPixelsOption = MAX_PIXELS,
 ) -> None:
-    """Find what suits your labeled photos, how good it is, and keep it: one page tells all."""
+    """Choose, evaluate and save a classifier of labeled photos.
+
+    Writes an adapter, and an HTML report of how good it is.
+    """
     from fewshot.automatic.pipeline import auto as run
 
     outcome = run(
@@ -69,33 +77,36 @@ def auto(
 
 
 def predict(
-    adapter: Annotated[Path, typer.Argument(help="An adapter's file, as `fit --save` writes.")],
+    adapter: AdapterArgument,
     images: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGE|FOLDER|PATTERN|-…", help="What to classify; - reads paths from stdin."
+            metavar="IMAGE|FOLDER|PATTERN|-…", help="Images to classify; - reads paths from stdin."
         ),
     ],
-    top: Annotated[int, typer.Option(help="Classes told of each image.")] = 5,
-    form: Annotated[str, typer.Option("--format", help="table, csv or jsonl.")] = "table",
+    top: Annotated[int, typer.Option(help="Number of most probable classes to print.")] = 5,
+    form: Annotated[
+        Literal["table", "csv", "jsonl"], typer.Option("--format", help="Format of the output.")
+    ] = "table",
     min_confidence: Annotated[
-        float, typer.Option(metavar="P", help="Less probable than this (0..1) is `unknown`.")
+        float,
+        typer.Option(
+            metavar="P", help="Print `unknown` if the best class is less probable than this (0..1)."
+        ),
     ] = 0.0,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Where the adapter's model is now. [default: as it was called then]"),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[
-        str, typer.Option(help="auto (fp32 on a CPU, fp16 on CUDA), fp32, bf16 or fp16.")
-    ] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that decode images. [default: per core]")
-    ] = None,
-    max_pixels: MaxPixels = MAX_PIXELS,
+    model: AdapterModelOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images per forward pass.", rich_help_panel=COMPUTING)
+    ] = 64,
+    workers: WorkersOption = None,
+    max_pixels: MaxPixelsOption = MAX_PIXELS,
 ) -> None:
-    """Classify images with a saved adapter; those that cannot be read are told and skipped."""
+    """Classify images with a saved adapter.
+
+    Unreadable images are reported and skipped.
+    """
     from cache.extract import default_workers
     from fewshot.adapters.predict import run
 
@@ -119,19 +130,23 @@ def predict(
 
 
 def export(
-    adapter: Annotated[Path, typer.Argument(help="An adapter's file, as `fit --save` writes.")],
+    adapter: AdapterArgument,
     to: Annotated[
-        str, typer.Option(help="open_clip: a folder that it loads; onnx: pixels to probabilities.")
+        Literal["open_clip", "onnx"],
+        typer.Option(
+            help="A folder that open_clip loads, or an ONNX model from pixels to probabilities."
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="The folder. [default: the adapter's name and the target]")
+        Path | None,
+        typer.Option(help="Folder to write to. [default: ADAPTER-TARGET]"),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Where the adapter's model is now. [default: as it was called then]"),
-    ] = None,
+    model: AdapterModelOption = None,
 ) -> None:
-    """Write an adapter for other programs, checked against it, with a model card."""
+    """Convert an adapter for other programs.
+
+    The result is checked against the adapter, and has a model card.
+    """
     from fewshot.adapters.export.exporting import export as write
 
     show(str(write(adapter, to, out, model=model)))

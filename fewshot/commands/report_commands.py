@@ -1,31 +1,29 @@
 """Read results: `compare` two methods, `report` all."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from cache.errors import UserError
-from fewshot.commands.options import StoreRoot, parse_ints, parse_names
+from fewshot.commands.options import JsonOption, StoreOption, parse_ints, parse_names
 from fewshot.commands.terminal import say, show
 
 
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="A file of predictions, or a method.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another, or another's.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="First method or predictions file.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Second method or predictions file.")],
     results: Annotated[
-        Path, typer.Option(help="Where the methods' results are: a file, or a bench's folder.")
+        Path, typer.Option(help="File of results, or the folder of a benchmark.")
     ] = Path("runs/results.jsonl"),
     dataset: Annotated[
         str | None, typer.Option(metavar="D[,D…]", help="Only these datasets.")
     ] = None,
     shots: Annotated[str | None, typer.Option(metavar="K[,K…]", help="Only these shots.")] = None,
     seed: Annotated[str | None, typer.Option(metavar="S[,S…]", help="Only these seeds.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON objects, one per line of the table.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Compare predictions image by image: is A better than B by more than chance?"""
+    """Compare two methods image by image, with tests of significance."""
     from fewshot.results import comparisons
 
     files = [one for one in (a, b) if one.endswith(".npz")]
@@ -52,27 +50,33 @@ def compare(
 def report(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(help="Files of results, or folders of results.jsonl. [default: runs]"),
+        typer.Argument(
+            metavar="PATH", help="Files of results, or folders with results.jsonl. [default: runs]"
+        ),
     ] = None,
     form: Annotated[
-        str, typer.Option("--format", help="Of the tables printed: text, md, latex or csv.")
+        Literal["text", "md", "latex", "csv"],
+        typer.Option("--format", help="Format of the printed tables."),
     ] = "text",
     out: Annotated[
         Path | None,
-        typer.Option(help="A folder for report.html, and every table and drawing as files."),
+        typer.Option(help="Folder to write report.html, all tables and all figures to."),
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Where to write the page alone.")] = None,
+    html: Annotated[Path | None, typer.Option(help="File to write the page alone to.")] = None,
     published: Annotated[
         bool,
-        typer.Option("--published/--no-published", help="Show published figures beside ours."),
+        typer.Option("--published/--no-published", help="Show published accuracies too."),
     ] = True,
     tsne: Annotated[
         str | None,
-        typer.Option(metavar="METHOD[,…]", help="Map test images before and after these."),
+        typer.Option(
+            metavar="METHOD[,…]",
+            help="Draw t-SNE maps of test images for these.",
+        ),
     ] = None,
-    store: StoreRoot = None,
+    store: StoreOption = None,
 ) -> None:
-    """Tables, drawings and one HTML page of results, beside published ones."""
+    """Show results as tables, figures and one HTML page."""
     from cache.location import default_root
     from fewshot.report import build as reports
 

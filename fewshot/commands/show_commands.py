@@ -1,22 +1,24 @@
 """Show what there is: `datasets`, `methods`, `inspect`, `verify`, `doctor`."""
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from cache.errors import UserError
-from fewshot.commands.options import DataRoot, ManifestFile, StoreRoot
+from fewshot.commands.options import (
+    DataRootOption,
+    JsonOption,
+    ManifestOption,
+    NameArgument,
+    StoreOption,
+    StoreOrAdapterArgument,
+)
 from fewshot.commands.terminal import print_table, show
 
 
 def datasets(
-    name: Annotated[str | None, typer.Argument(help="Show this one in full.")] = None,
-    manifest: ManifestFile = None,
-    data_root: DataRoot = None,
-    store: StoreRoot = None,
+    name: NameArgument = None,
+    manifest: ManifestOption = None,
+    data_root: DataRootOption = None,
+    store: StoreOption = None,
 ) -> None:
-    """List datasets, on disk and extracted, or show one."""
+    """List datasets, or show one."""
     from cache import source
     from cache.location import default_root, find_stores
     from cache.manifest import all_manifests, describe, load_manifest
@@ -41,9 +43,9 @@ def datasets(
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Show this one in full.")] = None,
+    name: NameArgument = None,
 ) -> None:
-    """List the methods of `fit` and of `train`, or show one's settings."""
+    """List methods, or show the settings of one."""
     from fewshot.endtoend.methods import METHODS as TRAINED
     from fewshot.method import MethodInfo
     from fewshot.methods import METHODS
@@ -68,8 +70,8 @@ def methods(
     )
 
 
-def inspect(path: Annotated[Path, typer.Argument(help="A store, or an adapter.")]) -> None:
-    """Show what a store or an adapter holds and what made it."""
+def inspect(path: StoreOrAdapterArgument) -> None:
+    """Show the contents of a store or an adapter."""
     if path.suffix == ".safetensors":
         from fewshot.adapters.adapter import load_adapter
         from fewshot.adapters.description import describe
@@ -81,8 +83,8 @@ def inspect(path: Annotated[Path, typer.Argument(help="A store, or an adapter.")
     show(describe_store(path))
 
 
-def verify(path: Annotated[Path, typer.Argument(help="A store, or an adapter.")]) -> None:
-    """Read all of a store or an adapter again and compare it with its digests."""
+def verify(path: StoreOrAdapterArgument) -> None:
+    """Check a store or an adapter against its digests."""
     if path.suffix == ".safetensors":
         from fewshot.adapters.adapter import load_adapter
 
@@ -100,15 +102,13 @@ def verify(path: Annotated[Path, typer.Argument(help="A store, or an adapter.")]
 
 
 def doctor(
-    data_root: DataRoot = None,
-    store: StoreRoot = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object per finding.")
-    ] = False,
+    data_root: DataRootOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
 ) -> int:
-    """Look over the installation, the machine and the folders, and say how to mend what is wrong.
+    """Check the installation, the machine and the folders.
 
-    The exit code is 1 where something is.
+    Says how to fix each problem. The exit code is 1 if there are any.
     """
     import json
     from dataclasses import asdict

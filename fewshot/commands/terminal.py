@@ -4,7 +4,6 @@ import sys
 from collections.abc import Sequence
 
 from cache.errors import printable_lines
-from fewshot.tables import Table, text
 
 
 def say(text: str) -> None:
@@ -19,4 +18,6 @@ def show(text: str) -> None:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a header and rows to stdout, in columns as wide as they need."""
+    from fewshot.tables import Table, text
+
     print(text(Table("", tuple(header), rows)))

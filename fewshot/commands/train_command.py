@@ -7,72 +7,83 @@ import typer
 
 from cache.errors import UserError
 from fewshot.commands.options import (
+    COMPUTING,
+    DATA,
     DEFAULT_MODEL,
+    FEW_SHOT,
     MAX_PIXELS,
-    DataRoot,
-    Dataset,
-    ManifestFile,
-    MaxPixels,
-    Model,
-    StoreRoot,
+    OUTPUT,
+    DataRootOption,
+    DatasetOption,
+    DeviceOption,
+    FlipOption,
+    ImageCropScaleOption,
+    JsonOption,
+    ManifestOption,
+    MaxPixelsOption,
+    MethodArgument,
+    ModelOption,
+    OfficialOption,
+    PrecisionOption,
+    SaveAdapterOption,
+    SaveMemoryOption,
+    SettingsOption,
+    StoreOption,
+    WorkersOption,
     parse_pairs,
 )
 from fewshot.commands.terminal import say
 
 
 def train(
-    method: Annotated[str, typer.Argument(help="Its name; `fewshot methods` lists them.")],
-    dataset: Dataset = None,
-    manifest: ManifestFile = None,
-    data_root: DataRoot = None,
-    model: Model = DEFAULT_MODEL,
-    shots: Annotated[int, typer.Option(min=1, help="Images per class.")] = 16,
-    seed: Annotated[int, typer.Option(help="What draws them and orders the batches.")] = 1,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Set a hyper-parameter."),
-    ] = None,
-    official: Annotated[
-        bool,
-        typer.Option("--official", help="The published recipe to the letter, few shots included."),
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[
-        str, typer.Option(help="auto (fp32 on a CPU, fp16 on CUDA), fp32, bf16 or fp16.")
-    ] = "auto",
-    store: StoreRoot = None,
-    crop_scale: Annotated[
-        tuple[float, float] | None,
-        typer.Option(help="Least and greatest share of an image in a crop. [default: the paper's]"),
-    ] = None,
-    flip: Annotated[
-        bool | None,
-        typer.Option("--flip/--no-flip", help="Mirror half of the crops. [default: the paper's]"),
-    ] = None,
-    save_memory: Annotated[
-        bool,
-        typer.Option("--save-memory", help="Compute activations twice instead of keeping them."),
-    ] = False,
+    method: MethodArgument,
+    dataset: DatasetOption = None,
+    manifest: ManifestOption = None,
+    data_root: DataRootOption = None,
+    model: ModelOption = DEFAULT_MODEL,
+    shots: Annotated[
+        int, typer.Option(min=1, help="Training images per class.", rich_help_panel=FEW_SHOT)
+    ] = 16,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Random seed for drawing the few shots and for training.",
+            rich_help_panel=FEW_SHOT,
+        ),
+    ] = 1,
+    settings: SettingsOption = None,
+    official: OfficialOption = False,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    store: StoreOption = None,
+    crop_scale: ImageCropScaleOption = None,
+    flip: FlipOption = None,
+    save_memory: SaveMemoryOption = False,
     live: Annotated[
-        bool, typer.Option("--live", help="Encode images even where a store has their features.")
+        bool,
+        typer.Option(
+            "--live",
+            help="Encode images even if a store has their features.",
+            rich_help_panel=DATA,
+        ),
     ] = False,
-    out: Annotated[Path, typer.Option(help="Where checkpoints and results go.")] = Path("runs"),
-    save: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.safetensors", help="Keep what was trained, for `predict`."),
-    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder of checkpoints and results.", rich_help_panel=OUTPUT)
+    ] = Path("runs"),
+    save: SaveAdapterOption = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the checkpoint of the same run.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue from the last checkpoint of the same run.",
+            rich_help_panel=COMPUTING,
+        ),
     ] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that decode images. [default: per core]")
-    ] = None,
-    max_pixels: MaxPixels = MAX_PIXELS,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as a JSON object, not a table.")
-    ] = False,
+    workers: WorkersOption = None,
+    max_pixels: MaxPixelsOption = MAX_PIXELS,
+    as_json: JsonOption = False,
 ) -> None:
-    """Adapt with gradients through the model, and test: CoOp, CLIP-LoRA and their like."""
+    """Train through the model (CoOp, CLIP-LoRA, …), and test."""
     from cache.extract import default_workers
     from cache.loading import load
     from cache.source import find
@@ -102,8 +113,8 @@ def train(
     checkpoint = checkpoint_path(out, chosen, source, model, *asked)
     if checkpoint.exists() and not resume:
         raise UserError(
-            f"{checkpoint} is from an earlier start of this run; --resume goes on from it, "
-            "removing it begins anew"
+            f"{checkpoint} is from an earlier start of this run; --resume continues it, "
+            "or remove it to start over"
         )
     encoder = load(model, device=device, precision=precision)
     steps = chosen.plan(shots, shots * len(source.classnames)).iterations
