@@ -44,18 +44,21 @@ class Calibration:
     error_before: float | None = None
 
 
-def calibrate(logits: Tensor, labels: Tensor, source: str) -> Calibration:
+def calibrate(
+    logits: Tensor, labels: Tensor, source: str, *, at: float | None = None
+) -> Calibration:
     """Calibrate a classifier on its logits of images it was not fitted to.
 
     Args:
         logits: (M, C).
         labels: (M,) class ids.
         source: Origin of these images; see `Calibration`.
+        at: The temperature; the one of the lowest log-loss without it.
     """
     n = len(labels)
     if not n:
         return Calibration()
-    t = temperature(logits, labels)
+    t = temperature(logits, labels) if at is None else at
     z = logits.double()
     right = int((z.argmax(dim=1) == labels).sum())
     return Calibration(
@@ -70,7 +73,11 @@ def calibrate(logits: Tensor, labels: Tensor, source: str) -> Calibration:
 
 
 def calibrate_by_folds(
-    method: Method, support: SupportSet | None, text: Text | None
+    method: Method,
+    support: SupportSet | None,
+    text: Text | None,
+    *,
+    at: float | None = None,
 ) -> Calibration:
     """Calibrate a method on folds of the support set it is fitted to.
 
@@ -81,6 +88,7 @@ def calibrate_by_folds(
         method: With its hyper-parameters as tuned on all images.
         support: The support set; None where the method learned from no labels.
         text: The classes' text or None.
+        at: The temperature; the one of the lowest log-loss without it.
 
     Returns:
         The calibration, without images where there is no support set, where the method cannot be
@@ -93,7 +101,7 @@ def calibrate_by_folds(
     found = cross_validate(method, lambda _: support, lambda _: text, fold, tune=False)
     if isinstance(found, Failed):
         return Calibration()
-    return calibrate(found.logits[found.judged], labels[found.judged], "cv")
+    return calibrate(found.logits[found.judged], labels[found.judged], "cv", at=at)
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:
