@@ -9,6 +9,7 @@ from itertools import islice
 from statistics import median
 
 from cache.errors import UserError, printable
+from cache.progress import progress
 from cache.skipped import Skipped
 from cache.source import Source
 
@@ -142,6 +143,22 @@ def check(
         notes=(*source.notes, *_notes(source, counts)),
         unreadable=unreadable,
     )
+
+
+def check_files(source: Source, train_rows: Sequence[int] | None = None) -> Preflight:
+    """`check` with its progress shown, of every file or of some train images and all others.
+
+    Args:
+        source: The dataset.
+        train_rows: The rows of the train split whose files are to be opened; None opens all.
+    """
+    rows: dict[str, Sequence[int]] = {
+        split: range(len(items)) for split, items in source.splits.items()
+    }
+    if train_rows is not None:
+        rows["train"] = train_rows
+    with progress(f"{source.dataset}: files", sum(map(len, rows.values()))) as advance:
+        return check(source, rows=rows, advance=advance)
 
 
 def _per_class(labels: Iterable[int], n_classes: int) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fewshot.estimator import FewShotClassifier
     from fewshot.evaluation import base_to_new, evaluate, transfer
     from fewshot.fitting import Fitted, fit
+    from fewshot.inspection import inspect, verify
     from fewshot.method import Method
     from fewshot.methods import (
         APE,
@@ -97,12 +98,14 @@ __all__ = [
     "evaluate",
     "export",
     "fit",
+    "inspect",
     "load_adapter",
     "open_adapter",
     "predict",
     "read_sample",
     "transfer",
     "tune",
+    "verify",
     "write_sample",
 ]
 
@@ -117,6 +120,7 @@ _MODULES = {
     "fewshot.estimator": ("FewShotClassifier",),
     "fewshot.evaluation": ("base_to_new", "evaluate", "transfer"),
     "fewshot.fitting": ("Fitted", "fit"),
+    "fewshot.inspection": ("inspect", "verify"),
     "fewshot.method": ("Method",),
     "fewshot.methods": (
         "APE",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cache.errors import UserError
 from cache.layouts import digits
+from cache.location import store_path
 from cache.manifest import load_manifest
 from cache.store import FeatureStore
 from fewshot.evaluation import evaluate
@@ -17,6 +18,25 @@ SEEDS = (1, 2, 3)
 LABELED = 20  # photographs in each class folder
 UNLABELED = 100
 SIDE = 64  # pixels
+
+
+def extract_digits(root: Path) -> tuple[FeatureStore, int]:
+    """Encode the digits with the bundled model into a store below `root`.
+
+    Returns:
+        The store, and the number of its images.
+    """
+    from cache.extract import default_workers, extract
+    from cache.identity import Recipe
+    from cache.loading import load
+    from cache.prompts import prompt_sets
+    from cache.source import data_root, resolve
+
+    path = store_path(root, "digits", "tiny")
+    source = resolve(load_manifest("digits"), data_root(None))
+    recipe = Recipe(prompt_sets(source.classnames, source.templates))
+    extract(source, load("tiny"), recipe, path, workers=default_workers())
+    return FeatureStore.open(path), sum(map(len, source.splits.values()))
 
 
 def run(store: FeatureStore, advance: Callable[[int], None] = lambda n: None) -> list[Result]:

@@ -198,6 +198,30 @@ def _draw_split(
     return np.concatenate(drawn)
 
 
+def support_rows(
+    train_labels: ArrayLike,
+    classnames: Sequence[str],
+    *,
+    shots: Sequence[int],
+    seeds: Sequence[int],
+) -> Rows:
+    """Return the sorted train rows that any of several draws contains.
+
+    Args:
+        train_labels: (N,) class ids.
+        classnames: C names by class id.
+        shots: K of each draw.
+        seeds: Random seeds; every one is used with every K.
+
+    Raises:
+        UserError: A class has too few images.
+    """
+    drawn = [
+        draw(train_labels, classnames, shots=k, seed=seed).train for k in shots for seed in seeds
+    ]
+    return np.unique(np.concatenate(drawn))
+
+
 def require_shots(
     split: str, labels: Rows, classnames: Sequence[str], shots: int, *, exactly: bool
 ) -> None:

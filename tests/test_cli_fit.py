@@ -181,6 +181,7 @@ def test_concurrent_runs_append_whole_lines(tmp_path: Path) -> None:
 
 
 BAD: list[tuple[list[str], str]] = [
+    (["coop"], "coop is trained through the model; run: fewshot train coop"),
     (["gdaa"], "unknown method 'gdaa'; did you mean 'gda'"),
     (["gda", "--dataset", "mien"], "there are mine/ViT-B-32-openai; make it with: fewshot extract"),
     (["gda", "--model", "tiny"], "no such store"),

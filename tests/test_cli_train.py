@@ -70,7 +70,7 @@ def test_a_finished_run_is_neither_lost_nor_repeated_by_chance(
 ) -> None:
     assert main(["train", "coop", *SHORT]) == 0
     capsys.readouterr()
-    assert "--resume continues it" in refusal(capsys, "coop", *SHORT)
+    assert "continue it with --resume" in refusal(capsys, "coop", *SHORT)
     assert main(["train", "coop", *SHORT, "--resume"]) == 0
     first, again = read(Path("runs/results.jsonl"))
     assert first.accuracy == again.accuracy
@@ -112,8 +112,12 @@ def test_the_official_recipe_draws_clip_loras_own_few_shots(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["gda", *DIGITS], "gda is fitted on stored features; run: fewshot fit gda"),
         (["ssf", *DIGITS, "--official"], "ssf has no published recipe for few shots of CLIP"),
-        (["coop", *SHORT, "--official"], "--official is the published recipe; leave out --set"),
+        (
+            ["coop", *SHORT, "--official"],
+            "recipe sets everything itself; got epochs",
+        ),
         (["coop", *DIGITS, "--crop-scale", "0.5", "0.1"], "crop_scale must be two shares"),
         (["koop", *DIGITS], "unknown end-to-end method 'koop'"),
         (["coop", *DIGITS, "--set", "depth=2"], "unknown setting of coop 'depth'"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cache.errors import UserError
-from fewshot.sampling import base_new, draw, draw_imbalanced, restrict
+from fewshot.sampling import base_new, draw, draw_imbalanced, restrict, support_rows
 
 SPLIT_FILES = {
     "caltech101": "Caltech101",
@@ -225,3 +225,10 @@ def test_val_first_is_the_same_stream_the_other_way_round() -> None:
     assert sample.train.tolist() == expected_train
     usual = draw(labels, names, shots=2, seed=3, val_labels=val)
     assert usual.train.tolist() != sample.train.tolist()
+
+
+def test_support_rows_are_those_of_any_draw() -> None:
+    labels, names = [0, 1] * 10, ["a", "b"]
+    rows = support_rows(labels, names, shots=(1, 2), seeds=(1, 7))
+    drawn = [draw(labels, names, shots=k, seed=seed).train for k in (1, 2) for seed in (1, 7)]
+    assert rows.tolist() == sorted({row for one in drawn for row in one.tolist()})

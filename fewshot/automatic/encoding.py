@@ -7,19 +7,12 @@ from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.extract import default_workers, extract
 from cache.identity import Recipe, identity_of
-from cache.preflight import Preflight, check
-from cache.progress import progress
+from cache.preflight import Preflight, check_files
 from cache.prompts import prompt_sets
 from cache.source import Source
 from cache.store import FeatureStore
 
 Say = Callable[[str], None]
-
-
-def look_at(source: Source) -> Preflight:
-    """The pre-flight report, every file opened."""
-    with progress(f"{source.dataset}: files", sum(map(len, source.splits.values()))) as advance:
-        return check(source, advance=advance)
 
 
 def encode_labeled(
@@ -54,7 +47,7 @@ def encode_unlabeled(
     source: Source, encoder: Encoder, path: Path, *, workers: int | None, say: Say
 ) -> FeatureStore | None:
     """The store of images without labels or prompts; None where none of them can be read."""
-    unreadable = look_at(source).unreadable
+    unreadable = check_files(source).unreadable
     readable = source.without(image.path for image in unreadable)
     if not any(_decodes(source, item.path) for item in readable.splits["test"]):
         say(f"none of the {len(source.splits['test']):,} images without a label can be read")

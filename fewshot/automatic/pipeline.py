@@ -14,12 +14,13 @@ from cache.errors import UserError
 from cache.loading import load
 from cache.location import default_root, model_name, require_outside, store_path
 from cache.manifest import all_manifests
+from cache.preflight import check_files
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.making import of_fitted
 from fewshot.automatic.commands import commands
 from fewshot.automatic.diagnostics import diagnose
-from fewshot.automatic.encoding import Say, encode_labeled, encode_unlabeled, look_at
+from fewshot.automatic.encoding import Say, encode_labeled, encode_unlabeled
 from fewshot.automatic.gather import gather
 from fewshot.automatic.judging import CrossValidation, inputs, judge, refit, to_try
 from fewshot.automatic.outcome import Outcome, Tested
@@ -84,7 +85,7 @@ def auto(
     require_outside(Path(dataset), {"--out": out, "--store": root})
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is no folder; give --out a place for one")
-    report = look_at(found.labeled)
+    report = check_files(found.labeled)
     say(report.report())
     source, _ = report.passed(skip_unreadable=True)
     asked = to_try(methods, len(source.splits["train"]), len(source.classnames))

@@ -29,32 +29,19 @@ def demo(
             f"now: fewshot auto {photos} --model tiny"
         )
         return
-    from cache.extract import default_workers
-    from cache.extract import extract as extract_to
-    from cache.identity import Recipe
-    from cache.loading import load
-    from cache.location import default_root, store_path
-    from cache.manifest import load_manifest
+    from cache.location import default_root
     from cache.progress import progress
-    from cache.prompts import prompt_sets
-    from cache.source import data_root, resolve
-    from cache.store import FeatureStore
     from fewshot import demo as main_job
     from fewshot.results.summaries import accuracy_table
 
-    root = store or default_root()
-    path = store_path(root, "digits", "tiny")
     print("$ fewshot extract --dataset digits --model tiny", flush=True)
-    source = resolve(load_manifest("digits"), data_root(None))
-    recipe = Recipe(prompt_sets(source.classnames, source.templates))
-    extract_to(source, load("tiny"), recipe, path, workers=default_workers())
-    images = sum(map(len, source.splits.values()))
-    print(f"{images} handwritten digits, encoded once by the bundled CLIP: {path}\n")
+    digits, images = main_job.extract_digits(store or default_root())
+    print(f"{images} handwritten digits, encoded once by the bundled CLIP: {digits.path}\n")
     shots, seeds = (",".join(map(str, numbers)) for numbers in (main_job.SHOTS, main_job.SEEDS))
     print("$ fewshot fit zero-shot --dataset digits --model tiny")
     print(f"$ fewshot fit gda --dataset digits --model tiny --shots {shots} --seed {seeds}")
     with progress("fits", len(main_job.SHOTS) * len(main_job.SEEDS)) as advance:
-        results = main_job.run(FeatureStore.open(path), advance)
+        results = main_job.run(digits, advance)
     print(accuracy_table(results))
     print("Accuracy on the test split in %, mean over three seeds ± 95 % interval.\n")
     main_job.plot(results, plot)

@@ -28,11 +28,9 @@ from fewshot.commands.options import (
 from fewshot.commands.terminal import say, show
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from cache.skipped import Skipped
     from cache.source import Source
+    from fewshot.sampling import Rows
 
 PROMPTS = "Prompts"
 VIEWS = "Augmented views"
@@ -214,36 +212,24 @@ def extract(
 
 def _support_rows(
     source: "Source", shots: str | None, seeds: str
-) -> tuple["NDArray[np.int64] | None", dict[str, list[int]] | None]:
-    """The train rows of the few-shot sets asked for, and which those sets are."""
+) -> tuple["Rows | None", dict[str, list[int]] | None]:
+    """The train rows of the few-shot sets asked for, and the shots and seeds of these sets."""
     if shots is None:
         return None, None
-    import numpy as np
-
-    from fewshot.sampling import draw
+    from fewshot.sampling import support_rows
 
     labels = [item.label for item in source.splits.get("train", ())]
     only = {"shots": parse_ints("--support-only", shots), "seeds": parse_ints("--seeds", seeds)}
-    rows = [
-        draw(labels, source.classnames, shots=k, seed=seed).train
-        for k in only["shots"]
-        for seed in only["seeds"]
-    ]
-    return np.unique(np.concatenate(rows)), only
+    return support_rows(labels, source.classnames, **only), only
 
 
 def _checked(
-    source: "Source", train_rows: "NDArray[np.int64] | None", skip: bool
+    source: "Source", train_rows: "Rows | None", skip: bool
 ) -> tuple["Source", tuple["Skipped", ...]]:
     """The source after its pre-flight report, and the images left out of it."""
-    from cache.preflight import check
-    from cache.progress import progress
+    from cache.preflight import check_files
 
-    rows = {split: range(len(items)) for split, items in source.splits.items()}
-    if train_rows is not None:
-        rows |= {"train": train_rows.tolist()}
-    with progress(f"{source.dataset}: files", sum(map(len, rows.values()))) as advance:
-        report = check(source, rows=rows, advance=advance)
+    report = check_files(source, None if train_rows is None else train_rows.tolist())
     say(report.report())
     return report.passed(skip_unreadable=skip)
 

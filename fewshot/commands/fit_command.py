@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cache.errors import UserError
+from fewshot.commands.method_names import require_method
 from fewshot.commands.options import (
     DATA,
     FEW_SHOT,
@@ -134,6 +135,7 @@ def fit(
             "--sample and --export-sample are of equal classes, all of them tested: they and "
             "--base-to-new, --test-on, --imbalance and --shots all exclude one another; give one"
         )
+    require_method(method, "fit")
     texts = parse_pairs("--set", settings)
     chosen = configure(method, texts)  # a mistake in it shows before a store is looked for
     asked = Protocol(

@@ -72,32 +72,16 @@ def methods(
 
 def inspect(path: StoreOrAdapterArgument) -> None:
     """Show the contents of a store or an adapter."""
-    if path.suffix == ".safetensors":
-        from fewshot.adapters.adapter import load_adapter
-        from fewshot.adapters.description import describe
+    from fewshot.inspection import inspect as describe
 
-        show(describe(load_adapter(path)))
-        return
-    from cache.store_check import inspect as describe_store
-
-    show(describe_store(path))
+    show(describe(path))
 
 
 def verify(path: StoreOrAdapterArgument) -> None:
     """Check a store or an adapter against its digests."""
-    if path.suffix == ".safetensors":
-        from fewshot.adapters.adapter import load_adapter
+    from fewshot.inspection import verify as require_whole
 
-        load_adapter(path)  # which compares, whoever asks
-        show(f"{path}: whole and unchanged")
-        return
-    from cache.store import FeatureStore
-    from cache.store_check import verify as problems_of
-
-    FeatureStore.open(path)  # what is no store at all says so by itself
-    problems = problems_of(path)
-    if problems:
-        raise UserError(f"{path} is damaged: {'; '.join(problems)}; extract it again")
+    require_whole(path)
     show(f"{path}: whole and unchanged")
 
 

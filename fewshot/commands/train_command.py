@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cache.errors import UserError
+from fewshot.commands.method_names import require_method
 from fewshot.commands.options import (
     COMPUTING,
     DATA,
@@ -88,7 +88,14 @@ def train(
     from cache.loading import load
     from cache.source import find
     from fewshot.endtoend.display import shown
-    from fewshot.endtoend.experiment import checkpoint_path, run, store_of
+    from fewshot.endtoend.experiment import (
+        checkpoint_path,
+        crops_asked,
+        require_new,
+        require_published,
+        run,
+        store_of,
+    )
     from fewshot.endtoend.methods import configure
     from fewshot.results.log import append
     from fewshot.results.summaries import accuracy_table
@@ -97,25 +104,19 @@ def train(
         from fewshot.adapters.adapter import require_suffix
 
         require_suffix(save)
+    require_method(method, "train")
     fixed = parse_pairs("--set", settings)
     chosen = configure(method, fixed, seed=seed)
-    if official and (fixed or crop_scale is not None or flip is not None):
-        raise UserError("--official is the published recipe; leave out --set, --crop-scale, --flip")
-    if official and not chosen.published:
-        raise UserError(
-            f"{method} has no published recipe for few shots of CLIP; leave --official out"
-        )
+    if official:
+        require_published(chosen, changed=[*fixed, *crops_asked(crop_scale, flip)])
     source = find(dataset, manifest, root=data_root, max_pixels=max_pixels)
     features = None if live else store_of(source, model, store)
     if features is not None:
         say(f"using {features.path}")
     asked = (shots, seed, crop_scale, flip, official)
     checkpoint = checkpoint_path(out, chosen, source, model, *asked)
-    if checkpoint.exists() and not resume:
-        raise UserError(
-            f"{checkpoint} is from an earlier start of this run; --resume continues it, "
-            "or remove it to start over"
-        )
+    if not resume:
+        require_new(checkpoint)
     encoder = load(model, device=device, precision=precision)
     steps = chosen.plan(shots, shots * len(source.classnames)).iterations
     with shown(chosen.name, steps, len(source.splits.get("test", ()))) as (watch, advance):

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -97,6 +97,8 @@ def run(
             what the method and the loop object to.
     """
     protocol = asked_of(method, protocol, asked)
+    if official:
+        require_published(method, changed=[*protocol.fixed, *crops_asked(crop_scale, flip)])
     method = replace(method, **protocol.fixed)
     require_few_shots(method.name, protocol)
     _require_splits(source)
@@ -117,9 +119,8 @@ def run(
     chosen: dict[str, Any] = {"sample": "val first"} if val_first else {}
     if stored is None:
         crops = {"crop_scale": list(plan.crop_scale), "flip": plan.flip}
-        by_hand = {"crop_scale": crop_scale, "flip": flip}
         values |= crops
-        chosen |= {name: crops[name] for name, value in by_hand.items() if value is not None}
+        chosen |= {name: crops[name] for name in crops_asked(crop_scale, flip)}
     planned = Run.planned(
         method,
         replace(protocol, fixed={**protocol.fixed, **chosen}),
@@ -166,6 +167,46 @@ def run(
         predict_seconds=time.perf_counter() - trained,
     )
     return Trained(learner, clip, result)
+
+
+def crops_asked(crop_scale: tuple[float, float] | None, flip: bool | None) -> list[str]:
+    """The names of those that are given."""
+    asked = {"crop_scale": crop_scale, "flip": flip}
+    return [name for name, value in asked.items() if value is not None]
+
+
+def require_published(method: EndToEnd, *, changed: Collection[str]) -> None:
+    """Raise unless the method can be trained with its published recipe exactly.
+
+    Args:
+        method: As published.
+        changed: Names of settings that are given, which must be none.
+
+    Raises:
+        UserError: A setting is given, or no recipe for few shots of CLIP was published.
+    """
+    if changed:
+        raise UserError(
+            f"the official recipe sets everything itself; got {', '.join(sorted(changed))} as "
+            "well; leave these out, or official"
+        )
+    if not method.published:
+        raise UserError(
+            f"{method.name} has no published recipe for few shots of CLIP; leave official out"
+        )
+
+
+def require_new(checkpoint: Path) -> None:
+    """Raise if there is a checkpoint, which a run that does not resume would overwrite.
+
+    Raises:
+        UserError: There is one.
+    """
+    if checkpoint.exists():
+        raise UserError(
+            f"{checkpoint} is from an earlier start of this run; continue it with --resume, or "
+            "remove it to start over"
+        )
 
 
 def require_few_shots(method: str, protocol: Protocol) -> None:
