@@ -6,6 +6,8 @@ read of a known number of bytes, so no array can grow in memory beyond the file 
 
 import hashlib
 import itertools
+import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ from numpy.typing import NDArray
 from cache.errors import UserError
 from cache.hdf5 import Place, stamp_of
 
+UNIT_TOLERANCE = 1e-3  # float16 keeps a component to 2^-11 of itself, and so the norm
+BLOCK = 16_384  # rows
 CHECKED = 2**26  # bytes of a matrix that are hashed, in 50 ms, for a few of its rows
 
 
@@ -56,6 +60,34 @@ class Contents:
             raise self.damaged(name)
         return np.frombuffer(content, place.dtype).reshape(place.shape)
 
+    def blocks(self, name: str) -> Iterator[NDArray[Any]]:
+        """A (..., D) matrix in pieces of (n, D), leading axes counting as one; not compared."""
+        place = self.places[name]
+        left, width = math.prod(place.shape[:-1]), place.shape[-1]
+        with self._open() as file:
+            file.seek(place.offset)
+            while left:
+                block = np.empty((min(left, BLOCK), width), place.dtype)
+                if file.readinto(block.data) < block.nbytes:
+                    raise self.damaged(name)
+                yield block
+                left -= len(block)
+
+    def check(self, name: str) -> None:
+        """Raise UserError if the array's bytes are not the ones that were written."""
+        if not self.is_unchanged(name):
+            raise self.damaged(name)
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The mapping that the text of an array is the JSON of; errors as of `array`."""
+        try:
+            found = json.loads(self.strings(name)[0])
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise self.damaged(name)
+        return found
+
     def strings(self, name: str) -> list[str]:
         """The texts of an array of them; errors as of `array`."""
         try:
@@ -80,8 +112,8 @@ class Contents:
         place = self.places[name]
         if rows.size == 0:
             return np.empty((0, place.shape[-1]), np.float32)
-        if place.nbytes <= CHECKED and not self.is_unchanged(name):
-            raise self.damaged(name)
+        if place.nbytes <= CHECKED:
+            self.check(name)
         wanted, inverse = np.unique(rows, return_inverse=True)
         block = np.empty((len(wanted), place.shape[-1]), place.dtype)
         gaps = np.flatnonzero(np.diff(wanted) > 1) + 1
@@ -90,6 +122,9 @@ class Contents:
                 file.seek(place.offset + int(wanted[start]) * block.strides[0])
                 if file.readinto(block[start:stop].data) < (stop - start) * block.strides[0]:
                     raise self.damaged(name)
+        norms = np.linalg.norm(block.astype(np.float32), axis=1)
+        if not (np.abs(norms - 1) <= UNIT_TOLERANCE).all():  # NaN counts as off
+            raise self.damaged(name)
         return unit(block if np.array_equal(wanted, rows) else block[inverse])
 
     def is_unchanged(self, name: str) -> bool:
@@ -106,7 +141,7 @@ class Contents:
     def damaged(self, what: str) -> UserError:
         """The error for bytes that are not the ones that were written."""
         return UserError(
-            f"{self.path} is damaged: the bytes of {what} are not the ones that were written; "
+            f"{self.path} is damaged: the bytes of /{what} are not the ones that were written; "
             "delete it and make it again"
         )
 

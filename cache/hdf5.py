@@ -1,7 +1,6 @@
 """The HDF5 file under a store: opened with plain errors, its arrays located, its texts written."""
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,10 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from cache.errors import UserError
+from cache.errors import UserError, printable
+
+# What HDF5 and h5py make of bytes that are not theirs, and what this module objects to.
+_DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError)
 
 
 @contextmanager
@@ -31,8 +33,15 @@ def reading(path: Path) -> Iterator[Any]:
             f"{path} is locked by another process, and HDF5 insists on locks here; wait for it, "
             "or set HDF5_USE_FILE_LOCKING=FALSE"
         ) from error
-    except (OSError, KeyError, RuntimeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged or cut short; delete it and extract again") from error
+    except UserError:
+        raise
+    except OutsideError as error:
+        raise UserError(
+            f"{path} refers outside itself ({printable(str(error))}), which no store of fewshot "
+            "does; do not trust it, and make it again"
+        ) from error
+    except _DAMAGE as error:
+        raise UserError(f"{path} is damaged or cut short; delete it and make it again") from error
 
 
 @dataclass(frozen=True)
@@ -57,30 +66,95 @@ class Place:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-def places(file: Any) -> dict[str, Place]:
+def root(file: Any) -> Any:
+    """The group at the top of an open HDF5 file."""
+    return h5py.h5g.open(file.id, b"/")
+
+
+class OutsideError(Exception):
+    """A part of a file is not in that file, or is in it under two names."""
+
+
+def places(file: Any, size: int) -> dict[str, Place]:
     """Where every array in an open HDF5 file is, by names such as `train/labels`.
 
+    No link is followed and no array is read to find out, and what HDF5 says of an array is held
+    against the size of the file.
+
+    Args:
+        file: The file.
+        size: Its bytes.
+
     Raises:
-        KeyError: One of them has no digest.
+        OutsideError: A soft or external link, a second name of one object, or an array that is
+            virtual, in external files, in chunks, or in bytes that another one has as well.
+        KeyError: An object is none that this program writes.
     """
-    return {
-        dataset.name.removeprefix("/"): Place(
-            offset=dataset.id.get_offset() or 0,
-            shape=dataset.shape,
-            dtype=dataset.dtype.str,
-            sha256=bytes(dataset.attrs["sha256"]).decode(),
-        )
-        for dataset in datasets(file)
-    }
-
-
-def datasets(file: Any) -> list[Any]:
-    """Every dataset in an open HDF5 file, in the order of their names."""
-    found: list[Any] = []
-    file.visititems(
-        lambda _, thing: found.append(thing) if isinstance(thing, h5py.Dataset) else None
-    )
+    found = {name: _place(name, dataset, size) for name, dataset in _datasets(root(file))}
+    end, before = 0, ""
+    for name, place in sorted(found.items(), key=lambda item: item[1].offset):
+        if place.nbytes and place.offset < end:
+            raise OutsideError(f"{name} shares bytes with {before}")
+        end, before = max(end, place.offset + place.nbytes), name
     return found
+
+
+def attributes(thing: Any) -> dict[str, Any]:
+    """The attributes of an HDF5 object: single values of at most 64 bytes.
+
+    Raises:
+        KeyError: One is something else.
+    """
+    count = h5py.h5a.get_num_attrs(thing)
+    if count > 5:
+        raise KeyError(f"{count} attributes, more than any object of a store has")
+    found = {}
+    for i in range(count):
+        attribute = h5py.h5a.open(thing, index=i)
+        kind = attribute.get_type().get_class()
+        if attribute.shape != () or attribute.get_storage_size() > 64 or kind not in _SINGLE:
+            raise KeyError(f"attribute {attribute.name!r} is no single value")
+        value = np.empty((), attribute.dtype)
+        attribute.read(value)
+        found[attribute.name.decode()] = value[()]
+    return found
+
+
+_SINGLE = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING, h5py.h5t.ENUM)
+
+
+def _datasets(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dataset below a group, by its name from the top."""
+    for key in group:
+        name = prefix + key.decode()
+        if group.links.get_info(key).type != h5py.h5l.TYPE_HARD:
+            raise OutsideError(f"{name} is a link")
+        thing = h5py.h5o.open(group, key)
+        if h5py.h5o.get_info(thing).rc != 1:
+            raise OutsideError(f"{name} has more than one name")
+        if isinstance(thing, h5py.h5d.DatasetID):
+            yield name, thing
+        elif isinstance(thing, h5py.h5g.GroupID) and not attributes(thing):
+            yield from _datasets(thing, f"{name}/")
+        else:
+            raise KeyError(f"{name} is no array and no plain group")
+
+
+def _place(name: str, dataset: Any, size: int) -> Place:
+    plan, kind = dataset.get_create_plist(), dataset.get_type()
+    if plan.get_layout() != h5py.h5d.CONTIGUOUS or plan.get_external_count():
+        raise OutsideError(f"{name} is not in one piece in this file")
+    if kind.get_class() not in (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING):
+        raise KeyError(f"{name} holds neither numbers nor text")
+    said = attributes(dataset)
+    if list(said) != ["sha256"] or dataset.dtype.kind not in "iufS":
+        raise KeyError(f"{name} has no digest, or text without a width")
+    place = Place(
+        dataset.get_offset() or 0, dataset.shape, dataset.dtype.str, said["sha256"].decode()
+    )
+    if place.offset + place.nbytes > size or (place.nbytes and not place.offset):
+        raise KeyError(f"{name} does not end within the file")
+    return place
 
 
 def stamp(path: Path) -> tuple[int, int]:
@@ -100,6 +174,15 @@ def stamp_of(file: BinaryIO) -> tuple[int, int]:
     """The `stamp` of an open file."""
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
+
+
+def datasets(file: Any) -> list[Any]:
+    """Every dataset in an HDF5 file that this program writes, in the order of their names."""
+    found: list[Any] = []
+    file.visititems(
+        lambda _, thing: found.append(thing) if isinstance(thing, h5py.Dataset) else None
+    )
+    return found
 
 
 def reserve(file: Any, name: str, shape: tuple[int, ...], dtype: str) -> None:

@@ -12,7 +12,7 @@ from cache.errors import UserError, unknown
 from cache.import_files import Arrays
 from cache.listing import stratified_split
 from cache.prompts import filled
-from cache.split import SPLITS
+from cache.store_format import SPLITS
 
 # What each array is called in the wild: ours and its short form, Tip-Adapter's, CLIP_benchmark's.
 NAMES = {

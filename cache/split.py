@@ -9,8 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 from cache.contents import Contents
 from cache.errors import UserError
 
-SPLITS = ("train", "val", "test")
-
 
 @dataclass(frozen=True)
 class Split:
@@ -51,6 +49,11 @@ class Split:
     def n_views(self) -> int:
         """V, the augmented views stored for each of some images; 0 without any."""
         return self.contents.places[f"{self.name}/views"].shape[0] if self._has("views") else 0
+
+    @property
+    def n_viewed(self) -> int:
+        """How many images have views."""
+        return self.contents.places[f"{self.name}/views"].shape[1] if self._has("views") else 0
 
     def features(self, rows: ArrayLike | None = None, *, unit: bool = True) -> NDArray[np.float32]:
         """(n, D) features of the given rows, in the order given, repeats included.

@@ -15,8 +15,8 @@ float32 of unit norm again. Every matrix lies in one piece and uncompressed, so 
 it can be read and nothing else.
 """
 
-import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -26,15 +26,24 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cache.contents import Contents
-from cache.errors import UserError, unknown
-from cache.hdf5 import places, reading, stamp
+from cache.errors import UserError, printable, unknown
+from cache.hdf5 import attributes, places, reading, root, stamp
 from cache.identity import differences, fingerprint, plain
 from cache.recipes import class_text
 from cache.skipped import Skipped
-from cache.split import SPLITS, Split
+from cache.split import Split
+from cache.store_format import (
+    ATTRIBUTES,
+    FORMAT,
+    SCHEMA,
+    form_problems,
+    id_problems,
+    identity_problems,
+    splits_of,
+    text_sets_of,
+)
 
-FORMAT = "fewshot feature store"
-SCHEMA = 1
+SHOWN = 3  # of many problems, how many are named
 
 
 @dataclass(frozen=True)
@@ -101,32 +110,33 @@ class FeatureStore:
         if not h5py.is_hdf5(path):
             raise UserError(f"{path} is not an HDF5 file, so no feature store; name another")
         with reading(path) as file:
-            if file.attrs.get("format") != np.bytes_(FORMAT):
-                raise UserError(f"{path} is an HDF5 file that fewshot did not write; name another")
-            if file.attrs["schema"] > SCHEMA:
-                raise UserError(
-                    f"{path} has schema {file.attrs['schema']} and this version reads up to "
-                    f"{SCHEMA}; install a newer fewshot, or extract again"
-                )
-            if not file.attrs.get("complete", False):
-                raise UserError(f"{path} was never finished; delete it and extract again")
-            contents = Contents(path, found, places(file))
-            identity = json.loads(contents.strings("identity")[0])
-            if np.bytes_(fingerprint(identity)) != file.attrs["fingerprint"]:
-                raise KeyError("the identity is not the one that the fingerprint was made of")
-            splits = tuple(split for split in SPLITS if split in file)
-            return cls(
-                contents=contents,
-                identity=identity,
-                fingerprint=fingerprint(identity),
-                versions=json.loads(contents.strings("versions")[0]),
-                imported=bool(file.attrs["imported"]),
-                classnames=tuple(contents.strings("classnames")),
-                skipped=tuple(map(Skipped.parse, contents.strings("skipped"))),
-                splits=splits,
-                text_sets=tuple(file.get("text", ())),
-                dim=contents.places[f"{splits[0]}/features"].shape[1],
-            )
+            said = attributes(root(file))
+            _check_attributes(path, said)
+            contents = Contents(path, found, places(file, found[0]))
+        _refuse(path, form_problems(contents.places))
+        identity = contents.json("identity")
+        if np.bytes_(fingerprint(identity)) != said["fingerprint"]:
+            _refuse(path, ["the identity is not the one that the fingerprint was made of"])
+        try:
+            skipped = tuple(map(Skipped.parse, contents.strings("skipped")))
+        except ValueError as error:
+            raise contents.damaged("skipped") from error
+        missing = Counter(image.split for image in skipped)
+        _refuse(path, identity_problems(identity, contents.places, missing))
+        store = cls(
+            contents=contents,
+            identity=identity,
+            fingerprint=fingerprint(identity),
+            versions=contents.json("versions"),
+            imported=bool(said["imported"]),
+            classnames=tuple(contents.strings("classnames")),
+            skipped=skipped,
+            splits=splits_of(contents.places),
+            text_sets=text_sets_of(contents.places),
+            dim=contents.places[f"{splits_of(contents.places)[0]}/features"].shape[1],
+        )
+        _refuse(path, id_problems(contents, store.n_classes))
+        return store
 
     @property
     def path(self) -> Path:
@@ -263,3 +273,29 @@ class FeatureStore:
         if name not in self.text_sets:
             raise unknown("prompt set", name, self.text_sets)
         return name
+
+
+def _check_attributes(path: Path, said: Mapping[str, Any]) -> None:
+    if said.get("format") != np.bytes_(FORMAT):
+        raise UserError(f"{path} is an HDF5 file that fewshot did not write; name another")
+    schema = said.get("schema", 0)
+    if schema > SCHEMA:
+        raise UserError(
+            f"{path} has schema {schema} and this version reads up to {SCHEMA}; "
+            "install a newer fewshot, or extract again"
+        )
+    if not said.get("complete", False):
+        raise UserError(f"{path} was never finished; delete it and extract again")
+    if said.keys() != ATTRIBUTES:
+        _refuse(path, [f"its attributes are {', '.join(said)}"])
+
+
+def _refuse(path: Path, problems: Iterable[str]) -> None:
+    """Raise UserError if there are any problems."""
+    found = list(problems)
+    if found:
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise UserError(
+            f"{path} is damaged: {printable('; '.join(found[:SHOWN]))}{more}; "
+            "delete it and make it again"
+        )

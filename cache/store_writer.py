@@ -15,8 +15,7 @@ from cache.errors import UserError
 from cache.hdf5 import datasets, digest, reserve, write_strings
 from cache.identity import canonical_json, fingerprint
 from cache.skipped import Skipped
-from cache.split import SPLITS
-from cache.store import FORMAT, SCHEMA
+from cache.store_format import FORMAT, SCHEMA, SPLITS
 
 
 @contextlib.contextmanager

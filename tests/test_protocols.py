@@ -72,6 +72,7 @@ def store(
     identity = {
         "dataset": dataset if ids is None else {**dataset, "class_ids": list(ids)},
         "model": {"name": model, "logit_scale": 40.0},
+        "support_only": None if rows is None else {"shots": 1},
     }
     rng = np.random.default_rng(0)
     labels = {

@@ -14,11 +14,13 @@ from cache.errors import UserError
 from cache.store import FeatureStore
 from cache.store_check import verify
 from cache.store_writer import create
-from tests.toy_store import CLASSNAMES, DIM, IDENTITY, raw_features, write_toy
+from tests.toy_store import CLASSNAMES, DIM, raw_features, write_toy
+
+PLAIN = {"dataset": {"name": "toy"}, "model": {"name": "tiny"}}
 
 
 def begin(path: Path) -> Any:
-    return create(path, identity=IDENTITY, classnames=CLASSNAMES, versions={})
+    return create(path, identity=PLAIN, classnames=CLASSNAMES, versions={})
 
 
 def write(

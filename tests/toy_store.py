@@ -51,13 +51,43 @@ def write_toy(
     rows: ArrayLike | None = None,
     view_rows: ArrayLike | None = None,
     text: Mapping[str, int] | None = None,
-    identity: Mapping[str, Any] = IDENTITY,
+    identity: Mapping[str, Any] | None = None,
     tower: bool = False,
 ) -> FeatureStore:
     """The toy store; features and views of row i are those of `raw_features` in row i.
 
-    With `tower`, it also has the text from before the projection.
+    With `tower`, it also has the text from before the projection. Without `identity`, it has the
+    one that says what is in it.
     """
+    write_toy_file(
+        path,
+        batch=batch,
+        backwards=backwards,
+        rows=rows,
+        view_rows=view_rows,
+        text=text,
+        identity=identity,
+        tower=tower,
+    )
+    return FeatureStore.open(path)
+
+
+def write_toy_file(
+    path: Path,
+    *,
+    batch: int = 20,
+    backwards: bool = False,
+    rows: ArrayLike | None = None,
+    view_rows: ArrayLike | None = None,
+    text: Mapping[str, int] | None = None,
+    identity: Mapping[str, Any] | None = None,
+    tower: bool = False,
+) -> None:
+    """The file of the toy store, which may be one that is refused."""
+    if identity is None:
+        sets = IDENTITY["text"] if text is None else dict.fromkeys(text, "a" * 64)
+        only = None if rows is None else {"shots": 1}
+        identity = {**IDENTITY, "text": sets, "support_only": only}
     with create(
         path, identity=identity, classnames=CLASSNAMES, versions={"numpy": "2"}, skipped=[SKIPPED]
     ) as writer:
@@ -98,4 +128,3 @@ def write_toy(
             )
         if tower:
             writer.text_projection(projection())
-    return FeatureStore.open(path)

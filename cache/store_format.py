@@ -1,0 +1,163 @@
+"""The form of a store: which arrays it has, nothing more and nothing less, and how they fit.
+
+C classes, D and W the widths of features and of the text tower; of a split N images, n of them
+encoded, m with V views; P prompts. `S` is text of one width per array.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from cache.contents import Contents
+from cache.hdf5 import Place
+
+FORMAT = "fewshot feature store"
+SCHEMA = 1
+ATTRIBUTES = {"format", "schema", "fingerprint", "imported", "complete"}
+SPLITS = ("train", "val", "test")
+
+Form = dict[str, tuple[str, str]]  # name -> type and axes
+STORE: Form = {"identity": ("S", ""), "versions": ("S", "")}
+NAMES: Form = {"classnames": ("S", "C"), "skipped": ("S", "s")}
+SPLIT: Form = {"labels": ("<i8", "N"), "paths": ("S", "N")}
+ALL: Form = {"features": ("<f2", "ND"), "norms": ("<f4", "N")}
+SOME: Form = {"rows": ("<i8", "n"), "features": ("<f2", "nD"), "norms": ("<f4", "n")}
+VIEWS: Form = {"view_rows": ("<i8", "m"), "views": ("<f2", "VmD"), "view_norms": ("<f4", "Vm")}
+TEXT: Form = {
+    "labels": ("<i8", "P"),
+    "embeddings": ("<f4", "PD"),
+    "norms": ("<f4", "P"),
+    "prompts": ("S", "P"),
+}
+POOLED: Form = {"pooled": ("<f4", "PW")}
+PROJECTION: Form = {"text_projection": ("<f4", "WD")}
+
+
+def splits_of(places: Mapping[str, Place]) -> tuple[str, ...]:
+    """Those of train, val and test that there are."""
+    groups = {name.partition("/")[0] for name in places}
+    return tuple(split for split in SPLITS if split in groups)
+
+
+def text_sets_of(places: Mapping[str, Place]) -> tuple[str, ...]:
+    """The prompt sets that there are, sorted."""
+    return tuple(sorted({n.split("/")[1] for n in places if n.startswith("text/")}))
+
+
+def is_image_matrix(name: str) -> bool:
+    """Whether an array has a row or a number for each image: it is checked when it is read."""
+    group, _, array = name.partition("/")
+    return group in SPLITS and array in ("features", "norms", "views", "view_norms")
+
+
+def form_problems(places: Mapping[str, Place]) -> Iterator[str]:
+    """Arrays that are missing or too many, and types and shapes that do not fit, one line each."""
+    if not splits_of(places):
+        yield "there is no split"
+    expected: dict[str, tuple[str, str]] = {}
+    for prefix, form in _forms(places):
+        expected |= {f"{prefix}{name}": kind for name, kind in form.items()}
+    yield from (f"/{name} is missing" for name in sorted(expected.keys() - places.keys()))
+    yield from (
+        f"/{name} is no part of a store" for name in sorted(places.keys() - expected.keys())
+    )
+    sizes: dict[str, int] = {}
+    for name, (kind, axes) in expected.items():
+        if name in places:
+            yield from _misfit(name, places[name], kind, axes, sizes)
+
+
+def _forms(places: Mapping[str, Place]) -> Iterator[tuple[str, Form]]:
+    """What belongs under each prefix, optional arrays where there is one of them."""
+    yield "", STORE | NAMES
+    for split in splits_of(places):
+        yield f"{split}/", SPLIT | (SOME if f"{split}/rows" in places else ALL)
+        if any(f"{split}/{name}" in places for name in VIEWS):
+            yield f"{split}/", VIEWS
+    tower = any(name.endswith("/pooled") for name in places) or "text_projection" in places
+    if tower:
+        yield "", PROJECTION
+    for name in text_sets_of(places):
+        yield f"text/{name}/", TEXT | (POOLED if tower else {})
+
+
+def _misfit(name: str, place: Place, kind: str, axes: str, sizes: dict[str, int]) -> Iterator[str]:
+    """The array's type and shape against its form; `sizes` learns the axes met first."""
+    if not (place.dtype == kind or (kind == "S" and place.dtype.startswith("|S"))):
+        yield f"/{name}: type {place.dtype}, should be {kind}"
+    group = name.rpartition("/")[0]
+    keys = [axis if axis in "CDW" else f"{group} {axis}" for axis in axes]
+    if len(place.shape) == len(axes):
+        for key, size in zip(keys, place.shape, strict=True):
+            sizes.setdefault(key, size)
+    wanted = tuple(sizes.get(key, axis) for key, axis in zip(keys, axes, strict=True))
+    if place.shape != wanted:
+        yield f"/{name}: shape {place.shape}, should be {wanted}"
+    elif 0 in place.shape and name != "skipped":
+        yield f"/{name}: shape {place.shape}, which is empty"
+
+
+def identity_problems(
+    identity: Mapping[str, Any], places: Mapping[str, Place], skipped: Mapping[str, int]
+) -> Iterator[str]:
+    """Where the arrays are not what the identity says they are, one line each.
+
+    Args:
+        identity: What made the features.
+        places: The arrays.
+        skipped: Split -> images left out of it.
+    """
+    splits = splits_of(places)
+    sizes = {split: places[f"{split}/labels"].shape[0] + skipped.get(split, 0) for split in splits}
+    views = [places[f"{s}/views"].shape[0] for s in splits if f"{s}/views" in places]
+    found = {
+        "model.dim": (places[f"{splits[0]}/features"].shape[1], identity["model"].get("dim")),
+        "text": (list(text_sets_of(places)), sorted(identity.get("text") or ())),
+        "dataset.sizes": (sizes, identity["dataset"].get("sizes")),
+        "views.count": (max(views, default=0), (identity.get("views") or {}).get("count", 0)),
+    }
+    said = {"text": "text" in identity, "views.count": "views" in identity}
+    for key, (there, expected) in found.items():
+        if said.get(key, expected is not None) and there != expected:
+            yield f"the identity says {key} {expected}; the file has {there}"
+    if not identity.get("support_only"):
+        for split in splits:
+            if f"{split}/rows" in places:
+                yield f"/{split}: not all images are encoded, and the identity does not say so"
+
+
+def id_problems(contents: Contents, n_classes: int) -> Iterator[str]:
+    """Labels that are no classes, and rows that are no rows, one line each.
+
+    All but image features is read for it, and so compared with its digest.
+
+    Args:
+        contents: The arrays, of the form of a store.
+        n_classes: C.
+
+    Raises:
+        UserError: The bytes of an array are not the ones that were written.
+    """
+    read = {
+        name: contents.array(name)
+        for name, place in contents.places.items()
+        if place.dtype == "<i8"
+    }
+    for name in contents.places.keys() - read.keys():
+        if not is_image_matrix(name):
+            contents.check(name)
+    for name, ids in read.items():
+        split, _, kind = name.rpartition("/")
+        if kind == "labels" and not 0 <= ids.min() <= ids.max() < n_classes:
+            yield f"/{name}: {ids.min()}..{ids.max()}, for {n_classes} class names"
+        if kind != "labels":
+            n_rows = contents.places[f"{split}/labels"].shape[0]
+            if (np.diff(ids, prepend=-1) <= 0).any() or (ids >= n_rows).any():
+                yield f"/{name}: not ascending within 0..{n_rows - 1}"
+    for name in text_sets_of(contents.places):
+        unserved = np.setdiff1d(np.arange(n_classes), read[f"text/{name}/labels"])
+        if unserved.size:
+            yield (
+                f"/text/{name}: {unserved.size} classes have no prompt, the first is {unserved[0]}"
+            )
