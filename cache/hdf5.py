@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -164,7 +165,8 @@ def stamp(path: Path) -> tuple[int, int]:
             return stamp_of(file)
     except FileNotFoundError:
         raise UserError(
-            f"no store at {path}; make it with: fewshot extract --dataset {path.parent.name}"
+            f"no store at {path}; make it with: "
+            f"fewshot extract --dataset {shlex.quote(path.parent.name)}"
         ) from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; give a store file") from error

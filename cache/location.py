@@ -2,12 +2,13 @@
 
 import hashlib
 import os
-import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from cache.errors import UserError
 from cache.manifest import all_manifests, load_manifest
+from cache.names import name_of, safe_name
 
 
 def default_root() -> Path:
@@ -32,7 +33,7 @@ def store_path(root: Path, dataset: str, model: str) -> Path:
     if model.startswith("local-dir:"):
         folder = Path(model.removeprefix("local-dir:")).absolute()
         model = f"local-dir-{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
-    return root / _slug(dataset) / f"{_slug(model)}.h5"
+    return root / safe_name(dataset) / f"{safe_name(model)}.h5"
 
 
 def find_stores(root: Path) -> list[Path]:
@@ -47,7 +48,7 @@ def find_store(
 
     Args:
         root: The folder of stores, or one store's file.
-        dataset: A name or an alias; any dataset without it.
+        dataset: A name, an alias, or the folder or table that was extracted; any without it.
         model: Any model without it.
 
     Returns:
@@ -59,15 +60,14 @@ def find_store(
     if root.is_file():
         return root, False
     known = find_stores(root)
+    asked = dataset
     if dataset is not None:
         dataset = _canonical(dataset)
         known = [p for p in known if p.parent.name == store_path(root, dataset, "x").parent.name]
     if model is not None:
         known = [p for p in known if p.name == store_path(root, "x", model).name]
     if not known:
-        what = " ".join(
-            [f"--dataset {dataset or 'NAME'}", *([f"--model {model}"] if model else [])]
-        )
+        what = shlex.join(["--dataset", asked or "NAME", *(["--model", model] if model else [])])
         there = sorted({f"{p.parent.name}/{p.stem}" for p in find_stores(root)})
         others = f"; there are {', '.join(there[:8])}" if there else ""
         raise UserError(f"no such store under {root}{others}; make it with: fewshot extract {what}")
@@ -75,16 +75,14 @@ def find_store(
 
 
 def _canonical(dataset: str) -> str:
-    """A dataset's name for any of its aliases; other names are the user's own and stay."""
+    """A dataset's name for any of its aliases, or for its folder or table; others stay."""
     names = {name.lower() for m in all_manifests() for name in (m.name, *m.aliases)}
-    return load_manifest(dataset).name if dataset.lower() in names else dataset
-
-
-def _slug(name: str) -> str:
-    slug = re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip(".")
-    if not slug:
-        raise UserError(f"a dataset or model needs a name with a letter or digit; got {name!r}")
-    return slug
+    if dataset.lower() in names:
+        return load_manifest(dataset).name
+    path = Path(dataset)
+    if path.is_dir():
+        return name_of(path)
+    return name_of(path.with_suffix("")) if path.is_file() else dataset
 
 
 def require_outside(photos: Path, places: Mapping[str, Path]) -> None:

@@ -1,10 +1,7 @@
 """A dataset ready to be encoded: its classes, its rows per split, and how to read its images."""
 
 import contextlib
-import hashlib
 import os
-import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +16,7 @@ from cache.layouts import torchvision_datasets as from_torchvision
 from cache.listing import SPLIT_RULE, Listing
 from cache.listing import Item as Item
 from cache.manifest import Manifest, load_manifest
+from cache.names import name_of
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -211,13 +209,13 @@ def resolve(manifest: Manifest, data_root: Path, *, download: bool = False) -> S
 def resolve_folder(path: Path, name: str = "") -> Source:
     """A user's folder of class folders as a dataset, called after the folder."""
     listing = folder.read_folder(path)
-    return _source(name or _slug(path), listing, exif=True)
+    return _source(name or name_of(path), listing, exif=True)
 
 
 def resolve_table(path: Path, name: str = "") -> Source:
     """A user's CSV or JSON lines as a dataset, called after the file."""
     listing = table.read_table(path)
-    return _source(name or _slug(path.with_suffix("")), listing, exif=True)
+    return _source(name or name_of(path.with_suffix("")), listing, exif=True)
 
 
 def pooled(source: Source) -> Source:
@@ -303,13 +301,3 @@ def _absent(manifest: Manifest, data_root: Path) -> UserError:
     split_missing = layout.kind == "split-file" and layout.images and images.is_dir()
     what = "has images but no split file" if split_missing else "is not"
     return UserError(f"{manifest.name} {what} at {_wanted(manifest, data_root)}{other}{how}")
-
-
-def _slug(path: Path) -> str:
-    """ASCII; folders in other scripts, of which little or nothing would be left, stay apart."""
-    name = unicodedata.normalize("NFKD", path.resolve().name)
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name.encode("ascii", "ignore").decode()).strip("-.")
-    if slug and not any(c.isalnum() and not c.isascii() for c in name):
-        return slug
-    digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8]
-    return f"{slug or 'folder'}-{digest}"

@@ -15,6 +15,7 @@ float32 of unit norm again. Every matrix lies in one piece and uncompressed, so 
 it can be read and nothing else.
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -180,12 +181,12 @@ class FeatureStore:
                 "choose a protocol that needs no other"
             )
         only = self.identity.get("support_only") or {}
-        model = f"--dataset {self.dataset} --model {self.model}"
+        words = ["fewshot", "extract", "--dataset", self.dataset, "--model", self.model]
         return Split(
             self.contents,
             name,
             ", ".join(f"{key} {value}" for key, value in only.items()),
-            f"fewshot extract {model} --if-exists overwrite",
+            f"{shlex.join(words)} --if-exists overwrite",
         )
 
     def labels(self, split: str) -> NDArray[np.int64]:

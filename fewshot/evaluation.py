@@ -129,6 +129,11 @@ def _base_to_new(
     _require_new_classes(method, "base-to-new")
     test = _test_split(store)
     base, new = base_new(store.n_classes)
+    if len(new) < 2:
+        raise UserError(
+            f"base-to-new needs four classes or more, two to tell apart in each half; "
+            f"{store.dataset} has {store.n_classes}; leave base-to-new out"
+        )
     fitted = fit(store, method, protocol, classes=base)
     classifiers = fitted.classifier, _unseen(fitted, store, new)
     predicted, rows, accuracies = [], [], {}
@@ -242,9 +247,15 @@ def _test_split(store: FeatureStore) -> Split:
         UserError: There is none.
     """
     if "test" not in store.splits:
+        if store.imported:
+            remedy = "import test features as well"
+        elif "all for training" in str(store.identity["dataset"].get("origin")):
+            remedy = "extract without --all-train"
+        else:
+            remedy = "add a folder of test images and extract again with --if-exists overwrite"
         raise UserError(
             f"{store.path} has no test split, so there is nothing to report; keep a classifier "
-            "of it with --save FILE, or extract without --all-train"
+            f"of it with --save FILE.safetensors, or {remedy}"
         )
     return store.split("test")
 

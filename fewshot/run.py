@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from cache.errors import UserError, unknown
 from cache.identity import canonical_json
+from cache.names import safe_name
 from fewshot.method import MethodInfo
 from fewshot.model_selection import tuning
 from fewshot.sampling import Sample, draw, draw_imbalanced, everything, parse_profile
@@ -306,7 +307,7 @@ class Run:
         """A name for its predictions, which differs for whatever differs in two runs."""
         values = {one.name: getattr(self, one.name) for one in fields(Run)}
         digest = hashlib.sha256(canonical_json(values).encode()).hexdigest()[:12]
-        return f"{self.method}-{self.dataset}-{digest}.npz"
+        return f"{safe_name(f'{self.method}-{self.dataset}')}-{digest}.npz"
 
     def command(self, store: Path, out: Path, *, end_to_end: bool = False) -> str:
         """The command that runs it again, quoted for a shell.

@@ -44,3 +44,20 @@ def test_where_there_is_none_the_command_that_makes_it_is_named(root: Path) -> N
         find_store(root, "eurosat", "x")
     with pytest.raises(UserError, match=r"no such store under .*extract --dataset NAME"):
         find_store(root / "empty")
+
+
+def test_the_command_that_makes_a_store_is_quoted(root: Path) -> None:
+    with pytest.raises(UserError, match=r"extract --dataset 'my photos; rm x' --model tiny$"):
+        find_store(root, "my photos; rm x", "tiny")
+
+
+def test_a_folder_or_a_table_means_its_store(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    (work / "mine").mkdir(parents=True)
+    (work / "dtd.csv").touch()
+    monkeypatch.chdir(work)
+    for dataset in ("mine", "./mine", "mine/", str(work / "mine"), "../work/mine"):
+        assert find_store(root, dataset) == (root / "mine/tiny.h5", False)
+    assert find_store(root, "dtd.csv", "tiny") == (root / "dtd/tiny.h5", False)

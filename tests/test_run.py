@@ -1,3 +1,4 @@
+import shlex
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -151,3 +152,21 @@ def test_a_label_says_what_a_person_would() -> None:
     one = replace(RESULT, shots=1, fixed={"alpha": 2.0}, prompt_set="cupl")
     assert one.label == "gda alpha=2.0 dtd tiny prompts cupl 1 shot, seed 1"
     assert replace(RESULT, shots=0, method="zero-shot").label == "zero-shot dtd tiny"
+
+
+def test_no_name_leads_predictions_out_of_their_folder(tmp_path: Path) -> None:
+    path = write_store(tmp_path, "x/../../victim")
+    result = evaluate(FeatureStore.open(path), "gda", shots=2, save=tmp_path / "said")
+    assert result.dataset == "x/../../victim"
+    assert result.predictions is not None
+    assert Path(result.predictions).parent == tmp_path / "said"
+    assert Path(result.predictions).is_file()
+
+
+def test_the_command_is_quoted_and_says_what_was_typed(tmp_path: Path) -> None:
+    odd = replace(RESULT.run, dataset="a b", fitted_on="a b", fixed={"alpha": 2.0}, tune="none")
+    assert shlex.split(odd.command(Path("my stores"), Path("out; rm x"))) == [
+        "fewshot", "fit", "gda", "--model", "tiny", "--dataset", "a b", "--shots", "4",
+        "--seed", "1", "--tune", "none", "--set", "alpha=2.0", "--store", "my stores",
+        "--results", "out; rm x/results.jsonl",
+    ]  # fmt: skip

@@ -185,6 +185,8 @@ class _Ask:
     def _stores_cannot(self) -> str | None:
         learned, tested, setting = self.pair.learned, self.pair.tested, self.protocol.setting
         prompts = self.protocol.prompt_set
+        if setting == "base-to-new" and learned.n_classes < 4:
+            return f"{learned.dataset} has fewer than four classes, so it is not for base-to-new"
         if self.pair.shares == (setting == "cross-dataset"):
             has = "no classes but those of" if self.pair.shares else "classes that are not in"
             return f"{tested.dataset} has {has} {learned.dataset}, so it is not for {setting}"

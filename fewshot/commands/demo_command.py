@@ -1,5 +1,6 @@
 """`demo`: the main job, on data that needs no download."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,7 @@ def demo(
         n_labeled, n_unlabeled = write_photos(photos)
         print(
             f"{photos}: {n_labeled} digits in ten class folders, {n_unlabeled} in unlabeled/; "
-            f"now: fewshot auto {photos} --model tiny"
+            f"now: fewshot auto {shlex.quote(str(photos))} --model tiny"
         )
         return
     from cache.location import default_root

@@ -16,6 +16,7 @@ from torch import Tensor
 from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.location import default_root, store_path
+from cache.names import safe_name
 from cache.source import Item, Source
 from cache.store import FeatureStore
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, Plan
@@ -380,8 +381,8 @@ def checkpoint_path(
     """Where a run keeps its checkpoint: a name of its own for whatever was asked for."""
     asked = [asdict(method), model, shots, seed, *more]
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
-    name = f"{method.name}-{source.dataset}-{shots}-{seed}-{digest}.safetensors"
-    return out / "checkpoints" / name
+    name = safe_name(f"{method.name}-{source.dataset}-{shots}-{seed}")
+    return out / "checkpoints" / f"{name}-{digest}.safetensors"
 
 
 def store_of(source: Source, model: str, root: Path | None) -> FeatureStore | None:
