@@ -68,6 +68,8 @@ class Adapter:
         shots = self.training.get("shots")
         known = self.calibration
         learned = shots_name(int(shots)) if shots else "no labels"
+        if "shots" not in self.training:
+            learned = "nobody knows how many shots"
         line = f"{self.method} on {self.model_name}, {len(self.classnames)} classes, {learned}"
         if known.accuracy is None or known.interval is None:
             return f"{line}; not calibrated, for want of labeled images to judge by"

@@ -242,7 +242,11 @@ def _template_set(source: "Source", name: str) -> tuple[str, ...]:
 
 def import_(
     file: Annotated[
-        Path, typer.Argument(metavar="PATH", help="An .npz file, or a folder of .pt files.")
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="An .npz file, a folder of .pt files, or CLIP-LoRA's own file (with --save).",
+        ),
     ],
     dataset: Annotated[str, typer.Option(help="Name for the dataset.")],
     model: Annotated[str, typer.Option(help="Model that made the features.")],
@@ -258,8 +262,19 @@ def import_(
     ] = 100.0,
     store: StoreOption = None,
     if_exists: IfExistsOption = "error",
+    data_root: DataRootOption = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.safetensors",
+            help="Read a file of CLIP-LoRA's own code, and write this adapter.",
+        ),
+    ] = None,
 ) -> None:
     """Make a store from features computed elsewhere."""
+    if save is not None:
+        _import_adapter(file, dataset, model, data_root, save)
+        return
     from cache.import_store import import_file
     from cache.location import default_root
 
@@ -276,3 +291,17 @@ def import_(
         say=say,
     )
     show(str(path))
+
+
+def _import_adapter(
+    file: Path, dataset: str, model: str, data_root: Path | None, save: Path
+) -> None:
+    from cache.loading import load
+    from cache.source import find
+    from fewshot.adapters.adapter import require_suffix
+    from fewshot.adapters.import_clip_lora import import_clip_lora
+
+    require_suffix(save)
+    adapter = import_clip_lora(file, load(model, device="cpu"), find(dataset, root=data_root))
+    adapter.save(save)
+    say(f"{save}: {adapter.summary()}")

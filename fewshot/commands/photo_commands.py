@@ -132,9 +132,10 @@ def predict(
 def export(
     adapter: AdapterArgument,
     to: Annotated[
-        Literal["open_clip", "onnx"],
+        Literal["open_clip", "onnx", "clip-lora"],
         typer.Option(
-            help="A folder that open_clip loads, or an ONNX model from pixels to probabilities."
+            help="A folder that open_clip loads, an ONNX model from pixels to probabilities, or "
+            "the file of CLIP-LoRA's own code."
         ),
     ],
     out: Annotated[

@@ -11,6 +11,7 @@ from pathlib import Path
 from cache.errors import UserError, unknown
 from cache.loading import load
 from fewshot.adapters.adapter import Adapter, load_adapter
+from fewshot.adapters.export.clip_lora_folder import require_pairs, write_clip_lora_folder
 from fewshot.adapters.export.folding import require_towers
 from fewshot.adapters.export.model_card import model_card
 from fewshot.adapters.export.onnx_file import require_onnx, write_onnx
@@ -18,7 +19,7 @@ from fewshot.adapters.export.open_clip_folder import write_open_clip
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.methods import METHODS
 
-TARGETS = {"open_clip": write_open_clip, "onnx": write_onnx}
+TARGETS = {"open_clip": write_open_clip, "onnx": write_onnx, "clip-lora": write_clip_lora_folder}
 CLASSES, CARD, RECEIPT = "classes.json", "README.md", "export.json"
 
 
@@ -32,8 +33,8 @@ def export(
 
     Args:
         adapter: What was learned, or its file.
-        to: `open_clip` or `onnx`.
-        out: The folder; without it the adapter file's name with `-open_clip` or `-onnx`.
+        to: `open_clip`, `onnx` or `clip-lora`.
+        out: The folder; without it the adapter file's name, a hyphen and the target.
         model: The model under another name, such as `local-dir:` of the same weights.
 
     Raises:
@@ -53,6 +54,8 @@ def export(
     _require_method(adapter)
     if to == "onnx":
         require_onnx()
+    elif to == "clip-lora":
+        require_pairs(adapter)
     else:
         require_towers(adapter)
     encoder = load(model or adapter.model_name, device="cpu", precision="fp32")

@@ -1,0 +1,196 @@
+"""The files in which CLIP-LoRA's authors keep what they trained.
+
+Such a file (https://github.com/MaxZanella/CLIP-LoRA) is torch's pickle of
+
+    {"weights": {"layer_0": {"q_proj": {"w_lora_A": (r, W), "w_lora_B": (W, r)}, ...}, ...},
+     "metadata": {"r": 2, "alpha": 1, "encoder": "both", "params": ["q", "k", "v"],
+                  "position": "all"}}
+
+where layers count the adapted blocks, those of the text tower first, and the output projection is
+called "proj". Neither the model nor its depth is in it. A position means the same blocks at every
+depth in the authors' table: "half-up" are blocks 6 to 11 of ViT-L/14's 24, and "all" the first 21
+of them. A file with as many layers as the same share of the depth has is read as that.
+"""
+
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from cache.errors import UserError, unknown
+from fewshot.endtoend.methods.clip_lora import CLIPLoRA
+from fewshot.endtoend.parts.blocks import BLOCKS, IN_BLOCK, TWELFTHS, Towers, blocks_of, towers_of
+
+MATRICES = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "proj"}
+POSITIONS = {
+    "bottom": range(4),
+    "mid": range(4, 8),
+    "up": range(8, 12),
+    "half-bottom": range(6),
+    "half-up": range(6, 12),
+    "all": range(21),
+    "top": range(11, 12),
+    "top1": range(11, 12),
+    "top2": range(10, 12),
+    "top3": range(9, 12),
+}
+
+
+def read_clip_lora(
+    path: Path, depths: Mapping[str, int]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Settings of `CLIPLoRA` and, by their names in the model, the factors that a file holds.
+
+    The position is the narrowest of ours that has all blocks of the file.
+
+    Args:
+        path: The file.
+        depths: Blocks of each tower of the model, by `text` and `image`.
+
+    Raises:
+        UserError: Damaged, something else, or of a model of another depth.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        layers, about = content["weights"], content["metadata"]
+        towers = {"vision": "image"}.get(about["encoder"], about["encoder"])
+        matrices, position = list(about["params"]), about["position"]
+        rank, alpha = int(about["r"]), float(about["alpha"])
+        n_layers = len(layers)
+    except (
+        OSError,
+        RuntimeError,
+        pickle.UnpicklingError,
+        EOFError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        LookupError,
+    ) as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise UserError(
+            f"{path} is not one of CLIP-LoRA's files ({reason}); expected a .pt with weights and "
+            "metadata"
+        ) from None
+    if towers not in get_args(Towers):
+        raise unknown("encoder", str(towers), ["both", "text", "vision"])
+    if position not in POSITIONS:
+        raise unknown("position of CLIP-LoRA's files", str(position), POSITIONS)
+    for matrix in matrices:
+        if matrix not in MATRICES:
+            raise unknown("matrix of CLIP-LoRA's files", str(matrix), MATRICES)
+    theirs = {tower: _blocks(position, depths[tower]) for tower in towers_of(towers)}
+    ours = {t: blocks_of(position, depths[t]) for t in theirs} if position in TWELFTHS else theirs
+    fitting = [chosen for chosen in (theirs, ours) if sum(map(len, chosen.values())) == n_layers]
+    if not fitting:
+        model = " and ".join(f"{depths[tower]} {tower} blocks" for tower in theirs)
+        raise UserError(
+            f"{path} holds {n_layers} layers; position {position} of a model with {model} has "
+            f"{sum(map(len, theirs.values()))}; give --model the one it was trained on"
+        )
+    chosen = fitting[0]
+    factors = {}
+    for name, layer, matrix, factor in _factors(chosen, matrices):
+        try:
+            tensor = layers[layer][matrix][factor]
+            got = str(tuple(tensor.shape))
+            whole = tensor.ndim == 2 and tensor.shape[factor == "w_lora_B"] == rank
+        except (LookupError, TypeError, AttributeError):
+            got, whole = "nothing", False
+        if not whole:
+            raise UserError(
+                f"{path} should hold {factor} of rank {rank} in {layer}, {matrix}; got {got}; the "
+                "file is cut short or another version's"
+            )
+        factors[name] = tensor
+    covering = [
+        p for p in TWELFTHS if all({*chosen[t]} <= {*blocks_of(p, depths[t])} for t in chosen)
+    ]
+    settings = {
+        "rank": rank,
+        "alpha": alpha,
+        "towers": towers,
+        "matrices": ",".join(matrices),
+        "position": min(covering, key=lambda p: len(blocks_of(p, 12))),
+    }
+    return settings, factors
+
+
+def write_clip_lora(
+    path: Path, method: CLIPLoRA, factors: Mapping[str, Tensor], depths: Mapping[str, int]
+) -> dict[str, Any]:
+    """Write a file that CLIP-LoRA's code reads; what it says of the method.
+
+    Args:
+        path: Written in place.
+        method: What was trained.
+        factors: A and B of every pair, by their names in the model.
+        depths: Blocks of each tower of the model, by `text` and `image`.
+
+    Raises:
+        UserError: What was trained has no place in such a file.
+    """
+    matrices = [matrix for matrix in IN_BLOCK if matrix in method.matrices.split(",")]
+    if outside := [matrix for matrix in matrices if matrix not in MATRICES]:
+        raise UserError(
+            f"CLIP-LoRA's files hold pairs beside {', '.join(MATRICES)} alone; this adapter has "
+            f"some beside {outside[0]}; use --to open_clip"
+        )
+    if method.alpha != int(method.alpha):
+        raise UserError(
+            f"alpha is an integer in CLIP-LoRA's files; got {method.alpha}; use --to open_clip"
+        )
+    chosen = {t: _blocks(method.position, depths[t]) for t in towers_of(method.towers)}
+    places = list(_factors(chosen, matrices))
+    known = {name for name, *_ in places}
+    for name, tensor in factors.items():
+        if name not in known and name.endswith(".B") and bool(tensor.any()):
+            raise UserError(
+                f"{name.removesuffix('.B')} has no place in CLIP-LoRA's files, in which position "
+                f"{method.position} ends before; use --to open_clip"
+            )
+    layers: dict[str, dict[str, dict[str, Tensor]]] = {}
+    for name, layer, matrix, factor in places:
+        tensor = factors[name].detach().cpu().clone()
+        layers.setdefault(layer, {}).setdefault(matrix, {})[factor] = tensor
+    about = {
+        "r": method.rank,
+        "alpha": int(method.alpha),
+        "encoder": {"image": "vision"}.get(method.towers, method.towers),
+        "params": matrices,
+        "position": method.position,
+    }
+    torch.save({"weights": layers, "metadata": about}, path)
+    return about
+
+
+def depths_of(model: Any) -> dict[str, int]:
+    """Blocks of each tower of open_clip's CLIP, by `text` and `image`.
+
+    Raises:
+        UserError: The image tower is a ResNet.
+    """
+    if not hasattr(model.visual, "transformer"):
+        raise UserError("CLIP-LoRA's files are of vision transformers; this model has a ResNet")
+    return {tower: len(model.get_submodule(path)) for tower, path in BLOCKS.items()}
+
+
+def _blocks(position: str, depth: int) -> range:
+    """The blocks that a position means in a tower of that depth."""
+    blocks = POSITIONS[position]
+    return range(min(blocks.start, depth), min(blocks.stop, depth))
+
+
+def _factors(
+    chosen: Mapping[str, range], matrices: Sequence[str]
+) -> Iterator[tuple[str, str, str, str]]:
+    """Of each factor its name in the model, and its layer, matrix and name in the file."""
+    blocks = [(tower, i) for tower, numbers in chosen.items() for i in numbers]
+    for layer, (tower, i) in enumerate(blocks):
+        for matrix in (m for m in MATRICES if m in matrices):
+            for factor in "AB":
+                name = f"{BLOCKS[tower]}.{i}.{IN_BLOCK[matrix]}.{factor}"
+                yield name, f"layer_{layer}", MATRICES[matrix], f"w_lora_{factor}"
