@@ -1,16 +1,12 @@
 """What a dataset's files say, whatever their layout: class names, and rows per split."""
 
-import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 SPLIT_RULE = "stratified 50/20/30"
-_EXTENSIONS = {"jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,71 +78,3 @@ def split_items(items: Sequence[Item]) -> dict[str, tuple[Item, ...]]:
     """The items under `stratified_split`."""
     rows = stratified_split([item.label for item in items])
     return {split: tuple(items[row] for row in chosen) for split, chosen in rows.items()}
-
-
-class Images(NamedTuple):
-    """The image files below a directory.
-
-    Attributes:
-        paths: Relative to the directory, with "/" between parts, sorted.
-        ignored: How many other files there were, by what they are.
-    """
-
-    paths: tuple[str, ...]
-    ignored: Counter[str]
-
-
-def find_images(directory: Path) -> Images:
-    """Every image file below a directory, links followed, hidden files and folders left out."""
-    ignored: Counter[str] = Counter()
-    paths = tuple(sorted(_walk(directory, "", frozenset(), ignored)))
-    return Images(paths, ignored)
-
-
-def folders(directory: Path) -> list[str]:
-    """Names of the folders in a directory that are not hidden or among `lost_links`, sorted."""
-    lost = lost_links(directory)
-    with os.scandir(directory) as entries:
-        found = [e.name for e in entries if _is_folder(e) and not _hidden(e.name)]
-    return sorted(name for name in found if name not in lost)
-
-
-def lost_links(directory: Path) -> list[str]:
-    """Names of the links in a directory that lead nowhere, or back to where it lies, sorted."""
-    here = os.path.realpath(directory)
-    with os.scandir(directory) as entries:
-        links = [Path(e.path) for e in entries if e.is_symlink() and not _hidden(e.name)]
-    return sorted(x.name for x in links if not x.exists() or Path(here).is_relative_to(x.resolve()))
-
-
-def _walk(
-    directory: Path, prefix: str, above: frozenset[str], ignored: Counter[str]
-) -> Iterator[str]:
-    real = os.path.realpath(directory)
-    if real in above:  # a link back to a folder that we are in
-        return
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if _is_folder(entry):
-                if not _hidden(entry.name):
-                    below = _walk(
-                        directory / entry.name, f"{prefix}{entry.name}/", above | {real}, ignored
-                    )
-                    yield from below
-            elif _hidden(entry.name):
-                ignored["hidden"] += 1
-            elif entry.name.rpartition(".")[2].lower() in _EXTENSIONS:
-                yield prefix + entry.name
-            else:
-                ignored["of another type"] += 1
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"

@@ -188,7 +188,10 @@ def _count_problems(source: Source, counts: Mapping[str, tuple[int, ...]]) -> It
             yield f"{split} must have {expected:,} images, got {got:,}"
     empty = [c for c, n in enumerate(counts.get("train", ())) if n == 0]
     if empty:
-        yield f"{_classes(source, empty)} without a train image"
+        yield (
+            f"{_classes(source, empty)} without a train image; add at least one for each class, or "
+            "remove the class"
+        )
 
 
 def _unreadable_problems(

@@ -13,12 +13,12 @@ from cache.decoding_memory import MAX_PIXELS
 from cache.errors import UserError
 from cache.layouts import aircraft, digits, folder, imagenet, split_file, table
 from cache.layouts import torchvision_datasets as from_torchvision
+from cache.layouts.table_file import ENDINGS as TABLES
 from cache.listing import SPLIT_RULE, Listing
 from cache.listing import Item as Item
 from cache.manifest import Manifest, load_manifest
 from cache.names import name_of
 
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _READERS: dict[str, Callable[[Manifest, Path], Listing]] = {
     "split-file": split_file.read,

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from cache.errors import UserError
+from cache.preflight import check
 from cache.source import Item, pooled, resolve_folder
 
 
@@ -61,13 +62,57 @@ def test_a_class_called_train_is_no_split(tmp_path: Path) -> None:
     assert resolve_folder(tmp_path).classnames == ("bus", "train")
 
 
-def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
+def test_splits_may_lack_classes_of_one_another(tmp_path: Path) -> None:
     fill(tmp_path, ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"])
-    with pytest.raises(UserError, match="train lacks c"):
+    source = resolve_folder(tmp_path)
+    assert source.classnames == ("a", "b", "c")
+    assert source.splits["test"] == (Item("test/a/1.png", 0), Item("test/c/1.png", 2))
+    report = check(source)
+    assert report.problems[0].startswith("1 class (c) without a train image; add at least one")
+    assert "1 class (b) without a test image" in report.notes
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "valid", "test"), ("Training", "Validation", "Testing"), ("TRAIN", "dev", "eval"),
+        ("train_set", "val-images", "Test Data"), ("trainset", "valset", "testset"),
+    ],
+)  # fmt: skip
+def test_split_folders_have_many_names(tmp_path: Path, names: tuple[str, ...]) -> None:
+    fill(tmp_path, [f"{name}/{c}/1.png" for name in names for c in "ab"])
+    source = resolve_folder(tmp_path)
+    assert {split: items[0].path for split, items in source.splits.items()} == {
+        split: f"{name}/a/1.png"
+        for split, name in zip(("train", "val", "test"), names, strict=True)
+    }
+
+
+def test_one_folder_too_high_names_the_folders_below(tmp_path: Path) -> None:
+    fill(tmp_path, [f"archive/{c}/1.png" for c in ("cat", "dog")])
+    fill(tmp_path, [".DS_Store", "__MACOSX/cat/1.png"])
+    with pytest.raises(UserError, match=r"holds one folder, archive/, and that holds cat, dog; gi"):
         resolve_folder(tmp_path)
-    (tmp_path / "train" / "c").mkdir()
-    with pytest.raises(UserError, match="test lacks b"):
+    assert resolve_folder(tmp_path / "archive").classnames == ("cat", "dog")
+
+
+def test_one_file_in_two_classes_or_two_splits_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, ["cat/1.png", "dog/2.png"])
+    (tmp_path / "dog" / "9.png").symlink_to(tmp_path / "cat" / "1.png")
+    with pytest.raises(UserError, match=r"/cat/1.png and .*/dog/9.png are one file"):
         resolve_folder(tmp_path)
+    both = tmp_path / "both"
+    fill(both, ["train/a/1.png", "train/b/1.png", "test/b/1.png"])
+    (both / "test" / "a").symlink_to(both / "train" / "a")
+    with pytest.raises(UserError, match=r"/train/a/1.png and .*/test/a/1.png are one file"):
+        resolve_folder(both)
+
+
+def test_a_link_back_to_the_photos_brings_no_other_class(tmp_path: Path) -> None:
+    fill(tmp_path, [f"{c}/{n}.png" for c in ("cat", "dog") for n in range(3)])
+    (tmp_path / "cat" / "all").symlink_to(tmp_path)
+    source = resolve_folder(tmp_path)
+    assert sum(map(len, source.splits.values())) == 6
 
 
 def test_splits_beside_classes_are_refused(tmp_path: Path) -> None:
@@ -87,7 +132,7 @@ def test_what_is_no_image_is_counted_and_left_out(tmp_path: Path) -> None:
     fill(tmp_path, ["a/.DS_Store", "a/Thumbs.db", "b/readme.txt", "LICENSE", "stray.png"])
     source = resolve_folder(tmp_path)
     assert source.notes == (
-        "files left out: 1 hidden, 2 of another type, 2 outside any class folder",
+        "files left out: 2 hidden, 1 of another type, 2 outside any class folder",
     )
     assert sum(map(len, source.splits.values())) == 6
 

@@ -1,10 +1,9 @@
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cache.listing import Item, find_images, folders, split_items, stratified_split
+from cache.listing import Item, split_items, stratified_split
 
 
 @pytest.mark.parametrize(
@@ -50,30 +49,3 @@ def test_items_are_split_with_their_labels() -> None:
     splits = split_items(items)
     assert Counter(item.label for item in splits["test"]) == {0: 3, 1: 3}
     assert sorted(i.path for part in splits.values() for i in part) == sorted(i.path for i in items)
-
-
-def test_images_are_found_by_extension_in_any_case_and_at_any_depth(tmp_path: Path) -> None:
-    wanted = ["B.JPG", "a.jpeg", "deep/er/c.Png", "d.webp", "e.tif"]
-    for path in [*wanted, "notes.txt", ".hidden.jpg", "._a.jpg", ".git/x.jpg", "__MACOSX/y.jpg"]:
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).touch()
-    found = find_images(tmp_path)
-    assert found.paths == tuple(sorted(wanted))
-    assert found.ignored == {"hidden": 2, "of another type": 1}
-
-
-def test_links_are_followed_and_a_circle_of_them_ends(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    (tmp_path / "real" / "a.png").touch()
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "link").symlink_to(tmp_path / "real")
-    (tmp_path / "in" / "round").symlink_to(tmp_path / "in")
-    (tmp_path / "in" / "b.png").symlink_to(tmp_path / "real" / "a.png")
-    assert find_images(tmp_path / "in").paths == ("b.png", "link/a.png")
-
-
-def test_hidden_folders_and_files_are_no_classes(tmp_path: Path) -> None:
-    for name in ("b", "a", ".c", "__MACOSX"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "file").touch()
-    assert folders(tmp_path) == ["a", "b"]

@@ -301,3 +301,15 @@ def test_an_image_is_known_by_its_file_or_by_its_place() -> None:
     assert [path for batch in batches for path, _ in batch] == [
         "images[0]", "a.png", "a.png", "images[3]"
     ]  # fmt: skip
+
+
+def test_a_folder_tells_how_many_other_files_it_holds_and_why_they_are_left_out() -> None:
+    write("new/a.jfif", "new/b.AVIF", "new/c.heic", "new/d.txt", "new/.hidden")
+    said: list[str] = []
+    assert image_files(["new"], say=said.append) == ["new/a.jfif", "new/b.AVIF"]
+    heic = "1 .heic (a format that is not read; convert it to JPEG)"
+    assert said == [f"new: files left out: {heic}, 1 hidden, 1 of another type"]
+    said.clear()
+    write("plain/a.png", "plain/.DS_Store")
+    image_files(["plain"], say=said.append)
+    assert said == []

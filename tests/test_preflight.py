@@ -213,16 +213,19 @@ def test_an_empty_class_folder_is_a_problem(tmp_path: Path) -> None:
         Image.new("RGB", (2, 2)).save(tmp_path / path)
     (tmp_path / "c").mkdir()
     preflight = check(resolve_folder(tmp_path))
-    assert preflight.problems == ("1 class (c) without a train image",)
+    assert preflight.problems == (
+        "1 class (c) without a train image; add at least one for each class, or remove the class",
+    )
     assert preflight.notes == ()
 
 
-def test_a_gap_in_class_ids_is_a_problem(tmp_path: Path) -> None:
+def test_a_class_without_train_images_is_a_problem_with_a_way_out(tmp_path: Path) -> None:
     for name in "abc":
         Image.new("RGB", (2, 2)).save(tmp_path / f"{name}.png")
-    (tmp_path / "rows.csv").write_text("path,label\na.png,0\nb.png,2\nc.png,0\n")
+    rows = "path,label,split\na.png,x,train\nb.png,y,test\nc.png,x,test\n"
+    (tmp_path / "rows.csv").write_text(rows)
     assert check(resolve_table(tmp_path / "rows.csv")).problems == (
-        "1 class (1) without a train image",
+        "1 class (y) without a train image; add at least one for each class, or remove the class",
     )
 
 

@@ -1,20 +1,19 @@
 """A user's folder of class folders: a class is a folder and its name is the folder's.
 
-Either `train/`, `val/` and `test/` hold the class folders (`valid/` and `validation/` will do, and
-one or two of the three), or the folder holds them itself and is split 50/20/30. A folder called
-`unlabeled/` beside them is no class.
+Either `train/`, `val/` and `test/` hold the class folders (one or two of the three will do, by any
+name that `conventions` knows), or the folder holds them itself and is split 50/20/30. A folder
+called `unlabeled/` beside them is no class.
 """
 
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from cache.errors import UserError
-from cache.listing import SPLIT_RULE, Item, Listing, find_images, folders, lost_links, split_items
+from cache.errors import UserError, printable
+from cache.image_search import describe_ignored, find_images, folders, lost_links
+from cache.layouts.conventions import UNLABELED, of_a_system, split_of
+from cache.listing import SPLIT_RULE, Item, Listing, split_items
 from cache.manifest import SPLITS, Manifest
-
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-UNLABELED = ("unlabeled", "unlabelled")
 
 
 def read(manifest: Manifest, data_root: Path) -> Listing:
@@ -34,7 +33,7 @@ def read_folder(
         drop: Class folders to leave out.
 
     Raises:
-        UserError: No folder, no class folders, or splits with different classes.
+        UserError: No folder, no class folders, or one file in two classes or splits.
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give a folder of class folders")
@@ -46,24 +45,31 @@ def read_folder(
         split: [name for name in folders(root / parent) if name not in drop]
         for split, parent in parents.items()
     }
-    _require_same_classes(root, classes)
-    folder_names = next(iter(classes.values()))
+    folder_names = sorted(set().union(*classes.values()))
     if not folder_names:
         raise UserError(f"{root} has no class folders; each class is a folder of its images")
+    if not split_folders:
+        _require_class_folders(root, folder_names)
     ignored: Counter[str] = Counter()
     lost = [f"{parent}{name}" for parent in parents.values() for name in lost_links(root / parent)]
     splits: dict[str, tuple[Item, ...]] = {}
+    owners: dict[str, str] = {}  # file -> the path under which it was found
     for split, parent in parents.items():
         items = []
         for label, name in enumerate(folder_names):
+            if name not in classes[split]:
+                continue
             images = find_images(root / parent / name)
             ignored += images.ignored
-            items += [Item(f"{parent}{name}/{path}", label) for path in images.paths]
+            for path, file in images.files.items():
+                item = Item(f"{parent}{name}/{path}", label)
+                _require_one_owner(root, owners.setdefault(file, item.path), item.path)
+                items.append(item)
         splits[split] = tuple(items)
         ignored["outside any class folder"] += _files(root / parent)
     if not split_folders:
         splits = split_items(splits["all"])
-    left_out = ", ".join(f"{n:,} {what}" for what, n in sorted(ignored.items()) if n)
+    left_out = describe_ignored(ignored)
     notes = [f"files left out: {left_out}"] if left_out else []
     if lost:
         notes.append(f"links left out, as they lead nowhere or back: {', '.join(lost)}")
@@ -99,10 +105,9 @@ def _split_folders(root: Path) -> dict[str, str]:
     A folder called "train" divides it if it holds folders itself: one that holds images is a class
     of trains.
     """
-    found = [name for name in folders(root) if name.lower() in SPLIT_NAMES and folders(root / name)]
+    found = {name: split for name in folders(root) if (split := _split_folder(root, name))}
     by_split: dict[str, str] = {}
-    for name in found:
-        split = SPLIT_NAMES[name.lower()]
+    for name, split in found.items():
         if split in by_split:
             raise UserError(
                 f"{root} has both {by_split[split]}/ and {name}/; keep one {split} split"
@@ -118,16 +123,32 @@ def _split_folders(root: Path) -> dict[str, str]:
     return {split: by_split[split] for split in SPLITS if split in by_split}
 
 
-def _require_same_classes(root: Path, classes: Mapping[str, list[str]]) -> None:
-    every = set().union(*classes.values())
-    for split, names in classes.items():
-        lacking = sorted(every - set(names))
-        if lacking:
-            raise UserError(
-                f"{root}: every split needs the same class folders; {split} lacks "
-                f"{', '.join(lacking[:10])}{' and more' if len(lacking) > 10 else ''}"
-            )
+def _split_folder(root: Path, name: str) -> str | None:
+    split = split_of(name)
+    return split if split and folders(root / name) else None
+
+
+def _require_class_folders(root: Path, names: list[str]) -> None:
+    """Raise UserError where the only folder is not a class, but holds the class folders."""
+    if len(names) != 1 or _files(root):
+        return
+    below = folders(root / names[0])
+    if len(below) > 1 and not _files(root / names[0]):
+        named = ", ".join(map(printable, below[:5]))
+        more = f" and {len(below) - 5:,} more" if len(below) > 5 else ""
+        raise UserError(
+            f"{root} holds one folder, {names[0]}/, and that holds {named}{more}; "
+            f"give {root / names[0]} if these are the classes or splits"
+        )
+
+
+def _require_one_owner(root: Path, first: str, second: str) -> None:
+    if first != second:
+        raise UserError(
+            f"{root / first} and {root / second} are one file, reached by a link; an image has one "
+            "class and one split: remove one of the two"
+        )
 
 
 def _files(directory: Path) -> int:
-    return sum(entry.is_file() and not entry.name.startswith(".") for entry in directory.iterdir())
+    return sum(entry.is_file() and not of_a_system(entry.name) for entry in directory.iterdir())

@@ -7,7 +7,8 @@ which is OpenAI's; two names in it are used twice, so only ids tell classes apar
 from pathlib import Path
 
 from cache.errors import UserError
-from cache.listing import Item, Listing, find_images, folders
+from cache.image_search import find_images, folders
+from cache.listing import Item, Listing
 from cache.manifest import Manifest
 
 N_CLASSES = 1000

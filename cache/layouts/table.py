@@ -1,20 +1,22 @@
 """A user's table of images: CSV, TSV or JSON lines with `path`, `label` and perhaps `split`.
 
-A label is a class name, or the class id where all labels are whole numbers; `classname` may then
-name the ids. Paths are relative to the table's folder.
+`conventions` knows other names of these columns. A label is a class name; labels that are exactly
+the numbers 0..C-1 are class ids, and `classname` may name them. Paths are relative to the table's
+folder.
 """
 
-import csv
-import json
+import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.errors import UserError
-from cache.layouts.folder import SPLIT_NAMES
+from cache.errors import UserError, printable
+from cache.image_search import folders
+from cache.layouts.conventions import COLUMNS, IMAGES, columns, extension, split_of
 from cache.layouts.split_file import verify_checksum
+from cache.layouts.table_file import read_rows
 from cache.listing import SPLIT_RULE, Item, Listing, split_items
 from cache.manifest import SPLITS, Manifest
 
@@ -37,31 +39,38 @@ def read_table(file: Path, rename: Mapping[str, str] | None = None) -> Listing:
     Raises:
         UserError: With the line that is wrong.
     """
-    rows = list(_rows(file))
-    if not rows:
-        raise UserError(f"{file} has no rows; expected path, label and perhaps split")
-    ids, notes = _class_ids(file, rows)
-    names = dict.fromkeys(ids.values(), "")
+    rows, notes = _rows(file)
+    rows, repeated = _once(rows)
+    if repeated:
+        count = "1 row repeats" if repeated == 1 else f"{repeated:,} rows repeat"
+        notes.append(f"{count} an image of {file.name}, which counts once")
+    classes, about = _classes(file, rows)
+    notes += about
+    names = dict.fromkeys(classes, "")
     for row in rows:
-        label = ids[row.label]
-        if row.classname and names[label] not in ("", row.classname):
+        if row.classname and names[row.label] not in ("", row.classname):
             raise row.error(
-                f"class {row.label} is called {row.classname!r} here and {names[label]!r} before"
+                f"class {row.label} is called {row.classname!r} here and {names[row.label]!r} "
+                "before; give it one name"
             )
-        names[label] = names[label] or row.classname
-    raw = {label: names.get(label) or key for key, label in ids.items()}
-    n_classes = max(ids.values()) + 1
-    classnames = tuple(raw.get(label, str(label)) for label in range(n_classes))
-    items = [Item(_relative(row, file.parent), ids[row.label]) for row in rows]
-    if any(row.split for row in rows):
-        splits = _given_splits(rows, items)
-        origin = file.name
-    else:
-        splits = split_items(items)
-        origin = f"{file.name}, {SPLIT_RULE}"
-    renamed = tuple((rename or {}).get(name, name) for name in classnames)
+        names[row.label] = names[row.label] or row.classname
+    classnames = [names[label] or label for label in classes]
+    ids = {label: i for i, label in enumerate(classes)}
+    paths = [_relative(row, file.parent) for row in rows]
+    before, after = _completion(file.parent, paths[0])
+    if before or after:
+        notes.append(f"paths stand for {before}PATH{after}")
+    pairs = zip(paths, rows, strict=True)
+    items = [Item(f"{before}{path}{after}", ids[row.label]) for path, row in pairs]
     drawn = not any(row.split for row in rows)
-    return Listing(file.parent, renamed, splits, origin, notes, drawn=drawn)
+    return Listing(
+        file.parent,
+        tuple((rename or {}).get(name, name) for name in classnames),
+        split_items(items) if drawn else _given_splits(rows, items),
+        f"{file.name}, {SPLIT_RULE}" if drawn else file.name,
+        tuple(notes),
+        drawn=drawn,
+    )
 
 
 @dataclass(frozen=True)
@@ -78,78 +87,79 @@ class _Row:
         return UserError(f"{self.place}: {what}")
 
 
-def _rows(file: Path) -> Iterator[_Row]:
-    for number, fields in _parsed(file):
-        place = f"{file}, line {number}"
-        missing = [column for column in ("path", "label") if not fields.get(column)]
-        if missing:
-            raise UserError(f"{place}: expected path and label, got no {' and no '.join(missing)}")
-        yield _Row(
-            place,
-            fields["path"],
-            fields["label"],
-            fields.get("split", "").lower(),
-            fields.get("classname", ""),
+def _rows(file: Path) -> tuple[list[_Row], list[str]]:
+    parsed, header, found_out = read_rows(file)
+    if not parsed:
+        raise UserError(f"{file} has no rows; expected path, label and perhaps split")
+    taken = columns(header)
+    missing = [name for name in ("path", "label") if name not in taken]
+    if missing:
+        shown = ", ".join(repr(printable(name)) for name in header[:8]) or "none"
+        usual = "; ".join(
+            f"{name} may be called {', '.join(COLUMNS[name][:6])}" for name in missing
         )
-
-
-def _parsed(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and fields of every row, whatever the format."""
-    kind = file.suffix.lower()
-    if kind not in (".csv", ".tsv", ".jsonl", ".ndjson"):
-        raise UserError(f"{file} must end in .csv, .tsv or .jsonl, got {kind or 'no ending'!r}")
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            if kind in (".csv", ".tsv"):
-                table = csv.DictReader(lines, delimiter="\t" if kind == ".tsv" else ",")
-                for row in table:
-                    yield table.line_num, _texts(row)
-            else:
-                for number, line in enumerate(lines, start=1):
-                    if line.strip():
-                        yield number, _texts(_object(line, f"{file}, line {number}"))
-    except OSError as error:
-        raise UserError(f"cannot read the table {file}: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} is not a text table in UTF-8: {error}") from error
-
-
-def _object(line: str, place: str) -> dict[str, object]:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{place}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f'{place}: expected an object like {{"path": ..., "label": ...}}')
-    return value
-
-
-def _texts(row: Mapping[str, object]) -> dict[str, str]:
-    return {str(k).strip(): "" if v is None else str(v).strip() for k, v in row.items()}
-
-
-def _class_ids(file: Path, rows: list[_Row]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Label as written -> class id, and what to tell the user about it."""
-    numbers = [row for row in rows if re.fullmatch(r"-?[0-9]+", row.label)]
-    if len(numbers) < len(rows):
-        labels = sorted({row.label for row in rows})
-        mixed = f"{len(numbers):,} labels of {file.name} are numbers and the rest names: all names"
-        return {label: i for i, label in enumerate(labels)}, (mixed,) if numbers else ()
-    for row in rows:
-        if not 0 <= int(row.label) < len(rows):
-            raise row.error(
-                f"label {row.label} is out of range: class ids run from 0 to the number of classes "
-                f"less one, and there are {len(rows)} rows"
+        wanted = " and ".join(missing)
+        raise UserError(f"{file}: expected a column for {wanted}, got the columns {shown}; {usual}")
+    others = [f"{theirs!r} as {ours}" for ours, theirs in taken.items() if theirs.lower() != ours]
+    notes = [*found_out, *([f"columns taken: {', '.join(others)}"] if others else [])]
+    rows = []
+    for number, fields in parsed:
+        place = f"{file}, line {number}"
+        values = {ours: fields.get(theirs, "") for ours, theirs in taken.items()}
+        lacking = [name for name in ("path", "label") if not values[name]]
+        if lacking:
+            raise UserError(f"{place}: expected path and label, got no {' and no '.join(lacking)}")
+        rows.append(
+            _Row(
+                place, values["path"], values["label"], values.get("split", ""),
+                values.get("classname", ""),
             )
-    return {row.label: int(row.label) for row in rows}, ()
+        )  # fmt: skip
+    if taken.get("split", "split").lower() != "split" and not all(split_of(r.split) for r in rows):
+        rows = [_Row(r.place, r.path, r.label, "", r.classname) for r in rows]
+        notes.append(f"the column {taken['split']!r} names no splits and is not used")
+    return rows, notes
+
+
+def _once(rows: list[_Row]) -> tuple[list[_Row], int]:
+    """Each image once per split, and how many rows were left out for that."""
+    kept: dict[tuple[str, str | None], _Row] = {}
+    labels: dict[str, _Row] = {}
+    for row in rows:
+        path = posixpath.normpath(row.path.replace("\\", "/"))
+        first = labels.setdefault(path, row)
+        if first.label != row.label:
+            raise row.error(
+                f"{row.path} has the label {row.label!r}, and {first.label!r} in {first.place}; an "
+                "image has one class: remove one of the two lines"
+            )
+        kept.setdefault((path, split_of(row.split) or row.split), row)
+    return list(kept.values()), len(rows) - len(kept)
+
+
+def _classes(file: Path, rows: list[_Row]) -> tuple[list[str], list[str]]:
+    """The labels as written, by class id, and what to tell the user about them."""
+    labels = {row.label for row in rows}
+    numbers = {label for label in labels if re.fullmatch("[0-9]{1,9}", label)}
+    if numbers < labels:
+        n = sum(row.label in numbers for row in rows)
+        mixed = f"{n:,} labels of {file.name} are numbers and the rest names: all names"
+        return sorted(labels), [mixed] if numbers else []
+    in_order = sorted(labels, key=lambda label: (int(label), label))
+    if in_order == [str(i) for i in range(len(in_order))] or any(row.classname for row in rows):
+        return in_order, []
+    shown = ", ".join(in_order[:5]) + (", ..." if len(in_order) > 5 else "")
+    expected = f"0..{len(in_order) - 1}"
+    return in_order, [f"labels of {file.name} are not {expected}, so they are names: {shown}"]
 
 
 def _given_splits(rows: list[_Row], items: list[Item]) -> dict[str, tuple[Item, ...]]:
     splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
     for row, item in zip(rows, items, strict=True):
-        if row.split not in SPLIT_NAMES:
+        split = split_of(row.split)
+        if split is None:
             raise row.error(f"split must be train, val or test on every line, got {row.split!r}")
-        splits[SPLIT_NAMES[row.split]].append(item)
+        splits[split].append(item)
     return {split: tuple(chosen) for split, chosen in splits.items() if chosen}
 
 
@@ -160,3 +170,15 @@ def _relative(row: _Row, folder: Path) -> str:
             raise row.error(f"path must be relative to the table's folder {folder}, got {path!r}")
         path = Path(path).relative_to(folder.resolve()).as_posix()
     return posixpath.normpath(path)
+
+
+def _completion(folder: Path, path: str) -> tuple[str, str]:
+    """What paths lack before and after them, where a table has ids of images in a folder beside."""
+    if not folder.is_dir() or os.path.lexists(folder / path):
+        return "", ""
+    endings = ["", *(f".{ending}" for ending in sorted(IMAGES) if not extension(path))]
+    for before in ("", *(f"{name}/" for name in folders(folder))):
+        for after in endings:
+            if (folder / f"{before}{path}{after}").is_file():
+                return before, after
+    return "", ""

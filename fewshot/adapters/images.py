@@ -4,7 +4,7 @@ import contextlib
 import glob
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,15 +13,19 @@ from torch import Tensor
 
 from cache import decode
 from cache.decoding_memory import MAX_PIXELS
-from cache.errors import UserError
+from cache.errors import UserError, printable
+from cache.image_search import describe_ignored, find_images
 from cache.images import Preprocess
-from cache.listing import find_images
 from cache.read_ahead import read_ahead
 
 Given = str | os.PathLike[str] | Image.Image
 
 
-def image_files(names: Iterable[str], stdin: BinaryIO | None = None) -> list[str]:
+def image_files(
+    names: Iterable[str],
+    stdin: BinaryIO | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[str]:
     """The files that are meant, in the order named; one that is named twice comes twice.
 
     A file is taken whatever its extension. A folder stands for all image files below it, sorted.
@@ -31,6 +35,7 @@ def image_files(names: Iterable[str], stdin: BinaryIO | None = None) -> list[str
     Args:
         names: Of files, folders and patterns.
         stdin: Where `-` reads more of them; without it, `-` is a name like others.
+        say: Told how many other files a folder holds, and why they are left out.
 
     Raises:
         UserError: A name that nothing matches, a folder without an image, or no name at all.
@@ -40,7 +45,7 @@ def image_files(names: Iterable[str], stdin: BinaryIO | None = None) -> list[str
     names = list(names)
     if not names:
         raise UserError("no images named; give files, folders or patterns such as 'photos/*.jpg'")
-    found = [_files(name) for name in names]
+    found = [_files(name, say) for name in names]
     missing = [name for name, files in zip(names, found, strict=True) if not files]
     if missing:
         more = f", nor {len(missing) - 1:,} more of {len(names):,} names" if missing[1:] else ""
@@ -125,24 +130,26 @@ def _listed(stdin: BinaryIO) -> list[str]:
     return names
 
 
-def _files(name: str) -> list[str]:
+def _files(name: str, say: Callable[[str], None]) -> list[str]:
     """The files that one name stands for; none where nothing matches."""
     # Not pathlib's, which drop a leading "./" and raise for a name that is too long to exist.
     if os.path.isdir(name):  # noqa: PTH112
-        return _below(name)
+        return _below(name, say)
     if os.path.exists(name):  # noqa: PTH110
         return [name]
     matches = glob.glob(name, recursive=True)  # noqa: PTH207
     return sorted(match for match in matches if os.path.isfile(match))  # noqa: PTH113
 
 
-def _below(folder: str) -> list[str]:
+def _below(folder: str, say: Callable[[str], None]) -> list[str]:
     """The image files below a folder, under the name that it was given."""
     images = find_images(Path(folder))
+    others = describe_ignored(images.ignored)
     if not images.paths:
-        others = ", ".join(f"{n:,} {what}" for what, n in sorted(images.ignored.items()))
         holds = f"it holds other files ({others}), and one named itself is taken whatever its name"
         raise UserError(
             f"no image below {folder}; {holds if others else 'name a folder that holds some'}"
         )
+    if images.ignored.keys() - {"hidden"}:
+        say(f"{printable(folder)}: files left out: {others}")
     return [f"{folder.rstrip('/')}/{path}" for path in images.paths]

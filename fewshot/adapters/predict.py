@@ -148,7 +148,7 @@ def run(
     require_form(top, min_confidence)
     output.require_format(form)
     learned = load_adapter(adapter)
-    files = image_files(images, stdin)
+    files = image_files(images, stdin, say)
     predictor = open_adapter(learned, model=model, device=device, precision=precision)
     terminal = out.isatty()
     width = shutil.get_terminal_size().columns if terminal else None

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from cache.decoding_memory import MAX_PIXELS
 from cache.errors import UserError
+from cache.image_search import find_images
 from cache.layouts.folder import unlabeled_folder
-from cache.listing import Item, find_images
-from cache.source import TABLES, Source, find, pooled, resolve_folder, resolve_table
+from cache.layouts.table_file import ENDINGS as TABLES
+from cache.listing import Item
+from cache.source import Source, find, pooled, resolve_folder, resolve_table
 
 
 @dataclass(frozen=True)
