@@ -5,6 +5,7 @@
 Importing this module imports scikit-learn, which the rest of stage 2 does only where it needs it.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any, Self
@@ -47,10 +48,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Args:
         method: A name, for its default hyper-parameters, or a method.
-        text: The text of the classes, in the order of the sorted labels: an array (C, D), by the
-            method's `text_recipe` (of any norm but for `raw-mean`), or a `Text`; or "class-means",
-            the mean of each class's rows in the text's stead, where there is no text and the
-            method cannot do without; or None for no text.
+        text: The text of the classes by the method's `text_recipe`, of any norm but for `raw-mean`.
+            Label -> its row (D,), or a `Text` with names, which are then the labels: further
+            classes are left out. Or, where the labels are 0 to C-1, an array (C, D) or a `Text`.
+            Or "class-means" to use each class's mean feature in place of text, or None for none.
         tune: "none" uses the hyper-parameters as they are; "cv" starts from them and chooses by
             folds over the rows given to `fit`, as `fewshot.model_selection.tuning.tune` does.
 
@@ -66,7 +67,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         method: str | Method = "gda",
         *,
-        text: ArrayLike | Text | None = None,
+        text: Mapping[Any, ArrayLike] | ArrayLike | Text | None = None,
         tune: str = "none",
     ) -> None:
         self.method = method
@@ -149,7 +150,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if self.method not in METHODS:
                 raise unknown("method", self.method, METHODS)
             return METHODS[self.method]()
-        if Method not in type(self.method).__mro__:
+        if not isinstance(self.method, Method):
             raise UserError(
                 f"method must be a name or a method such as GDA(); got {self.method!r}; known "
                 f"names: {', '.join(METHODS)}"
@@ -165,18 +166,47 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 raise unknown("text", self.text, (CLASS_MEANS,))
             means = class_means(support.features, support.labels, support.n_classes)
             return Text(normalize(means))
-        text = self.text
+        text, names = self.text, None
+        if isinstance(text, Mapping):
+            text, names = _stacked(text.values()), tuple(text)
         if not isinstance(text, Text):
-            rows = check_array(text, dtype=FLOATS, input_name="text")
+            try:
+                rows = check_array(text, dtype=FLOATS, input_name="text")
+            except TypeError as error:
+                raise UserError(f"text must be rows of numbers; got {text!r} ({error})") from None
+            if not rows.any(axis=1).all():
+                raise UserError("text must have a direction for each class; got a row of zeros")
             text = Text(_features(rows, unit_norm=method.text_recipe != "raw-mean"))
+        names = text.names if names is None else names
+        if names is not None:
+            text = replace(text.classes(self._rows_of(names)), names=None)
+        elif not np.array_equal(self.classes_, np.arange(support.n_classes)):
+            raise UserError(
+                f"text without names needs labels 0 to C-1; got {self.classes_[0]!r} among them; "
+                "give each label with its row, such as dict(zip(store.classnames, store.text()))"
+            )
         wanted = (support.n_classes, support.features.shape[1])
         if tuple(text.features.shape) != wanted:
             raise UserError(
                 f"text must have a row for each of the {wanted[0]} classes of y and X's {wanted[1]}"
-                f" columns; got {tuple(text.features.shape)}; give the sorted labels' text, and "
+                f" columns; got {tuple(text.features.shape)}; give each label with its row, and "
                 "split so that every part has all classes"
             )
         return text
+
+    def _rows_of(self, names: Sequence[Any]) -> Tensor:
+        """(C,) the place of each label among the names.
+
+        Raises:
+            UserError: A label has none, or a name occurs twice.
+        """
+        place = {name: row for row, name in enumerate(names)}
+        if len(place) < len(names):
+            raise UserError("text has two rows of one name; give each class a name of its own")
+        for label in self.classes_.tolist():
+            if label not in place:
+                raise unknown("class of the text", str(label), map(str, names))
+        return torch.tensor([place[label] for label in self.classes_.tolist()])
 
     def _logits(self, X: ArrayLike) -> Tensor:
         """(M, C)."""
@@ -184,6 +214,22 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         rows = validate_data(self, X, dtype=FLOATS, reset=False)
         with torch.inference_mode():
             return self.classifier_.logits(_features(rows, unit_norm=self.method_.unit_norm))
+
+
+def _stacked(rows: Iterable[ArrayLike]) -> NDArray[Any]:
+    """(C, D) rows as one array.
+
+    Raises:
+        UserError: They are not all (D,).
+    """
+    arrays = [np.asarray(row) for row in rows]
+    shapes = {array.shape for array in arrays}
+    if len(shapes) != 1 or arrays[0].ndim != 1:
+        raise UserError(
+            f"text must have rows of one length, (D,) each; got {sorted(shapes)}; give each label "
+            "with its row"
+        )
+    return np.stack(arrays)
 
 
 def _support(

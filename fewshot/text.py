@@ -23,6 +23,8 @@ class Text:
             averaged over the class's prompts: `pooled @ projection` is the `raw-mean`; None
             where a store has no such thing.
         projection: (W, D) float32, that projection; None without `pooled`.
+        names: The C class names, where rows are to be matched with labels by name, as
+            `FewShotClassifier` does; None where row k is the text of class k.
     """
 
     features: Tensor
@@ -30,6 +32,7 @@ class Text:
     labels: Tensor | None = field(default=None, repr=False)
     pooled: Tensor | None = field(default=None, repr=False)
     projection: Tensor | None = field(default=None, repr=False)
+    names: tuple[str, ...] | None = None
 
     kind: ClassVar[str] = "text"
 
@@ -50,7 +53,8 @@ class Text:
             kept = new[self.labels] >= 0
             prompts, labels = self.prompts[kept], new[self.labels[kept]]
         pooled = None if self.pooled is None else self.pooled[rows]
-        return Text(self.features[rows], prompts, labels, pooled, self.projection)
+        names = None if self.names is None else tuple(self.names[row] for row in rows.tolist())
+        return Text(self.features[rows], prompts, labels, pooled, self.projection, names)
 
 
 def required(text: Text | None, method: str) -> Tensor:

@@ -15,7 +15,14 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import (
+    check_classifiers_train,
+    check_dict_unchanged,
+    check_estimators_pickle,
+    check_fit_idempotent,
+    check_n_features_in_after_fitting,
+    parametrize_with_checks,
+)
 
 import fewshot
 from cache.errors import UserError
@@ -31,6 +38,13 @@ ROWS = np.arange(60) % 3
 X, Y = CENTERS[ROWS] + RNG.normal(size=(60, 8)), NAMES[ROWS]
 QUERY = CENTERS[ROWS] + RNG.normal(size=(60, 8))
 TEXT = (CENTERS + RNG.normal(size=(3, 8)))[np.argsort(NAMES)]
+
+
+def named(rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    return dict(zip(np.sort(NAMES).tolist(), rows, strict=True))
+
+
+NAMED = named(TEXT)
 
 
 def quick(name: str, **settings: Any) -> Method:
@@ -57,13 +71,34 @@ def failing(estimator: FewShotClassifier) -> dict[str, str]:
     }
 
 
+# Nearly all of these checks are of the estimator and not of the method. Three methods stand for
+# all: on features of unit norm, on features as they come, and on all queries at once.
 @parametrize_with_checks(  # type: ignore[untyped-decorator]
-    [without_text(name) for name in METHODS], expected_failed_checks=failing, xfail_strict=False
+    [without_text(name) for name in ("gda", "linear-probe", "transclip")],
+    expected_failed_checks=failing,
+    xfail_strict=False,
 )
-def test_every_method_keeps_scikit_learns_conventions(
+def test_an_estimator_keeps_scikit_learns_conventions(
     estimator: FewShotClassifier, check: Callable[[FewShotClassifier], None]
 ) -> None:
     check(estimator)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "check",
+    [
+        check_classifiers_train,
+        check_fit_idempotent,
+        check_dict_unchanged,
+        check_n_features_in_after_fitting,
+        check_estimators_pickle,
+    ],
+)
+def test_every_method_trains_repeats_and_pickles(
+    name: str, check: Callable[[str, FewShotClassifier], None]
+) -> None:
+    check(name, without_text(name))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -102,7 +137,7 @@ def test_cv_chooses_what_it_chooses_on_a_store(tmp_path: Path) -> None:
 
 
 def test_text_goes_by_the_sorted_labels() -> None:
-    estimator = FewShotClassifier("zero-shot", text=TEXT).fit(X, Y)
+    estimator = FewShotClassifier("zero-shot", text=NAMED).fit(X, Y)
     assert estimator.classes_.tolist() == ["ant", "bee", "cat"]
     cosines = QUERY @ TEXT.T / np.linalg.norm(TEXT, axis=1)
     np.testing.assert_array_equal(estimator.predict(QUERY), np.sort(NAMES)[cosines.argmax(axis=1)])
@@ -110,7 +145,11 @@ def test_text_goes_by_the_sorted_labels() -> None:
 
 def test_raw_text_keeps_its_norm_and_other_text_does_not() -> None:
     def logits(name: str, factor: float) -> NDArray[np.float32]:
-        return FewShotClassifier(quick(name), text=factor * TEXT).fit(X, Y).decision_function(QUERY)
+        return (
+            FewShotClassifier(quick(name), text=named(factor * TEXT))
+            .fit(X, Y)
+            .decision_function(QUERY)
+        )
 
     np.testing.assert_allclose(logits("gda", 9.0), logits("gda", 1.0), rtol=1e-5, atol=1e-4)
     assert np.abs(logits("zs-lp", 90.0) - logits("zs-lp", 9.0)).max() > 0.1
@@ -119,10 +158,11 @@ def test_raw_text_keeps_its_norm_and_other_text_does_not() -> None:
 def test_a_text_with_prompts_is_more_than_its_features() -> None:
     features = torch.from_numpy(TEXT).float()
     features /= features.norm(dim=1, keepdim=True)
-    prompts = Text(features, -features, torch.arange(3))
+    names = tuple(NAMED)
+    prompts = Text(features, -features, torch.arange(3), names=names)
     alone, both = (
         FewShotClassifier(quick("cross-modal"), text=text).fit(X, Y).decision_function(QUERY)
-        for text in (features, prompts)
+        for text in (Text(features, names=names), prompts)
     )
     assert np.abs(alone - both).max() > 0.01
 
@@ -138,7 +178,9 @@ def test_class_means_for_text_make_zero_shot_the_nearest_mean() -> None:
 
 def test_two_classes_have_one_logit() -> None:
     binary = Y != "bee"
-    estimator = FewShotClassifier("gda", text=TEXT[[0, 2]]).fit(X[binary], Y[binary])
+    estimator = FewShotClassifier("gda", text={name: NAMED[name] for name in ("ant", "cat")}).fit(
+        X[binary], Y[binary]
+    )
     decision, proba = estimator.decision_function(QUERY), estimator.predict_proba(QUERY)
     assert decision.shape == (60,)
     np.testing.assert_allclose(proba[:, 1], expit(decision.astype(float)), atol=1e-6)
@@ -147,14 +189,14 @@ def test_two_classes_have_one_logit() -> None:
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-30, 1e30, 1e300])
 def test_rows_may_have_any_scale(scale: float) -> None:
-    expected = FewShotClassifier("gda", text=TEXT).fit(X, Y).decision_function(QUERY)
-    scaled = FewShotClassifier("gda", text=TEXT).fit(scale * X, Y)
+    expected = FewShotClassifier("gda", text=NAMED).fit(X, Y).decision_function(QUERY)
+    scaled = FewShotClassifier("gda", text=NAMED).fit(scale * X, Y)
     np.testing.assert_allclose(scaled.decision_function(scale * QUERY), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_row_of_zeros_teaches_nothing_and_is_classified_all_the_same(name: str) -> None:
-    estimator = FewShotClassifier(quick(name), text=TEXT)
+    estimator = FewShotClassifier(quick(name), text=NAMED)
     without = estimator.fit(X, Y).decision_function(QUERY)
     rows, labels = np.vstack([X[:1], np.zeros((1, 8)), X[1:]]), [Y[0], "cat", *Y[1:]]
     with_zeros = clone(estimator).fit(rows, labels)
@@ -194,9 +236,9 @@ def test_an_unknown_method_can_be_looked_at_and_mended() -> None:
 def test_cross_val_score_is_the_loop_over_its_folds() -> None:
     expected = []
     for train, held in StratifiedKFold(3).split(X, Y):
-        fitted = FewShotClassifier("gda", text=TEXT).fit(X[train], Y[train])
+        fitted = FewShotClassifier("gda", text=NAMED).fit(X[train], Y[train])
         expected.append((fitted.predict(X[held]) == Y[held]).mean())
-    scores = cross_val_score(FewShotClassifier("gda", text=TEXT), X, Y, cv=3)
+    scores = cross_val_score(FewShotClassifier("gda", text=NAMED), X, Y, cv=3)
     np.testing.assert_allclose(scores, expected)
     assert len(set(expected)) > 1
 
@@ -206,14 +248,14 @@ def test_a_grid_search_tries_hyper_parameters_and_methods() -> None:
         {"method": ["gda"], "method__alpha": [0.0, 8.0]},
         {"method": [Ridge()], "method__penalty": [0.1]},
     ]
-    search = GridSearchCV(FewShotClassifier(text=TEXT), grid, cv=3, scoring="neg_log_loss")
+    search = GridSearchCV(FewShotClassifier(text=NAMED), grid, cv=3, scoring="neg_log_loss")
     search.fit(X, Y)
     for method, score in zip(
         (GDA(alpha=0.0), GDA(), Ridge(penalty=0.1)),
         search.cv_results_["mean_test_score"],
         strict=True,
     ):
-        alone = FewShotClassifier(method, text=TEXT)
+        alone = FewShotClassifier(method, text=NAMED)
         scores = cross_val_score(alone, X, Y, cv=3, scoring="neg_log_loss")
         assert score == pytest.approx(scores.mean())
     winner = (GDA(alpha=0.0), GDA(), Ridge(penalty=0.1))[search.best_index_]
@@ -222,14 +264,14 @@ def test_a_grid_search_tries_hyper_parameters_and_methods() -> None:
 
 def test_a_pipeline_reaches_its_hyper_parameters() -> None:
     halved = FunctionTransformer(lambda rows: rows[:, :4])
-    pipeline = make_pipeline(halved, FewShotClassifier("gda", text=TEXT[:, :4]))
+    pipeline = make_pipeline(halved, FewShotClassifier("gda", text=named(TEXT[:, :4])))
     pipeline.set_params(fewshotclassifier__method__alpha=2.0).fit(X, Y)
-    alone = FewShotClassifier(GDA(alpha=2.0), text=TEXT[:, :4]).fit(X[:, :4], Y)
+    alone = FewShotClassifier(GDA(alpha=2.0), text=named(TEXT[:, :4])).fit(X[:, :4], Y)
     np.testing.assert_array_equal(pipeline.predict_proba(QUERY), alone.predict_proba(QUERY[:, :4]))
 
 
 def test_calibration_lowers_the_log_loss_of_one_who_is_too_sure() -> None:
-    sure = FewShotClassifier("zero-shot", text=TEXT).set_params(method__logit_scale=1000.0)
+    sure = FewShotClassifier("zero-shot", text=NAMED).set_params(method__logit_scale=1000.0)
     calibrated = CalibratedClassifierCV(sure, cv=3).fit(X, Y)
     truth = np.searchsorted(calibrated.classes_, Y)
 
@@ -242,7 +284,7 @@ def test_calibration_lowers_the_log_loss_of_one_who_is_too_sure() -> None:
 
 
 def test_a_transductive_method_sees_the_rows_of_one_call_together() -> None:
-    estimator = FewShotClassifier("transclip", text=TEXT).fit(X, Y)
+    estimator = FewShotClassifier("transclip", text=NAMED).fit(X, Y)
     assert (
         np.abs(
             estimator.decision_function(QUERY)[:5] - estimator.decision_function(QUERY[:5])
@@ -252,7 +294,7 @@ def test_a_transductive_method_sees_the_rows_of_one_call_together() -> None:
 
 
 def test_it_computes_in_single_precision() -> None:
-    estimator = FewShotClassifier("gda", text=TEXT).fit(X, Y)
+    estimator = FewShotClassifier("gda", text=NAMED).fit(X, Y)
     assert estimator.decision_function(QUERY).dtype == np.float32
     assert estimator.predict_proba(QUERY).dtype == np.float32
 
@@ -264,9 +306,17 @@ def test_it_computes_in_single_precision() -> None:
         ({"method": GDA}, "method must be a name or a method such as GDA"),
         ({"method": None}, r"method must be a name or a method such as GDA\(\); got None"),
         ({"method": "zero-shot"}, "zero-shot needs text features and there are none"),
-        ({"text": TEXT[:2]}, r"each of the 3 classes of y and X's 8 columns; got \(2, 8\)"),
-        ({"text": TEXT[:, :7]}, r"got \(3, 7\); give the sorted labels' text"),
-        ({"text": Text(torch.ones(4, 8))}, r"got \(4, 8\)"),
+        ({"text": {"ant": NAMED["ant"]}}, "unknown class of the text 'bee'; known: ant"),
+        ({"text": {**NAMED, "cat": NAMED["cat"][:7]}}, "text must have rows of one length"),
+        ({"text": {k: v[:7] for k, v in NAMED.items()}}, r"got \(3, 7\); give each label with its"),
+        ({"text": TEXT}, "labels 0 to C-1; got .*'ant'.* among them; give each label"),
+        ({"text": Text(torch.ones(3, 8))}, "labels 0 to C-1; got .*'ant'"),
+        ({"text": Text(torch.ones(3, 8), names=("ant", "bee", "ant"))}, "two rows of one name"),
+        (
+            {"text": {**NAMED, "ant": 0 * NAMED["ant"]}},
+            "a direction for each class; got a row of z",
+        ),
+        ({"text": {1, 2}}, r"text must be rows of numbers; got \{1, 2\}"),
         ({"text": "class-mean"}, "unknown text 'class-mean'; did you mean 'class-means'"),
         ({"tune": "val"}, "unknown tuning protocol 'val'; known: cv, none"),
     ],
@@ -274,6 +324,33 @@ def test_it_computes_in_single_precision() -> None:
 def test_what_cannot_be_fitted_is_refused(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         FewShotClassifier(**parameters).fit(X, Y)
+
+
+@pytest.mark.parametrize("name", ["zero-shot", "gda", "cross-modal"])
+def test_texts_are_matched_with_labels_by_name_in_any_order(name: str) -> None:
+    expected = FewShotClassifier(quick(name), text=NAMED).fit(X, Y).decision_function(QUERY)
+    backward = {"dog": NAMED["ant"], **dict(reversed(NAMED.items()))}  # of one class too many
+    rows = torch.nn.functional.normalize(torch.tensor(np.stack(list(backward.values())))).float()
+    for text in (backward, Text(rows, names=tuple(backward))):
+        estimator = FewShotClassifier(quick(name), text=text).fit(X, Y)
+        np.testing.assert_allclose(estimator.decision_function(QUERY), expected, atol=1e-4)
+
+
+def test_labels_that_are_numbers_from_zero_go_by_the_rows_of_an_array() -> None:
+    expected = FewShotClassifier("gda", text=NAMED).fit(X, Y)
+    classes = np.sort(NAMES)
+    rows = np.stack([NAMED[name] for name in classes])
+    estimator = FewShotClassifier("gda", text=rows).fit(X, np.searchsorted(classes, Y))
+    np.testing.assert_array_equal(classes[estimator.predict(QUERY)], expected.predict(QUERY))
+    with pytest.raises(
+        UserError, match=r"each of the 3 classes of y and X's 8 columns; got \(2, 8\)"
+    ):
+        FewShotClassifier("gda", text=rows[:2]).fit(X, np.searchsorted(classes, Y))
+
+
+def test_features_that_are_all_zero_are_refused() -> None:
+    with pytest.raises(UserError, match="linear-probe needs features that are not all zero"):
+        FewShotClassifier("linear-probe").fit(0 * X, Y)
 
 
 def test_one_class_or_one_direction_is_refused() -> None:

@@ -16,6 +16,7 @@ from typing import ClassVar, Literal, Self, get_args
 
 from torch import Tensor
 
+from cache.errors import UserError
 from fewshot.checks import one_of, positive, whole
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
@@ -97,6 +98,8 @@ class LinearProbe(Method):
         scale = 1.0
         if self.C_unit == "feature":
             scale = float(features.double().square().sum(dim=1).mean())
+            if not scale:
+                raise UserError(f"{self.name} needs features that are not all zero; extract again")
         scale *= support.n_views
         return logistic_path(
             features,
