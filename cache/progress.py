@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Protocol
 
 from cache.errors import printable
@@ -20,47 +20,34 @@ class Advance(Protocol):
 
 
 @contextlib.contextmanager
-def progress(
-    what: str, total: int, done: int = 0, *, costs: Sequence[float] | None = None
-) -> Iterator[Advance]:
-    """Yield a function to call with the number of items just finished.
+def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """A function to call with the number of items just finished.
 
-    Shows how many of `total` there are, the rate, and the time left.
-
-    Args:
-        what: The name of the work.
-        total: Number of items.
-        done: Items that were there before; they count as finished but not toward the rate.
-        costs: The cost of each item in any unit, where they differ: the time left goes by costs.
+    Shows how many of `total` there are, the rate, and the time left. `done` items were there
+    before; they count as finished but not toward the rate.
     """
     what = printable(what)
     if sys.stderr.isatty():
-        with _bar(what, total, _Pace(total, done, costs)) as advance:
+        with _bar(what, total, done) as advance:
             yield advance
     else:
-        yield _lines(what, _Pace(total, done, costs))
+        yield _lines(what, total, done)
 
 
 @contextlib.contextmanager
-def _bar(what: str, total: int, pace: "_Pace") -> Iterator[Advance]:
+def _bar(what: str, total: int, done: int) -> Iterator[Advance]:
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
         TextColumn("{task.fields[pace]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(what, total=total, completed=pace.done, pace="")
+        task = bars.add_task(what, total=total, completed=done, pace="")
+        pace = _Pace(total, done)
 
         def advance(n: int, note: str = "", /) -> None:
             bars.update(task, advance=n, pace=f"{pace.after(n)} {printable(note)}")
@@ -68,17 +55,17 @@ def _bar(what: str, total: int, pace: "_Pace") -> Iterator[Advance]:
         yield advance
 
 
-def _lines(what: str, pace: "_Pace") -> Advance:
+def _lines(what: str, total: int, done: int) -> Advance:
+    pace = _Pace(total, done)
     last = time.monotonic()
 
     def advance(n: int, note: str = "", /) -> None:
         nonlocal last
         text = pace.after(n)
         now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LINES or pace.done == pace.total:
+        if now - last >= SECONDS_BETWEEN_LINES or pace.done == total:
             last = now
-            line = f"{what} {pace.done}/{pace.total} {text} {printable(note)}".rstrip()
-            sys.stderr.write(f"{line}\n")
+            sys.stderr.write(f"{what} {pace.done}/{total} {text} {printable(note)}".rstrip() + "\n")
             sys.stderr.flush()
 
     return advance
@@ -87,21 +74,16 @@ def _lines(what: str, pace: "_Pace") -> Advance:
 class _Pace:
     """Rate since the start, and the time the rest will take at it."""
 
-    def __init__(self, total: int, done: int, costs: Sequence[float] | None) -> None:
+    def __init__(self, total: int, done: int) -> None:
         self.total, self.done, self.before = total, done, done
-        self.costs = costs
         self.start = time.monotonic()
 
     def after(self, n: int) -> str:
         self.done += n
         seconds = max(time.monotonic() - self.start, 1e-9)
         rate = (self.done - self.before) / seconds
-        spent, ahead = self._cost(self.before, self.done), self._cost(self.done, self.total)
-        left = seconds * ahead / max(spent, 1e-9)
+        left = (self.total - self.done) / max(rate, 1e-9)
         return f"{rate:.1f}/s, {clock(left)} left" if self.done < self.total else f"{rate:.1f}/s"
-
-    def _cost(self, start: int, stop: int) -> float:
-        return stop - start if self.costs is None else sum(self.costs[start:stop])
 
 
 def clock(seconds: float) -> str:

@@ -59,6 +59,14 @@ class Table:
             raise self.error(key, "whole numbers", value)
         return tuple(numbers)
 
+    def number_or(self, word: str, key: str) -> Any:
+        """The number under a key, or the word; None where there is neither."""
+        value = self._get(key)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and value != word and not number:
+            raise self.error(key, f"a number, or {word}", value)
+        return float(value) if number else value
+
     def boolean(self, key: str) -> bool | None:
         """True or false under a key; None where there is neither."""
         value = self._get(key)

@@ -23,6 +23,7 @@ from cache.errors import UserError, unknown
 from fewshot.method import Method
 from fewshot.methods import METHODS
 from fewshot.model_selection import tuning
+from fewshot.model_selection.blending import Share
 from fewshot.parts.gaussian import class_means
 from fewshot.support import SupportSet
 from fewshot.text import Text
@@ -52,6 +53,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             Label -> its row (D,), or a `Text` with names, which are then the labels: further
             classes are left out. Or, where the labels are 0 to C-1, an array (C, D) or a `Text`.
             Or "class-means" to use each class's mean feature in place of text, or None for none.
+        blend: The method's share of the logits, 0 to 1, where zero-shot has the rest; "auto" goes
+            by how much zero-shot leaves open on the rows given to `fit`. With class means or no
+            text, and for methods that use none, the method stands alone.
         tune: "none" uses the hyper-parameters as they are; "cv" starts from them and chooses by
             folds over the rows given to `fit`, as `fewshot.model_selection.tuning.tune` does.
 
@@ -69,10 +73,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         text: Mapping[Any, ArrayLike] | ArrayLike | Text | None = None,
         tune: str = "none",
+        blend: Share = "auto",
     ) -> None:
         self.method = method
         self.text = text
         self.tune = tune
+        self.blend = blend
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The parameters; if `deep`, the method's hyper-parameters too, as `method__<name>`."""
@@ -121,8 +127,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise UserError("two classes are needed to tell apart; y has 1 class; add another")
         support = _support(method, rows, labels.astype(np.int64), len(self.classes_))
         text = self._class_text(method, support)
-        self.method_ = tuning.tune(method, support, text, protocol=self.tune)
-        self.classifier_ = self.method_.fit(support, text)
+        self.method_, self.classifier_ = tuning.fit_tuned(
+            method,
+            support,
+            text,
+            protocol=self.tune,
+            logit_scale=getattr(method, "logit_scale", 100.0),
+            share=1.0 if isinstance(self.text, str) else self.blend,
+        )
         return self
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float32]:

@@ -97,8 +97,11 @@ def fit(
         method = replace(method, seed=run.seed)
     grid = {name: values for name, values in method.grid.items() if name not in protocol.fixed}
     start = time.perf_counter()
-    method = tuning.tune(method, support, text, protocol=run.tune, validation=validation, grid=grid)
-    classifier = method.fit(support, text)
+    method, classifier = tuning.fit_tuned(
+        method, support, text,
+        protocol=run.tune, logit_scale=store.logit_scale, share=run.blend,
+        validation=validation, grid=grid,
+    )  # fmt: skip
     return Fitted(
         run=run,
         method=method,

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import Field, dataclass, field, replace
+from dataclasses import Field, dataclass, replace
 from itertools import product
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, runtime_checkable
 
@@ -29,13 +29,10 @@ class PracticalSize:
     Attributes:
         images: N.
         logits: N C, what one training step computes.
-        seconds: What tuning and fitting in five folds took at 200 images of 10 classes on one
-            core, by which progress estimates the time left.
     """
 
     images: float = math.inf
     logits: float = math.inf
-    seconds: float = field(default=0.3, compare=False)
 
 
 class MethodInfo(ABC):
@@ -49,6 +46,8 @@ class MethodInfo(ABC):
             `images`: unlabeled images and text.
         transductive: True where the logits of an image depend on the images beside it, so that the
             whole query has to be classified at once.
+        blends: True where its logits are blended with zero-shot's; see
+            `model_selection.blending`. Only those of unit-norm features can be.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -57,6 +56,7 @@ class MethodInfo(ABC):
     grid: ClassVar[Grid] = {}
     learns_from: ClassVar[LearnsFrom] = "labels"
     transductive: ClassVar[bool] = False
+    blends: ClassVar[bool] = False
 
     @classmethod
     def needs_support(cls, shots: int) -> bool:
@@ -87,6 +87,7 @@ class Method(MethodInfo):
             variable `kind`. An adapter file holds that name and the fields.
     """
 
+    blends: ClassVar[bool] = True
     text_recipe: ClassVar[str] = "unit-mean"
     unit_norm: ClassVar[bool] = True
     practical_size: ClassVar[PracticalSize] = PracticalSize()

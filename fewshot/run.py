@@ -18,6 +18,7 @@ from cache.identity import canonical_json
 from cache.names import safe_name
 from fewshot.method import MethodInfo
 from fewshot.model_selection import tuning
+from fewshot.model_selection.blending import Share, check_share
 from fewshot.sampling import Sample, draw, draw_imbalanced, everything, parse_profile
 
 Setting = Literal["few-shot", "base-to-new", "domain-generalization", "cross-dataset"]
@@ -37,6 +38,7 @@ class Asked(TypedDict, total=False):
     imbalance: str | None
     views: bool
     setting: Setting
+    blend: Share
 
 
 def require_integer(name: str, value: object, *, at_least: int | None = None) -> None:
@@ -68,6 +70,8 @@ class Protocol:
         views: Learn from the store's augmented views where it has some, else from center crops.
         setting: Which classes are tested: those learned, or base and new ones, or another
             dataset's.
+        blend: The method's share of the logits, 0 to 1, where zero-shot has the rest; or `auto`,
+            by how much zero-shot leaves open. See `model_selection.blending`.
 
     Raises:
         UserError: A value that cannot be, or two that exclude each other.
@@ -82,6 +86,7 @@ class Protocol:
     imbalance: str | None = None
     views: bool = True
     setting: Setting = "few-shot"
+    blend: Share = "auto"
 
     def __post_init__(self) -> None:
         if self.tune is not None and self.tune not in tuning.PROTOCOLS:
@@ -93,6 +98,7 @@ class Protocol:
         if self.shots != "all":
             require_integer("shots", self.shots, at_least=0)
         require_integer("seed", self.seed)
+        check_share(self.blend)
         self._require_one_kind_of_sample()
         values: dict[str, object] = {"fixed": dict(self.fixed)}
         if self.sample is not None:
@@ -204,6 +210,8 @@ class Run:
         prompt_set: The prompt set that was asked for; None for the dataset's own.
         n_views: V, augmented views of each image; 1 is its center crop alone, 0 is no stored
             features of labeled images.
+        blend: The method's share of the logits that was asked for; `auto` also where it stands
+            alone.
         fingerprint: The fingerprint of the store that was tested on.
     """
 
@@ -219,6 +227,7 @@ class Run:
     imbalance: str | None
     prompt_set: str | None
     n_views: int
+    blend: Share
     fingerprint: str
 
     @classmethod
@@ -267,6 +276,7 @@ class Run:
             imbalance=protocol.imbalance if support else None,
             prompt_set=protocol.prompt_set,
             n_views=n_views if support else 0,
+            blend=protocol.blend if support and method.blends else "auto",
             fingerprint=fingerprint,
         )
 
@@ -291,8 +301,9 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The method with its fixed hyper-parameters: `gda alpha=2.0`."""
-        return " ".join([self.method, *(f"{name}={value}" for name, value in self.fixed.items())])
+        """The method with what was fixed of it: `gda alpha=2.0`, `gda blend=1.0`."""
+        words = [self.method, *(f"{name}={value}" for name, value in self.fixed.items())]
+        return " ".join(words if self.blend == "auto" else [*words, f"blend={self.blend}"])
 
     @property
     def label(self) -> str:
@@ -331,6 +342,7 @@ class Run:
         for name, value in self.fixed.items():
             words += ["--set", f"{name}={value}"]
         words += ["--prompts", self.prompt_set] if self.prompt_set else []
+        words += [] if self.blend == "auto" else ["--blend", str(self.blend)]
         words += ["--base-to-new"] if self.setting.endswith("base-to-new") else []
         words += ["--store", str(store)]
         words += ["--out", str(out)] if end_to_end else ["--results", str(out / "results.jsonl")]

@@ -11,7 +11,7 @@ RESULT = Result(
     method="gda", dataset="dtd", model="tiny", setting="few-shot", fitted_on="dtd", shots=4,
     seed=1, tune="cv", imbalance=None, accuracy=0.5, per_class_accuracy=0.5, accuracies={},
     hyperparameters={"alpha": 2.0}, fixed={}, measures={}, text_recipe="unit-mean",
-    prompt_set=None, n_classes=3, n_support=4, n_views=1, n_validation=0, n_test=10,
+    prompt_set=None, n_classes=3, n_support=4, blend="auto", n_views=1, n_validation=0, n_test=10,
     fit_seconds=0.1, predict_seconds=0.1, predictions=None, fingerprint="f", version="0",
 )  # fmt: skip
 

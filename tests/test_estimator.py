@@ -209,7 +209,7 @@ def test_the_methods_hyper_parameters_are_nested_parameters() -> None:
     estimator = FewShotClassifier(GDA(shrinkage="oas"))
     nested = {k: v for k, v in estimator.get_params().items() if k.startswith("method__")}
     assert nested == {f"method__{k}": v for k, v in asdict(GDA(shrinkage="oas")).items()}
-    assert set(estimator.get_params(deep=False)) == {"method", "text", "tune"}
+    assert set(estimator.get_params(deep=False)) == {"method", "text", "tune", "blend"}
     assert estimator.set_params(method__alpha=2.0, tune="cv") is estimator
     assert (estimator.method, estimator.tune) == (GDA(shrinkage="oas", alpha=2.0), "cv")
 
@@ -228,7 +228,7 @@ def test_a_method_and_its_hyper_parameter_can_be_set_at_once() -> None:
 
 def test_an_unknown_method_can_be_looked_at_and_mended() -> None:
     estimator = FewShotClassifier("gad")
-    assert set(estimator.get_params()) == {"method", "text", "tune"}
+    assert set(estimator.get_params()) == {"method", "text", "tune", "blend"}
     assert "gad" in repr(estimator)
     assert estimator.set_params(method="gda").fit(X, Y).method_ == GDA()
 

@@ -34,6 +34,7 @@ RESULT = Result(
     prompt_set=None,
     n_classes=47,
     n_support=188,
+    blend="auto",
     n_views=1,
     n_validation=0,
     n_test=1692,
@@ -87,7 +88,7 @@ def test_saving_predictions_changes_the_result_only_by_their_file() -> None:
     [
         (RESULT.to_json()[:50], "it is not JSON"),
         ("[1]", "it is no JSON object"),
-        ('{"schema": 1}', "missing: accuracies, accuracy, dataset"),
+        ('{"schema": 1}', "missing: accuracies, accuracy, blend, dataset"),
     ],
 )
 def test_what_is_no_result_is_refused(line: str, message: str) -> None:
@@ -98,7 +99,9 @@ def test_what_is_no_result_is_refused(line: str, message: str) -> None:
 def old_line(**changes: Any) -> str:
     """A line as it was written before lines had a schema."""
     values = json.loads(RESULT.to_json()) | {"fixed": list(RESULT.fixed)} | changes
-    return json.dumps({name: value for name, value in values.items() if name != "schema"})
+    return json.dumps(
+        {name: value for name, value in values.items() if name not in ("schema", "blend")}
+    )
 
 
 def test_every_line_says_its_schema() -> None:
@@ -106,7 +109,8 @@ def test_every_line_says_its_schema() -> None:
 
 
 def test_lines_from_before_schemas_are_read() -> None:
-    assert Result.from_json(old_line()) == RESULT
+    assert Result.from_json(old_line()) == replace(RESULT, blend=1.0)
+    assert Result.from_json(old_line(method="nearest-mean")).blend == "auto"
     british = Result.from_json(old_line(setting="domain-generalisation", fitted_on="imagenet"))
     assert british.setting == "domain-generalization"
     assert british.source == "imagenet"

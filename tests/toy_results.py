@@ -25,6 +25,7 @@ RESULT = Result(
     prompt_set=None,
     n_classes=4,
     n_support=4,
+    blend="auto",
     n_views=1,
     n_validation=0,
     n_test=10,

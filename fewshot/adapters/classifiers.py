@@ -12,6 +12,7 @@ from torch import Tensor
 from cache.errors import UserError
 from fewshot.classifier import Classifier
 from fewshot.methods import METHODS
+from fewshot.model_selection.blending import BlendedClassifier
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
@@ -21,7 +22,7 @@ OLD_WORDS = {"neighbours": "neighbors"}  # of files made before -> field
 
 def kinds() -> dict[str, type[Any]]:
     """Return the classes that a classifier may consist of, by the name that a file calls them."""
-    every = [SupportSet, Text, *METHODS.values()]
+    every = [BlendedClassifier, SupportSet, Text, *METHODS.values()]
     every += [part for method in METHODS.values() for part in method.saved_as]
     return {part.kind: part for part in every if hasattr(part, "kind")}
 

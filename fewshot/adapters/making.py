@@ -179,7 +179,6 @@ def fit_and_save(
     protocol: Protocol | None = None,
     *,
     predictions: Path | None = None,
-    temperature: float | None = None,
     **asked: Unpack[Asked],
 ) -> tuple[Adapter, Result | None]:
     """Fit a method to a store's few shots and save it as an adapter, calibrated on folds of them.
@@ -190,7 +189,6 @@ def fit_and_save(
         path: The file to write.
         protocol: What is asked; the default `Protocol()` without it.
         predictions: A folder to write the predictions on the test split into.
-        temperature: Of the adapter's probabilities; found on the folds without it.
         **asked: Fields of a `Protocol`, which take the place of the protocol's own.
 
     Returns:
@@ -209,7 +207,13 @@ def fit_and_save(
     if "test" in store.splits:
         result = score(fitted, store, save=predictions)
         more = {"test accuracy": result.accuracy, "test images": result.n_test}
-    calibration = calibrate_by_folds(fitted.method, fitted.support, fitted.text, at=temperature)
+    calibration = calibrate_by_folds(
+        fitted.method,
+        fitted.support,
+        fitted.text,
+        logit_scale=store.logit_scale,
+        share=fitted.run.blend,
+    )
     adapter = of_fitted(fitted, store, calibration=calibration, more=more)
     adapter.save(path)
     return adapter, result

@@ -17,7 +17,6 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     paths = outcome.paths
     found: dict[str, Any] = {
         "dataset": outcome.dataset,
-        "photos": str(outcome.source.root),
         "store": str(outcome.store.path),
         "fingerprint": outcome.store.fingerprint,
         "model": outcome.store.model,

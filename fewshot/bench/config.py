@@ -25,6 +25,7 @@ from typing import Any
 from cache.errors import UserError, unknown
 from cache.location import default_root
 from cache.toml_table import Table
+from fewshot.model_selection.blending import Share
 from fewshot.run import SETTINGS, TRANSFERS, Protocol, Setting
 
 ALL = ("all",)
@@ -46,6 +47,7 @@ class Bench:
         protocol: One of `run.SETTINGS`.
         source: The dataset to learn, where learning is transferred.
         imbalance: How unequal the classes are to be; see `sampling.draw_imbalanced`.
+        blend: The method's share of the logits; see `run.Protocol`.
         jobs: Worker processes.
         out: The folder of results.
         store: The folder of stores.
@@ -66,6 +68,7 @@ class Bench:
     protocol: Setting = "few-shot"
     source: str | None = None
     imbalance: str | None = None
+    blend: Share = "auto"
     jobs: int = 1
     out: Path = Path("runs/bench")
     store: Path = field(default_factory=default_root)
@@ -89,6 +92,7 @@ class Bench:
                 tune=self.tune,
                 imbalance=self.imbalance,
                 setting=self.protocol,
+                blend=self.blend,
             )
 
 
@@ -139,6 +143,7 @@ def _read(file: Path) -> dict[str, Any]:
         **{key: table.integers(key) for key in ("shots", "seeds")},
         **{key: table.text(key) for key in ("tune", "protocol", "source", "imbalance")},
         **{key: Path(table.text(key)) for key in ("out", "store") if table.text(key)},
+        "blend": table.number_or("auto", "blend"),
         "jobs": table.integer("jobs", at_least=1),
         "predictions": table.boolean("predictions"),
         "settings": _settings(table.table("set")),

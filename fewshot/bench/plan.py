@@ -96,6 +96,7 @@ def plan(bench: Bench) -> Plan:
                 prompt_set=prompts,
                 imbalance=bench.imbalance,
                 setting=bench.protocol,
+                blend=bench.blend,
             )
             ask = _Ask(bench, method, protocol, pair)
             objection, by_name = ask.objection()

@@ -10,11 +10,13 @@ from fewshot.commands.options import (
     DATA,
     FEW_SHOT,
     OUTPUT,
+    BlendOption,
     ImbalanceOption,
     StoreOption,
     TuneOption,
     parse_ints,
     parse_names,
+    parse_share,
 )
 from fewshot.commands.terminal import say
 
@@ -93,6 +95,7 @@ def bench(
         ),
     ] = None,
     imbalance: ImbalanceOption = None,
+    blend: BlendOption = None,
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -142,6 +145,7 @@ def bench(
             "protocol": protocol,
             "source": source,
             "imbalance": imbalance,
+            "blend": None if blend is None else parse_share(blend),
             "jobs": jobs,
             "out": out,
             "store": store,

@@ -12,6 +12,7 @@ from fewshot.commands.options import (
     DATA,
     FEW_SHOT,
     OUTPUT,
+    BlendOption,
     ImbalanceOption,
     JsonOption,
     MethodArgument,
@@ -21,6 +22,7 @@ from fewshot.commands.options import (
     TuneOption,
     parse_ints,
     parse_pairs,
+    parse_share,
 )
 from fewshot.commands.terminal import say
 
@@ -95,6 +97,7 @@ def fit(
         ),
     ] = None,
     imbalance: ImbalanceOption = None,
+    blend: BlendOption = None,
     save_predictions: Annotated[
         Path | None,
         typer.Option(
@@ -102,16 +105,6 @@ def fit(
         ),
     ] = None,
     save: SaveAdapterOption = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            min=1e-4,
-            max=1e4,
-            help="Temperature of the saved adapter's probabilities. "
-            "[default: found by cross-validation]",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
     store: StoreOption = None,
     results: Annotated[
         Path,
@@ -144,6 +137,7 @@ def fit(
         prompt_set=prompts,
         imbalance=imbalance,
         setting="base-to-new" if base_to_new else "cross-dataset" if test_on else "few-shot",
+        blend="auto" if blend is None else parse_share(blend),
     )
     every = [
         replace(asked, shots=k, seed=s)
@@ -169,9 +163,7 @@ def fit(
             )
         from fewshot.adapters.making import fit_and_save
 
-        saved, result = fit_and_save(
-            opened, method, save, every[0], predictions=save_predictions, temperature=temperature
-        )
+        saved, result = fit_and_save(opened, method, save, every[0], predictions=save_predictions)
         if result is not None:
             append(results, result)
             print(result.to_json() if as_json else accuracy_table([result]))

@@ -1,12 +1,15 @@
 """Options that several commands share, and the lists that options hold."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cache.decoding_memory import MAX_PIXELS as MAX_PIXELS
 from cache.errors import UserError
+
+if TYPE_CHECKING:
+    from fewshot.model_selection.blending import Share
 
 DEFAULT_MODEL = "ViT-B-16/openai"
 
@@ -70,6 +73,15 @@ TuneOption = Annotated[
         help="Choose hyper-parameters by cross-validation on the few shots (cv), on min(K, 4) "
         "validation images per class (val), on all of them (full-val), or not at all. "
         "[default: cv; none at one shot]",
+        rich_help_panel=FEW_SHOT,
+    ),
+]
+BlendOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|0..1",
+        help="Share of the method in the logits; zero-shot has the rest. With 1 the method stands "
+        "alone. [default: auto]",
         rich_help_panel=FEW_SHOT,
     ),
 ]
@@ -185,6 +197,15 @@ def parse_shard(shard: str | None) -> tuple[int, int] | None:
     if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
         raise UserError(f"--shard must be I/N with 1 <= I <= N, such as 1/4; got {shard!r}")
     return int(index), int(count)
+
+
+def parse_share(text: str) -> "Share":
+    """The share of a method in a blend: `auto`, or a number from 0 to 1."""
+    try:
+        share: Share = "auto" if text == "auto" else float(text)
+    except ValueError:
+        raise UserError(f"--blend takes auto, or a number from 0 to 1; got {text!r}") from None
+    return share
 
 
 def parse_ints(option: str, text: str) -> list[int]:

@@ -61,6 +61,7 @@ class GDAEM(Method):
     logit_scale: float = 100.0
 
     name: ClassVar[str] = "gda-em"
+    blends: ClassVar[bool] = False
     summary: ClassVar[str] = (
         "As gda, with photos that nobody has labeled; it starts from what the class names say."
     )

@@ -57,13 +57,12 @@ class LinearProbe(Method):
     max_iter: int = 1000
 
     name: ClassVar[str] = "linear-probe"
+    blends: ClassVar[bool] = False
     summary: ClassVar[str] = (
         "Draws straight borders between the classes in feature space (logistic regression). "
         "Class names play no part."
     )
-    practical_size: ClassVar[PracticalSize] = PracticalSize(
-        images=5000, logits=200_000, seconds=6.2
-    )
+    practical_size: ClassVar[PracticalSize] = PracticalSize(images=5000, logits=200_000)
     unit_norm: ClassVar[bool] = False
     # From what is hardly more than the nearest class mean to where validation accuracy is flat.
     grid: ClassVar[Grid] = {"C": (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)}

@@ -35,6 +35,7 @@ class NearestMean(Method):
     logit_scale: float = 100.0
 
     name: ClassVar[str] = "nearest-mean"
+    blends: ClassVar[bool] = False
     summary: ClassVar[str] = (
         "Averages your photos of each class and picks the class whose average is nearest. "
         "Class names play no part."

@@ -211,6 +211,7 @@ class TransCLIP(Method):
     logit_scale: float = 100.0
 
     name: ClassVar[str] = "transclip"
+    blends: ClassVar[bool] = False
     kind: ClassVar[str] = name  # as a part of its classifier
     summary: ClassVar[str] = (
         "Classifies all photos together: photos that look alike should be of one class."

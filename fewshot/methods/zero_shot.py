@@ -26,6 +26,7 @@ class ZeroShot(Method):
     logit_scale: float = 100.0
 
     name: ClassVar[str] = "zero-shot"
+    blends: ClassVar[bool] = False
     summary: ClassVar[str] = (
         "Compares a photo with the names of the classes. Learns nothing from your labels."
     )

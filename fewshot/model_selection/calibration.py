@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from fewshot.method import Method
 from fewshot.metrics import wilson
+from fewshot.model_selection.blending import Share
 from fewshot.model_selection.cross_validation import Failed, cross_validate
 from fewshot.model_selection.folds import folds
 from fewshot.model_selection.near_duplicates import scenes
@@ -44,21 +45,18 @@ class Calibration:
     error_before: float | None = None
 
 
-def calibrate(
-    logits: Tensor, labels: Tensor, source: str, *, at: float | None = None
-) -> Calibration:
+def calibrate(logits: Tensor, labels: Tensor, source: str) -> Calibration:
     """Calibrate a classifier on its logits of images it was not fitted to.
 
     Args:
         logits: (M, C).
         labels: (M,) class ids.
         source: Origin of these images; see `Calibration`.
-        at: The temperature; the one of the lowest log-loss without it.
     """
     n = len(labels)
     if not n:
         return Calibration()
-    t = temperature(logits, labels) if at is None else at
+    t = temperature(logits, labels)
     z = logits.double()
     right = int((z.argmax(dim=1) == labels).sum())
     return Calibration(
@@ -77,7 +75,8 @@ def calibrate_by_folds(
     support: SupportSet | None,
     text: Text | None,
     *,
-    at: float | None = None,
+    logit_scale: float = 100.0,
+    share: Share = "auto",
 ) -> Calibration:
     """Calibrate a method on folds of the support set it is fitted to.
 
@@ -88,7 +87,8 @@ def calibrate_by_folds(
         method: With its hyper-parameters as tuned on all images.
         support: The support set; None where the method learned from no labels.
         text: The classes' text or None.
-        at: The temperature; the one of the lowest log-loss without it.
+        logit_scale: CLIP's inverse temperature.
+        share: The method's share of the logits; see `blending.blend_of`.
 
     Returns:
         The calibration, without images where there is no support set, where the method cannot be
@@ -98,10 +98,18 @@ def calibrate_by_folds(
         return Calibration()
     labels = support.labels
     fold = folds(labels, groups=scenes(support.features, labels), seed=1)
-    found = cross_validate(method, lambda _: support, lambda _: text, fold, tune=False)
+    found = cross_validate(
+        method,
+        lambda _: support,
+        lambda _: text,
+        fold,
+        tune=False,
+        logit_scale=logit_scale,
+        share=share,
+    )
     if isinstance(found, Failed):
         return Calibration()
-    return calibrate(found.logits[found.judged], labels[found.judged], "cv", at=at)
+    return calibrate(found.logits[found.judged], labels[found.judged], "cv")
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:

@@ -17,6 +17,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from cache.errors import UserError
 from fewshot.method import Method
 from fewshot.model_selection import tuning
+from fewshot.model_selection.blending import Share
 from fewshot.model_selection.folds import folds, held_out
 from fewshot.support import SupportSet
 from fewshot.text import Text
@@ -73,6 +74,8 @@ def cross_validate(
     *,
     groups: Tensor | None = None,
     tune: bool = True,
+    logit_scale: float = 100.0,
+    share: Share = "auto",
 ) -> OutOfFold | Failed:
     """Classify each image by the method, tuned and fitted on the folds that it is not in.
 
@@ -83,6 +86,8 @@ def cross_validate(
         fold: (N,) by `folds`.
         groups: (N,) near-duplicates, which the folds of tuning keep together too.
         tune: Tune the method, else use it as it is.
+        logit_scale: CLIP's inverse temperature.
+        share: The method's share of the logits; see `blending.blend_of`.
 
     Returns:
         The logits; or the reason why the method cannot be fitted to these images.
@@ -93,12 +98,20 @@ def cross_validate(
         logits = torch.full((len(fold), support.n_classes), torch.nan)
         settings = []
         for train, rows in held_out(support, fold):
-            chosen = method
+            inner = None
             if tune:
                 within = None if groups is None else groups[fold != fold[rows[0]]]
                 inner = folds(train.labels, groups=within, n_folds=tuning.MAX_FOLDS, seed=1)
-                chosen = tuning.tune(method, train, text, protocol="cv", fold=inner)
-            found = chosen.fit(train, text).logits(support.features[rows])
+            chosen, classifier = tuning.fit_tuned(
+                method,
+                train,
+                text,
+                protocol="cv" if tune else "none",
+                logit_scale=logit_scale,
+                share=share,
+                fold=inner,
+            )
+            found = classifier.logits(support.features[rows])
             if not torch.isfinite(found).all():
                 raise UserError(f"{method.name} gave logits that are no numbers; leave it out")
             logits[rows] = found

@@ -150,6 +150,8 @@ def labels(rows: Iterable[Row]) -> dict[Row, str]:
     names = {}
     for row in rows:
         details = [f"{name}={value}" for name, value in row.fixed.items()]
+        if row.blend != "auto":
+            details.append(f"blend={row.blend}")
         if row.prompt_set:
             details.append(f"prompts {row.prompt_set}")
         alike = [r for r in rows if (r.dataset, r.method) == (row.dataset, row.method)]

@@ -102,9 +102,16 @@ def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
     return {
         **values,
         "setting": setting.replace("generalisation", "generalization"),
+        "blend": "auto" if _never_blended(values) else 1.0,
         "hyperparameters": chosen,
         "fixed": {name: chosen.get(name) for name in names},
     }
+
+
+def _never_blended(values: dict[str, Any]) -> bool:
+    """True if the line's method stands alone in every version."""
+    alone = ("zero-shot", "nearest-mean", "linear-probe", "gda-em", "transclip")
+    return values.get("method") in alone or values.get("text_recipe") == "live"
 
 
 _RENAMED = {"neighbours": "neighbors"}

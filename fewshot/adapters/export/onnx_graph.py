@@ -14,11 +14,12 @@ from cache.encoder import Encoder
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import put_together
 from fewshot.adapters.predictor import attached
-from fewshot.classifier import BlockedClassifier
+from fewshot.classifier import BlockedClassifier, Classifier
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.cocoop import CoCoOp
 from fewshot.endtoend.methods.coop import CoOp, LearnedPrompts
 from fewshot.methods import METHODS
+from fewshot.model_selection.blending import BlendedClassifier
 
 Step = Callable[[Tensor], Tensor]
 
@@ -63,7 +64,13 @@ def graph_of(adapter: Adapter, encoder: Encoder) -> Graph:
 def formula(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Step:
     """Return a saved classifier's (M, C) logits of (M, D) features, without a loop over blocks."""
     single = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
-    classifier = put_together(plain, single)
+    return _without_loops(put_together(plain, single))
+
+
+def _without_loops(classifier: Classifier) -> Step:
+    if isinstance(classifier, BlendedClassifier):
+        adapted = _without_loops(classifier.adapted)
+        return lambda x: classifier.mixed(x, adapted(x))
     if isinstance(classifier, BlockedClassifier):
         return classifier.block_logits
     return classifier.logits
