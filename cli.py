@@ -1,6 +1,6 @@
 """The command line: which commands there are, and how each of them ends.
 
-Results go to stdout, progress and reports to stderr. What a user can put right is one line and exit
+Results go to stdout, progress and reports to stderr. What a user can fix is one line and exit
 code 2; Ctrl-C is 130. Heavy imports wait until a command needs them.
 """
 

@@ -1,4 +1,4 @@
-"""Tell an image file that was cut off from a whole one by its end, without decoding it."""
+"""Tell apart an image file that was cut off and a whole one by its end, without decoding it."""
 
 from pathlib import Path
 from typing import BinaryIO
@@ -10,7 +10,7 @@ _PNG_END = b"IEND\xaeB`\x82"
 
 
 def is_complete(image: Image.Image, path: Path) -> bool:
-    """Whether the file ends as its format says; False also where that cannot be told cheaply.
+    """True if the file ends as its format says; False also where no cheap check exists.
 
     Args:
         image: The file, opened but not loaded.

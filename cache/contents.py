@@ -128,7 +128,7 @@ class Contents:
         return unit(block if np.array_equal(wanted, rows) else block[inverse])
 
     def is_unchanged(self, name: str) -> bool:
-        """Whether the array's bytes are the ones that were written."""
+        """True if the array's bytes are the ones that were written."""
         place = self.places[name]
         sha, left = hashlib.sha256(), place.nbytes
         with self._open() as file:

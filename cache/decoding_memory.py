@@ -9,7 +9,7 @@ _BYTES = 2**31  # two images of the maximum size; photographs of 12 megapixels b
 
 
 class DecodingMemory:
-    """A number of bytes that threads hold parts of; one that wants more than is left waits.
+    """A number of bytes that threads hold parts of; one that needs more than is left waits.
 
     What would not fit even alone is let in when nobody else is: a maximum for one image is another
     matter. No thread may hold twice, or two such threads could wait for one another.

@@ -11,7 +11,7 @@ class DiskFile(io.FileIO):
     """A file that keeps the first failed write to itself and ignores all that follow it.
 
     HDF5 crashes the whole process when it has to close a file that it could not write, which is
-    what a full disk comes to. So HDF5 is told that all is well, and `report` raises the error
+    what a full disk comes to. So HDF5 hears that all is well, and `report` raises the error
     once it has let go.
     """
 

@@ -80,7 +80,7 @@ Setup = tuple[Plan, EncoderSpec, int, int]  # what a `Worker` is made of
 
 
 class Worker:
-    """What one process or actor holds: the plan and its own copy of the model."""
+    """The state of one process or actor: the plan and its own copy of the model."""
 
     def __init__(self, plan: Plan, spec: EncoderSpec, workers: int, processes: int) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
@@ -147,6 +147,6 @@ def _check_room(have: dict[str, Any], need: dict[str, float]) -> None:
     for kind, wanted in need.items():
         if wanted > have.get(kind, 0):
             raise UserError(
-                f"--engine ray wants {wanted:g} {kind} and the cluster has {have.get(kind, 0):g}; "
+                f"--engine ray needs {wanted:g} {kind} and the cluster has {have.get(kind, 0):g}; "
                 "ask for fewer --processes"
             )

@@ -7,7 +7,7 @@ SHOWN = 25  # names that fit an error still called one line
 
 
 class UserError(ValueError):
-    """Something the user can put right: one line saying what was expected, what came, what to do.
+    """Something the user can fix: one line saying what was expected, what came, what to do.
 
     The command line prints it and exits with 2; any other exception is a bug and keeps its
     traceback.

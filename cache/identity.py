@@ -21,12 +21,12 @@ if TYPE_CHECKING:  # a store is opened without what encodes one
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a store is to hold besides one feature per image.
+    """The contents of a store besides one feature per image.
 
     Attributes:
         prompts: The prompt sets to encode.
         views: V, augmented crops per train image.
-        crop_scale: Least and greatest share of the area a view keeps.
+        crop_scale: Minimum and maximum share of the area a view keeps.
         view_seed: Seed of the views.
         train_rows: The only train rows to encode, or None for all.
         support_only: Shots and seeds that `train_rows` serve, as the store records them.
@@ -48,7 +48,7 @@ class Recipe:
         least, greatest = self.crop_scale
         if not 0 < least <= greatest <= 1:
             raise UserError(
-                f"--crop-scale wants two shares of the area, 0 < least <= greatest <= 1; got "
+                f"--crop-scale must be two shares of the area, 0 < minimum <= maximum <= 1; got "
                 f"{least:g} and {greatest:g}"
             )
 

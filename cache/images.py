@@ -17,7 +17,7 @@ RESIZE = {"shorter": "shortest", "squash": "squash"}  # our word, open_clip's wo
 
 @dataclass(frozen=True)
 class Preprocess:
-    """PIL image to pixels (3, H, W), channels standardized as the model wants them.
+    """PIL image to pixels (3, H, W), channels standardized as the model needs them.
 
     Attributes:
         size: H = W in pixels.
@@ -37,7 +37,7 @@ class Preprocess:
 
     @classmethod
     def of(cls, model: nn.Module, resize: str | None = None) -> "Preprocess":
-        """What open_clip says the model was trained with; `resize` overrides the style."""
+        """The preprocessing that open_clip names for the model; `resize` overrides the style."""
         if resize is not None and resize not in RESIZE:
             raise unknown("resize", resize, RESIZE)
         cfg: Mapping[str, Any] = model.visual.preprocess_cfg  # type: ignore[union-attr, assignment]
@@ -71,7 +71,7 @@ class Preprocess:
 
         Args:
             image: RGB.
-            scale: Least and greatest share of the area that the crop keeps; (0.5, 1) is
+            scale: Minimum and maximum share of the area that the crop keeps; (0.5, 1) is
                 Tip-Adapter's and GDA's, (0.08, 1) CoOp's.
             key: Seed, row, view number: the crop is a function of these alone, so views do not
                 depend on the order or the process in which images are encoded.

@@ -1,4 +1,4 @@
-"""What a file of features from elsewhere says: which array is what, and whether it can be true."""
+"""The arrays of a file of features from elsewhere: which is which, and if they can be right."""
 
 import re
 from collections.abc import Mapping

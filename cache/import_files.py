@@ -33,7 +33,7 @@ class Arrays:
 
 
 def open_arrays(path: Path) -> Arrays:
-    """What a `.npz` or `.pt` file or a folder of `.pt` files holds.
+    """The arrays of a `.npz` or `.pt` file, or of a folder of `.pt` files.
 
     Raises:
         UserError: Not there, of another kind, damaged, or pickled.

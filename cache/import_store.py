@@ -47,7 +47,7 @@ def import_file(
         if_exists: "error", "skip" (leave any store alone), "overwrite", or "resume" (leave a
             store of the same arrays alone, refuse another).
         logit_scale: The model's inverse temperature.
-        say: Is told which array was taken for what, and which for nothing.
+        say: Called with which array was taken for what, and which for nothing.
 
     Raises:
         UserError: The file cannot be read, an array is missing or of the wrong shape, labels

@@ -1,4 +1,4 @@
-"""What a dataset's files say, whatever their layout: class names, and rows per split."""
+"""The content of a dataset's files, whatever their layout: class names, and rows per split."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

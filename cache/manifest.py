@@ -155,7 +155,7 @@ def all_manifests() -> list[Manifest]:
 
 
 def describe(manifest: Manifest) -> str:
-    """The lines that tell a reader what a dataset is and how to get it."""
+    """Lines for a reader: what a dataset is and how to get it."""
     layout = manifest.layout
     sizes = ", ".join(f"{split} {size:,}" for split, size in manifest.sizes.items())
     place = "/".join(part for part in (layout.directory, layout.images) if part)

@@ -28,7 +28,7 @@ class Parts:
     directory: Path
 
     def done(self, name: str) -> bool:
-        """Whether the piece is there and is the one its marker was written for."""
+        """True if the piece is there and is the one its marker was written for."""
         data, marker = self._files(name)
         try:
             return bool(json.loads(marker.read_text())["sha256"] == _sha256(data))
@@ -48,7 +48,7 @@ class Parts:
         return load_file(self._files(name)[0])
 
     def note(self, name: str) -> dict[str, Any]:
-        """What was remembered of a finished piece."""
+        """The note that was saved with a finished piece."""
         note: dict[str, Any] = json.loads(self._files(name)[1].read_text())["note"]
         return note
 

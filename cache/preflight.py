@@ -1,4 +1,4 @@
-"""What is looked at before hours of encoding: is the dataset what its user thinks it is?"""
+"""Checks before hours of encoding: is the dataset what its user thinks it is?"""
 
 import unicodedata
 from collections import Counter
@@ -20,7 +20,7 @@ MISSING = "no such file"
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was found.
+    """The findings of `check`.
 
     Attributes:
         source: What was looked at.
@@ -78,7 +78,7 @@ class Preflight:
             split, path, reason = self.unreadable[0]
             raise UserError(
                 f"{len(self.unreadable)} images cannot be read, the first {split} "
-                f"{printable(path)} ({reason}); mend or remove them, or leave them out with "
+                f"{printable(path)} ({reason}); fix or remove them, or leave them out with "
                 "--skip-unreadable"
             )
         return self.source.without(path for _, path, _ in self.unreadable), self.unreadable

@@ -12,7 +12,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Advance(Protocol):
-    """What to call with the number of items just finished, and a note on how it goes."""
+    """A function of the number of items just finished, and a note on how it goes."""
 
     def __call__(self, n: int, note: str = "", /) -> None:
         """Show it."""

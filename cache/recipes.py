@@ -19,7 +19,7 @@ def class_text(
 
     `unit-mean` (Tip-Adapter, GDA, APE, LP++): normalize each embedding, average, normalize.
     `raw-mean` (TaskRes, CLAP): average the embeddings as the encoder gave them. The result is not
-    normalized, and TaskRes's step size hangs on its norm.
+    normalized, and TaskRes's step size depends on its norm.
 
     Args:
         recipe: `unit-mean` or `raw-mean`.

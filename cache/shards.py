@@ -61,7 +61,7 @@ class Plan:
         parts: The finished shards.
         batch_size: Crops per forward pass. Part of the plan because the last bit of a matrix
             product may depend on its shape.
-        crop_scale: Least and greatest share of the area that an augmented view keeps.
+        crop_scale: Minimum and maximum share of the area that an augmented view keeps.
         view_seed: Seed of the views.
         skip_unreadable: Leave out images that do not decode, instead of stopping.
     """
@@ -140,7 +140,7 @@ def encode_shard(
             row, reason = next(iter(unread.items()))
             path = plan.source.splits[shard.split][row].path
             raise UserError(
-                f"cannot read {shard.split} image {plan.source.root / path}: {reason}; mend or "
+                f"cannot read {shard.split} image {plan.source.root / path}: {reason}; fix or "
                 "remove it, or leave such images out with --skip-unreadable"
             )
         skipped |= unread

@@ -213,8 +213,8 @@ def resolve_table(path: Path, name: str = "") -> Source:
 def pooled(source: Source) -> Source:
     """The source with every labeled image for training, but those of a test split that was given.
 
-    For whoever wants a classifier rather than a benchmark, and judges it by cross-validation. It is
-    called otherwise, so that its store lies beside that of the source as it was.
+    For users who need a classifier rather than a benchmark, and judge it by cross-validation. It
+    has another name, so that its store lies beside that of the source as it was.
     """
     kept = {} if source.drawn else {k: v for k, v in source.splits.items() if k == "test"}
     items = [item for split, found in source.splits.items() if split not in kept for item in found]
@@ -230,7 +230,7 @@ def pooled(source: Source) -> Source:
 
 
 def dataset_status(manifest: Manifest, data_root: Path) -> str:
-    """Whether a dataset is on disk, in a few words; looks at two or three paths only."""
+    """Say in a few words if a dataset is on disk; looks at two or three paths only."""
     kind, layout = manifest.layout.kind, manifest.layout
     if kind == "digits":
         return "bundled"

@@ -245,7 +245,7 @@ class FeatureStore:
         return means, self.contents.array("text_projection")
 
     def require(self, identity: Mapping[str, Any]) -> None:
-        """Do nothing if the store was made just so.
+        """Raise UserError unless the store has this identity.
 
         Raises:
             UserError: It was not; names every dotted key that differs, with both values.

@@ -17,7 +17,7 @@ PROJECTED_TOLERANCE = 2e-2  # of the norm: the projection may have run in bfloat
 
 
 def verify(path: Path) -> list[str]:
-    """What is wrong with a store, one line each; nothing if it is sound.
+    """The problems of a store, one line each; none if it is sound.
 
     Where bytes have changed since they were written, that is all it says: what they now mean
     does not matter.

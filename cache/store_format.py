@@ -35,7 +35,7 @@ PROJECTION: Form = {"text_projection": ("<f4", "WD")}
 
 
 def splits_of(places: Mapping[str, Place]) -> tuple[str, ...]:
-    """Those of train, val and test that there are."""
+    """Names of the splits that there are, of train, val and test."""
     groups = {name.partition("/")[0] for name in places}
     return tuple(split for split in SPLITS if split in groups)
 
@@ -46,7 +46,7 @@ def text_sets_of(places: Mapping[str, Place]) -> tuple[str, ...]:
 
 
 def is_image_matrix(name: str) -> bool:
-    """Whether an array has a row or a number for each image: it is checked when it is read."""
+    """True if an array has a row or a number for each image: it is checked when it is read."""
     group, _, array = name.partition("/")
     return group in SPLITS and array in ("features", "norms", "views", "view_norms")
 

@@ -220,7 +220,7 @@ class StoreWriter:
         self._disk.report(self._path)
 
     def check_complete(self) -> None:
-        """Do nothing if there is a split, and each of its declared rows was written.
+        """Raise unless there is a split, and each of its declared rows was written.
 
         Raises:
             ValueError: Some were not.

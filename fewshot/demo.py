@@ -75,7 +75,7 @@ def write_photos(folder: Path) -> tuple[int, int]:
         UserError: There is something in the folder.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already and not an empty folder; name a new one")
+        raise UserError(f"{folder} exists and is not an empty folder; name a new one")
     listing = digits.read(load_manifest("digits"), folder)
     written: dict[str, int] = {}
     for item in listing.splits["train"]:

@@ -42,7 +42,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     none is ever changed. There is no `random_state`: a method that is trained has a `method__seed`,
     and the same seed gives the same classifier.
 
-    Rows may have any scale: they are divided by their norm, unless the method wants them as the
+    Rows may have any scale: they are divided by their norm, unless the method needs them as the
     encoder gave them (`Method.unit_norm`). A row of zeros has no direction: nothing is learned from
     it, and classified it is equally far from everything. All is computed, and given back, in single
     precision. A transductive method classifies the rows of one call together.

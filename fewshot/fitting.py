@@ -164,7 +164,7 @@ def class_text(
 
 
 def query(split: Split, method: Method, rows: Rows | None = None) -> Tensor:
-    """(M, D) features to classify, in the form that the method wants."""
+    """(M, D) features to classify, in the form that the method needs."""
     return torch.from_numpy(split.features(rows, unit=method.unit_norm))
 
 
@@ -226,6 +226,6 @@ def _validation(val: Split, method: Method, sample: Sample, tune: str, classes: 
     """The validation images that the protocol tunes on, and their labels."""
     rows = np.arange(len(val)) if tune == "full-val" else sample.val
     if rows is None:
-        raise UserError("the sample has no val rows to tune by val on; tune by cv, or draw anew")
+        raise UserError("the sample has no val rows to tune by val on; tune by cv, or draw again")
     kept, labels = restrict(val.labels[rows], classes)
     return query(val, method, rows[kept]), torch.from_numpy(labels)

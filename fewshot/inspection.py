@@ -1,4 +1,4 @@
-"""Look at a file that fewshot wrote, a store or an adapter; its ending tells which."""
+"""Look at a file that fewshot wrote, a store or an adapter; the ending says which."""
 
 from pathlib import Path
 

@@ -80,7 +80,7 @@ class Method(MethodInfo):
     A method that is trained has a field `seed`, the only source of randomness.
 
     Attributes:
-        text_recipe: The text features that `fit` wants; see `FeatureStore.text`.
+        text_recipe: The text features that `fit` needs; see `FeatureStore.text`.
         unit_norm: True if features come at unit norm, False if as the encoder gave them.
         practical_size: The largest task that it is worth trying on.
         saved_as: The dataclasses that its classifiers consist of, each with its name in a class
@@ -123,7 +123,7 @@ class Method(MethodInfo):
     ) -> Iterator[tuple[Self, Tensor]]:
         """Yield each variant of the grid, in any order, with its (M, C) logits of the query.
 
-        As written here each variant is fitted anew. A method overrides this where trying many
+        As written here each variant is fitted again. A method overrides this where trying many
         hyper-parameters can cost little more than trying one; see `sweep_prepared`.
         """
         for variant in variants(self, grid):

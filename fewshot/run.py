@@ -54,7 +54,7 @@ def require_integer(name: str, value: object, *, at_least: int | None = None) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What is asked of a method, checked once, here.
+    """The task that is asked of a method, checked once, here.
 
     Attributes:
         shots: K, images per class, or of the largest class where they are unequal; 0 for a method
@@ -190,7 +190,7 @@ def setting_name(method: MethodInfo, setting: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a result is of; equal for two results of the same thing.
+    """The experiment that a result is of; equal for two results of the same experiment.
 
     Attributes:
         method: The method's name.

@@ -121,7 +121,7 @@ def draw_imbalanced(
         rows = np.flatnonzero(labels == k)
         if len(rows) < count:
             raise UserError(
-                f"{profile} from {shots} shots wants {count} train images of {classnames[k]!r} "
+                f"{profile} from {shots} shots needs {count} train images of {classnames[k]!r} "
                 f"(class {k}), which has {len(rows)}; use fewer shots"
             )
         drawn.append(rows[rng.sample(range(len(rows)), int(count))])
@@ -225,7 +225,7 @@ def support_rows(
 def require_shots(
     split: str, labels: Rows, classnames: Sequence[str], shots: int, *, exactly: bool
 ) -> None:
-    """Do nothing if every class has as many of the labels as the shots ask, or more.
+    """Raise unless every class has as many of the labels as the shots ask, or more.
 
     Args:
         split: What the labels are of, for the message.

@@ -81,7 +81,7 @@ class SupportSet:
         return 1 if self.views is None else len(self.views)
 
     def samples(self) -> tuple[Tensor, Tensor]:
-        """What to train on: features (V*N, D) and labels (V*N,), each view a sample of its own.
+        """Training samples: features (V*N, D) and labels (V*N,), each view a sample of its own.
 
         With views the center crops are not among them, as in the published recipes.
         """

@@ -30,7 +30,7 @@ Scale = Callable[[float], float]
 
 
 def chart(title: str, parts: Iterable[Markup]) -> Markup:
-    """Return a chart of the parts, whose points the page's script makes tell their values."""
+    """Return a chart of the parts; the page's script shows the values of its points."""
     return Markup(
         '<svg class="chart" viewBox="0 0 {} {}" role="group" aria-label="{}">{}</svg>'
     ).format(WIDTH, HEIGHT, safe(title), Markup("").join(parts))

@@ -46,7 +46,7 @@ class Text:
         return self.prompts, self.labels
 
     def classes(self, rows: Tensor) -> "Text":
-        """The text of some classes, numbered anew in the order of the (c,) `rows`."""
+        """The text of some classes, renumbered in the order of the (c,) `rows`."""
         prompts = labels = None
         if self.prompts is not None and self.labels is not None:
             new = torch.full((len(self.features),), -1).index_put_((rows,), torch.arange(len(rows)))

@@ -111,7 +111,7 @@ def test_what_will_not_do_is_refused(values: dict[str, Any], message: str) -> No
 
 @pytest.mark.parametrize("pair", ["alpha", "alpha=", "=1", "alpha=,"])
 def test_a_setting_without_name_or_value_is_refused(pair: str) -> None:
-    with pytest.raises(UserError, match="--set wants"):
+    with pytest.raises(UserError, match="--set must be"):
         parse_settings([pair])
 
 

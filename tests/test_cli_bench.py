@@ -76,7 +76,7 @@ BAD: list[tuple[list[str], str]] = [
     (["--methods", ","], "methods must name one or more"),
     (["--jobs", "0"], "jobs must be 1 or more; got 0"),
     (["--set", "alhpa=1"], "unknown setting 'alhpa'; did you mean 'alpha'"),
-    (["--set", "alpha"], "--set wants [METHOD.]NAME=VALUE[,VALUE...]"),
+    (["--set", "alpha"], "--set must be [METHOD.]NAME=VALUE[,VALUE...]"),
     (["--config", "none.toml"], "cannot read none.toml"),
     (["--store", "nowhere"], "no such store under nowhere"),
     (["--protocol", "transfer"], "Invalid value for '--protocol': 'transfer' is not one of"),

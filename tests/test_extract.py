@@ -363,7 +363,7 @@ def test_ray_actors_give_the_same_bytes(photos: Source, encoder: Encoder, tmp_pa
     extract(photos, encoder, recipe_of(photos), serial)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        with pytest.raises(UserError, match="wants 5 CPU and the cluster has 2"):
+        with pytest.raises(UserError, match="needs 5 CPU and the cluster has 2"):
             extract(photos, encoder, recipe_of(photos), actors, engine="ray", processes=10)
         extract(photos, encoder, recipe_of(photos), actors, engine="ray", processes=2)
         file = photos.root / photos.splits["train"][2].path

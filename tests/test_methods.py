@@ -47,7 +47,7 @@ def task(
     n_classes: int = N_CLASSES,
     left_out: int = 0,
 ) -> Task:
-    """A task in the form that the method wants: norms and text recipe.
+    """A task in the form that the method needs: norms and text recipe.
 
     The last classes have an image less each, as many of them as are `left_out`.
     """

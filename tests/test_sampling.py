@@ -193,7 +193,7 @@ def test_natural_is_the_whole_split_in_its_order() -> None:
 @pytest.mark.parametrize(
     ("profile", "shots", "message"),
     [
-        ("long-tail:100", 101, r"long-tail:100 from 101 shots wants 101 train images of 'c\d+'"),
+        ("long-tail:100", 101, r"long-tail:100 from 101 shots needs 101 train images of 'c\d+'"),
         ("long-tail:100", 0, "shots must be 1 or more; got 0"),
         ("long-tail", 8, r"imbalance must be .*; got 'long-tail'; long-tail:100 is the usual"),
         ("long-tail:0.5", 8, "imbalance must be long-tail:R or step:R with R of 1 or more"),

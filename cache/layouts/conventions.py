@@ -1,6 +1,6 @@
 """How people name splits, columns, image files and what their systems leave in folders.
 
-The one place for such names; `docs/guide/own-photos.md` tells them to users.
+The one place for such names; `docs/guide/own-photos.md` lists them for users.
 """
 
 import re
@@ -66,16 +66,16 @@ def columns(header: list[str]) -> dict[str, str]:
 
 
 def of_a_system(name: str) -> bool:
-    """Whether a file or folder is no user's: hidden, or put there by a system."""
+    """True if a file or folder is no user's: hidden, or put there by a system."""
     return name.startswith(".") or name.lower() in _OF_SYSTEMS
 
 
 def extension(name: str) -> str:
-    """What follows the last dot, in lower case; empty without a dot."""
+    """The part after the last dot, in lower case; empty without a dot."""
     return name.rpartition(".")[2].lower() if "." in name else ""
 
 
 def begins_as_an_image(head: bytes) -> bool:
-    """Whether the first 16 bytes are those of an image; for files that have no extension."""
+    """True if the first 16 bytes are those of an image; for files that have no extension."""
     webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
     return head.startswith(_BEGINNINGS) or webp or head[4:12] == b"ftypavif"

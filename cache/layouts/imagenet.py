@@ -99,7 +99,7 @@ def _wnids(data_root: Path, directory: Path) -> list[str]:
         if folder.is_dir() and len(wnids := folders(folder)) == N_CLASSES:
             return wnids
     raise UserError(
-        f"which ImageNet classes the folders in {directory} are cannot be told: put CoOp's "
+        f"which ImageNet classes the folders in {directory} are cannot be seen: put CoOp's "
         f"classnames.txt into {directory} or {imagenet}, or ImageNet's class folders into "
         f"{imagenet}/images/val"
     )

@@ -1,4 +1,4 @@
-"""A table's bytes into rows of text: encoding, separator and form are told by the file itself."""
+"""A table's bytes into rows of text: encoding, separator and form are seen from the file itself."""
 
 import codecs
 import csv

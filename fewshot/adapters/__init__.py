@@ -1,1 +1,1 @@
-"""What was learned, kept in a file: saved, loaded, used on new images, taken elsewhere."""
+"""Learned parameters in a file: saved, loaded, used on new images, taken elsewhere."""

@@ -26,7 +26,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """What a method learned.
+    """The parameters that a method learned, with all that using them needs.
 
     Attributes:
         method: Its name.
@@ -144,7 +144,7 @@ def load_adapter(path: Path | str) -> Adapter:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a file calls itself one; its content is not checked."""
+    """True if a file calls itself an adapter; its content is not checked."""
     if path.suffix != ".safetensors" or not path.is_file():
         return False
     try:
@@ -155,7 +155,7 @@ def is_adapter(path: Path) -> bool:
 
 
 def require_suffix(path: Path) -> None:
-    """Do nothing if an adapter can be saved under this name.
+    """Raise unless an adapter can be saved under this name.
 
     Raises:
         UserError: It does not end as such files do, or is a folder.

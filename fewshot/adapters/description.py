@@ -9,7 +9,7 @@ _NAMED = 20  # of many classes, how many are named
 
 
 def describe(adapter: Adapter) -> str:
-    """What an adapter is, what made it and how sure it may be, for a terminal."""
+    """Describe an adapter, its origin and its calibration, for a terminal."""
     parts = [adapter.summary()]
     for title, lines in (
         ("model", _values(adapter.model)),

@@ -35,7 +35,7 @@ def image_files(
     Args:
         names: Of files, folders and patterns.
         stdin: Where `-` reads more of them; without it, `-` is a name like others.
-        say: Told how many other files a folder holds, and why they are left out.
+        say: Called with how many other files a folder holds, and why they are left out.
 
     Raises:
         UserError: A name that nothing matches, a folder without an image, or no name at all.

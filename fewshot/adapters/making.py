@@ -38,7 +38,7 @@ def of_fitted(
 
     Args:
         fitted: What `fitting.fit` gave for all classes of the store.
-        store: Whose features.
+        store: The store of the features.
         calibration: How sure it may be.
         more: What else is worth keeping of the training, such as the accuracy on the test split.
     """

@@ -49,7 +49,7 @@ def lines(results: Results, form: str, width: int | None = None) -> Iterator[str
 
 
 def require_format(form: str) -> None:
-    """Do nothing if there is such a form.
+    """Raise unless there is such a form.
 
     Raises:
         UserError: There is none.

@@ -48,7 +48,7 @@ def predict(
         adapter: An adapter or its file; or what `open_adapter` made of one, whose model is loaded
             already and to which `model`, `device` and `precision` say nothing.
         images: PIL images and what the command line takes: files, folders, patterns.
-        top: k, the classes told of each; all where there are fewer.
+        top: k, the classes given for each; all where there are fewer.
         min_confidence: Below it the label is `unknown`.
         model: As in `open_adapter`.
         device: As in `open_adapter`.
@@ -84,7 +84,7 @@ def stream(
     max_pixels: int = MAX_PIXELS,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Generator[Prediction | Unreadable, None, None]:
-    """What is said of each image, in order and as soon as its batch is done.
+    """Yield the prediction of each image, in order and as soon as its batch is done.
 
     No more than three batches of images are held at a time; where the method classifies all images
     jointly, the features of all are, and nothing comes before the last has been encoded.
@@ -130,7 +130,7 @@ def run(
         adapter: Its file.
         images: Files, folders and patterns.
         out: Where predictions are written, flushed with each.
-        say: Told of every image that cannot be read.
+        say: Called with every image that cannot be read.
         stdin: Where the name `-` reads more names.
         top: As in `predict`.
         form: One of `output.FORMATS`.

@@ -1,4 +1,4 @@
-"""What is said of one image: its most probable classes, or why it could not be read."""
+"""The prediction for one image: its most probable classes, or why it could not be read."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class Prediction:
 
     @property
     def known(self) -> bool:
-        """Whether it is probable enough; tells `unknown` from a class of that name."""
+        """True if it is probable enough; a class may itself be called `unknown`."""
         return self.confidence >= self.min_confidence
 
 
@@ -87,12 +87,12 @@ def distinct(classnames: Sequence[str]) -> tuple[str, ...]:
 
 
 def require_form(top: int, min_confidence: float) -> None:
-    """Do nothing if predictions can be asked for like this.
+    """Raise unless predictions can be asked for like this.
 
     Raises:
         UserError: Fewer than one class, or a confidence that is no probability.
     """
     if top < 1:
-        raise UserError(f"top must be at least 1, the classes told of each image; got {top}")
+        raise UserError(f"top must be at least 1, the classes given for each image; got {top}")
     if not 0 <= min_confidence <= 1:
         raise UserError(f"min_confidence must be a probability, 0..1; got {min_confidence:g}")

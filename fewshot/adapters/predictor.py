@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """What classifies images.
+    """A classifier of images: an adapter with its model.
 
     Attributes:
         adapter: What was learned.
@@ -30,7 +30,7 @@ class Predictor:
         features: Pixels (B, 3, H, W) to features (B, D), on the CPU.
         logits: Features (M, D) to logits (M, C), on the CPU.
         jointly: Whether the logits of an image depend on the images beside it, so that `logits`
-            wants all features at once.
+            needs all features at once.
         device: Where the model runs.
     """
 
@@ -93,7 +93,7 @@ def with_encoder(adapter: Adapter, encoder: Encoder) -> Predictor:
 
 
 def require_model(adapter: Adapter, identity: Mapping[str, Any]) -> None:
-    """Do nothing if a model is the one that the adapter was made with.
+    """Raise unless a model is the one that the adapter was made with.
 
     The weights decide, where the adapter knows them: a model may have moved.
 

@@ -1,1 +1,1 @@
-"""What labeled photos say about themselves: which method suits them, how well, and what next."""
+"""From labeled photos to the method that suits them, how good it is, and what to do next."""

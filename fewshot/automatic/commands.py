@@ -64,7 +64,7 @@ def commands(
     again: Mapping[str, object],
     skip: bool,
 ) -> tuple[Command, ...]:
-    """What was done, step by step, and how to go on.
+    """The commands of each step, and of the next ones.
 
     Args:
         store: Of the labeled images.
@@ -113,7 +113,7 @@ def _options(values: Mapping[str, object]) -> list[str]:
 def script(steps: Sequence[Command], directory: Path) -> str:
     """A shell script that repeats the steps.
 
-    The first, which is all of them, and the last, which wants photos, are comments.
+    The first, which is all of them, and the last, which needs photos, are comments.
 
     Args:
         steps: By `commands`.

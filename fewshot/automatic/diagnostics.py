@@ -19,7 +19,7 @@ EXAMPLES = 3  # photos of each kind of mistake
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """What the out-of-fold predictions show; without a winner, the near-duplicates alone.
+    """Findings from the out-of-fold predictions; without a winner, near-duplicates alone.
 
     Attributes:
         class_metrics: Recall and precision of each class.
@@ -53,7 +53,7 @@ def diagnose(
         validation: The methods' cross-validation.
         method: The winner, with its hyper-parameters as tuned.
         temperature: T of its probabilities, softmax(logits / T).
-        support: All labeled images in the form that it wants.
+        support: All labeled images in the form that it needs.
         text: The classes' text by the method's recipe.
         seed: Random seed for the learning curve's draws.
     """

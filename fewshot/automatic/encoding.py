@@ -25,7 +25,7 @@ def encode_labeled(
         encoder: The model.
         path: Where the store goes.
         workers: Threads that decode images; one per core or so without it.
-        say: Told of what happens to an older store.
+        say: Called with what happens to an older store.
 
     Raises:
         UserError: The report has problems, or too few images of a class can be read.
@@ -38,7 +38,7 @@ def encode_labeled(
     if empty:
         raise UserError(
             f"no image of {', '.join(empty[:5])} can be read; the store {store.path} says why; "
-            "mend the images, or remove the class"
+            "fix the images, or remove the class"
         )
     return store
 

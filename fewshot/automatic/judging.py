@@ -90,7 +90,7 @@ def to_try(names: Sequence[str] | None, n_images: int, n_classes: int) -> Candid
 
 
 def inputs(store: FeatureStore) -> tuple[SupportOf, TextFor]:
-    """Two functions of a method: all labeled images, and the classes' text, as it wants them."""
+    """Two functions of a method: all labeled images, and the classes' text, as it needs them."""
     train = store.split("train")
     labels = torch.from_numpy(train.labels)
     classes = range(store.n_classes)

@@ -40,7 +40,7 @@ class Tested:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What `auto` found, and where it wrote it.
+    """The findings of `auto`, and the files it wrote.
 
     Attributes:
         dataset: The images as the user named them.
@@ -89,7 +89,7 @@ class Outcome:
 
     @property
     def zero_shot(self) -> MethodScore | None:
-        """What class names alone do; None where that was not tried."""
+        """The accuracy of class names alone; None where that was not tried."""
         selection = self.validation.selection
         return None if selection is None else selection.score_of("zero-shot")
 
@@ -117,7 +117,7 @@ class Outcome:
 
     @property
     def more_labels(self) -> str:
-        """What more labels would bring, in a sentence."""
+        """The gain that more labels would bring, in a sentence."""
         if self.validation.selection is None:
             return "a second photo of each class would let methods be compared, and judged"
         if self.diagnostics.curve is None:

@@ -50,7 +50,7 @@ def auto(
 ) -> Outcome:
     """Find the method that suits the photos, say honestly how good it is, and fit it to all.
 
-    What an interrupted run has encoded is not encoded again; the rest is computed anew. Nothing of
+    What an interrupted run has encoded is not encoded again; the rest is computed again. Nothing of
     a test split that the user keeps apart is looked at before the winner is fitted.
 
     Args:
@@ -66,7 +66,7 @@ def auto(
         seed: Of folds, resamples and training.
         workers: Threads that decode images; one per core or so without it.
         max_pixels: Width times height of the largest image that is decoded.
-        say: Told what goes on, lines at a time.
+        say: Called with progress notes, lines at a time.
 
     Returns:
         What was found. In `out` are then adapter.safetensors, report.html, report.json,

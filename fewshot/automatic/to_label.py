@@ -33,7 +33,7 @@ class ToLabel:
 def to_label(features: Tensor, probabilities: Tensor, n: int = 20) -> tuple[ToLabel, ...]:
     """Return the n images to label, in order.
 
-    The first has the least margin; each next one has the largest product of 1 - margin and of the
+    The first has the smallest margin; each next one has the largest product of 1 - margin and the
     cosine distance to the nearest image chosen so far. So near-duplicates of a chosen image, at
     distance 0, come last of all, with no threshold to set.
 

@@ -23,7 +23,7 @@ from fewshot.run import TRANSFERS, Run
 
 @dataclass(frozen=True)
 class Failure:
-    """What became of a cell that gave no result.
+    """The error of a cell that gave no result.
 
     Attributes:
         error: One line.
@@ -35,7 +35,7 @@ class Failure:
 
 
 def attempt(save: Path | None, cells: Sequence[Cell]) -> tuple[Sequence[Result | Failure], float]:
-    """What comes of the cells, and the seconds it took.
+    """Run the cells; return their outcomes and the elapsed seconds.
 
     Args:
         save: A folder to write predictions into.

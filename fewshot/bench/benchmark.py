@@ -1,7 +1,7 @@
 """A benchmark: all cells of a plan that are not done yet, in one process or several.
 
 Results are appended to `OUT/results.jsonl` as they come, which is all that resuming needs: what
-has its line there is done, and the same command goes on with the rest. A cell that fails is
+has its line there is done, and the same command continues with the rest. A cell that fails is
 reported and the others run; `OUT/failures.jsonl` has the failures of the last run.
 """
 
@@ -31,7 +31,7 @@ Task = list[Cell]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a benchmark came to.
+    """The results and failures of a benchmark.
 
     Attributes:
         runs: Every run of the plan, as its result where there is one, of now or of earlier.
@@ -90,7 +90,7 @@ def run(bench: Bench, plan: Plan, say: Callable[[str], None]) -> Outcome:
 def pending(
     bench: Bench, plan: Plan, say: Callable[[str], None], done: Mapping[Run, Result] | None = None
 ) -> list[Task]:
-    """What of the plan is not done, after a word on the rest of it."""
+    """The part of the plan that is not done; prints a note on the rest."""
     for why in plan.left_out:
         say(f"left out: {why}")
     tasks = plan.tasks(finished(bench, say) if done is None else done)

@@ -1,4 +1,4 @@
-"""What a benchmark is asked to do, by flags, by a TOML file, or by a file and flags over it.
+"""The settings of a benchmark, by flags, by a TOML file, or by a file and flags over it.
 
 A file has the keys
 
@@ -33,14 +33,14 @@ ALL = ("all",)
 
 @dataclass(frozen=True)
 class Bench:
-    """What to run, all combinations of it.
+    """The runs of a benchmark: all combinations of these.
 
     Attributes:
         methods: Names, or `ALL`.
         datasets: Names, or `ALL` that have a store; where learning is transferred, the targets.
         models: Names, or `ALL` that have a store.
         shots: K, images per class; 0 for methods that can do without.
-        seeds: What draws them.
+        seeds: Random seeds for drawing them.
         tune: The tuning protocol; None for the default.
         settings: `FIELD` or `METHOD.FIELD` -> the values to try, as text.
         prompts: Prompt sets of the stores; none for the datasets' own.
@@ -124,7 +124,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, tuple[str, ...]]:
         name, _, text = pair.partition("=")
         values = _words(text)
         if not name or not values:
-            raise UserError(f"--set wants [METHOD.]NAME=VALUE[,VALUE...]; got {pair!r}")
+            raise UserError(f"--set must be [METHOD.]NAME=VALUE[,VALUE...]; got {pair!r}")
         if name in settings:
             raise UserError(f"--set {name} is given twice; list its values: {name}=A,B")
         settings[name] = values

@@ -25,7 +25,7 @@ def mean_table(runs: Sequence[Run]) -> Table:
 
     A cell is the mean over datasets of the mean over seeds, with the 95 % interval over seeds of
     the mean over datasets. What differs in a column of `COLUMNS` is never averaged; a column in
-    which all lines are alike is told below the table instead.
+    which all lines are alike is noted below the table instead.
 
     Args:
         runs: Every run that was asked for; a `Result` where there is one.

@@ -1,4 +1,4 @@
-"""A benchmark's cells, all known before the first one starts: so results tell which are done."""
+"""A benchmark's cells, all known before the first one starts: so results show which are done."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace

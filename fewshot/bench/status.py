@@ -63,7 +63,7 @@ class Display:
     Args:
         total: Cells in all.
         done: Those done before.
-        pace: What tells the time left.
+        pace: Estimates the time left.
     """
 
     def __init__(self, total: int, done: int, pace: Pace) -> None:

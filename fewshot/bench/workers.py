@@ -18,7 +18,7 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class WorkerDiedError(Exception):
-    """A task ended its process: killed, as for want of memory, or crashed."""
+    """A task ended its process: killed, as when memory runs out, or crashed."""
 
 
 def each(

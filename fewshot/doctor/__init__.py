@@ -1,1 +1,1 @@
-"""Whether this installation and this machine can do what the commands ask of them."""
+"""Check that this installation and this machine can do what the commands ask of them."""

@@ -1,4 +1,4 @@
-"""Whether this installation and these surroundings can do what the commands will ask of them.
+"""Check that this installation and its surroundings can do what the commands ask of them.
 
     installation   versions, torch beside torchvision, the encoder, whose modules are imported
     machine        processor, memory, CUDA, locks, encoding, the model hub
@@ -23,7 +23,7 @@ Check = Callable[[], Iterable[Finding]]
 
 
 def checkup(store: Path | None = None, data: Path | None = None) -> list[Finding]:
-    """What every check finds; takes some ten seconds, since models are loaded and run.
+    """The findings of every check; takes some ten seconds, since models are loaded and run.
 
     Args:
         store: The folder of stores; `$FEWSHOT_STORE` or `./features` without it.

@@ -1,4 +1,4 @@
-"""What one look at the surroundings came to."""
+"""The finding of one check."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -59,7 +59,7 @@ def runs_folder(root: Path) -> Iterator[Finding]:
 
 
 def writable(name: str, folder: Path, fix: str) -> Finding:
-    """Whether the folder, or what it would be made in, can be written and has room."""
+    """Check that the folder, or the one it would be made in, is writable and has room."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         return Finding(name, "problem", f"{folder} cannot be written", fix)
@@ -111,7 +111,7 @@ def _file_system(folder: Path) -> str:
 
 
 def leftovers(root: Path) -> Iterator[Finding]:
-    """What runs that were killed left in the store root.
+    """Look in the store root for files of killed runs.
 
     Their lock files are no matter: a lock is its holder's, and free once that is gone.
     """
@@ -135,7 +135,7 @@ def leftovers(root: Path) -> Iterator[Finding]:
 
 
 def stores(root: Path) -> Iterator[Finding]:
-    """Whether every store in the root can be opened."""
+    """Check that every store in the root can be opened."""
     opened = 0
     for path in find_stores(root):
         try:

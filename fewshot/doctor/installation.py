@@ -59,7 +59,7 @@ def _required(requirement: Requirement) -> Finding:
 
 
 def torch_pair() -> Iterator[Finding]:
-    """Whether torchvision's compiled part fits torch's: a CPU-only wheel of one often does not.
+    """Check torchvision's compiled part against torch's: a CPU-only wheel of one often fails.
 
     In a process of its own, in which a crash harms nobody.
     """
@@ -112,7 +112,7 @@ def encoder() -> Iterator[Finding]:
 
 
 def modules() -> Iterator[Finding]:
-    """Whether our modules come from one place, and nothing in the working directory hides them.
+    """Check that our modules come from one place, and nothing in the working folder hides them.
 
     Python puts the working directory first for `python -m`, `python -c` and notebooks, though not
     for an installed command. A folder without `__init__.py` hides nothing.
@@ -143,7 +143,7 @@ def modules() -> Iterator[Finding]:
 
 
 def owners() -> Iterator[Finding]:
-    """Whether another distribution has put modules of our names into this environment."""
+    """Check that no other distribution has modules of our names in this environment."""
     by_module = metadata.packages_distributions()
     others = {name: sorted(set(by_module.get(name, ())) - {DISTRIBUTION}) for name in MODULES}
     for name, distributions in others.items():
@@ -160,7 +160,7 @@ def owners() -> Iterator[Finding]:
 
 
 def command() -> Iterator[Finding]:
-    """Whether `fewshot` in the shell is this environment's."""
+    """Check that `fewshot` in the shell is this environment's."""
     here, found = Path(sysconfig.get_path("scripts")), shutil.which("fewshot")
     if found is None:
         fix = f"activate the environment, or call {here / 'fewshot'}"

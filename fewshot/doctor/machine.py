@@ -93,7 +93,7 @@ def cuda() -> Iterator[Finding]:
 
 
 def locks() -> Iterator[Finding]:
-    """Whether HDF5 is told to lock what it reads, against what stores are opened with."""
+    """Check that HDF5 is not set to lock the files it reads, which stores are opened without."""
     setting = os.environ.get("HDF5_USE_FILE_LOCKING")
     if setting in ("TRUE", "1", "BEST_EFFORT"):
         yield Finding(
@@ -108,7 +108,7 @@ def locks() -> Iterator[Finding]:
 
 
 def encoding() -> Iterator[Finding]:
-    """Whether text is UTF-8 everywhere."""
+    """Check that text is UTF-8 everywhere."""
     used = {
         "the locale": locale.getencoding(),
         "file names": sys.getfilesystemencoding(),

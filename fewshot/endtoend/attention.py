@@ -58,7 +58,7 @@ class Attention(nn.Module):
             query: The tokens that look.
             key: The tokens they look at.
             value: What they see of those.
-            need_weights: Not heeded; open_clip never wants them.
+            need_weights: Not heeded; open_clip never asks for them.
             attn_mask: (L, L') to add to the logits, or `Prompts`.
         """
         q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)

@@ -109,7 +109,7 @@ class Learner:
     chosen: Mapping[str, Tensor] = field(default_factory=dict)
 
     def state(self) -> dict[str, Tensor]:
-        """All that tells this learner from one just attached, by name; shares its memory."""
+        """The difference of this learner from one just attached, by name; shares its memory."""
         return {name: parameter.detach() for name, parameter in self.parameters.items()} | {
             f"chosen/{name}": tensor for name, tensor in self.chosen.items()
         }
@@ -139,7 +139,7 @@ class Learner:
         return scaled_cosines(self.logit_scale, features, self.text())
 
     def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What a step goes down, a scalar, and the (B, C) logits it was computed from."""
+        """The scalar that a step minimizes, and the (B, C) logits it was computed from."""
         if self.penalty is not None:
             text = self.text()
             once = replace(self, text=lambda: text, penalty=None)
@@ -173,7 +173,7 @@ class Plan:
         batch_size: Images per step; fewer images than that are one batch.
         drop_last: Leave out the last batch of an epoch where it is not full.
         schedule: The learning rate.
-        crop_scale: Least and greatest share of an image's area that an augmented crop keeps.
+        crop_scale: Minimum and maximum share of an image's area that an augmented crop keeps.
         flip: Mirror half of the crops; False where a mirrored image is of another class, or none.
     """
 
@@ -204,7 +204,7 @@ class EndToEnd(MethodInfo):
 
     @property
     def on_images(self) -> bool:
-        """Whether it changes the image tower, so that it needs images and not stored features."""
+        """True if it changes the image tower, so that it needs images and not stored features."""
         return True
 
     @abstractmethod
@@ -226,4 +226,4 @@ class EndToEnd(MethodInfo):
 
     @abstractmethod
     def optimizer(self, learner: Learner) -> Optimizer:
-        """What moves the learner's parameters; the plan sets its learning rate."""
+        """The optimizer of the learner's parameters; the plan sets its learning rate."""

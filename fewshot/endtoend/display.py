@@ -9,9 +9,9 @@ from fewshot.endtoend.train import Watch
 
 @contextlib.contextmanager
 def shown(what: str, n_steps: int, n_test: int) -> Iterator[tuple[Watch, Callable[[int], None]]]:
-    """What to call after each training step, and with the number of test images just done.
+    """Functions to call after each training step, and with the number of test images done.
 
-    A resumed training begins where it goes on, so that rate and time left are of its own steps.
+    A resumed training begins where it continues, so that rate and time left are of its own steps.
     """
     with contextlib.ExitStack() as stack:
         bars: dict[str, Advance] = {}

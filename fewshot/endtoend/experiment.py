@@ -34,7 +34,7 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What training gave.
+    """The outcome of training.
 
     Attributes:
         learner: With its parameters as trained.
@@ -365,7 +365,7 @@ def augmented(plan: Plan, crop_scale: tuple[float, float] | None, flip: bool | N
     """
     if crop_scale is not None and not 0 < crop_scale[0] <= crop_scale[1] <= 1:
         raise UserError(
-            f"crop_scale must be two shares of the area, 0 < least <= greatest <= 1; got "
+            f"crop_scale must be two shares of the area, 0 < minimum <= maximum <= 1; got "
             f"{crop_scale[0]} and {crop_scale[1]}; CoOp's are 0.08 and 1"
         )
     return replace(

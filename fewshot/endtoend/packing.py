@@ -19,7 +19,7 @@ class Prompts:
 
     Attributes:
         shared: P.
-        shape: C and S, the greatest number of own tokens.
+        shape: C and S, the maximum number of own tokens.
         places: (T,) place of the row's own tokens in a flattened (C, S) table of them.
     """
 
@@ -39,7 +39,7 @@ class Prompts:
         return self
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """What the tokens attend to, (1, H, P + T, d), from q, k and v of that shape."""
+        """The attention output of the tokens, (1, H, P + T, d), from q, k and v of that shape."""
         (c, s), p, (_, h, _, d) = self.shape, self.shared, q.shape
         shared = q[0, :, :p]
         if p:

@@ -98,7 +98,7 @@ def center_crops(
 
 
 def require_images(source: Source, paths: Sequence[str], *, workers: int = 2) -> None:
-    """Do nothing if there is an image at every path; looks at how each file begins.
+    """Raise unless there is an image at every path; reads the start of each file.
 
     Raises:
         UserError: There is not; says at how many, and names the first.
@@ -116,7 +116,7 @@ def require_images(source: Source, paths: Sequence[str], *, workers: int = 2) ->
     if faults:
         raise UserError(
             f"{len(faults)} of {len(paths)} images of {source.dataset} cannot be read, the first "
-            f"{faults[0]}; mend or fetch them, or remove them from the dataset"
+            f"{faults[0]}; fix or fetch them, or remove them from the dataset"
         )
 
 

@@ -1,4 +1,4 @@
-"""The one loop of the end-to-end path, and checkpoints from which it goes on bit for bit.
+"""The one loop of the end-to-end path, and checkpoints from which it continues bit for bit.
 
 Everything random in step s is a function of the seed and s alone: the batch, the crops and the
 dropout. So a run that was killed and resumed reaches the same parameters as one that was not.

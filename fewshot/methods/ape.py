@@ -31,7 +31,7 @@ class APE(Method):
         logits(f) = logit_scale f.t + alpha exp(-beta (1 - f'.F')) (L o exp(gamma KL)),
 
     where KL_i, in bits, is the divergence of key i's one-hot label from the softmax of its cosines
-    F'_i.t': images that the text knows least count most. `best_channels` says which are chosen.
+    F'_i.t': images that the text knows worst count most. `best_channels` says which are chosen.
 
     Attributes:
         alpha: Weight of the votes; 0 is zero-shot CLIP.

@@ -76,7 +76,7 @@ class Adapters:
         )
 
     def parameters(self) -> list[Tensor]:
-        """What is trained."""
+        """The trained parameters."""
         return [self.down, self.up, *([self.ratio] if self.learned else [])]
 
     def only(self, i: int) -> "Adapters":
@@ -129,7 +129,7 @@ class CLIPAdapter(Method):
         ratio: Share of the adapter, 0 to 1; 0 is zero-shot CLIP. Published: 0.2 for ImageNet, 0.6
             for DTD. Or where it starts, if it is learned.
         learn_ratio: Train the ratio's logit along with the adapter.
-        adapter: Whose features are adapted. Both: an adapter each, with one ratio unless learned.
+        adapter: The side that is adapted. Both: an adapter each, with one ratio unless learned.
         reduction: How many times narrower than the features the adapter's middle is.
         lr: Learning rate.
         momentum: Of SGD.

@@ -52,7 +52,7 @@ class GDA(Method):
 
     lead: alpha sqrt(K) is the lead, in nats, that the Gaussian term gives a class over the
     average class, taken at the class means and averaged over them; K is the number of images per
-    class. So alpha means the same whatever the scale of P, hence for any number of images and of
+    class. So alpha means the same whatever the scale of P, so for any number of images and of
     views and any shrinkage. The root is there because the noise in a mean of K images
     falls that way, and with it the reason to hold the term back.
 

@@ -50,7 +50,7 @@ class LinearProbe(Method):
     """
 
     # On the validation splits of UCF101 and DTD, at 1 to 16 shots, accuracy is flat from 30 on, and
-    # log-loss least at 100 to 3000. In this unit OpenAI's 0.316 is about 30.
+    # log-loss lowest at 100 to 3000. In this unit OpenAI's 0.316 is about 30.
     C: float = 300.0
     C_unit: CUnit = "feature"
     tol: float = 1e-4

@@ -89,7 +89,7 @@ class TipX(Method):
     M_i = KL(p || q_i) with p and q_i the softmax, over the classes, of the cosines of the query and
     of key i to the texts, divided by the temperature. phi is the affine map that gives divergences
     the range of affinities: none counts as an affinity of 1, and the largest of a support image
-    (its center crop) from a key as the least affinity of such a pair.
+    (its center crop) from a key as the smallest affinity of such a pair.
 
     Attributes:
         alpha: Weight of the votes by affinity.

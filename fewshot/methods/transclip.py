@@ -5,7 +5,7 @@ https://arxiv.org/abs/2406.01837. Where the authors' code does other than the pa
 followed. With few shots the rows of their affinities begin with the support images and the rows
 of the assignments with the queries, so that the graph joins the wrong images; and a support
 image's nearest query is dropped as if it were the image itself. Their assignments and Gaussians
-go on from one gamma to the next; here each begins anew, so that the order of the candidates has
+continue from one gamma to the next; here each starts again, so that the order of the candidates has
 no say. They choose gamma by how validation images near a query fare; here gamma has a default,
 and tuning has it classify held-out images as its queries.
 """
@@ -199,7 +199,7 @@ class TransCLIP(Method):
     """
 
     # Every image counts the same. On UCF101's validation split, whole or a third of it, with one
-    # sample at each K: 1 is within 0.05 of the least log-loss up to 4 shots. At 16 shots 10 is up
+    # sample at each K: 1 is within 0.05 of the lowest log-loss up to 4 shots. At 16 shots 10 is up
     # to 1.5 % more accurate; at 1 it is 8 to 12 % less, since the variance about a mean that is of
     # one image shrinks to nothing.
     gamma: float = 1.0

@@ -81,7 +81,7 @@ def cross_validate(
 
     Args:
         method: Has the hyper-parameters that tuning starts from.
-        support_of: Gives all labeled images in the form that a method wants: unit norm or not.
+        support_of: Gives all labeled images in the form that a method needs: unit norm or not.
         text_for: Gives the classes' text by a method's recipe.
         fold: (N,) by `folds`.
         groups: (N,) near-duplicates, which the folds of tuning keep together too.

@@ -51,7 +51,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What more labels may bring, by the curve.
+    """The gain that more labels may bring, by the curve.
 
     Attributes:
         times: How many times the present labels.
@@ -93,7 +93,7 @@ class LearningCurve:
 
     @property
     def sentence(self) -> str:
-        """What twice as many labels may bring, in percentage points, in words."""
+        """The gain of twice as many labels in percentage points, in words."""
         if not self.forecasts:
             return "too few images to say"
         twice = self.forecasts[0]
@@ -165,14 +165,14 @@ def forecasts(
     n_judged: int,
     seed: int = 1,
 ) -> tuple[Forecast, ...]:
-    """What a curve through the last points says of `MORE` times the present labels.
+    """The accuracy that a curve through the last points gives for `MORE` times the labels.
 
     Through the last three, because no curve of this kind fits all of a method that starts from
     text: it hardly learns from the first image. Points weigh by their standard errors over the
     draws, of which none is taken for less than chance in the judged images would make it.
 
     The interval comes from refits to resampled draws, each from another of the points on, which
-    shows how much hangs on the shape. With GDA at 6 to 16 images per class of UCF101, DTD and
+    shows how much depends on the shape. With GDA at 6 to 16 images per class of UCF101, DTD and
     WHU-RS19, 86 % of the intervals of gains held, to 0.3 points, what the images then brought:
     rather fewer than they should, the misses being gains larger than foretold.
 

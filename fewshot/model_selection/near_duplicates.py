@@ -49,7 +49,7 @@ def near_duplicates(features: Tensor, threshold: float = THRESHOLD) -> Tensor:
 
     Args:
         features: (N, D), any norm.
-        threshold: The least cosine to the leader.
+        threshold: The minimum cosine to the leader.
     """
     unit = normalize(features, dim=1)
     group = torch.full((len(unit),), -1)

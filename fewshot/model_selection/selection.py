@@ -89,7 +89,7 @@ class Selection:
 def select(
     tried: Sequence[OutOfFold], labels: Tensor, *, groups: Tensor | None = None, seed: int = 1
 ) -> Selection:
-    """Of the methods within one standard error of the best accuracy, that of least log-loss.
+    """Of the methods within one standard error of the best accuracy, that of lowest log-loss.
 
     The rule is `tuning.best`'s: accuracy decides as far as it can tell methods apart, and log-loss,
     at the best of `TEMPERATURES` for each method, the rest. Every resample chooses by that rule.

@@ -1,1 +1,1 @@
-"""What several cached methods share."""
+"""Parts that several cached methods share."""

@@ -2,7 +2,7 @@
 
 Yu et al., "Task Residual for Tuning Vision-Language Models", CVPR 2023,
 https://arxiv.org/abs/2211.10277, section 4.1. The authors released such projections for one model
-and no code that makes them, so the recipe here is theirs only where the paper tells: the same few
+and no code that makes them, so the recipe here is theirs only where the paper says: the same few
 shots, and 50 epochs. All else follows their recipe for residuals but the learning rate, which has
 to suit weights a hundred times smaller than the text. It cannot be expected to give their numbers.
 """

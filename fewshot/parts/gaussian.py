@@ -49,7 +49,7 @@ def shrinkage_intensity(residuals: Tensor, shrinkage: Shrinkage) -> float:
 
     `published` is GDA's: its precision D [(N-1) S + tr(S) I]^-1 is, up to a factor s, the inverse
     of (1-s) S + s tr(S)/D I with s = D / (D + N - 1). `ledoit-wolf` (Ledoit and Wolf, 2004) and
-    `oas` (Chen et al., 2010, arXiv:0907.4698) estimate the s of least squared error from the
+    `oas` (Chen et al., 2010, arXiv:0907.4698) estimate the s of minimum squared error from the
     residuals. A number is taken as it is.
     """
     if isinstance(shrinkage, float | int):

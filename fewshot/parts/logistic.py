@@ -15,7 +15,7 @@ MAX_HALVINGS = 30
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """Where the objective is least.
+    """The minimum of the objective.
 
     Attributes:
         weight: (C, D) float64.
@@ -55,7 +55,7 @@ def logistic_path(
         n_classes: C.
         strengths: Ascending, no two alike.
         tol: A solution's gradient, in the norm of the Hessian's inverse diagonal, is at most this
-            times the root of the objective; so its objective is above the least by a share of
+            times the root of the objective; so its objective is above the minimum by a share of
             about the tolerance squared.
         max_iter: Passes over the samples for each strength.
     """

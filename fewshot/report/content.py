@@ -1,4 +1,4 @@
-"""What a report consists of: sections of tables and drawings, before any of it has a form."""
+"""The content of a report: sections of tables and drawings, before any of it has a form."""
 
 import re
 from collections.abc import Mapping, Sequence

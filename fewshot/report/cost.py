@@ -1,4 +1,4 @@
-"""What results cost, and which hyper-parameters tuning chose."""
+"""The cost of results, and the hyper-parameters that tuning chose."""
 
 from collections.abc import Iterator, Sequence
 from statistics import median
@@ -69,7 +69,7 @@ def cost_scatters(rows: Cells) -> Iterator[tuple[str, Scatter]]:
 
 
 def hyperparameters(rows: Cells) -> Table:
-    """What tuning chose for each seed."""
+    """The hyper-parameters that tuning chose for each seed."""
     names = labels(rows)
     lines = [
         (row.dataset, names[row], row.tune, shots, name, values)

@@ -1,4 +1,4 @@
-"""What tables of results have in common: the first cells of a row, means, and what is missing."""
+"""Common parts of tables of results: the first cells of a row, means, and what is missing."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -64,7 +64,7 @@ def of_part(name: str) -> Value:
 
 
 def over(datasets: Sequence[str]) -> str:
-    """What averages are over, as a note."""
+    """A note on what averages are over."""
     return (
         f"Averages are over {len(datasets)} datasets, each with the same weight: "
         f"{', '.join(datasets)}."
@@ -84,7 +84,7 @@ class Incomplete:
         self.lacking: dict[str, list[str]] = {}
 
     def cell(self, name: str, shots: int, found: dict[str, list[Result]]) -> Cell | None:
-        """What stands in the place of an average that would lack datasets; None if none would."""
+        """A note in place of an average that would lack datasets; None if none would."""
         lacking = missing(self.datasets, found)
         if not lacking:
             return None

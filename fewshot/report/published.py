@@ -112,7 +112,7 @@ def load(path: Path = FILE) -> dict[Key, Figure]:
 
 
 def key_of(figure: Figure) -> Key:
-    """What the figure is of."""
+    """The key of the figure: what it was measured on."""
     f = figure
     return f.method, f.model, f.setting, f.shots, f.dataset, f.part
 
@@ -123,7 +123,7 @@ def method_name(name: str) -> str:
 
 
 def model_name(name: str) -> str | None:
-    """What papers call the model; None where it is not one of OpenAI's, which they all use."""
+    """The model's name in papers; None where it is not one of OpenAI's, which they all use."""
     architecture, _, weights = name.partition("/")
     if weights not in ("openai", "openai-quickgelu"):
         return None

@@ -16,7 +16,7 @@ Average = Callable[[Sequence[Sequence[Result]]], float]
 
 
 class Task(NamedTuple):
-    """What was to be done; results of different tasks are never averaged."""
+    """A task; results of different tasks are never averaged."""
 
     setting: str
     model: str
@@ -145,7 +145,7 @@ def by_dataset(
 
 
 def labels(rows: Iterable[Row]) -> dict[Row, str]:
-    """What to call each row in its task: the method, and what sets it apart from others of it."""
+    """A label of each row in its task: the method, and its difference from others of it."""
     rows = list(rows)
     names = {}
     for row in rows:

@@ -26,7 +26,7 @@ class Result(Run):
         per_class_accuracy: Mean over the classes of the accuracy within each, 0..1.
         accuracies: Those of parts of the test split: `base` and `new`, or `many`, `medium`, `few`.
         hyperparameters: The method's fields, as tuned.
-        measures: What the classifier tells of itself, such as `trained_parameters`.
+        measures: Numbers about the classifier itself, such as `trained_parameters`.
         text_recipe: How text features were made of the prompts: by a recipe of the store's, `live`
             by the model itself, or None where there was no text.
         n_classes: C of the test split.

@@ -21,7 +21,7 @@ _NO_PREDICTIONS = (
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a classifier said of M test images.
+    """The predictions of a classifier for M test images.
 
     Attributes:
         predicted: (M,) class ids.
@@ -57,7 +57,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """What `write_predictions` wrote.
+    """Read the predictions that `write_predictions` wrote.
 
     Raises:
         UserError: No such file, or not of this form.

@@ -1,4 +1,4 @@
-"""Whether two classifiers differ by more than chance, judged on the same test images.
+"""Test if two classifiers differ by more than chance on the same test images.
 
 McNemar's exact test, "Note on the sampling error of the difference between correlated proportions
 or percentages", Psychometrika 1947; its mid-p: Fagerland et al., "The McNemar test for binary
@@ -6,7 +6,7 @@ matched-pairs data", 2013, https://doi.org/10.1186/1471-2288-13-91; intervals: t
 bootstrap.
 
 Chance is in which images were tested. The few shots and what was trained on them are taken as they
-are; how much they matter, the spread over seeds tells.
+are; how much they matter, the spread over seeds shows.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ Pair = tuple[Predictions, Predictions]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What A and B, a pair or several, got right of the same images; shares are in 0..1.
+    """Counts of what A and B, a pair or several, got right of the same images; shares in 0..1.
 
     Attributes:
         n_pairs: Pairs of predictions.

@@ -1,4 +1,4 @@
-"""Whether what was exported says what the adapter says, on noise and on what looks like images."""
+"""Check that an export says what the adapter says, on noise and on what looks like images."""
 
 from collections.abc import Iterator
 
@@ -24,13 +24,13 @@ def probes(preprocess: Preprocess) -> Iterator[Tensor]:
 
 
 def require_close(what: str, exported: Tensor, ours: Tensor, *, scale: float | None = None) -> None:
-    """Do nothing if no value is off by more than `TOLERANCE` times the scale.
+    """Raise if a value is off by more than `TOLERANCE` times the scale.
 
     Args:
         what: Of what, for the message.
         exported: What the export computes.
         ours: What the adapter computes, of the same shape.
-        scale: That of the values; the greatest magnitude of ours without it.
+        scale: That of the values; the maximum magnitude of ours without it.
 
     Raises:
         UserError: One is.

@@ -1,4 +1,4 @@
-"""What of an adapter open_clip's own CLIP can hold: both towers' weights, and a matrix."""
+"""The part of an adapter that open_clip's own CLIP can hold: weights, and a matrix."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +34,7 @@ class Head:
     unit_norm: bool
 
     def form(self, features: Tensor) -> Tensor:
-        """(M, D) features as the head wants them, of the tower's (M, D)."""
+        """(M, D) features as the head needs them, of the tower's (M, D)."""
         return normalize(features, dim=-1) if self.unit_norm else features
 
     def logits(self, features: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class Head:
 
 
 def require_towers(adapter: Adapter) -> None:
-    """Do nothing if the adapter's method can be open_clip's two towers and a matrix.
+    """Raise unless the adapter's method can be open_clip's two towers and a matrix.
 
     Raises:
         UserError: It cannot; says why, and what works.

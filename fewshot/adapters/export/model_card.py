@@ -47,7 +47,7 @@ def model_card(adapter: Adapter, *, library: str, how_to_run: str, files: Mappin
 
 
 def identity(adapter: Adapter) -> dict[str, Any]:
-    """What is recorded of the model but where on its author's disk it lay."""
+    """The record of the model, without its place on its author's disk."""
     folder = adapter.model_name.startswith("local-dir:")
     return {
         key: Path(value).name if folder and key in ("name", "arch") else value

@@ -29,7 +29,7 @@ PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
 def require_onnx() -> None:
-    """Do nothing if ONNX files can be written and run here.
+    """Raise unless ONNX files can be written and run here.
 
     Raises:
         UserError: A package is missing; says what to install.
@@ -96,10 +96,10 @@ def write_graph(graph: Graph, predictor: Predictor, path: Path) -> None:
 
 
 def check(path: Path, predictor: Predictor) -> None:
-    """Do nothing if onnxruntime makes of the file what the predictor makes of its adapter.
+    """Raise unless onnxruntime computes from the file what the predictor computes.
 
     Raises:
-        UserError: A logit differs by more than 1e-4 of the greatest, or a probability by 1e-4.
+        UserError: A logit differs by more than 1e-4 of the maximum, or a probability by 1e-4.
     """
     runtime: Any = importlib.import_module("onnxruntime")
     options = runtime.SessionOptions()

@@ -28,7 +28,7 @@ class Graph(nn.Module):
     """Pixels (B, 3, H, W) to logits (B, C) and calibrated probabilities (B, C).
 
     Attributes:
-        encode: Pixels to features (B, D), of the norm that the head wants.
+        encode: Pixels to features (B, D), of the norm that the head needs.
         head: Features to logits.
         temperature: T of softmax(logits / T).
     """

@@ -65,7 +65,7 @@ def write_open_clip(adapter: Adapter, encoder: Encoder, folder: Path) -> str:
 
 
 def check(folder: Path, predictor: Predictor, head: Head, prompts: list[str], text: Tensor) -> None:
-    """Do nothing if open_clip makes of the folder what the predictor makes of its adapter.
+    """Raise unless open_clip computes from the folder what the predictor computes.
 
     Args:
         folder: What was written.
@@ -75,12 +75,12 @@ def check(folder: Path, predictor: Predictor, head: Head, prompts: list[str], te
         text: (P, D) their text features, nothing folded.
 
     Raises:
-        UserError: A feature or logit differs by more than 1e-4 of the greatest.
+        UserError: A feature or logit differs by more than 1e-4 of the maximum.
     """
     loaded = load(f"local-dir:{folder}", device="cpu", precision="fp32")
     if loaded.preprocess != predictor.preprocess:
         raise UserError(
-            f"open_clip would make pixels by {loaded.preprocess}, and the adapter wants "
+            f"open_clip would make pixels by {loaded.preprocess}, and the adapter needs "
             f"{predictor.preprocess}, so nothing was written; use --to onnx"
         )
     require_close("text features", loaded.encode_text(prompts), text)

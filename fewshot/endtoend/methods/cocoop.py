@@ -33,7 +33,7 @@ class CoCoOp(EndToEnd):
             vectors of deviation 0.02.
         reduction: D over the width of the network's hidden layer.
         epochs: Passes over the images.
-        lr: Greatest learning rate; SGD with momentum, down along a cosine epoch by epoch.
+        lr: Maximum learning rate; SGD with momentum, down along a cosine epoch by epoch.
         weight_decay: SGD's.
         batch_size: Images per step.
         text_chunk: Prompts that go through the tower at a time, 0 for all; fewer take less memory

@@ -34,7 +34,7 @@ class CoOp(EndToEnd):
         position: Where the name stands: after the context, in its middle, or before it.
         epochs: Passes over the images; 0 for the published 50, 100 and 200 at 1, 2 to 4, and more
             shots (50 on ImageNet at any).
-        lr: Greatest learning rate; SGD with momentum, down along a cosine epoch by epoch.
+        lr: Maximum learning rate; SGD with momentum, down along a cosine epoch by epoch.
         weight_decay: SGD's.
         batch_size: Images per step.
         text_chunk: Prompts that go through the tower at a time, 0 for all; fewer take less memory

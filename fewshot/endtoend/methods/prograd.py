@@ -91,7 +91,7 @@ class ProGrad(CoOp):
 
 
 def words_before(template: str) -> str:
-    """What a prompt says beside the name, to stand before it.
+    """The words of a prompt besides the name, to stand before it.
 
     "a photo of a {}, a type of pet." makes "a type of pet, a photo of a".
     """

@@ -108,7 +108,7 @@ class ChannelSubset(nn.Module):
     """A linear map among k of the W channels, zero elsewhere; it starts at zero.
 
     Attributes:
-        channels: (k,) which; the first ones until `select` is told.
+        channels: (k,) which; the first ones until `select` has run.
     """
 
     channels: Tensor
@@ -121,7 +121,7 @@ class ChannelSubset(nn.Module):
         self.map = linear(k, k, None)
 
     def select(self, salience: Tensor) -> None:
-        """Take the k channels of greatest (W,) salience."""
+        """Take the k channels of largest (W,) salience."""
         self.channels.copy_(salience.topk(len(self.channels)).indices.sort().values)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class VisualPrompt(PEFTMethod):
 
     Attributes:
         pad: Width of the border in pixels.
-        lr: Greatest learning rate.
+        lr: Maximum learning rate.
         weight_decay: SGD's.
     """
 

@@ -1,1 +1,1 @@
-"""What several end-to-end methods share."""
+"""Parts that several end-to-end methods share."""

@@ -134,7 +134,7 @@ def insert_branches(
     """Replace the blocks at a position by branched ones, in place; returns as `insert`.
 
     Args:
-        method: Whose branches they are; it says in which towers.
+        method: The method of the branches; it says in which towers.
         clip: The model.
         make: The branches of one block of the width given; called block by block, text first.
         position: Which blocks, counted from the input, as in `blocks.blocks_of`; or just one, by

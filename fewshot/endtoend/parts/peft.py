@@ -1,4 +1,4 @@
-"""What the parameter-efficient methods share: the classifier, the steps and the optimizer.
+"""The base of parameter-efficient methods: the classifier, the steps and the optimizer.
 
 The recipe is CLIP-LoRA's (https://arxiv.org/abs/2405.18541), which was made for few shots of CLIP;
 the methods' own were made for other backbones, more images and a classifier learned from nothing.
@@ -38,7 +38,7 @@ class PEFTMethod(EndToEnd):
         template: The prompt, with {} for the class name; empty for the dataset's own: the mean of
             all of them, or the first where the text tower is changed.
         iterations_per_shot: Steps, times K.
-        lr: Greatest learning rate, down to 1e-6 along half a cosine.
+        lr: Maximum learning rate, down to 1e-6 along half a cosine.
         weight_decay: AdamW's.
         batch_size: Images per step.
         text_chunk: Prompts that go through a changed text tower at a time, 0 for all; fewer take

@@ -1,4 +1,4 @@
-"""What methods for vision transformers ask of an image tower."""
+"""Requirements of methods for vision transformers on an image tower."""
 
 from typing import Any
 

@@ -1,0 +1,141 @@
+"""Help, errors, docs and public docstrings are in plain English; docs/extend/style.md says how."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import cli
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted([ROOT / "cli.py", *ROOT.glob("cache/**/*.py"), *ROOT.glob("fewshot/**/*.py")])
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
+
+WORDS = {  # a pattern -> what to write instead
+    r"learnt": "learned",
+    r"mend(s|ed|ing)?": "fix",
+    r"put right": "fix",
+    r"(?<!at )least(?!([- ]squares))": "minimum, smallest, lowest",
+    r"greatest": "maximum, largest, highest",
+    r"as ever": "as everywhere else",
+    r"wants": "needs, or: must be",
+    r"hangs? on": "depends on",
+    r"goes on": "continues",
+    r"anew": "again",
+    r"in \w+( \w+)?'s stead": "in place of",
+    r"just so": "exactly",
+    r"hence|whilst|thereof|whereof|hitherto": "so, while, of it, until now",
+    r"seeds?: What draws": "random seed for drawing",
+    r"(told|tells?|telling)(?!( \S+){0,4} apart)": "says, shows, prints",
+    r"(colour|behaviour|favour|neighbour|honour|labour)\w*": "-or",
+    r"(un|mis)?labell\w+|modell\w+|cancell(ed|ing)|travell\w+": "one l",
+    r"(normal|initial|optim|general|regular|serial|recogn|organ|minim|maxim|standard)is(e|ed|es"
+    r"|ing|ation|er)": "-iz-",
+    r"(un)?centred?|centring|grey|licence|judgement|analyse[ds]?": "center, gray, license, ...",
+}
+# Texts in which a word of the list is right.
+EXCEPTIONS = {
+    "to `least` along": "the name of a parameter",
+    'licence = "': "a key of manifests; renaming it would break people's files",
+    "licence: In": "the same key",
+}
+STARTS = ("What ", "Whether ", "Those ", "Whose ", "Do nothing")
+
+
+def helps() -> Iterator[tuple[str, str]]:
+    """Where and what: the help of every command and option."""
+    group: Any = typer.main.get_command(cli.app)
+    for name, command in group.commands.items():
+        yield f"fewshot {name}", command.help
+        for parameter in command.params:
+            yield f"fewshot {name} {parameter.name}", parameter.help
+
+
+def errors() -> Iterator[tuple[str, str]]:
+    """Where and what: the literal parts of every message that is raised."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) or (
+                isinstance(node, ast.Call) and ast.unparse(node.func) in ("UserError", "unknown")
+            ):
+                literals = [n for n in ast.walk(node) if isinstance(n, ast.Constant)]
+                parts = [n.value for n in literals if isinstance(n.value, str)]
+                yield f"{path.relative_to(ROOT)}:{node.lineno}", " … ".join(parts)
+
+
+def docstrings() -> Iterator[tuple[str, str]]:
+    """Where and what: the docstring of every module, and of every public class and function."""
+    for path in SOURCES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        where = str(path.relative_to(ROOT))
+        yield where, ast.get_docstring(tree) or ""
+        yield from _of_public(tree, where)
+
+
+def _of_public(node: ast.AST, where: str) -> Iterator[tuple[str, str]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef | ast.FunctionDef) and not child.name.startswith("_"):
+            yield f"{where}:{child.lineno} {child.name}", ast.get_docstring(child) or ""
+            yield from _of_public(child, where)
+
+
+def prose() -> Iterator[tuple[str, str]]:
+    """Where and what: every line of the pages outside code blocks; style.md lists the words."""
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        text = re.sub(r"^```.*?^```", lambda m: "\n" * m[0].count("\n"), text, flags=re.S | re.M)
+        if path.name != "style.md":
+            for number, line in enumerate(text.splitlines(), 1):
+                yield f"{path.relative_to(ROOT)}:{number}", re.sub(r"`[^`]*`", "", line)
+
+
+def faults(text: str) -> list[str]:
+    """The words of the list that the text has, each with what to write instead."""
+    text = " ".join(text.split())
+    for right in EXCEPTIONS:
+        text = text.replace(right, "")
+    return [
+        f"{found[0]!r} (write: {better})"
+        for word, better in WORDS.items()
+        for found in re.finditer(rf"\b(?:{word})\b", text, re.IGNORECASE)
+    ]
+
+
+@pytest.mark.parametrize("texts", [helps, errors, docstrings, prose])
+def test_texts_are_in_plain_english(texts: Any) -> None:
+    every = list(texts())
+    assert len(every) > 100
+    assert [f"{where}: {fault}" for where, text in every for fault in faults(text)] == []
+
+
+def test_public_docstrings_start_with_a_verb_or_a_noun() -> None:
+    texts = list(docstrings())
+    assert len(texts) > 800
+    assert [f"{where}: {text[:40]}" for where, text in texts if text.startswith(STARTS)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Who told you?", ["told"]),
+        ("Two classes that nothing tells apart.", []),
+        ("Two classes that nothing in the picture tells apart.", []),
+        ("At least one, by least squares.", []),
+        ("The least of all; labelled\nas ever.", ["least", "as ever", "labelled"]),
+        ("Normalised to the centre.", ["Normalised", "centre"]),
+    ],
+)
+def test_a_word_of_the_list_is_found(text: str, found: list[str]) -> None:
+    assert sorted(fault.split("'")[1] for fault in faults(text)) == sorted(found)
+
+
+def test_no_exception_is_left_over() -> None:
+    every = " ".join(
+        " ".join(text.split()) for texts in (docstrings, errors) for _, text in texts()
+    )
+    pages = " ".join(path.read_text(encoding="utf-8") for path in PAGES)
+    assert [right for right in EXCEPTIONS if right not in every + pages] == []
