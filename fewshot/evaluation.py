@@ -26,14 +26,11 @@ from fewshot.method import Method, SupportsNewClasses
 from fewshot.metrics import accuracy, harmonic_mean, per_class_accuracy
 from fewshot.results.log import Result, program_version
 from fewshot.results.predictions import Predictions, digest_of_images, write_predictions
-from fewshot.run import Asked, Protocol, Run, setting_name
+from fewshot.run import CLASS_GROUPS, Asked, Protocol, Run, setting_name
 from fewshot.sampling import base_new, restrict
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-# Images of a class in the train split by which long-tailed recognition groups its test accuracy.
-GROUPS = {"many": range(101, 2**62), "medium": range(20, 101), "few": range(20)}
 
 
 def evaluate(
@@ -87,7 +84,7 @@ def _score(fitted: Fitted, store: FeatureStore, test: Split, save: Path | None) 
     accuracies = {}
     if fitted.run.imbalance is not None and fitted.support is not None:
         counts = fitted.support.counts[labels]
-        for group, sizes in GROUPS.items():
+        for group, sizes in CLASS_GROUPS.items():
             rows = (counts >= sizes.start) & (counts < sizes.stop)
             if rows.any():
                 accuracies[group] = accuracy(tested.predicted[rows], labels[rows])

@@ -24,6 +24,9 @@ from fewshot.sampling import Sample, draw, draw_imbalanced, everything, parse_pr
 Setting = Literal["few-shot", "base-to-new", "domain-generalization", "cross-dataset"]
 SETTINGS: tuple[Setting, ...] = get_args(Setting)
 TRANSFERS: tuple[Setting, ...] = ("domain-generalization", "cross-dataset")
+JOINTLY = "transductive "  # begins the setting of a result whose test images were joint
+# Images of a class in the train split by which long-tailed recognition groups its test accuracy.
+CLASS_GROUPS = {"many": range(101, 2**62), "medium": range(20, 101), "few": range(20)}
 
 
 class Asked(TypedDict, total=False):
@@ -185,7 +188,12 @@ class Protocol:
 
 def setting_name(method: MethodInfo, setting: str) -> str:
     """The name that a result has for its setting: it says when the test images were joint."""
-    return f"transductive {setting}" if method.transductive else setting
+    return f"{JOINTLY}{setting}" if method.transductive else setting
+
+
+def plain_setting(setting: str) -> str:
+    """The setting without the word that says that the test images were joint."""
+    return setting.removeprefix(JOINTLY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +301,7 @@ class Run:
     @property
     def source(self) -> str:
         """The dataset that was learned from where it is not the one tested, else empty."""
-        return self.fitted_on if self.setting.removeprefix("transductive ") in TRANSFERS else ""
+        return self.fitted_on if plain_setting(self.setting) in TRANSFERS else ""
 
     def anywhere(self) -> Self:
         """The same on no dataset in particular: equal for runs that an average may be over."""

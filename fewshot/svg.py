@@ -127,7 +127,8 @@ def x_labels(labels: Sequence[tuple[float, str]], *, lines: bool = False) -> lis
 def with_room(labels: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
     """Return the labels that do not overlap, in the order of the first, the last, the others."""
     kept: list[tuple[float, str]] = []
-    for x, text in (*labels[:1], *labels[:0:-1]):
+    for place, text in (*labels[:1], *labels[:0:-1]):
+        x = min(place, WIDTH - len(text) * LETTER / 2)  # or the end of the last one is cut off
         if all(abs(x - at) > (len(text) + len(other) + 1) * LETTER / 2 for at, other in kept):
             kept.append((x, text))
     return sorted(kept)

@@ -317,6 +317,15 @@ say.push("wide open=" + (root.scrollWidth > window.innerWidth));
 const boxes = document.querySelectorAll(".copyable");
 const buttons = document.querySelectorAll(".copyable button");
 say.push("buttons=" + (boxes.length === buttons.length && boxes.length > 4));
+say.push("hints=" + [...document.querySelectorAll(".scroll")]
+  .every((f) => f.classList.contains("wide") === f.scrollWidth > f.clientWidth));
+document.querySelector("#tried .scroll").style.width = "12rem";
+window.dispatchEvent(new Event("resize"));
+say.push("hint=" + getComputedStyle(document.querySelector("#tried .scroll"), "::before").content);
+const label = (mark) => mark.querySelector("span").getBoundingClientRect();
+const marks = [...document.querySelectorAll(".scale .mark")];
+const track = document.querySelector(".track").getBoundingClientRect();
+say.push("marks=" + marks.map((m) => (label(m).bottom <= track.top ? "above" : "below")).join());
 say.push("labeled=" + [...buttons].every((b) => b.ariaLabel.startsWith("Copy ")));
 const head = document.querySelectorAll("#tried th button")[1];
 const values = () => [...document.querySelectorAll("#tried tbody tr")]
@@ -352,6 +361,9 @@ def test_in_a_browser_as_narrow_as_a_phone_nothing_sticks_out_or_fails(
     assert match is not None
     said = dict(line.split("=", 1) for line in match[1].splitlines())
     assert said["wide"] == said["wide open"] == "false"
+    assert said["hints"] == "true"
+    assert "scroll sideways" in said["hint"]
+    assert said["marks"] == "below,above"
     assert said["buttons"] == said["labeled"] == "true"
     ascending = [float(value) for value in said["sorted"].split(",")]
     assert ascending == sorted(ascending)

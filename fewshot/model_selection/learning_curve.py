@@ -99,7 +99,7 @@ class LearningCurve:
         twice = self.forecasts[0]
         if twice not in self.credible:
             return "too uncertain to say"
-        gain, low, high = (round(100 * x, 1) for x in (twice.gain, *twice.gain_interval))
+        gain, low, high = (round(100 * x, 1) + 0.0 for x in (twice.gain, *twice.gain_interval))
         if not gain:
             return "no gain to be seen"
         return f"about {gain:+.1f} points ({low:.1f} to {high:.1f}) from twice as many labels"

@@ -17,6 +17,7 @@ from fewshot.report.lines import (
 )
 from fewshot.results.groups import Cells, Task, by_dataset, datasets_of, over_datasets, over_seeds
 from fewshot.results.summaries import by_shots, points
+from fewshot.run import plain_setting
 from fewshot.sampling import shots_name
 from fewshot.tables import Cell, Number, Table
 
@@ -30,7 +31,7 @@ def section(task: Task, rows: Cells, zero_shot: Cells) -> Section:
         zero_shot: Rows of zero-shot CLIP, drawn as levels on the same dataset and model.
     """
     made = Section(str(task))
-    kind = task.setting.removeprefix("transductive ")
+    kind = plain_setting(task.setting)
     several = len(datasets_of(rows)) > 1
     if kind == "base-to-new":
         made.blocks["accuracy"] = base_new(rows)

@@ -15,9 +15,9 @@ from fewshot.report.lines import (
 )
 from fewshot.results.groups import Cells, Value, datasets_of, over_datasets, over_seeds
 from fewshot.results.log import Result
+from fewshot.run import CLASS_GROUPS
 from fewshot.tables import Cell, Number, Table
 
-GROUPS = ("many", "medium", "few")
 CONVENTIONS = (
     "Two conventions are in use for the average H: the harmonic mean of the averages (CoCoOp's "
     "paper and most since), and the average of the datasets' harmonic means (GDA's paper)."
@@ -143,7 +143,7 @@ def imbalanced_average(rows: Cells) -> Table:
 
 def _groups_of(found: Cells) -> list[str]:
     results = [r for by in found.values() for group in by.values() for r in group]
-    return [name for name in GROUPS if any(name in r.accuracies for r in results)]
+    return [name for name in CLASS_GROUPS if any(name in r.accuracies for r in results)]
 
 
 def _have(results: Sequence[Result], group: str) -> bool:

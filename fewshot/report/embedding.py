@@ -21,6 +21,7 @@ from fewshot.report.content import Maps, Section
 from fewshot.report.lines import largest
 from fewshot.results.groups import Cells, labels
 from fewshot.results.log import Result
+from fewshot.run import plain_setting
 
 IMAGES = 2000
 CLASSES = 10
@@ -57,7 +58,7 @@ def maps_section(rows: Cells, methods: Collection[str], root: Path) -> Section:
         if row.method not in methods:
             continue
         name = f"{names[row]} on {row.dataset}, {row.model}, {row.setting}, tuned by {row.tune}"
-        if row.setting.removeprefix("transductive ") not in SETTINGS:
+        if plain_setting(row.setting) not in SETTINGS:
             made.notes.append(f"Not drawn: {name}; maps are of {', '.join(SETTINGS)} alone.")
             continue
         try:

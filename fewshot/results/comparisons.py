@@ -12,6 +12,7 @@ from fewshot.results.groups import Cells, Row, cells, labels, task_of
 from fewshot.results.log import Result, read
 from fewshot.results.predictions import Predictions, read_predictions
 from fewshot.results.significance import Comparison, Pair, compare
+from fewshot.run import plain_setting
 from fewshot.tables import Number, Table, text
 
 WITHOUT_LABELS = ("zero-shot", "unsupervised")
@@ -174,7 +175,7 @@ def _opponents(rows: Sequence[Row], a: str, b: str) -> Iterator[tuple[Row, Row]]
 
 
 def _same_task(one: Row, other: Row) -> bool:
-    (s, t) = (row.setting.removeprefix("transductive ") for row in (one, other))
+    (s, t) = (plain_setting(row.setting) for row in (one, other))
     usual = ("few-shot", "imbalanced", *WITHOUT_LABELS)
     if {s, t} & set(WITHOUT_LABELS) and {s, t} <= set(usual):
         return True

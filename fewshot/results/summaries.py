@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from fewshot.results.groups import Cells, Point, Row, Value, cells, labels, over_seeds
 from fewshot.results.log import Result
+from fewshot.run import CLASS_GROUPS
 from fewshot.sampling import shots_name
 from fewshot.tables import Cell, Number, Table, text
 
@@ -47,9 +48,7 @@ def _parts(found: Mapping[int, Sequence[Result]]) -> tuple[str, ...]:
     """The parts of the test split of which every result has an accuracy."""
     every = [set(result.accuracies) for group in found.values() for result in group]
     return tuple(
-        part
-        for part in ("base", "new", "many", "medium", "few")
-        if all(part in one for one in every)
+        part for part in ("base", "new", *CLASS_GROUPS) if all(part in one for one in every)
     )
 
 

@@ -17,12 +17,14 @@ for (const table of document.querySelectorAll("table")) {
 }
 
 // A table wider than its frame says so.
-const frames = new ResizeObserver((entries) => {
-  for (const { target } of entries) {
-    target.classList.toggle("wide", target.scrollWidth > target.clientWidth);
+function markWide() {
+  for (const frame of document.querySelectorAll(".scroll")) {
+    frame.classList.toggle("wide", frame.scrollWidth > frame.clientWidth);
   }
-});
-document.querySelectorAll(".scroll").forEach((frame) => frames.observe(frame));
+}
+markWide();
+window.addEventListener("resize", markWide);
+document.querySelectorAll("details").forEach((part) => part.addEventListener("toggle", markWide));
 
 function sortKey(cell) {
   const text = cell.textContent.trim();
