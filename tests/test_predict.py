@@ -20,7 +20,7 @@ from cache.loading import load
 from fewshot import GDA, SupportSet, Text, TransCLIP, ZeroShot
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import take_apart
-from fewshot.adapters.images import image_files
+from fewshot.adapters.inputs import image_files
 from fewshot.adapters.predict import predict, run, stream
 from fewshot.adapters.prediction import Prediction, Unreadable
 from fewshot.adapters.predictor import Predictor, with_encoder

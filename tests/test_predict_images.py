@@ -14,7 +14,7 @@ from torch import Tensor
 from cache.decode import NO_IMAGE, read_rgb
 from cache.errors import UserError
 from cache.images import Preprocess
-from fewshot.adapters.images import decoded, every, image_files
+from fewshot.adapters.inputs import decoded, every, image_files
 
 RED = (200, 10, 30)
 WHOLE = Preprocess(8, (0.0,) * 3, (1.0,) * 3, "bicubic", "squash")

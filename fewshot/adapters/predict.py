@@ -16,7 +16,7 @@ from cache.errors import UserError, printable
 from cache.progress import progress
 from fewshot.adapters import output
 from fewshot.adapters.adapter import Adapter, load_adapter
-from fewshot.adapters.images import Given, decoded, every, image_files
+from fewshot.adapters.inputs import Given, decoded, every, image_files
 from fewshot.adapters.prediction import (
     Outcome,
     Prediction,
