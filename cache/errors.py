@@ -37,4 +37,4 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     hint = f"did you mean {' or '.join(repr(by_case[n]) for n in near)}? " if near else ""
     names = list(by_case.values())
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return UserError(f"unknown {kind} {name!r}; {hint}known: {', '.join(names[:SHOWN])}{more}")
+    return UserError(f"unknown {kind} {name!r:.80}; {hint}known: {', '.join(names[:SHOWN])}{more}")

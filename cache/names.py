@@ -28,15 +28,26 @@ def safe_name(name: str) -> str:
 
 
 def name_of(path: Path) -> str:
-    """The name of the dataset in a folder: the folder's, in ASCII.
+    """The name of the dataset in a folder: the folder's, in ASCII."""
+    return ascii_name(path.resolve().name, "folder")
 
-    Folders in other scripts, of which little or nothing would be left, stay apart.
+
+def ascii_name(text: str, otherwise: str) -> str:
+    """The text as a safe name without accents, with a hyphen between words.
+
+    Texts in other scripts, of which little or nothing would be left, and long ones get a digest, so
+    that they stay apart.
+
+    Args:
+        text: The text.
+        otherwise: The name before the digest where nothing is left.
     """
-    name = unicodedata.normalize("NFKD", path.resolve().name)
+    name = unicodedata.normalize("NFKD", text)
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name.encode("ascii", "ignore").decode()).strip("-.")
-    if safe and not any(c.isalnum() and not c.isascii() for c in name):
+    lost = any(c.isalnum() and not c.isascii() for c in name)
+    if safe and not lost and len(safe) <= LONGEST:
         return safe
-    return f"{safe or 'folder'}-{_digest(name)}"
+    return f"{safe[:LONGEST] or otherwise}-{_digest(name)}"
 
 
 def _digest(name: str) -> str:

@@ -26,8 +26,8 @@ class Table:
 
     def error(self, key: str, expected: str, got: object) -> UserError:
         """The error for a value that will not do; `got` is None where there is no value."""
-        came = "nothing" if got is None else repr(got)
-        return UserError(f"{self._file}: {self._prefix}{key}: expected {expected}, got {came}")
+        came = "nothing" if got is None else f"{got!r:.80}"
+        return UserError(f"{self._file}: {self._prefix}{key:.80}: expected {expected}, got {came}")
 
     def refuse_unread(self) -> None:
         """Raise for the first key that nobody asked for."""

@@ -9,8 +9,9 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self, TypedDict, get_args
+from typing import Annotated, Any, Literal, Self, TypedDict, get_args
 
+from annotated_types import Interval
 from numpy.typing import ArrayLike
 
 from cache.errors import UserError, unknown
@@ -44,15 +45,9 @@ class Asked(TypedDict, total=False):
     blend: Share
 
 
-def require_integer(name: str, value: object, *, at_least: int | None = None) -> None:
-    """Raise unless the value is a whole number.
-
-    Raises:
-        UserError: It is not, or it is too small.
-    """
-    bounded = "a whole number" if at_least is None else f"{at_least} or more"
-    if type(value) is not int or (at_least is not None and value < at_least):
-        raise UserError(f"{name} must be {bounded}; got {value!r}")
+Count = Annotated[int, Interval(ge=0, le=2**53)]
+Seed = Annotated[int, Interval(ge=-(2**63), lt=2**63)]  # what random number generators take
+Plain = bool | int | float | str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +93,10 @@ class Protocol:
             raise unknown("setting", self.setting, SETTINGS)
         if self.imbalance is not None:
             parse_profile(self.imbalance)
-        if self.shots != "all":
-            require_integer("shots", self.shots, at_least=0)
-        require_integer("seed", self.seed)
+        if self.shots != "all" and (type(self.shots) is not int or self.shots < 0):
+            raise UserError(f"shots must be 0 or more; got {self.shots!r:.60}")
+        if type(self.seed) is not int or not -(2**63) <= self.seed < 2**63:
+            raise UserError(f"seed must be a whole number of 64 bits; got {self.seed!r:.60}")
         check_share(self.blend)
         self._require_one_kind_of_sample()
         values: dict[str, object] = {"fixed": dict(self.fixed)}
@@ -224,17 +220,17 @@ class Run:
     """
 
     method: str
-    fixed: Mapping[str, Any] = field(hash=False)
+    fixed: Mapping[str, Plain | list[Plain]] = field(hash=False)
     dataset: str
     model: str
     setting: str
     fitted_on: str
-    shots: int
-    seed: int
+    shots: Count
+    seed: Seed
     tune: str
     imbalance: str | None
     prompt_set: str | None
-    n_views: int
+    n_views: Count
     blend: Share
     fingerprint: str
 

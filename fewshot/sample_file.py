@@ -5,15 +5,32 @@
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, ClassVar
 
 import numpy as np
+from annotated_types import Ge
 
 from cache.atomic import replacing
 from cache.errors import UserError
 from cache.store import FeatureStore
+from cache.validation import problem
+from fewshot.run import Count, Seed
 from fewshot.sampling import VAL_SHOTS, Rows, Sample, require_shots
+
+
+@dataclass(frozen=True)
+class _File:
+    """The content of a sample's file."""
+
+    dataset: str
+    shots: Annotated[Count, Ge(1)]
+    seed: Seed
+    train: list[str]
+    val: list[str] | None
+
+    __pydantic_config__: ClassVar[dict[str, object]] = {"strict": True, "extra": "forbid"}
 
 
 def write_sample(path: Path, sample: Sample, store: FeatureStore) -> None:
@@ -37,16 +54,17 @@ def read_sample(path: Path, store: FeatureStore) -> Sample:
             does not have or that is listed twice; or too few or too many images of a class.
     """
     content = _read(path)
-    if content["dataset"] != store.dataset:
+    if content.dataset != store.dataset:
         raise UserError(
-            f"{path} is a sample of {content['dataset']}, not of {store.dataset}; "
+            f"{path} is a sample of {content.dataset:.80}, not of {store.dataset}; "
             "give the one that fits"
         )
-    shots, seed, val = content["shots"], content["seed"], content["val"]
-    train_rows = _find(path, "train", content["train"], shots, store)
-    if val is None:
+    shots, seed = content.shots, content.seed
+    train_rows = _find(path, "train", content.train, shots, store)
+    if content.val is None:
         return Sample(shots, seed, train_rows)
-    return Sample(shots, seed, train_rows, _find(path, "val", val, min(shots, VAL_SHOTS), store))
+    val_rows = _find(path, "val", content.val, min(shots, VAL_SHOTS), store)
+    return Sample(shots, seed, train_rows, val_rows)
 
 
 def _paths(store: FeatureStore, split: str, rows: Rows) -> list[str]:
@@ -54,35 +72,30 @@ def _paths(store: FeatureStore, split: str, rows: Rows) -> list[str]:
     return [paths[row] for row in rows]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    form = {"dataset": str, "shots": int, "seed": int, "train": list, "val": list | None}
+def _read(path: Path) -> _File:
+    from pydantic import TypeAdapter, ValidationError
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the sample {path}: {error.strerror}; name another") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); export the sample again") from None
-    if not isinstance(content, dict) or set(content) != set(form):
-        raise UserError(f"{path} must be a JSON object with the keys {', '.join(form)}")
-    for key, kind in form.items():
-        if not isinstance(content[key], kind):
-            raise UserError(f"{key} in {path} has the wrong type; got {content[key]!r:.40}")
-    if not all(isinstance(image, str) for image in content["train"] + (content["val"] or [])):
-        raise UserError(f"train and val in {path} must list paths; export the sample again")
-    return content
+    try:
+        return TypeAdapter(_File).validate_json(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {problem(error)}; export the sample again") from None
 
 
 def _find(path: Path, split: str, wanted: list[str], shots: int, store: FeatureStore) -> Rows:
     """(n,) rows of the images in the store's split, so many of each class."""
     twice = [image for image, n in Counter(wanted).items() if n > 1]
     if twice:
-        raise UserError(f"{path} lists {twice[0]!r} twice in {split}; list every image once")
+        raise UserError(f"{path} lists {twice[0]!r:.80} twice in {split}; list every image once")
     row_of = {image: row for row, image in enumerate(store.paths(split))}
     unknown = [image for image in wanted if image not in row_of]
     if unknown:
         raise UserError(
             f"{len(unknown)} of {len(wanted)} images in {path} are not in the store's {split} "
-            f"split, such as {unknown[0]!r}; use the split that the sample was drawn from"
+            f"split, such as {unknown[0]!r:.80}; use the split that the sample was drawn from"
         )
     rows = np.array([row_of[image] for image in wanted], np.int64)
     labels = store.labels(split)[rows]

@@ -144,7 +144,7 @@ def parse_profile(profile: str) -> tuple[str, float]:
     if kind not in ("long-tail", "step") or not 1 <= ratio < math.inf:
         raise UserError(
             f"imbalance must be long-tail:R or step:R with R of 1 or more, or natural; "
-            f"got {profile!r}; long-tail:100 is the usual one"
+            f"got {profile!r:.60}; long-tail:100 is the usual one"
         )
     return kind, ratio
 

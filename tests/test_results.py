@@ -1,4 +1,5 @@
 import json
+import math
 import multiprocessing
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from filelock import FileLock
 from cache.errors import UserError
 from fewshot.results.log import SCHEMA, Result, append, read
 
-HYPERPARAMETERS = {"alpha": 8.0, "shrinkage": "published"}
+HYPERPARAMETERS: dict[str, Any] = {"alpha": 8.0, "shrinkage": "published"}
 RESULT = Result(
     method="gda",
     dataset="dtd",
@@ -44,6 +45,12 @@ RESULT = Result(
     fingerprint="0" * 64,
     version="0.1.0",
 )
+
+
+def changed(**values: Any) -> str:
+    return json.dumps(json.loads(RESULT.to_json()) | values)
+
+
 PROMISED = (
     "method dataset model shots seed tune accuracy hyperparameters n_support fit_seconds "
     "predict_seconds fingerprint version setting fitted_on imbalance accuracies fixed measures "
@@ -88,7 +95,18 @@ def test_saving_predictions_changes_the_result_only_by_their_file() -> None:
     [
         (RESULT.to_json()[:50], "it is not JSON"),
         ("[1]", "it is no JSON object"),
-        ('{"schema": 1}', "missing: accuracies, accuracy, blend, dataset"),
+        ('{"schema": 1}', "method: expected a value, got nothing"),
+        (changed(accuracy=None), "accuracy: expected a valid number, got None"),
+        (changed(accuracy=1.5), "accuracy: expected less than or equal to 1, got 1.5"),
+        (changed(accuracy=math.nan), "accuracy: expected a finite number, got nan"),
+        (changed(shots="4"), "shots: expected a valid integer, got '4'"),
+        (changed(shots=True), "shots: expected a valid integer, got True"),
+        (changed(n_test=0), "n_test: expected greater than or equal to 1, got 0"),
+        (changed(method=["gda"]), "method: expected a valid string"),
+        (changed(fixed={"alpha": {"deep": 1}}), "fixed.alpha"),
+        (changed(setting="base-to-new"), r"accuracies: expected base and new, got \[\]"),
+        (changed(schema="1"), "schema: expected 0 to 1, got '1'"),
+        ("[" * 100_000, "it is not JSON"),
     ],
 )
 def test_what_is_no_result_is_refused(line: str, message: str) -> None:

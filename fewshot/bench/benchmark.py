@@ -7,7 +7,6 @@ reported and the others run; `OUT/failures.jsonl` has the failures of the last r
 
 import contextlib
 import json
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -104,12 +103,7 @@ def finished(bench: Bench, say: Callable[[str], None]) -> dict[Run, Result]:
     path = bench.out / "results.jsonl"
     if not path.exists():
         return {}
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        found = log.read(path)
-    for warning in caught:
-        say(str(warning.message))
-    return {result.run: result for result in found}
+    return {result.run: result for result in log.read(path, say)}
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ def compare(
             datasets=parse_names(dataset) or (),
             shots=parse_ints("--shots", shots) if shots else (),
             seeds=parse_ints("--seed", seed) if seed else (),
+            say=say,
         )
     for i, contest in enumerate(contests):
         if as_json:

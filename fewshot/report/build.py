@@ -1,6 +1,5 @@
 """A report on results: tables, drawings, and one page that holds all of them."""
 
-import warnings
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +38,7 @@ def read(paths: Iterable[Path]) -> Read:
     found: list[Result] = []
     notes: list[str] = []
     for file in _files(paths):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            here = log.read(file)
-        notes += [str(warning.message) for warning in caught]
-        found += here
+        found += log.read(file, notes.append)
     if not found:
         raise UserError("no results in these files; `fewshot fit` writes some")
     return Read(found, notes)

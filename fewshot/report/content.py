@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.names import ascii_name
 from fewshot.results.groups import Point
 from fewshot.results.plots import ScatterPoint
 from fewshot.tables import Table
@@ -85,5 +86,5 @@ MAIN = ("accuracy", "average", "published")  # the tables that matter most, by t
 
 
 def slug(text: str) -> str:
-    """Lower-case letters, digits and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    """A name for files: lower-case letters, digits and hyphens, and a digest of what that loses."""
+    return re.sub(r"[^a-z0-9]+", "-", ascii_name(text.lower(), "table"))

@@ -1,7 +1,8 @@
 """Saved predictions found in pairs, and what their comparison says, as a table or JSON lines."""
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, product
 from pathlib import Path
@@ -72,6 +73,7 @@ def compare_runs(
     datasets: Collection[str] = (),
     shots: Collection[int] = (),
     seeds: Collection[int] = (),
+    say: Callable[[str], None] = warnings.warn,
 ) -> list[Contest]:
     """Every run of one method against each of the other's that had the same to do.
 
@@ -87,12 +89,13 @@ def compare_runs(
         datasets: Only these; all without any.
         shots: Only these.
         seeds: Only these.
+        say: Called with a sentence for each line of the file that is no result.
 
     Raises:
         UserError: No such runs, none with predictions, or predictions that cannot be read.
     """
     file = results / "results.jsonl" if results.is_dir() else results
-    there = read(file)
+    there = read(file, say)
     for name in (a, b):
         if name not in {r.method for r in there}:
             raise unknown(f"method in {file}", name, {r.method for r in there})

@@ -1,20 +1,29 @@
 """One result is one JSON line; a file of results is a log that many runs append to."""
 
 import errno
+import functools
 import json
 import os
 import warnings
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from annotated_types import Ge, Interval
 from filelock import FileLock
 
-from cache.errors import UserError
-from fewshot.run import Run
+from cache.errors import UserError, printable
+from cache.validation import problem
+from fewshot.run import Count, Plain, Run
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 SCHEMA = 1  # of a line; a change that a reader has to know of makes it another
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+Seconds = Annotated[float, Ge(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,20 +48,22 @@ class Result(Run):
         version: This program's.
     """
 
-    accuracy: float
-    per_class_accuracy: float
-    accuracies: dict[str, float]
-    hyperparameters: dict[str, Any]
+    accuracy: Fraction
+    per_class_accuracy: Fraction
+    accuracies: dict[str, Fraction]
+    hyperparameters: dict[str, Plain | list[Plain]]
     measures: dict[str, float]
     text_recipe: str | None
-    n_classes: int
-    n_support: int
-    n_validation: int
-    n_test: int
-    fit_seconds: float
-    predict_seconds: float
+    n_classes: Annotated[Count, Ge(1)]
+    n_support: Count
+    n_validation: Count
+    n_test: Annotated[Count, Ge(1)]
+    fit_seconds: Seconds
+    predict_seconds: Seconds
     predictions: str | None
     version: str
+
+    __pydantic_config__: ClassVar[dict[str, bool]] = {"strict": True, "allow_inf_nan": False}
 
     def saved_as(self, predictions: str) -> "Result":
         """The same with the file of its predictions."""
@@ -73,38 +84,65 @@ class Result(Run):
         """
         try:
             values = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(f"not a result, for it is not JSON: {line!r:.60}") from None
         if not isinstance(values, dict):
             raise UserError(f"not a result, for it is no JSON object: {line!r:.60}")
         schema = values.get("schema", 0)
-        if schema not in range(SCHEMA + 1):
+        if type(schema) is not int or schema < 0:
+            raise UserError(f"not a result; schema: expected 0 to {SCHEMA}, got {schema!r:.60}")
+        if schema > SCHEMA:
             raise UserError(
-                f"of schema {schema}, written by version {values.get('version')}; this version "
-                f"reads schemas up to {SCHEMA}; update the program"
+                f"of schema {schema}, written by version {values.get('version')!s:.40}; this "
+                f"version reads schemas up to {SCHEMA}; update the program"
             )
-        values = _upgraded(values) if schema == 0 else values
-        names = [field.name for field in fields(cls)]
-        missing = [name for name in names if name not in values]
-        if missing:
-            raise UserError(f"not a result; missing: {', '.join(sorted(missing))}")
-        return cls(**{name: values[name] for name in names})
+        if schema == 0:
+            line = json.dumps(_upgraded(values))
+        return _checked(line)
+
+
+def _checked(line: str) -> Result:
+    """The result of a line of this schema, every value of it checked."""
+    from pydantic import ValidationError
+
+    try:
+        result = _lines().validate_json(line)
+    except ValidationError as error:
+        raise UserError(f"not a result; {problem(error)}") from None
+    parts = {"base", "new"} if result.setting.endswith("base-to-new") else set()
+    if not parts <= result.accuracies.keys():
+        raise UserError(
+            f"not a result; accuracies: expected base and new, got {sorted(result.accuracies)}"
+        )
+    return result
+
+
+@functools.cache
+def _lines() -> "TypeAdapter[Result]":
+    """The form of a line; pydantic takes a tenth of a second, which writing does not need."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Result)
 
 
 def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """The values of a line from before schemas: fixed settings were names, and spelling British."""
     fixed, chosen = values.get("fixed"), values.get("hyperparameters")
     if not isinstance(fixed, list) or not isinstance(chosen, dict):
-        raise UserError("not a result; fixed must be a list, and hyperparameters an object")
+        raise UserError("not a result; fixed: expected a list, and hyperparameters an object")
     chosen = {_RENAMED.get(name, name): value for name, value in chosen.items()}
     names = [_RENAMED.get(str(name), str(name)) for name in fixed]
-    setting = str(values.get("setting"))
+    if not set(names) <= chosen.keys():
+        raise UserError("not a result; fixed: expected names of hyperparameters")
+    setting = values.get("setting")
+    if isinstance(setting, str):
+        setting = setting.replace("generalisation", "generalization")
     return {
         **values,
-        "setting": setting.replace("generalisation", "generalization"),
+        "setting": setting,
         "blend": "auto" if _never_blended(values) else 1.0,
         "hyperparameters": chosen,
-        "fixed": {name: chosen.get(name) for name in names},
+        "fixed": {name: chosen[name] for name in names},
     }
 
 
@@ -141,26 +179,32 @@ def append(path: Path, result: Result) -> None:
         ) from None
 
 
-def read(path: Path) -> list[Result]:
+def read(path: Path, skipped: Callable[[str], None] = warnings.warn) -> list[Result]:
     """Every result in the file, in the order of writing.
 
-    Lines that are no results, such as the last one of a killed run, are skipped with a warning
-    that names them. Results come with the path at which their predictions are found now: as it was
-    written, or beside the file.
+    Results come with the path at which their predictions are found now: as it was written, or
+    beside the file.
+
+    Args:
+        path: The file.
+        skipped: Called with a sentence for each line that is no result, such as the last one of a
+            killed run.
 
     Raises:
         UserError: The file cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
         raise UserError(f"cannot read results from {path}: {error.strerror}") from None
     results = []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             results.append(_located(Result.from_json(line), path))
         except UserError as error:
-            warnings.warn(f"{path}, line {number} skipped: {error}", stacklevel=2)
+            skipped(f"{path}, line {number} skipped: {printable(str(error))}")
     return results
 
 
@@ -174,7 +218,7 @@ def program_version() -> str:
 
 def _located(result: Result, file: Path) -> Result:
     """The result with the path of its predictions that exists, if one does."""
-    if result.predictions is None or Path(result.predictions).is_file():
+    if result.predictions is None or _is_file(Path(result.predictions)):
         return result
     written = Path(result.predictions)
     for guess in (
@@ -182,9 +226,16 @@ def _located(result: Result, file: Path) -> Result:
         file.parent / written.name,
         file.parent / written.parent.name / written.name,
     ):
-        if guess.is_file():
+        if _is_file(guess):
             return result.saved_as(str(guess))
     return result
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for any file
+        return False
 
 
 def _write(descriptor: int, line: bytes, size: int) -> None:

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import Any, BinaryIO
+from zipfile import ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,7 @@ from numpy.typing import NDArray
 from cache.atomic import replacing
 from cache.errors import UserError
 
-# What numpy raises at files of other kinds, and at those that were cut short or spoiled.
-_NO_PREDICTIONS = (
-    AttributeError, BadZipFile, EOFError, KeyError, TypeError, ValueError, zlib.error,
-)  # fmt: skip
+LARGEST = 2**28  # bytes of all arrays together: 30 million images
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,18 +60,47 @@ def read_predictions(path: Path) -> Predictions:
         UserError: No such file, or not of this form.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            about = json.loads(str(arrays["about"]))
-            return Predictions(
-                arrays["predicted"].astype(np.int64),
-                arrays["labels"].astype(np.int64),
-                tuple(about["classnames"]),
-                about["images"],
-            )
+        with path.open("rb") as file:
+            return _checked(file)
     except OSError as error:
         raise UserError(
             f"cannot read predictions from {path}: {error.strerror or error}; "
             "run with --save-predictions to write some"
         ) from None
-    except _NO_PREDICTIONS as error:
+    except Exception as error:  # whatever numpy and zipfile raise at bytes that are no such file
         raise UserError(f"{path} holds no predictions ({error}); save them again") from None
+
+
+def _checked(file: BinaryIO) -> Predictions:
+    """The predictions in an open file.
+
+    Raises:
+        Exception: It does not have the form that `write_predictions` gives it.
+    """
+    with ZipFile(file) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > LARGEST:
+        raise ValueError(f"expected at most {LARGEST} bytes, got {size}")
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as arrays:
+        about = json.loads(str(arrays["about"]))
+        predicted, labels = (_class_ids(name, arrays[name]) for name in ("predicted", "labels"))
+    names, images = about["classnames"], about["images"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("classnames: expected a list of texts")
+    if not isinstance(images, str):
+        raise ValueError("images: expected a text")
+    if len(predicted) != len(labels) or not len(labels):
+        raise ValueError(f"expected two of each image, got {len(predicted)} and {len(labels)}")
+    if max(predicted.max(), labels.max()) >= len(names):
+        raise ValueError(f"expected class ids below {len(names)}, the number of class names")
+    return Predictions(predicted, labels, tuple(names), images)
+
+
+def _class_ids(name: str, array: NDArray[Any]) -> NDArray[np.int64]:
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ValueError(f"{name}: expected (M,) class ids, got {array.dtype} {array.shape}")
+    ids = array.astype(np.int64)
+    if (ids < 0).any():  # or above what 64 bits hold
+        raise ValueError(f"{name}: expected class ids from 0 on")
+    return ids
