@@ -14,6 +14,7 @@ from fewshot.adapters.predictor import open_adapter
 from fewshot.endtoend.clip import Clip, Plan
 from fewshot.endtoend.methods import METHODS
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
+from fewshot.endtoend.methods.coop import CoOp
 from fewshot.results.log import read
 
 DIGITS = ["--dataset", "digits", "--model", "tiny", "--shots", "1"]
@@ -71,10 +72,40 @@ def test_a_finished_run_is_neither_lost_nor_repeated_by_chance(
     assert main(["train", "coop", *SHORT]) == 0
     capsys.readouterr()
     assert "continue it with --resume" in refusal(capsys, "coop", *SHORT)
+    [first] = read(Path("runs/results.jsonl"))
+    assert main(["train", "coop", *SHORT, "--resume", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["accuracy"] == first.accuracy
+    assert read(Path("runs/results.jsonl")) == [first]
+    assert "continuing after step 2 of runs/checkpoints/coop-digits-1-1" in captured.err
+    assert "this run was done; its result is in runs/results.jsonl already" in captured.err
+    assert "coop: steps" not in captured.err
+
+
+def test_resuming_what_was_never_started_says_that_it_starts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["train", "coop", *SHORT, "--resume"]) == 0
-    first, again = read(Path("runs/results.jsonl"))
-    assert first.accuracy == again.accuracy
-    assert "steps" not in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "no checkpoint runs/checkpoints/coop-digits-1-1" in err
+    assert "to continue from; starting over" in err
+    assert "coop: steps 2/2" in err
+
+
+def test_an_official_recipe_learns_from_fresh_crops_whatever_the_store_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(CoOp, "plan", lambda *_: Plan(1, 32, lambda epoch, done: 1e-4))
+    assert main(["extract", "--dataset", "digits", "--model", "tiny"]) == 0
+    views = ["--views", "2", "--store", "views"]
+    assert main(["extract", "--dataset", "digits", "--model", "tiny", *views]) == 0
+    for more in ([], ["--official"], ["--official", "--store", "views"]):
+        assert main(["train", "coop", *DIGITS, *more, "--out", f"runs{len(more)}"]) == 0
+    plain, live, stored = (read(Path(f"runs{n}/results.jsonl"))[0] for n in (0, 1, 3))
+    assert [result.run.n_views for result in (plain, live, stored)] == [1, 0, 2]
+    assert plain.run != live.run
+    assert live.hyperparameters["crop_scale"] == [0.08, 1.0]
+    assert "crop_scale" not in plain.hyperparameters
 
 
 def test_the_table_is_that_of_fit(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cache.encoder import Encoder
@@ -17,7 +20,7 @@ from cache.errors import UserError
 from cache.loading import load
 from fewshot.endtoend.clip import Clip, Learner, Plan
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
-from fewshot.endtoend.train import train
+from fewshot.endtoend.train import steps_done, train
 from fewshot.training import cosine_by_step
 
 NAMES = ["cat", "dog", "zebra"]
@@ -232,7 +235,64 @@ def test_kill_9_at_any_moment_costs_nothing_but_time(random_vit: Path, tmp_path:
     run = replace(Run(load(f"local-dir:{random_vit}", device="cpu")), iterations=120)
     resumed, steps = run(checkpoint)
     assert steps[0] > 0
-    assert equal(resumed, run()[0])
+    undisturbed, _ = run(tmp_path / "undisturbed.safetensors")
+    assert equal(resumed, undisturbed)
+    assert checkpoint.read_bytes() == (tmp_path / "undisturbed.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_is_one_line_that_says_what_takes_less(
+    encoder: Encoder, error: Exception
+) -> None:
+    def text() -> Tensor:
+        raise error
+
+    learner = Learner({"p": torch.nn.Parameter(torch.ones(3, 16))}, 1.0, text)
+    optimizer = torch.optim.SGD(learner.parameters.values())
+    plan = Plan(1, 12, lambda epoch, done: 0.1)
+    with pytest.raises(UserError, match=r"out of memory in step 1; --save-memory needs less, and"):
+        train(
+            learner, Clip.of(encoder), plan, optimizer,
+            lambda rows, epoch: torch.ones(len(rows), 16), LABELS, seed=1,
+        )  # fmt: skip
+
+
+def test_other_errors_of_torch_are_not_taken_for_too_little_memory(encoder: Encoder) -> None:
+    learner = Learner({"p": torch.nn.Parameter(torch.ones(3, 7))}, 1.0, lambda: torch.ones(3, 7))
+    optimizer = torch.optim.SGD(learner.parameters.values())
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        train(
+            learner, Clip.of(encoder), Plan(1, 12, lambda epoch, done: 0.1), optimizer,
+            lambda rows, epoch: torch.ones(len(rows), 16), LABELS, seed=1,
+        )  # fmt: skip
+
+
+def test_a_checkpoint_of_before_its_note_was_one_key_still_resumes(
+    encoder: Encoder, tmp_path: Path
+) -> None:
+    run = Run(encoder)
+    whole, _ = run(tmp_path / "new.safetensors")
+    with safe_open(tmp_path / "new.safetensors", "pt") as file:
+        note = json.loads(file.metadata()["checkpoint"])
+    tensors = load_file(tmp_path / "new.safetensors")
+    save_file(tensors, tmp_path / "old.safetensors", note)
+    assert steps_done(tmp_path / "old.safetensors") == steps_done(tmp_path / "new.safetensors") > 0
+    resumed, steps = run(tmp_path / "old.safetensors")
+    assert steps == []
+    assert equal(resumed, whole)
+
+
+def test_there_are_no_steps_where_there_is_no_checkpoint(tmp_path: Path) -> None:
+    assert steps_done(tmp_path / "none.safetensors") == 0
+    (tmp_path / "bad.safetensors").write_bytes(b"no checkpoint")
+    assert steps_done(tmp_path / "bad.safetensors") == 0
 
 
 def test_every_epoch_has_an_order_of_its_own(encoder: Encoder) -> None:

@@ -97,7 +97,8 @@ def train(
         store_of,
     )
     from fewshot.endtoend.methods import configure
-    from fewshot.results.log import append
+    from fewshot.endtoend.train import steps_done
+    from fewshot.results.log import append_new
     from fewshot.results.summaries import accuracy_table
 
     if save is not None:
@@ -117,6 +118,10 @@ def train(
     checkpoint = checkpoint_path(out, chosen, source, model, *asked)
     if not resume:
         require_new(checkpoint)
+    elif done := steps_done(checkpoint):
+        say(f"continuing after step {done} of {checkpoint}")
+    else:
+        say(f"no checkpoint {checkpoint} to continue from; starting over")
     encoder = load(model, device=device, precision=precision)
     steps = chosen.plan(shots, shots * len(source.classnames)).iterations
     with shown(chosen.name, steps, len(source.splits.get("test", ()))) as (watch, advance):
@@ -137,7 +142,8 @@ def train(
             watch=watch,
             advance=advance,
         )
-    append(out / "results.jsonl", trained.result)
+    if not append_new(out / "results.jsonl", trained.result):
+        say(f"this run was done; its result is in {out / 'results.jsonl'} already")
     print(trained.result.to_json() if as_json else accuracy_table([trained.result]))
     if save is not None:
         from fewshot.adapters.making import of_trained

@@ -81,7 +81,8 @@ def run(
         crop_scale: Minimum and maximum share of an image that a live crop keeps; the method's own
             without it.
         flip: Mirror half of the live crops; as the method has it without.
-        official: Draw the few shots as the method's own authors do, where that is another way.
+        official: Draw the few shots as the method's own authors do, where that is another way, and
+            learn from fresh crops: live ones where the store has no views.
         save_memory: Compute activations twice instead of keeping them; see `Clip.save_memory`.
         checkpoint: A file to resume from and to keep up to date.
         save: A folder to write the predictions into.
@@ -116,6 +117,8 @@ def run(
         clip.save_memory()
     plan = augmented(method.plan(sample.shots, len(items)), crop_scale, flip)
     stored = store if learner.images is None else None
+    if official and stored is not None and not (protocol.views and stored.split("train").n_views):
+        stored = None  # a published recipe learns from fresh crops, never from one of each image
     values: dict[str, Any] = asdict(method)
     chosen: dict[str, Any] = {"sample": "val first"} if val_first else {}
     if stored is None:

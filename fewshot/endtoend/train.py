@@ -83,7 +83,7 @@ def train(
         given = given.to(clip.device, non_blocking=True)
         truth = truth.to(clip.device)
         optimizer.zero_grad()
-        with _random(seed, step, clip.device), _training(learner):
+        with _enough_memory(step), _random(seed, step, clip.device), _training(learner):
             with clip.autocast():
                 features = given if learner.images is None else learner.images(given)
                 loss, logits = learner.loss(features, truth)
@@ -133,6 +133,8 @@ def save_checkpoint(
             if value is not None:
                 tensors[f"optimizer/{i}/{name}"] = torch.as_tensor(value).detach().cpu()
     note = {"about": about, "step": str(step), "scaler": json.dumps(scaler.state_dict())}
+    # One key, since safetensors writes several in another order every time.
+    note = {"checkpoint": json.dumps(note, sort_keys=True)}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         temporary.write_bytes(serialized(contiguous, note))
@@ -151,8 +153,7 @@ def load_checkpoint(
         UserError: Another run's, or damaged.
     """
     try:
-        with safe_open(path, "pt") as file:
-            note = file.metadata() or {}
+        note = _note(path)
         tensors = load_file(path)
         if note["about"] != about:
             raise UserError(
@@ -179,10 +180,42 @@ def load_checkpoint(
     return step
 
 
+def steps_done(path: Path) -> int:
+    """Steps that a checkpoint has behind it; 0 where there is none or it cannot be read."""
+    try:
+        return int(_note(path)["step"])
+    except (OSError, KeyError, ValueError, SafetensorError):
+        return 0
+
+
+def _note(path: Path) -> dict[str, str]:
+    """What a checkpoint says beside its tensors; at first each part had a key of its own."""
+    with safe_open(path, "pt") as file:
+        found: dict[str, str] = file.metadata() or {}
+    note: dict[str, str] = json.loads(found["checkpoint"]) if "checkpoint" in found else found
+    return note
+
+
 def _order(n: int, seed: int, epoch: int) -> Tensor:
     """(n,) a permutation that depends on seed and epoch alone."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return torch.randperm(n, generator=generator)
+
+
+@contextlib.contextmanager
+def _enough_memory(step: int) -> Iterator[None]:
+    """Say in one line what takes less memory if there is too little within."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        short = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not short and "can't allocate memory" not in str(error):  # torch's words on a CPU
+            raise
+        raise UserError(
+            f"out of memory in step {step + 1}; --save-memory needs less, and so do "
+            "--set text_chunk=64 where the text tower runs in every step and a smaller "
+            "--set batch_size"
+        ) from None
 
 
 @contextlib.contextmanager

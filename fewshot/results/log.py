@@ -179,6 +179,19 @@ def append(path: Path, result: Result) -> None:
         ) from None
 
 
+def append_new(path: Path, result: Result) -> bool:
+    """Add the result's line unless the file has one of the same run and accuracy; whether it did.
+
+    Raises:
+        UserError: What `append` and `read` raise.
+    """
+    known = read(path) if path.exists() else []
+    if any((one.run, one.accuracy) == (result.run, result.accuracy) for one in known):
+        return False
+    append(path, result)
+    return True
+
+
 def read(path: Path, skipped: Callable[[str], None] = warnings.warn) -> list[Result]:
     """Every result in the file, in the order of writing.
 
