@@ -88,6 +88,14 @@ class Source:
         """Bytes of an item's file; FileNotFoundError where there is none."""
         return digits.BYTES if self.bundled else (self.root / path).stat().st_size
 
+    def changed_since(self, time: int) -> bool:
+        """True if the file of an item was modified after a time, in nanoseconds since the epoch."""
+        return not self.bundled and any(
+            (self.root / item.path).stat().st_mtime_ns > time
+            for items in self.splits.values()
+            for item in items
+        )
+
     def check_file(self, path: str) -> None:
         """Raise OSError where an item's file is missing, no image, too large, or cut off.
 

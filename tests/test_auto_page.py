@@ -187,8 +187,9 @@ def many_classes(root: Path, n_classes: int) -> Outcome:
     validation = judge(store, to_try(["zero-shot", "gda"], 1, 1), support_of, text_for)
     fitted = refit(store, validation, support_of, text_for)
     method = fitted.method
-    steps = commands(store, method, dataset="many", adapter=Path("a.safetensors"), root=None,
-                     seed=1, encoding={}, again={}, skip=False)  # fmt: skip
+    steps = commands(store, method, dataset="many", adapter=Path("a.safetensors"),
+                     temperature=1.0, root=None, seed=1, encoding={}, again={},
+                     skip=False)  # fmt: skip
     return Outcome(
         dataset="many", out=root, source=source, report=check(source), store=store,
         validation=validation,

@@ -1,6 +1,7 @@
 import csv
 import json
 import shlex
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,19 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cache.decode import read_rgb
 from cache.encoder import Encoder
 from cache.errors import UserError
 from cli import main
 from fewshot.adapters.adapter import load_adapter
+from fewshot.adapters.export.model_card import model_card
 from fewshot.adapters.predictor import open_adapter
-from fewshot.automatic.commands import settings
+from fewshot.automatic import pipeline
+from fewshot.automatic.commands import Command, quoted, script, settings
 from fewshot.automatic.judging import inputs, refit, to_try
 from fewshot.automatic.outcome import Outcome
 from fewshot.automatic.page.assembly import page
 from fewshot.automatic.pipeline import auto
 from fewshot.automatic.wording import in_100
+from fewshot.automatic.writing import claimed
 from fewshot.method import variants
 from fewshot.methods import METHODS
 from fewshot.metrics import wilson
@@ -97,9 +102,23 @@ def test_its_probabilities_are_calibrated_on_its_answers_out_of_fold(mixed: Outc
     assert winner is not None
     assert calibration.source == "cv"
     assert calibration.images == int((mixed.validation.fold >= 0).sum())
-    assert calibration.accuracy == pytest.approx(
-        float(winner.correct[winner.judged].double().mean())
-    )
+
+
+def test_one_accuracy_is_said_everywhere(mixed: Outcome) -> None:
+    accuracy, interval = mixed.accuracy, mixed.interval
+    assert accuracy is not None
+    assert interval is not None
+    saved = load_adapter(mixed.adapter_path)
+    assert (saved.calibration.accuracy, saved.calibration.interval) == (accuracy, interval)
+    assert f"{100 * accuracy:.1f} % right cross-validated" in saved.summary()
+    card = model_card(saved, library="", how_to_run="", files={})
+    low, high = (f"{100 * end:.1f}" for end in interval)
+    assert f"- Accuracy: {100 * accuracy:.1f} %, 95 % interval {low} to {high} %" in card
+
+
+def test_the_summary_says_how_many_photos_were_judged(mixed: Outcome) -> None:
+    labeled = sum(COUNTS.values()) + 2
+    assert f"(cross-validated on {labeled - 1} of {labeled} labeled photos)" in mixed.summary()
 
 
 def test_a_class_of_one_photo_is_learned_and_never_judged(mixed: Outcome) -> None:
@@ -200,6 +219,7 @@ def test_the_commands_make_the_same_adapter(
         assert main(words) == 0
     again = load_adapter(tmp_path / "adapter.safetensors")
     assert again.settings == saved.settings
+    assert again.calibration.temperature == saved.calibration.temperature
     assert again.training["fingerprint"] == saved.training["fingerprint"]
     assert set(again.tensors) == set(saved.tensors)
     for name, tensor in saved.tensors.items():
@@ -258,7 +278,7 @@ def test_photos_that_were_added_are_encoded_and_old_predictions_go(tmp_path: Pat
 
 def test_one_photo_of_each_class_gives_a_classifier_and_no_promise(tmp_path: Path) -> None:
     photos = draw_digits(tmp_path / "photos", {"zero": 1, "one": 1, "two": 1})
-    found = quickly(photos)
+    found = quickly(photos, methods=None)
     assert (found.accuracy, found.interval, found.validation.winner) == (None, None, None)
     assert found.winner == "proker"
     assert found.adapter.calibration.images == 0
@@ -271,6 +291,77 @@ def test_one_photo_of_each_class_gives_a_classifier_and_no_promise(tmp_path: Pat
     said = [found.store.classnames[k] for k in p.argmax(dim=1).tolist()]
     right = np.mean([name == path.parent.name for name, path in zip(said, paths, strict=True)])
     assert right >= 0.8
+
+
+def test_where_nothing_can_be_judged_the_method_that_was_named_is_taken(tmp_path: Path) -> None:
+    photos = draw_digits(tmp_path / "photos", {"zero": 1, "one": 1})
+    assert quickly(photos, methods=["nearest-mean"]).winner == "nearest-mean"
+    with pytest.raises(UserError, match=r"cannot be compared; name one of gda, ridge with"):
+        quickly(photos, methods=["gda", "ridge"])
+
+
+def test_a_photo_replaced_by_another_of_equal_size_is_encoded_again(tmp_path: Path) -> None:
+    photos = draw_digits(tmp_path / "photos", {"zero": 3, "one": 3})
+    for path in photos.rglob("*.png"):
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    first = quickly(photos, methods=["nearest-mean"])
+    before = first.store.path.read_bytes()
+    quickly(photos, methods=["nearest-mean"])
+    assert first.store.path.read_bytes() == before
+    time.sleep(0.02)
+    digit("one", 30).save(photos / "zero" / "000.bmp")
+    said: list[str] = []
+    quickly(photos, methods=["nearest-mean"], say=said.append)
+    assert any("are not those that" in line for line in said)
+    assert first.store.path.read_bytes() != before
+
+
+def test_photos_of_another_folder_do_not_replace_a_result(tmp_path: Path) -> None:
+    a = draw_digits(tmp_path / "a" / "photos", {"zero": 2, "one": 2})
+    b = draw_digits(tmp_path / "b" / "photos", {"two": 2, "three": 2})
+    options = {"out": tmp_path / "out", "store": tmp_path / "features", "methods": ["gda"]}
+    first = quickly(a, **options)
+    before = {path.name: path.read_bytes() for path in first.out.iterdir()}
+    with pytest.raises(UserError, match=r"holds the result for the photos in .*a/photos"):
+        quickly(b, **options)
+    assert {path.name: path.read_bytes() for path in first.out.iterdir()} == before
+    (first.out / "report.json").write_text("[]")
+    assert quickly(b, **options).store.classnames == ("three", "two")
+
+
+def test_of_two_runs_on_one_folder_the_second_stops(tmp_path: Path) -> None:
+    with (
+        claimed(tmp_path / "out", tmp_path),
+        pytest.raises(UserError, match="another `fewshot auto` is writing into"),
+        claimed(tmp_path / "out", tmp_path),
+    ):
+        pass
+    with claimed(tmp_path / "out", tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = draw_digits(tmp_path / "photos", {"zero": 2, "one": 2})
+    monkeypatch.setattr(pipeline, "load", None)  # the model, which comes first
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write into .*file/out: File exists; give"):
+        quickly(photos, out=tmp_path / "file" / "out")
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(UserError, match=r"cannot write into .*out: Permission denied"):
+        quickly(photos)
+
+
+def test_a_line_break_in_a_name_ends_no_comment() -> None:
+    steps = [Command("First", quoted("a\nb")), Command("Then", "c"), Command("Last", "d\ne")]
+    lines = script(steps, Path("/x")).splitlines()
+    assert [line for line in lines if line and not line.startswith("#")] == [
+        "set -e", "cd /x", "c",
+    ]  # fmt: skip
+    assert r"# 'a\nb'" in lines
 
 
 def test_two_classes_of_two_photos_are_judged_with_an_interval_to_match(tmp_path: Path) -> None:

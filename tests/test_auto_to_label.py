@@ -44,7 +44,7 @@ def test_ten_photos_of_one_thing_are_listed_once_before_anything_else_is_listed_
 
 def test_the_sure_ones_are_left_for_last_and_no_row_comes_twice() -> None:
     features = normalize(torch.randn(6, 8, generator=torch.Generator().manual_seed(1)))
-    p = torch.tensor([[0.99, 0.01], [0.6, 0.4]] * 3)
+    p = torch.tensor([[0.98, 0.02], [0.6, 0.4]] * 3)
     rows = [one.row for one in to_label(features, p, 99)]
     assert sorted(rows) == list(range(6))
     assert set(rows[:3]) == {1, 3, 5}
@@ -52,3 +52,9 @@ def test_the_sure_ones_are_left_for_last_and_no_row_comes_twice() -> None:
 
 def test_without_images_nothing_is_to_be_labeled() -> None:
     assert to_label(torch.empty(0, 8), torch.empty(0, 3)) == ()
+
+
+def test_what_is_sure_needs_no_label() -> None:
+    p = torch.tensor([[0.995, 0.005], [0.6, 0.4], [0.985, 0.015]])
+    assert [one.row for one in to_label(torch.eye(3), p, n=3)] == [1, 2]
+    assert to_label(torch.eye(3), p[:1].expand(3, 2)) == ()

@@ -187,3 +187,9 @@ def test_the_same_seed_draws_the_same_and_no_other_generator_is_touched() -> Non
     assert one == learning_curve(NearestMean(), whole, None, fold, seed=3)
     assert one.points != learning_curve(NearestMean(), whole, None, fold, seed=4).points
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_fits_show_their_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    support = SupportSet(torch.eye(8).repeat(4, 1), torch.arange(2).repeat_interleave(16), 2)
+    learning_curve(NearestMean(), support, None, torch.arange(32) % 4)
+    assert capsys.readouterr().err.startswith("learning curve ")

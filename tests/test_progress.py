@@ -69,3 +69,14 @@ def test_names_neither_move_the_cursor_nor_format_the_bar(
     assert r"[red]\x1b[2J\x9b" in written.replace("\n", "")
     assert "\x1b[31m" not in written
     assert "\x1b[2J" not in written
+
+
+def test_the_time_left_goes_by_costs_where_items_differ(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.0)
+    ticks = iter([0.0, 0.0, 2.0, 2.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(ticks))
+    with progress("methods", 3, costs=[1.0, 9.0, 30.0]) as advance:
+        advance(1, "now slow")
+    assert capsys.readouterr().err == "methods 1/3 0.5/s, 1m18s left now slow\n"

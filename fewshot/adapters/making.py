@@ -179,6 +179,7 @@ def fit_and_save(
     protocol: Protocol | None = None,
     *,
     predictions: Path | None = None,
+    temperature: float | None = None,
     **asked: Unpack[Asked],
 ) -> tuple[Adapter, Result | None]:
     """Fit a method to a store's few shots and save it as an adapter, calibrated on folds of them.
@@ -189,6 +190,7 @@ def fit_and_save(
         path: The file to write.
         protocol: What is asked; the default `Protocol()` without it.
         predictions: A folder to write the predictions on the test split into.
+        temperature: Of the adapter's probabilities; found on the folds without it.
         **asked: Fields of a `Protocol`, which take the place of the protocol's own.
 
     Returns:
@@ -213,6 +215,7 @@ def fit_and_save(
         fitted.text,
         logit_scale=store.logit_scale,
         share=fitted.run.blend,
+        at=temperature,
     )
     adapter = of_fitted(fitted, store, calibration=calibration, more=more)
     adapter.save(path)

@@ -13,10 +13,12 @@ class Candidates:
     Attributes:
         names: Of `METHODS`, the quickest first.
         left_out: Name -> why, half a sentence.
+        named: True if the user named them.
     """
 
     names: tuple[str, ...]
     left_out: Mapping[str, str]
+    named: bool = False
 
 
 def candidates(n_images: int, n_classes: int) -> Candidates:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from cache.errors import printable
 from cache.store import FeatureStore
 from fewshot.method import Method
 from fewshot.settings import configure
@@ -58,6 +59,7 @@ def commands(
     *,
     dataset: str,
     adapter: Path,
+    temperature: float,
     root: Path | None,
     seed: int,
     encoding: Mapping[str, object],
@@ -71,8 +73,9 @@ def commands(
         method: The winner, with its hyper-parameters as tuned.
         dataset: The images as the user named them.
         adapter: Where the winner was saved.
-        root: Where stores lie, if not where commands look by themselves.
-        seed: What folds and training were drawn by.
+        temperature: Of the adapter's probabilities.
+        root: The folder of stores, if it is not the default one.
+        seed: Random seed of folds and training.
         encoding: Option -> value for whatever encodes; None for one left out.
         again: The same for the `fewshot auto` that does all of it.
         skip: Whether there were images that cannot be read.
@@ -86,6 +89,7 @@ def commands(
     if method.takes_support():
         learning = ["--shots", "all", *(["--seed", str(seed)] if seed != 1 else [])]
     chosen = settings(method, store.logit_scale)
+    calibrated = ["--temperature", repr(temperature)]
     return (
         Command(
             "All of it again",
@@ -97,7 +101,7 @@ def commands(
         ),
         Command(
             "Fit the winner to all labels, with the settings that were chosen",
-            quoted(*fit, *model, *learning, *chosen, "--save", adapter),
+            quoted(*fit, *model, *learning, *chosen, *calibrated, "--save", adapter),
         ),
         Command(
             f"Classify new photos; {PHOTOS} stands for files or folders",
@@ -121,6 +125,7 @@ def script(steps: Sequence[Command], directory: Path) -> str:
     """
     lines = ["#!/bin/sh", "set -e", quoted("cd", directory)]
     for step in steps:
-        comment = "# " if step in (steps[0], steps[-1]) else ""
-        lines += ["", f"# {step.does}:", f"{comment}{step.line}"]
+        comment = step in (steps[0], steps[-1])
+        # A line break in a name would end the comment, and the shell would run the rest.
+        lines += ["", f"# {step.does}:", f"# {printable(step.line)}" if comment else step.line]
     return "\n".join(lines) + "\n"

@@ -71,8 +71,11 @@ def _encode(
     workers: int | None,
     say: Say,
 ) -> FeatureStore:
-    """The store, begun or finished before or not; of images that have changed since, a new one."""
-    stale = path.exists() and _other_images(FeatureStore.open(path), source, encoder, recipe)
+    """The store, begun or finished before or not; a new one if images were changed since then."""
+    stale = path.exists() and (
+        _other_images(FeatureStore.open(path), source, encoder, recipe)
+        or source.changed_since(path.stat().st_mtime_ns)
+    )
     if stale:
         say(f"the images are not those that {path} was made of; encoding them again")
     extract(

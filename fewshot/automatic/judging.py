@@ -86,7 +86,7 @@ def to_try(names: Sequence[str] | None, n_images: int, n_classes: int) -> Candid
                 f"{name} learns from the images to be classified, so labeled ones held out say "
                 "nothing of it; leave it out"
             )
-    return Candidates(tuple(dict.fromkeys(names)), {})
+    return Candidates(tuple(dict.fromkeys(names)), {}, named=True)
 
 
 def inputs(store: FeatureStore) -> tuple[SupportOf, TextFor]:
@@ -137,13 +137,14 @@ def judge(
     groups = scenes(support_of(ZeroShot()).features, labels)  # a method that wants unit norm
     fold = folds(labels, groups=groups, seed=seed)
     if len(torch.unique(groups[fold >= 0])) < 2:
-        trusted = configure(ON_TRUST, logit_scale=store.logit_scale)
+        trusted = configure(_on_trust(asked), logit_scale=store.logit_scale)
         return CrossValidation(labels, groups, fold, (), (), {}, None, trusted)
     methods = [configure(name, logit_scale=store.logit_scale) for name in asked.names]
     tried: list[OutOfFold] = []
     failed: list[Failed] = []
-    with progress("methods", len(methods)) as advance:
-        for method in methods:
+    costs = [method.practical_size.seconds for method in methods]
+    with progress("methods", len(methods), costs=costs) as advance:
+        for method, after in zip(methods, [*asked.names[1:], ""], strict=True):
             found = cross_validate(
                 method, support_of, text_for, fold, groups=groups, logit_scale=store.logit_scale
             )
@@ -151,7 +152,7 @@ def judge(
                 tried.append(found)
             else:
                 failed.append(found)
-            advance(1, method.name)
+            advance(1, after and f"now {after}")
     if not tried:
         why = "; ".join(f"{one.name}: {one.why}" for one in failed)
         raise UserError(f"no method could be tried ({why}); try others with --methods")
@@ -160,6 +161,22 @@ def judge(
     return CrossValidation(
         labels, groups, fold, tuple(tried), tuple(failed), asked.left_out, selection, winner
     )
+
+
+def _on_trust(asked: Candidates) -> str:
+    """Return the method to take where none can be judged.
+
+    Raises:
+        UserError: Several were named, and not the one that is taken by default.
+    """
+    if not asked.named or ON_TRUST in asked.names:
+        return ON_TRUST
+    if len(asked.names) > 1:
+        raise UserError(
+            "every class has one photo (or near-duplicates of one), so methods cannot be compared; "
+            f"name one of {', '.join(asked.names)} with --methods, or add a photo of each class"
+        )
+    return asked.names[0]
 
 
 def refit(

@@ -141,7 +141,6 @@ class Outcome:
 
 def _summary(outcome: Outcome) -> list[str]:
     selection, interval = outcome.validation.selection, outcome.interval
-    n_labeled = count(len(outcome.validation.labels), "labeled photo")
     if selection is None or interval is None:
         lines = [
             (
@@ -151,10 +150,14 @@ def _summary(outcome: Outcome) -> list[str]:
         ]
     else:
         low, high = (f"{100 * share:.0f}" for share in interval)
+        judged = count(selection.n_images, "labeled photo")
+        labeled = len(outcome.validation.labels)
+        if selection.n_images < labeled:
+            judged = f"{selection.n_images:,} of {count(labeled, 'labeled photo')}"
         lines = [
             (
                 f"{outcome.winner}: about {in_100(selection.accuracy)} new photos right, between "
-                f"{low} and {high} (cross-validated on {n_labeled})"
+                f"{low} and {high} (cross-validated on {judged})"
             )
         ]
     if outcome.zero_shot and outcome.winner != "zero-shot":

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from fewshot.automatic.gather import gather
 from fewshot.automatic.judging import CrossValidation, inputs, judge, refit, to_try
 from fewshot.automatic.outcome import Outcome, Tested
 from fewshot.automatic.unlabeled import classify_unlabeled
-from fewshot.automatic.writing import write
+from fewshot.automatic.writing import claimed, write
 from fewshot.classifier import classify
 from fewshot.fitting import Fitted, query
 from fewshot.metrics import accuracy, wilson
@@ -89,71 +90,75 @@ def auto(
     source, _ = report.passed(skip_unreadable=True)
     asked = to_try(methods, len(source.splits["train"]), len(source.classnames))
 
-    with _timed(seconds, "loading the model"):
-        encoder = load(model, device=device, precision=precision)
-    with _timed(seconds, "encoding"):
-        path = store_path(root, source.dataset, model)
-        opened = encode_labeled(report, encoder, path, workers=workers, say=say)
-        others = None
-        if found.unlabeled is not None:
-            path = store_path(root, found.unlabeled.dataset, model)
-            others = encode_unlabeled(found.unlabeled, encoder, path, workers=workers, say=say)
-    support_of, text_for = inputs(opened)
-    with _timed(seconds, "trying methods"):
-        validation = judge(opened, asked, support_of, text_for, seed=seed)
-    with _timed(seconds, "fitting the winner"):
-        fitted = refit(opened, validation, support_of, text_for, seed=seed)
-        method = fitted.method
-        calibration = _calibration(validation)
-    with _timed(seconds, "looking at labels"):
-        diagnostics = diagnose(
-            validation,
-            method,
-            calibration.temperature,
-            support_of(method),
-            text_for(method),
-            seed=seed,
-        )
-        beside = None
-        if found.unlabeled is not None and others is not None:
-            beside = classify_unlabeled(fitted, calibration.temperature, others, found.unlabeled)
-    tested = _tested(opened, fitted) if "test" in opened.splits else None
+    with claimed(out, source.root):
+        with _timed(seconds, "loading the model", say):
+            encoder = load(model, device=device, precision=precision)
+        with _timed(seconds, "encoding"):
+            path = store_path(root, source.dataset, model)
+            opened = encode_labeled(report, encoder, path, workers=workers, say=say)
+            others = None
+            if found.unlabeled is not None:
+                path = store_path(root, found.unlabeled.dataset, model)
+                others = encode_unlabeled(found.unlabeled, encoder, path, workers=workers, say=say)
+        support_of, text_for = inputs(opened)
+        with _timed(seconds, "trying methods"):
+            validation = judge(opened, asked, support_of, text_for, seed=seed)
+        with _timed(seconds, "fitting the winner", say):
+            fitted = refit(opened, validation, support_of, text_for, seed=seed)
+            method = fitted.method
+            calibration = _calibration(validation)
+        with _timed(seconds, "looking at labels"):
+            diagnostics = diagnose(
+                validation,
+                method,
+                calibration.temperature,
+                support_of(method),
+                text_for(method),
+                seed=seed,
+            )
+            beside = None
+            if found.unlabeled is not None and others is not None:
+                beside = classify_unlabeled(
+                    fitted, calibration.temperature, others, found.unlabeled
+                )
+        tested = _tested(opened, fitted) if "test" in opened.splits else None
 
-    outcome = Outcome(
-        dataset=str(dataset),
-        out=out,
-        source=source,
-        report=report,
-        store=opened,
-        validation=validation,
-        adapter=_adapter(fitted, opened, validation, calibration, tested),
-        diagnostics=diagnostics,
-        tested=tested,
-        unlabeled=beside,
-        commands=commands(
-            opened,
-            method,
-            dataset=_as_typed(dataset),
-            adapter=out / "adapter.safetensors",
-            root=None if root == Path("features") else root,
-            seed=seed,
-            encoding={
-                "--device": None if device == "auto" else device,
-                "--precision": None if precision == "auto" else precision,
-                "--max-pixels": None if max_pixels == MAX_PIXELS else max_pixels,
-            },
-            again={
-                "--out": out,
-                "--unlabeled": unlabeled,
-                "--methods": methods and ",".join(methods),
-                "--seed": None if seed == 1 else seed,
-            },
-            skip=bool(opened.skipped),
-        ),
-        seconds=seconds,
-    )
-    write(outcome)
-    return outcome
+        outcome = Outcome(
+            dataset=str(dataset),
+            out=out,
+            source=source,
+            report=report,
+            store=opened,
+            validation=validation,
+            adapter=_adapter(fitted, opened, validation, calibration, tested),
+            diagnostics=diagnostics,
+            tested=tested,
+            unlabeled=beside,
+            commands=commands(
+                opened,
+                method,
+                dataset=_as_typed(dataset),
+                adapter=out / "adapter.safetensors",
+                temperature=calibration.temperature,
+                root=None if root == Path("features") else root,
+                seed=seed,
+                encoding={
+                    "--device": None if device == "auto" else device,
+                    "--precision": None if precision == "auto" else precision,
+                    "--max-pixels": None if max_pixels == MAX_PIXELS else max_pixels,
+                },
+                again={
+                    "--out": out,
+                    "--unlabeled": unlabeled,
+                    "--methods": methods and ",".join(methods),
+                    "--seed": None if seed == 1 else seed,
+                },
+                skip=bool(opened.skipped),
+            ),
+            seconds=seconds,
+        )
+        write(outcome)
+        return outcome
 
 
 def _as_typed(dataset: str | Path) -> str:
@@ -163,11 +168,13 @@ def _as_typed(dataset: str | Path) -> str:
 
 
 def _calibration(validation: CrossValidation) -> Calibration:
-    """How sure the winner may be, from its answers out of fold."""
-    if validation.winner is None:
+    """Calibrate the winner on its out-of-fold logits; its accuracy is corrected for the choice."""
+    winner, selection = validation.winner, validation.selection
+    if winner is None or selection is None:
         return Calibration()
-    seen = validation.winner.judged
-    return calibrate(validation.winner.logits[seen], validation.labels[seen], "cv")
+    seen = winner.judged
+    found = calibrate(winner.logits[seen], validation.labels[seen], "cv")
+    return replace(found, accuracy=selection.accuracy, interval=selection.interval)
 
 
 def _adapter(
@@ -199,7 +206,10 @@ def _tested(store: FeatureStore, fitted: Fitted) -> Tested:
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+def _timed(seconds: dict[str, float], stage: str, say: Say | None = None) -> Iterator[None]:
+    """Record how long a stage takes; `say` announces one that shows no progress."""
+    if say is not None:
+        say(stage)
     start = time.perf_counter()
     yield
     seconds[stage] = time.perf_counter() - start

@@ -17,6 +17,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     paths = outcome.paths
     found: dict[str, Any] = {
         "dataset": outcome.dataset,
+        "photos": str(outcome.source.root),
         "store": str(outcome.store.path),
         "fingerprint": outcome.store.fingerprint,
         "model": outcome.store.model,

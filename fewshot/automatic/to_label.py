@@ -30,12 +30,16 @@ class ToLabel:
     margin: float
 
 
+SURE = 0.99  # probability from which on a label would teach next to nothing
+
+
 def to_label(features: Tensor, probabilities: Tensor, n: int = 20) -> tuple[ToLabel, ...]:
     """Return the n images to label, in order.
 
     The first has the smallest margin; each next one has the largest product of 1 - margin and the
     cosine distance to the nearest image chosen so far. So near-duplicates of a chosen image, at
-    distance 0, come last of all, with no threshold to set.
+    distance 0, come last of all, with no threshold to set. An image with a probability of `SURE` or
+    more is never chosen.
 
     Args:
         features: (U, D), any norm.
@@ -46,9 +50,9 @@ def to_label(features: Tensor, probabilities: Tensor, n: int = 20) -> tuple[ToLa
     top, classes = probabilities.topk(2, dim=1)
     margin = top[:, 0] - top[:, 1]
     distance = torch.ones(len(unit), dtype=unit.dtype)
-    left = torch.ones(len(unit), dtype=torch.bool)
+    left = top[:, 0] < SURE
     chosen = []
-    for _ in range(min(n, len(unit))):
+    for _ in range(min(n, int(left.sum()))):
         row = int(((1 - margin) * distance).where(left, -1.0).argmax())
         predicted, runner_up = classes[row].tolist()
         chosen.append(ToLabel(row, predicted, runner_up, float(margin[row])))

@@ -1,10 +1,16 @@
 """An outcome as files: the adapter, the page, the figures, the commands, the predictions."""
 
+import errno
 import json
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from cache.atomic import replacing
+from cache.errors import UserError
 from fewshot.adapters.output import lines
 from fewshot.adapters.prediction import Prediction, distinct
 from fewshot.automatic.commands import script
@@ -14,6 +20,55 @@ from fewshot.automatic.record import as_json
 from fewshot.automatic.unlabeled import Unlabeled
 
 TOP = 3  # classes told of each image without a label
+
+
+@contextmanager
+def claimed(out: Path, photos: Path) -> Iterator[None]:
+    """Hold the output folder against a second run.
+
+    Args:
+        out: The folder, which need not be there yet.
+        photos: The folder of the labeled photos.
+
+    Raises:
+        UserError: It cannot be written into, another run holds it, or the result for other photos
+            is in it.
+    """
+    home = out.absolute()
+    lock = FileLock(home.with_name(f".{home.name}.lock"), blocking=False)
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        if home.exists() and not os.access(home, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"another `fewshot auto` is writing into {out}; wait for it, or give --out another "
+            "folder"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"cannot write into {out}: {error.strerror}; give --out another folder"
+        ) from None
+    try:
+        held = _photos_of(out)
+        if held is not None and held != str(photos):
+            raise UserError(
+                f"{out} holds the result for the photos in {held}, not in {photos}; give --out "
+                "another folder, or remove that one"
+            )
+        yield
+    finally:
+        lock.release()
+
+
+def _photos_of(out: Path) -> str | None:
+    """Return the folder of photos that the result in a folder is of; None where it does not say."""
+    try:
+        found = json.loads((out / "report.json").read_bytes())["photos"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def write(outcome: Outcome) -> None:

@@ -105,6 +105,16 @@ def fit(
         ),
     ] = None,
     save: SaveAdapterOption = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-4,
+            max=1e4,
+            help="Temperature of the saved adapter's probabilities. "
+            "[default: found by cross-validation]",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     store: StoreOption = None,
     results: Annotated[
         Path,
@@ -163,7 +173,9 @@ def fit(
             )
         from fewshot.adapters.making import fit_and_save
 
-        saved, result = fit_and_save(opened, method, save, every[0], predictions=save_predictions)
+        saved, result = fit_and_save(
+            opened, method, save, every[0], predictions=save_predictions, temperature=temperature
+        )
         if result is not None:
             append(results, result)
             print(result.to_json() if as_json else accuracy_table([result]))

@@ -54,7 +54,9 @@ class APE(Method):
 
     name: ClassVar[str] = "ape"
     summary: ClassVar[str] = "As tip-adapter, on those features only that tell your classes apart."
-    practical_size: ClassVar[PracticalSize] = PracticalSize(images=20_000, logits=2_000_000)
+    practical_size: ClassVar[PracticalSize] = PracticalSize(
+        images=20_000, logits=2_000_000, seconds=0.9
+    )
     saved_as: ClassVar[tuple[type, ...]] = (CacheClassifier, KeyValueCache)
     grid: ClassVar[Grid] = {
         "beta": (1.0, 2.0, 4.0, 5.5, 8.0, 11.0, 16.0),

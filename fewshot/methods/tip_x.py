@@ -111,7 +111,9 @@ class TipX(Method):
     summary: ClassVar[str] = (
         "As tip-adapter, with a second vote by how photos relate to the class names."
     )
-    practical_size: ClassVar[PracticalSize] = PracticalSize(images=10_000, logits=1_000_000)
+    practical_size: ClassVar[PracticalSize] = PracticalSize(
+        images=10_000, logits=1_000_000, seconds=1
+    )
     saved_as: ClassVar[tuple[type, ...]] = (TipXClassifier, KeyValueCache)
     grid: ClassVar[Grid] = {
         "beta": (2.0, 5.5, 8.0, 11.0, 16.0, 22.0),

@@ -45,18 +45,21 @@ class Calibration:
     error_before: float | None = None
 
 
-def calibrate(logits: Tensor, labels: Tensor, source: str) -> Calibration:
+def calibrate(
+    logits: Tensor, labels: Tensor, source: str, *, at: float | None = None
+) -> Calibration:
     """Calibrate a classifier on its logits of images it was not fitted to.
 
     Args:
         logits: (M, C).
         labels: (M,) class ids.
         source: Origin of these images; see `Calibration`.
+        at: The temperature; the one of the lowest log-loss without it.
     """
     n = len(labels)
     if not n:
         return Calibration()
-    t = temperature(logits, labels)
+    t = temperature(logits, labels) if at is None else at
     z = logits.double()
     right = int((z.argmax(dim=1) == labels).sum())
     return Calibration(
@@ -77,6 +80,7 @@ def calibrate_by_folds(
     *,
     logit_scale: float = 100.0,
     share: Share = "auto",
+    at: float | None = None,
 ) -> Calibration:
     """Calibrate a method on folds of the support set it is fitted to.
 
@@ -89,6 +93,7 @@ def calibrate_by_folds(
         text: The classes' text or None.
         logit_scale: CLIP's inverse temperature.
         share: The method's share of the logits; see `blending.blend_of`.
+        at: The temperature; the one of the lowest log-loss without it.
 
     Returns:
         The calibration, without images where there is no support set, where the method cannot be
@@ -109,7 +114,7 @@ def calibrate_by_folds(
     )
     if isinstance(found, Failed):
         return Calibration()
-    return calibrate(found.logits[found.judged], labels[found.judged], "cv")
+    return calibrate(found.logits[found.judged], labels[found.judged], "cv", at=at)
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache.errors import UserError
+from cache.progress import progress
 from fewshot.classifier import classify
 from fewshot.method import Method
 from fewshot.metrics import accuracy
@@ -132,20 +133,24 @@ def learning_curve(
     cost = sum(int((turn < shots).sum()) for _, turn, _ in draws[:1] for shots in sizes(largest))
     draws = draws[: max(2, MAX_FITS * len(support.labels) // max(1, cost))]
     points, found = [], []
-    for shots in sizes(largest):
-        shares, counts = [], []
-        try:
-            for others, turn, rows in draws:
-                some = support.subset(others[turn < shots])
-                classifier = method.fit(some, text)
-                predicted = classify(classifier, support.features[rows])
-                shares.append(accuracy(predicted, support.labels[rows]))
-                counts.append(len(some.labels))
-        except UserError:
-            continue
-        spread = float(np.std(shares, ddof=1)) if len(shares) > 1 else 0.0
-        points.append(CurvePoint(shots, float(np.mean(counts)), float(np.mean(shares)), spread))
-        found.append(shares)
+    costs = [int((turn < shots).sum()) for shots in sizes(largest) for _, turn, _ in draws]
+    with progress("learning curve", len(costs), costs=costs) as advance:
+        for shots in sizes(largest):
+            shares, counts = [], []
+            try:
+                for others, turn, rows in draws:
+                    some = support.subset(others[turn < shots])
+                    classifier = method.fit(some, text)
+                    predicted = classify(classifier, support.features[rows])
+                    shares.append(accuracy(predicted, support.labels[rows]))
+                    counts.append(len(some.labels))
+                    advance(1)
+            except UserError:
+                advance(len(draws) - len(shares))
+                continue
+            spread = float(np.std(shares, ddof=1)) if len(shares) > 1 else 0.0
+            points.append(CurvePoint(shots, float(np.mean(counts)), float(np.mean(shares)), spread))
+            found.append(shares)
     n_judged = sum(len(rows) for _, _, rows in draws)
     return LearningCurve(
         tuple(points), forecasts(points, found, len(support.labels), n_judged, seed)
