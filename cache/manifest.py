@@ -7,7 +7,7 @@ Every key there is; those marked * must be given:
     title = "Describable Textures"      *
     templates = ["{} texture."]         * each with one {} for the class name
     n_classes = 47                      checked where given
-    licence = "..."
+    license = "..."                     or licence
     homepage = "..."
     obtain = """..."""                  how to get the data, in words
     torchvision = "DTD"                 class of torchvision.datasets that reads its own layout
@@ -102,7 +102,7 @@ class Manifest:
         rename: Class names as the data has them -> as published.
         drop: Classes of the data that the benchmark leaves out, as the data has them.
         torchvision: Class of `torchvision.datasets` that reads it; empty where there is none.
-        licence: In a few words.
+        license: In a few words.
         homepage: Address.
         obtain: How to get the data, in words.
         digest: sha256 of the file's bytes, in hex.
@@ -119,7 +119,7 @@ class Manifest:
     rename: Mapping[str, str]
     drop: tuple[str, ...]
     torchvision: str
-    licence: str
+    license: str
     homepage: str
     obtain: str
     digest: str
@@ -171,7 +171,7 @@ def describe(manifest: Manifest) -> str:
         else "",
         "checksum": layout.checksum,
         "torchvision": manifest.torchvision,
-        "licence": manifest.licence,
+        "license": manifest.license,
         "homepage": manifest.homepage,
     }
     lines = [f"{manifest.name}: {manifest.title}"]
@@ -194,6 +194,8 @@ def _read(file: Path) -> Manifest:
         raise UserError(f"cannot read the manifest {file}: {error.strerror}") from error
     try:
         tree = tomllib.loads(content.decode())
+    except RecursionError:
+        raise UserError(f"{file}: expected flat TOML, got too deep a nesting") from None
     except ValueError as error:
         raise UserError(f"{file} is not a valid TOML file: {error}") from error
     table = Table(tree, str(file))
@@ -219,7 +221,7 @@ def _read(file: Path) -> Manifest:
         rename=classnames.table("rename").all_texts(),
         drop=classnames.texts("drop"),
         torchvision=table.text("torchvision", choices=TORCHVISION),
-        licence=table.text("licence"),
+        license=table.text("license") or table.text("licence"),
         homepage=table.text("homepage"),
         obtain=table.text("obtain").strip(),
         digest=hashlib.sha256(content).hexdigest(),

@@ -14,7 +14,8 @@ from cache.skipped import Skipped
 from cache.source import Source
 
 _CHUNK = 256  # files per task of a thread
-_NAMED = 5  # of many, how many are named
+_NAMED = 5  # of many classes, how many are named
+_LISTED = 20  # of many unreadable images, how many are listed
 MISSING = "no such file"
 
 
@@ -47,7 +48,7 @@ class Preflight:
         n = len(source.classnames)
         total = sum(map(sum, self.counts.values()))
         lines = [
-            f"{source.dataset}: {n:,} classes, {total:,} images ({source.origin})",
+            f"{source.dataset}: {n:,} class{'es' * (n != 1)}, {_images(total)} ({source.origin})",
             "  split    images  per class min / median / max",
         ]
         for split, counts in self.counts.items():
@@ -57,12 +58,12 @@ class Preflight:
         lines += [f"problem: {problem}" for problem in self.problems]
         lines += [f"note: {note}" for note in self.notes]
         if self.unreadable:
-            lines.append(f"unreadable: {len(self.unreadable):,} images")
+            lines.append(f"unreadable: {_images(len(self.unreadable))}")
             lines += [
-                f"  {u.split} {printable(u.path)}: {u.reason}" for u in self.unreadable[:_NAMED]
+                f"  {u.split} {printable(u.path)}: {u.reason}" for u in self.unreadable[:_LISTED]
             ]
-            if len(self.unreadable) > _NAMED:
-                lines.append(f"  and {len(self.unreadable) - _NAMED:,} more")
+            if len(self.unreadable) > _LISTED:
+                lines.append(f"  and {len(self.unreadable) - _LISTED:,} more")
         return "\n".join(lines)
 
     def passed(self, *, skip_unreadable: bool) -> tuple[Source, tuple[Skipped, ...]]:
@@ -77,7 +78,7 @@ class Preflight:
         if self.unreadable and not skip_unreadable:
             split, path, reason = self.unreadable[0]
             raise UserError(
-                f"{len(self.unreadable)} images cannot be read, the first {split} "
+                f"{_images(len(self.unreadable))} cannot be read, the first {split} "
                 f"{printable(path)} ({reason}); fix or remove them, or leave them out with "
                 "--skip-unreadable"
             )
@@ -159,6 +160,11 @@ def check_files(source: Source, train_rows: Sequence[int] | None = None) -> Pref
         rows["train"] = train_rows
     with progress(f"{source.dataset}: files", sum(map(len, rows.values()))) as advance:
         return check(source, rows=rows, advance=advance)
+
+
+def _images(n: int) -> str:
+    """Such as `1 image` and `2,000 images`."""
+    return f"{n:,} image{'s' * (n != 1)}"
 
 
 def _per_class(labels: Iterable[int], n_classes: int) -> tuple[int, ...]:

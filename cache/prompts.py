@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache.errors import UserError
+from cache.json_text import parse_json
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,10 @@ def from_file(path: Path, classnames: Sequence[str]) -> PromptSet:
         UserError: Not such a file, a class without sentences, or a key that is no class.
     """
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read prompts from {path}: {error}") from error
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read prompts from {path}: {error.strerror}") from error
+    table = parse_json(content, str(path))
     if not isinstance(table, dict) or not all(
         isinstance(v, list) and v and all(isinstance(s, str) for s in v) for v in table.values()
     ):

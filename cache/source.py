@@ -13,6 +13,7 @@ from cache.decoding_memory import MAX_PIXELS
 from cache.errors import UserError
 from cache.layouts import aircraft, digits, folder, imagenet, split_file, table
 from cache.layouts import torchvision_datasets as from_torchvision
+from cache.layouts.described_folder import read_described
 from cache.layouts.table_file import ENDINGS as TABLES
 from cache.listing import SPLIT_RULE, Listing
 from cache.listing import Item as Item
@@ -148,6 +149,8 @@ def _found(dataset: str | None, manifest: Path | None, root: Path | None, downlo
     if dataset is None and manifest is None:
         raise UserError("say which dataset: --dataset NAME, FOLDER or TABLE, or --manifest FILE")
     path = Path(dataset or "")
+    if manifest is None and path.is_file() and path.suffix.lower() not in TABLES:
+        raise UserError(f"{dataset} is no table; a table of images ends in {', '.join(TABLES)}")
     if manifest is None and path.suffix.lower() in TABLES:
         return resolve_table(path)
     try:
@@ -207,8 +210,9 @@ def resolve(manifest: Manifest, data_root: Path, *, download: bool = False) -> S
 
 
 def resolve_folder(path: Path, name: str = "") -> Source:
-    """A user's folder of class folders as a dataset, called after the folder."""
-    listing = folder.read_folder(path)
+    """A user's folder as a dataset, called after it: class folders, or a table among the images."""
+    listing = read_described(path) if path.is_dir() else None
+    listing = listing or folder.read_folder(path)
     return _source(name or name_of(path), listing, exif=True)
 
 

@@ -83,7 +83,7 @@ def test_an_unknown_dataset_offers_the_nearest_names() -> None:
 def test_a_manifest_says_what_its_reader_needs(name: str) -> None:
     manifest = load_manifest(name)
     assert manifest.obtain
-    assert manifest.licence
+    assert manifest.license
     assert manifest.homepage.startswith("https://")
     assert manifest.n_classes
     assert manifest.sizes["test"]

@@ -87,7 +87,7 @@ def test_json_of_another_shape_is_refused(tmp_path: Path, table: object) -> None
 
 def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text("{")
-    with pytest.raises(UserError, match="cannot read prompts"):
+    with pytest.raises(UserError, match="is not valid JSON"):
         from_file(tmp_path / "p.json", ["cat"])
 
 
@@ -118,3 +118,9 @@ def test_published_cupl_prompts_serve_every_class(
     prompts = from_file(shared / "prompts" / f"CuPL_prompts_{dataset}.json", list(names.values()))
     assert len(prompts.prompts) == count
     assert set(prompts.labels) == set(names)
+
+
+def test_nesting_too_deep_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(UserError, match="too deep a nesting"):
+        from_file(tmp_path / "p.json", ("a",))

@@ -142,7 +142,7 @@ def test_ids_of_images_in_a_folder_beside_the_table_are_completed(tmp_path: Path
 
 def test_nesting_too_deep_is_one_line(tmp_path: Path) -> None:
     deep = "[" * 100_000 + "]" * 100_000
-    with pytest.raises(UserError, match="line 1: expected a flat object, got too deep a nesting"):
+    with pytest.raises(UserError, match="line 1: expected flat JSON, got too deep a nesting"):
         resolve_table(table(tmp_path, deep, "x.jsonl"))
     source = resolve_table(table(tmp_path, f"path,label\na.png,{'1' * 5000}\nb.png,2\n"))
     assert len(source.classnames) == 2
@@ -200,7 +200,7 @@ def test_an_error_names_the_line(tmp_path: Path, text: str, message: str) -> Non
 
 def test_lines_that_are_no_json_objects_are_named(tmp_path: Path) -> None:
     good = '{"path": "a", "label": "x"}\n'
-    with pytest.raises(UserError, match=r"x.jsonl, line 3: not valid JSON"):
+    with pytest.raises(UserError, match=r"x.jsonl, line 3 is not valid JSON"):
         resolve_table(table(tmp_path, good + "\n{path\n", "x.jsonl"))
     with pytest.raises(UserError, match=r"x.jsonl, line 2: expected an object"):
         resolve_table(table(tmp_path, good + "[1]\n", "x.jsonl"))

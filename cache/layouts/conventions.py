@@ -10,6 +10,7 @@ SPLITS = {
     "val": ("val", "valid", "validation", "dev", "development"),
     "test": ("test", "testing", "tst", "eval", "evaluation"),
 }
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.tsv")  # a table among the images
 UNLABELED = ("unlabeled", "unlabelled")
 
 # Columns of a table, the surest name first. A name is compared without case, spaces, "-" and "_".

@@ -113,6 +113,12 @@ def _split_folders(root: Path) -> dict[str, str]:
                 f"{root} has both {by_split[split]}/ and {name}/; keep one {split} split"
             )
         by_split[split] = name
+    named = [name for name in folders(root) if split_of(name)]
+    if len(named) > 1 and not found and len(named) == len(folders(root)):
+        raise UserError(
+            f"{root} has the splits {', '.join(named)}, without class folders inside; put each "
+            "class's images into a folder, or name classes in a table (metadata.csv)"
+        )
     others = [n for n in folders(root) if n not in found and n.lower() not in UNLABELED]
     mixed = [name for name in others if by_split and find_images(root / name).paths]
     if mixed:

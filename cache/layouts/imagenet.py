@@ -87,7 +87,7 @@ def _wnids(data_root: Path, directory: Path) -> list[str]:
     imagenet = data_root / "imagenet"
     for file in (directory / "classnames.txt", imagenet / "classnames.txt"):
         if file.is_file():
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
             wnids = sorted({line.split(maxsplit=1)[0] for line in lines if line.strip()})
             if len(wnids) != N_CLASSES:
                 raise UserError(

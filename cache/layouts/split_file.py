@@ -6,12 +6,12 @@ of its rows is part of the benchmark: few-shot samples are drawn from it.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cache.errors import UserError
+from cache.json_text import parse_json
 from cache.listing import Item, Listing
 from cache.manifest import SPLITS, Manifest
 
@@ -27,8 +27,7 @@ def read(manifest: Manifest, data_root: Path) -> Listing:
             f"{file} is there but the images it lists are not: no folder {root}; see: fewshot "
             f"datasets {manifest.name}"
         )
-    content = file.read_bytes()
-    verify_checksum(file, content, layout.checksum)
+    content = read_declared(file, layout.checksum)
     names: dict[int, str] = {}
     splits: dict[str, tuple[Item, ...]] = {}
     tree = _parse(file, content)
@@ -49,6 +48,16 @@ def read(manifest: Manifest, data_root: Path) -> Listing:
         )
     classnames = tuple(names[label] for label in range(len(names)))
     return Listing(root, classnames, splits, layout.split_file)
+
+
+def read_declared(file: Path, checksum: str) -> bytes:
+    """The bytes of the file that a manifest names, once their checksum is right."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    verify_checksum(file, content, checksum)
+    return content
 
 
 def verify_checksum(file: Path, content: bytes, checksum: str) -> None:
@@ -73,10 +82,7 @@ def verify_checksum(file: Path, content: bytes, checksum: str) -> None:
 
 
 def _parse(file: Path, content: bytes) -> dict[str, Any]:
-    try:
-        tree = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON: {error}; download it again") from error
+    tree = parse_json(content, str(file), remedy="download it again")
     missing = [s for s in SPLITS if not isinstance(tree, dict) or not isinstance(tree.get(s), list)]
     if missing:
         raise UserError(

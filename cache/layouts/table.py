@@ -15,7 +15,7 @@ from pathlib import Path
 from cache.errors import UserError, printable
 from cache.image_search import folders
 from cache.layouts.conventions import COLUMNS, IMAGES, columns, extension, split_of
-from cache.layouts.split_file import verify_checksum
+from cache.layouts.split_file import read_declared
 from cache.layouts.table_file import read_rows
 from cache.listing import SPLIT_RULE, Item, Listing, split_items
 from cache.manifest import SPLITS, Manifest
@@ -25,7 +25,7 @@ def read(manifest: Manifest, data_root: Path) -> Listing:
     """The listing of the table a user's own manifest names."""
     layout = manifest.layout
     file = data_root / layout.directory / layout.split_file
-    verify_checksum(file, file.read_bytes(), layout.checksum)
+    read_declared(file, layout.checksum)
     return read_table(file, manifest.rename)
 
 

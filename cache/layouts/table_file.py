@@ -3,11 +3,11 @@
 import codecs
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from cache.errors import UserError, printable
+from cache.json_text import parse_json
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
 _SEPARATORS = ",;\t|"
@@ -67,12 +67,7 @@ def _json_lines(file: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _object(line: str, place: str) -> dict[str, object]:
-    try:
-        value = json.loads(line)
-    except RecursionError:
-        raise UserError(f"{place}: expected a flat object, got too deep a nesting") from None
-    except ValueError as error:
-        raise UserError(f"{place}: not valid JSON: {error}") from error
+    value = parse_json(line, place)
     if not isinstance(value, dict):
         got = printable(line[:40])
         raise UserError(
