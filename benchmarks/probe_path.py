@@ -28,7 +28,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from fewshot.methods.linear_probe import LinearProbe, published_search
+from fewshot.methods.linear_probe import LinearProbe, bisected
 from fewshot.parts.logistic import logistic_path
 
 CLASSES, DIM, SHOTS = 101, 512, 16
@@ -63,7 +63,7 @@ def search_path(features: Tensor, labels: Tensor, n_classes: int) -> None:
         visited.append(c)
         return -abs(math.log(c / LinearProbe().C))
 
-    published_search(likes_the_default)
+    bisected(likes_the_default, LinearProbe().published_recipe("ucf101").grid["C"])
     strengths = sorted(set(visited))
     start = time.perf_counter()
     list(logistic_path(features, labels, n_classes, strengths))

@@ -194,7 +194,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             text = replace(text.classes(self._rows_of(names)), names=None)
         elif not np.array_equal(self.classes_, np.arange(support.n_classes)):
             raise UserError(
-                f"text without names needs labels 0 to C-1; got {self.classes_[0]!r} among them; "
+                f"text without names needs labels 0 to C-1; got {self.classes_.tolist()[0]!r}; "
                 "give each label with its row, such as dict(zip(store.classnames, store.text()))"
             )
         wanted = (support.n_classes, support.features.shape[1])

@@ -14,7 +14,8 @@ from cache.store import FeatureStore
 from fewshot.classifier import Classifier
 from fewshot.method import Method, MethodInfo
 from fewshot.model_selection import tuning
-from fewshot.run import Asked, Protocol, Run
+from fewshot.published_recipe import PublishedRecipe
+from fewshot.run import OFFICIAL, Asked, Protocol, Run
 from fewshot.sampling import Rows, Sample, restrict
 from fewshot.settings import configure, fixed_of
 from fewshot.support import SupportSet
@@ -76,32 +77,42 @@ def fit(
     """
     method, protocol = settled(store, method, protocol, asked)
     classes = range(store.n_classes) if classes is None else classes
-    if protocol.tune in ("val", "full-val") and "val" not in store.splits:
+    tune, recipe = protocol.tune, None
+    if protocol.tune == OFFICIAL:
+        recipe = _recipe(store, method)
+        method, tune = replace(method, **recipe.settings), recipe.tune
+    if tune in ("val", "full-val") and "val" not in store.splits:
         raise UserError(
-            f"{store.dataset} has no val split for tuning by {protocol.tune}, and the test split "
+            f"{store.dataset} has no val split for tuning by {tune}, and the test split "
             "is not for tuning; use cv or none"
         )
     text = class_text(store, method, protocol.prompt_set, classes)
     if not protocol.support_for(method):
         return _fit_unlabeled(store, method, protocol, text, classes)
     train = store.split("train")
-    val = store.split("val") if protocol.tune in ("val", "full-val") else None
-    drawn_val = val.labels if val is not None and protocol.tune == "val" else None
+    val = store.split("val") if tune in ("val", "full-val") else None
+    drawn_val = val.labels if val is not None and tune == "val" else None
     sample = protocol.draw(train.labels, store.classnames, val_labels=drawn_val)
-    support = _support(train, method, sample, classes, protocol.views)
+    views = protocol.views if recipe is None else recipe.views > 0
+    support = _support(train, method, sample, classes, views)
     run = _run(store, method, protocol, sample.shots, support.shots, support.n_views)
     validation = None
-    if val is not None and run.tune != "none":
-        validation = _validation(val, method, sample, run.tune, classes)
+    if val is not None and tune is not None and run.tune != "none":
+        validation = _validation(val, method, sample, tune, classes)
     if "seed" in {field.name for field in fields(method)} - set(protocol.fixed):
         method = replace(method, seed=run.seed)
     grid = {name: values for name, values in method.grid.items() if name not in protocol.fixed}
     start = time.perf_counter()
-    method, classifier = tuning.fit_tuned(
-        method, support, text,
-        protocol=run.tune, logit_scale=store.logit_scale, share=run.blend,
-        validation=validation, grid=grid,
-    )  # fmt: skip
+    if recipe is None:
+        method, classifier = tuning.fit_tuned(
+            method, support, text,
+            protocol=run.tune, logit_scale=store.logit_scale, share=run.blend,
+            validation=validation, grid=grid,
+        )  # fmt: skip
+    else:
+        if validation is not None:
+            method = method.search_published(recipe.grid, support, text, *validation)
+        classifier = method.fit(support, text)
     return Fitted(
         run=run,
         method=method,
@@ -112,6 +123,22 @@ def fit(
         n_validation=len(validation[1]) if validation else 0,
         seconds=time.perf_counter() - start,
     )
+
+
+def _recipe(store: FeatureStore, method: Method) -> PublishedRecipe:
+    """The method's published recipe for the store's dataset.
+
+    Raises:
+        UserError: There is none, or the store lacks the augmented views that it learns from.
+    """
+    recipe = method.published_recipe(store.dataset)
+    n_views = store.split("train").n_views
+    if n_views < recipe.views:
+        raise UserError(
+            f"{method.name}'s published recipe learns from {recipe.views} augmented views of each "
+            f"train image, and {store.path} has {n_views}; extract it with --views {recipe.views}"
+        )
+    return recipe
 
 
 def settled(

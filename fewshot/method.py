@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cache.errors import UserError
 from fewshot.classifier import Classifier, LinearClassifier
+from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
@@ -131,6 +132,37 @@ class Method(MethodInfo):
         """
         for variant in variants(self, grid):
             yield variant, variant.fit(support, text).logits(query)
+
+    def published_recipe(self, dataset: str) -> PublishedRecipe:
+        """Return the recipe of the method's paper for a dataset.
+
+        Raises:
+            UserError: There is none, or none for this dataset.
+        """
+        raise UserError(
+            f"{self.name} has no published recipe that could be followed; leave --official out"
+        )
+
+    def search_published(
+        self, grid: Grid, support: SupportSet, text: Text | None, features: Tensor, labels: Tensor
+    ) -> Self:
+        """Return the variant of the grid that is most accurate, of equal ones the first.
+
+        That is how papers choose. A method overrides this where its paper searched in another way,
+        or where the same variant can be found faster.
+
+        Args:
+            grid: Of the published recipe.
+            support: The support set.
+            text: The classes' text or None.
+            features: (M, D) validation images.
+            labels: (M,) their classes.
+        """
+        hits = {
+            variant: int((logits.argmax(dim=1) == labels).sum())
+            for variant, logits in self.sweep(grid, support, text, features)
+        }
+        return max(variants(self, grid), key=hits.__getitem__)
 
 
 @runtime_checkable

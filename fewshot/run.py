@@ -30,6 +30,9 @@ JOINTLY = "transductive "  # begins the setting of a result whose test images we
 CLASS_GROUPS = {"many": range(101, 2**62), "medium": range(20, 101), "few": range(20)}
 
 
+OFFICIAL = "official"  # as a tuning protocol: the recipe of the method's paper
+
+
 class Asked(TypedDict, total=False):
     """The fields of a `Protocol` as keywords, all optional."""
 
@@ -58,8 +61,9 @@ class Protocol:
         shots: K, images per class, or of the largest class where they are unequal; 0 for a method
             that needs none; "all" for every train image. Methods that use no labels ignore it.
         seed: Random seed for drawing the few shots, and for training.
-        tune: The tuning protocol, one of `tuning.PROTOCOLS`; None for `cv`, and `none` where a
-            class has one image.
+        tune: The tuning protocol, one of `tuning.PROTOCOLS`; or `official` for the recipe of the
+            method's paper, settings, views and search; None for `cv`, and `none` where a class has
+            one image.
         fixed: Hyper-parameter -> its value, which is not tuned.
         prompt_set: The store's prompt set to make text features of; None for the dataset's own.
         sample: Few shots to use instead of drawing some; `shots` and `seed` are then its own.
@@ -87,8 +91,9 @@ class Protocol:
     blend: Share = "auto"
 
     def __post_init__(self) -> None:
-        if self.tune is not None and self.tune not in tuning.PROTOCOLS:
-            raise unknown("tuning protocol", self.tune, tuning.PROTOCOLS)
+        known = (*tuning.PROTOCOLS, OFFICIAL)
+        if self.tune is not None and self.tune not in known:
+            raise unknown("tuning protocol", self.tune, known)
         if self.setting not in SETTINGS:
             raise unknown("setting", self.setting, SETTINGS)
         if self.imbalance is not None:
@@ -99,9 +104,12 @@ class Protocol:
             raise UserError(f"seed must be a whole number of 64 bits; got {self.seed!r:.60}")
         check_share(self.blend)
         self._require_one_kind_of_sample()
+        self._require_official_alone()
         values: dict[str, object] = {"fixed": dict(self.fixed)}
         if self.sample is not None:
             values |= {"shots": self.sample.shots, "seed": self.sample.seed}
+        if self.tune == OFFICIAL:
+            values |= {"blend": 1.0}
         if self.shots == "all" or self.imbalance == "natural":
             values |= {"shots": "all", "imbalance": "natural"}
         for name, value in values.items():
@@ -124,6 +132,18 @@ class Protocol:
         given += [] if self.setting == "few-shot" else [self.setting]
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)} exclude one another; give one")
+
+    def _require_official_alone(self) -> None:
+        """Raise if a recipe is asked for together with what it decides itself, or cannot do."""
+        if self.tune != OFFICIAL:
+            return
+        equal = self.imbalance is None and self.shots != "all"
+        blended = self.blend not in ("auto", 1.0)
+        if self.fixed or blended or not self.views or not equal or self.setting != "few-shot":
+            raise UserError(
+                "an official recipe decides hyper-parameters, views and blend itself, and is of as "
+                "many shots of each class and a test of all classes; leave out what differs"
+            )
 
     def draw(
         self,
@@ -177,6 +197,8 @@ class Protocol:
             method: What is fitted.
             fewest: The images of the smallest class.
         """
+        if self.tune == OFFICIAL:
+            return OFFICIAL
         if not set(method.grid) - set(self.fixed):
             return "none"
         return self.tune or tuning.default_protocol(fewest)
@@ -342,7 +364,10 @@ class Run:
             words += ["--imbalance", self.imbalance] if self.imbalance else []
         else:
             words += ["--shots", "0"]
-        words += [] if end_to_end or not self.shots else ["--tune", self.tune]
+        if self.tune == OFFICIAL:
+            words += ["--official"]
+        elif self.shots and not end_to_end:
+            words += ["--tune", self.tune]
         for name, value in self.fixed.items():
             words += ["--set", f"{name}={value}"]
         words += ["--prompts", self.prompt_set] if self.prompt_set else []

@@ -309,7 +309,7 @@ def test_it_computes_in_single_precision() -> None:
         ({"text": {"ant": NAMED["ant"]}}, "unknown class of the text 'bee'; known: ant"),
         ({"text": {**NAMED, "cat": NAMED["cat"][:7]}}, "text must have rows of one length"),
         ({"text": {k: v[:7] for k, v in NAMED.items()}}, r"got \(3, 7\); give each label with its"),
-        ({"text": TEXT}, "labels 0 to C-1; got .*'ant'.* among them; give each label"),
+        ({"text": TEXT}, "labels 0 to C-1; got 'ant'; give each label"),
         ({"text": Text(torch.ones(3, 8))}, "labels 0 to C-1; got .*'ant'"),
         ({"text": Text(torch.ones(3, 8), names=("ant", "bee", "ant"))}, "two rows of one name"),
         (

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from cache.errors import UserError
-from fewshot.methods.linear_probe import LinearProbe, published_search
+from fewshot.methods.linear_probe import LinearProbe, bisected
 from fewshot.parts.logistic import logistic_path
 from fewshot.support import SupportSet
 
@@ -186,26 +186,29 @@ def test_features_that_are_all_alike_give_frequencies() -> None:
     torch.testing.assert_close(torch.softmax(logits, 1), torch.tensor([[4 / 6, 2 / 6]]))
 
 
-def bisected(accuracy: dict[float, float]) -> float:
+def bisected_by(accuracy: dict[float, float]) -> float:
     """The published search by the recipe's words, over accuracies interpolated in log10 C."""
     points, values = list(accuracy), list(accuracy.values())
-    return math.log10(published_search(lambda c: float(np.interp(math.log10(c), points, values))))
+    candidates = LinearProbe().published_recipe("ucf101").grid["C"]
+    return math.log10(
+        bisected(lambda c: float(np.interp(math.log10(c), points, values)), candidates)
+    )
 
 
 @pytest.mark.parametrize("peak", [-3.3, 0.0, 0.4, 1.7, 3.05])
 def test_the_published_search_closes_in_on_a_single_peak(peak: float) -> None:
-    found = bisected({-7: 0.0, peak: 1.0, 7: 0.0})
+    found = bisected_by({-7: 0.0, peak: 1.0, 7: 0.0})
     assert abs(found - peak) < 1  # equal ends may send a bisection the wrong way, but once only
 
 
 def test_the_published_search_takes_the_first_of_equals_and_then_the_left() -> None:
     # All alike: the first coarse value, 1e6, then ever the left end of the interval below 1e7.
-    assert bisected({-7: 1.0, 7: 1.0}) == pytest.approx(5.0)
+    assert bisected_by({-7: 1.0, 7: 1.0}) == pytest.approx(5.0)
 
 
 def test_the_published_search_ends_at_the_better_end_of_the_last_interval() -> None:
     # Rising throughout: from 1e6 the right end stays at 1e7.
-    assert bisected({-7: 0.0, 7: 1.0}) == pytest.approx(7.0)
+    assert bisected_by({-7: 0.0, 7: 1.0}) == pytest.approx(7.0)
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,13 @@ from itertools import product
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import linear, one_hot
 
 from cache.errors import UserError
 from fewshot import METHODS, SupportSet, ZeroShot
 from fewshot.methods.tip_adapter import TipAdapter
 from fewshot.parts.key_value_cache import KeyValueCache
-from fewshot.parts.tip_search import SCALES, published_grid, published_search
+from fewshot.parts.tip_search import SCALES, published_grid, search_pair
 from tests.toys import task, vectors
 
 N_CLASSES = 5
@@ -96,7 +96,7 @@ def test_the_published_search_finds_the_first_best_pair_of_the_naive_loop(
     )
     grid = {"alpha": tuple(0.1 + 0.4 * j for j in range(15)), "beta": (0.5, 1.0, 2.0, 4.0, 8.0)}
     cache = KeyValueCache(support.features.double(), support.labels, N_CLASSES)
-    found = published_search(grid, text, cache, query, labels)
+    found = search_pair(grid, linear(query, text), cache, query, labels)
     expected = naive_search(list(grid["alpha"]), list(grid["beta"]), support, text, query, labels)
     assert found == expected
     assert 0 < found[2] < 300
@@ -107,7 +107,9 @@ def test_where_all_images_vote_alike_the_search_counts_what_zero_shot_gets_right
     support = support.subset(torch.arange(15))  # as many images of every class
     labels = torch.arange(40) % N_CLASSES
     cache = KeyValueCache(support.features, support.labels, N_CLASSES)
-    found = published_search({"beta": (0.0,), "alpha": (2.0,)}, text.features, cache, query, labels)
+    found = search_pair(
+        {"beta": (0.0,), "alpha": (2.0,)}, linear(query, text.features), cache, query, labels
+    )
     hits = int(((query @ text.features.T).argmax(dim=1) == labels).sum())
     assert found == (2.0, 0.0, hits)
     assert 0 < hits < 40
@@ -121,8 +123,7 @@ def test_the_published_grids_are_200_betas_and_20_alphas_below_the_scales() -> N
             assert grid[name][0] == 0.1
             step = grid[name][1] - grid[name][0]
             assert grid[name][-1] + step == pytest.approx(most)
-    assert TipAdapter.published_grid == published_grid("ucf101")
-    with pytest.raises(UserError, match="unknown dataset with a published grid 'ucf'"):
+    with pytest.raises(UserError, match="unknown dataset with a published recipe 'ucf'"):
         published_grid("ucf")
 
 

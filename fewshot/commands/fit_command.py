@@ -62,6 +62,15 @@ def fit(
         ),
     ] = "1",
     tune: TuneOption = None,
+    official: Annotated[
+        bool,
+        typer.Option(
+            "--official",
+            help="Follow the recipe of the method's paper: settings, views and search; the test "
+            "images have no say in it.",
+            rich_help_panel=FEW_SHOT,
+        ),
+    ] = False,
     settings: SettingsOption = None,
     prompts: Annotated[
         str | None,
@@ -127,7 +136,7 @@ def fit(
     from fewshot.evaluation import evaluate, transfer
     from fewshot.results.log import append
     from fewshot.results.summaries import accuracy_table
-    from fewshot.run import Protocol
+    from fewshot.run import OFFICIAL, Protocol
     from fewshot.sample_file import read_sample
     from fewshot.settings import configure
 
@@ -139,10 +148,12 @@ def fit(
             "--base-to-new, --test-on, --imbalance and --shots all exclude one another; give one"
         )
     require_method(method, "fit")
+    if official and tune is not None:
+        raise UserError("--official decides itself what is tuned on; leave --tune out")
     texts = parse_pairs("--set", settings)
     chosen = configure(method, texts)  # a mistake in it shows before a store is looked for
     asked = Protocol(
-        tune=tune,
+        tune=OFFICIAL if official else tune,
         fixed={name: getattr(chosen, name) for name in texts},
         prompt_set=prompts,
         imbalance=imbalance,

@@ -19,6 +19,7 @@ from fewshot.classifier import LinearClassifier
 from fewshot.method import Method, PracticalSize
 from fewshot.methods.zs_lp import learn_prototypes, raw_text
 from fewshot.parts.gaussian import class_means
+from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 
@@ -62,6 +63,10 @@ class CLAP(Method):
         non_negative(self, "penalty", hint="0 is zs-lp")
         positive(self, "lr")
         whole(self, "epochs", "batch_size")
+
+    def published_recipe(self, dataset: str) -> PublishedRecipe:
+        """Return the defaults, which nothing tunes, on twenty views of each image."""
+        return PublishedRecipe(views=20)
 
     def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
         """Train the prototypes.

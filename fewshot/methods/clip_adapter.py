@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy, linear, normalize
 from cache.errors import UserError
 from fewshot.checks import fraction, non_negative, one_of, positive, whole
 from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
+from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet, labeled
 from fewshot.text import Text, required
 from fewshot.training import cosine_by_epoch, minimize, published_epochs
@@ -161,7 +162,6 @@ class CLIPAdapter(Method):
     practical_size: ClassVar[PracticalSize] = PracticalSize(images=200, seconds=36.8)
     saved_as: ClassVar[tuple[type, ...]] = (AdapterClassifier, Adapters)
     grid: ClassVar[Grid] = {"ratio": (0.2, 0.6, 0.8)}
-    published_grid: ClassVar[Grid] = {"ratio": (0.2, 0.4, 0.6, 0.8)}
 
     def __post_init__(self) -> None:
         fraction(self, "ratio", hint="0 is zero-shot")
@@ -173,6 +173,15 @@ class CLIPAdapter(Method):
         fraction(self, "momentum", below_one=True, hint="0 is none")
         non_negative(self, "weight_decay")
         whole(self, "epochs", minimum=0, words=get_args(Published))
+
+    def published_recipe(self, dataset: str) -> PublishedRecipe:
+        """Return the ratio on few validation images, by CoOp's schedule, on augmented views."""
+        return PublishedRecipe(
+            settings={"epochs": "published"},
+            grid={"ratio": (0.2, 0.4, 0.6, 0.8)},
+            tune="val",
+            views=10,
+        )
 
     def fit(self, support: SupportSet, text: Text | None) -> AdapterClassifier:
         """Train the adapter.

@@ -69,11 +69,6 @@ class CrossModal(Method):
     )
     practical_size: ClassVar[PracticalSize] = PracticalSize(images=500, logits=10_000, seconds=12.7)
     grid: ClassVar[Grid] = {"blend": (0.0, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0)}
-    published_grid: ClassVar[Grid] = {
-        "lr": (1e-3, 1e-4),
-        "weight_decay": (0.0, 0.01, 1e-4),
-        "batch_size": (8, 32),
-    }
 
     def __post_init__(self) -> None:
         one_of(self, "init", get_args(Init))

@@ -31,6 +31,7 @@ from fewshot.parts.gaussian import (
     shared_covariance,
 )
 from fewshot.parts.gda_new_classes import mean_precision, stats_from_neighbors
+from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet, labeled
 from fewshot.text import Text
 
@@ -98,7 +99,6 @@ class GDA(Method):
         "names say."
     )
     grid: ClassVar[Grid] = {"alpha": (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 50.0)}
-    published_grid: ClassVar[Grid] = {"alpha": (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)}
 
     def __post_init__(self) -> None:
         non_negative(self, "alpha", hint="0 is zero-shot")
@@ -107,6 +107,15 @@ class GDA(Method):
         one_of(self, "alpha_unit", get_args(AlphaUnit))
         one_of(self, "new_covariance", get_args(NewCovariance))
         whole(self, "neighbors", minimum=2, hint="16 is usual")
+
+    def published_recipe(self, dataset: str) -> PublishedRecipe:
+        """Return alpha on the whole validation split, of ten views of each image."""
+        return PublishedRecipe(
+            settings={"alpha_unit": "published", "shrinkage": "published", "priors": "uniform"},
+            grid={"alpha": (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)},
+            tune="full-val",
+            views=10,
+        )
 
     def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
         """Fit in closed form; without text the Gaussian term stands alone."""

@@ -10,7 +10,7 @@ it far from the optimum.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import ClassVar, Literal, Self, get_args
 
@@ -21,6 +21,7 @@ from fewshot.checks import one_of, positive, whole
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
 from fewshot.parts.logistic import Solution, logistic_path
+from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
@@ -68,12 +69,19 @@ class LinearProbe(Method):
     unit_norm: ClassVar[bool] = False
     # From what is hardly more than the nearest class mean to where validation accuracy is flat.
     grid: ClassVar[Grid] = {"C": (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)}
-    published_grid: ClassVar[Grid] = {"C": (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)}
 
     def __post_init__(self) -> None:
         positive(self, "C", "tol")
         one_of(self, "C_unit", get_args(CUnit))
         whole(self, "max_iter")
+
+    def published_recipe(self, dataset: str) -> PublishedRecipe:
+        """Return CoOp's: C by bisection on few validation images, of center crops."""
+        return PublishedRecipe(
+            settings={"C_unit": "published"},
+            grid={"C": (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)},
+            tune="val",
+        )
 
     def fit(self, support: SupportSet, text: Text | None = None) -> LinearClassifier:
         """Fit to the tolerance; text is not looked at."""
@@ -92,6 +100,17 @@ class LinearProbe(Method):
             return lambda v: logits[v.C]
 
         return sweep_prepared(self, grid, ("C",), prepare)
+
+    def search_published(
+        self, grid: Grid, support: SupportSet, text: Text | None, features: Tensor, labels: Tensor
+    ) -> Self:
+        """Search by `bisected`."""
+
+        def accuracy(strength: float) -> float:
+            logits = replace(self, C=strength).fit(support).logits(features)
+            return float((logits.argmax(dim=1) == labels).double().mean())
+
+        return replace(self, C=bisected(accuracy, grid["C"]))
 
     def _path(self, support: SupportSet, strengths: Sequence[float]) -> Iterator[Solution]:
         """The solution for each of ascending C."""
@@ -112,17 +131,18 @@ class LinearProbe(Method):
         )
 
 
-def published_search(accuracy: Callable[[float], float]) -> float:
-    """CoOp's search for C: the best of seven, then eight bisections between its neighbors.
+def bisected(accuracy: Callable[[float], float], candidates: Sequence[float]) -> float:
+    """Return C by CoOp's search: the best candidate, then eight bisections between its neighbors.
 
     In log10 C, from one below the best to one above: whichever end of the interval is worse moves
     to the middle, and the better end of the last interval is the answer; of equal ones, the first.
 
     Args:
-        accuracy: Of a C, on held-out images; which ones is the caller's choice.
+        accuracy: Of a C, on held-out images.
+        candidates: The values of C to begin with.
     """
     accuracy = cache(accuracy)
-    start = math.log10(max(LinearProbe.published_grid["C"], key=accuracy))
+    start = math.log10(max(candidates, key=accuracy))
     left, right = start - 1, start + 1
     best = start
     for _ in range(BISECTIONS):

@@ -20,6 +20,7 @@ from torch.nn.functional import linear, one_hot
 from fewshot.checks import fraction, one_of, whole
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
+from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 
@@ -63,6 +64,15 @@ class LPPlusPlus(Method):
         whole(self, "epochs")
         fraction(self, "momentum", below_one=True, hint="0 is none")
         one_of(self, "alpha_gradient", get_args(AlphaGradient))
+
+    def published_recipe(self, dataset: str) -> PublishedRecipe:
+        """Return the epoch that is best on few validation images, of one view of each image."""
+        return PublishedRecipe(
+            settings={"alpha_gradient": "sum"},
+            grid={"epochs": tuple(range(1, 301))},
+            tune="val",
+            views=1,
+        )
 
     def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
         """Train.

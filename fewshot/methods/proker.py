@@ -21,6 +21,7 @@ from fewshot.checks import one_of, positive
 from fewshot.classifier import BlockedClassifier
 from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
 from fewshot.parts.memory import require_memory
+from fewshot.published_recipe import PublishedRecipe, of_dataset
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
@@ -61,6 +62,14 @@ class KernelClassifier(BlockedClassifier):
         if self.anchor is not None:
             logits = logits + linear(x, self.anchor)
         return logits.to(features)
+
+
+GRIDS = {  # of the authors' code; each dataset has its own
+    "sun397": {
+        "beta": tuple(round(0.1 + 9.9 * i / 19, 4) for i in range(20)),
+        "lmbda": tuple(round(0.01 + 9.99 * i / 9, 4) for i in range(10)),
+    }
+}
 
 
 @dataclass(frozen=True)
@@ -108,14 +117,19 @@ class ProKeR(Method):
     practical_size: ClassVar[PracticalSize] = PracticalSize(images=2000, seconds=0.4)
     saved_as: ClassVar[tuple[type, ...]] = (KernelClassifier,)
     grid: ClassVar[Grid] = {"beta": (2.0, 4.0), "lmbda": (0.1, 0.4, 0.8)}
-    published_grid: ClassVar[Grid] = {  # of SUN397; each dataset has its own
-        "beta": tuple(round(0.1 + 9.9 * i / 19, 4) for i in range(20)),
-        "lmbda": tuple(round(0.01 + 9.99 * i / 9, 4) for i in range(10)),
-    }
 
     def __post_init__(self) -> None:
         positive(self, "beta", "lmbda", "margin")
         one_of(self, "correction", get_args(Correction))
+
+    def published_recipe(self, dataset: str) -> PublishedRecipe:
+        """Return 200 pairs on few validation images; the grid is known of one dataset."""
+        return PublishedRecipe(
+            settings={"correction": "published", "margin": self.logit_scale},
+            grid=of_dataset(GRIDS, dataset),
+            tune="val",
+            views=10,
+        )
 
     def fit(self, support: SupportSet, text: Text | None) -> KernelClassifier:
         """Fit in closed form.

@@ -4,7 +4,7 @@ Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classifi
 https://arxiv.org/abs/2207.09519. Differs from the authors' code in three ways: a key is the mean of
 the views' unit-norm features, where theirs is of the features before normalization; all is single
 precision, theirs half; and (alpha, beta) are one pair for every dataset rather than a table of
-them, tuned on a grid of its own. Their search itself is `tip_search.published_search`.
+them, tuned on a grid of its own. Their search itself is `tip_search.search_pair`.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,10 @@ from typing import ClassVar
 
 from fewshot.checks import non_negative
 from fewshot.method import Grid, PracticalSize
-from fewshot.parts.key_value_cache import CacheClassifier, CacheMethod, KeyValueCache, keys_of
+from fewshot.parts.cache_method import CacheMethod
+from fewshot.parts.key_value_cache import CacheClassifier, KeyValueCache, keys_of
 from fewshot.parts.tip_search import published_grid
+from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 
@@ -48,10 +50,13 @@ class TipAdapter(CacheMethod):
         "beta": (1.0, 2.0, 4.0, 5.5, 8.0, 11.0, 16.0, 22.0, 32.0, 45.0),
         "alpha": (0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0),
     }
-    published_grid: ClassVar[Grid] = published_grid("ucf101")
 
     def __post_init__(self) -> None:
         non_negative(self, "alpha", "beta")
+
+    def published_recipe(self, dataset: str) -> PublishedRecipe:
+        """Return 4,000 pairs on the whole validation split, of ten views of each image."""
+        return PublishedRecipe(grid=published_grid(dataset), tune="full-val", views=10)
 
     def fit(self, support: SupportSet, text: Text | None) -> CacheClassifier:
         """Store the keys.

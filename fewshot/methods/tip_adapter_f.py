@@ -15,11 +15,28 @@ from torch.nn.functional import cross_entropy, linear
 
 from fewshot.checks import non_negative, positive, whole
 from fewshot.method import Grid, PracticalSize
-from fewshot.parts.key_value_cache import CacheClassifier, CacheMethod, KeyValueCache, keys_of
+from fewshot.parts.cache_method import CacheMethod
+from fewshot.parts.key_value_cache import CacheClassifier, KeyValueCache, keys_of
 from fewshot.parts.tip_search import published_grid
+from fewshot.published_recipe import PublishedRecipe, of_dataset
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 from fewshot.training import cosine_by_step, minimize
+
+# Weight of the votes while training, and epochs, that the authors give for each dataset.
+TRAINED = {
+    "imagenet": (1.17, 20),
+    "caltech101": (3.0, 20),
+    "oxford_pets": (1.17, 20),
+    "stanford_cars": (3.0, 20),
+    "oxford_flowers": (10.0, 20),
+    "food101": (1.17, 20),
+    "fgvc_aircraft": (5.0, 20),
+    "sun397": (1.17, 20),
+    "dtd": (2.0, 20),
+    "eurosat": (2.0, 100),
+    "ucf101": (3.0, 20),
+}
 
 
 @dataclass(frozen=True)
@@ -66,13 +83,22 @@ class TipAdapterF(CacheMethod):
         "beta": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
         "alpha": (0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0),
     }
-    published_grid: ClassVar[Grid] = published_grid("ucf101")
 
     def __post_init__(self) -> None:
         non_negative(self, "alpha", "beta", "train_alpha", "train_beta", "weight_decay")
         positive(self, "lr")
         whole(self, "epochs", minimum=0)
         whole(self, "batch_size")
+
+    def published_recipe(self, dataset: str) -> PublishedRecipe:
+        """Return the same search as of Tip-Adapter, after training as for each dataset."""
+        alpha, epochs = of_dataset(TRAINED, dataset)
+        return PublishedRecipe(
+            settings={"train_alpha": alpha, "train_beta": 1.0, "epochs": epochs},
+            grid=published_grid(dataset),
+            tune="full-val",
+            views=10,
+        )
 
     def fit(self, support: SupportSet, text: Text | None) -> CacheClassifier:
         """Train the keys.

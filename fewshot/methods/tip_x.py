@@ -10,7 +10,7 @@ others, and what the query holds makes no difference.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 import torch
@@ -21,6 +21,8 @@ from fewshot.checks import non_negative, positive
 from fewshot.classifier import BlockedClassifier
 from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
 from fewshot.parts.key_value_cache import KeyValueCache, keys_of
+from fewshot.parts.tip_search import evenly, search_pair
+from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 
@@ -120,15 +122,22 @@ class TipX(Method):
         "gamma": (0.0, 2.0, 5.0, 10.0),
         "alpha": (2.0, 5.0, 10.0, 20.0, 30.0, 50.0),
     }
-    published_grid: ClassVar[Grid] = {
-        "alpha": tuple(0.1 + i * (50 - 0.1) / 20 for i in range(20)),
-        "beta": tuple(1 + i * (50 - 1) / 200 for i in range(200)),
-        "gamma": tuple(0.1 + i * (30 - 0.1) / 50 for i in range(50)),
-    }
 
     def __post_init__(self) -> None:
         non_negative(self, "alpha", "beta", "gamma")
         positive(self, "temperature")
+
+    def published_recipe(self, dataset: str) -> PublishedRecipe:
+        """Return 200,000 triples on the whole validation split, of ten views of each image."""
+        return PublishedRecipe(
+            grid={
+                "alpha": evenly(0.1, 50, 20),
+                "beta": evenly(1, 50, 200),
+                "gamma": evenly(0.1, 30, 50),
+            },
+            tune="full-val",
+            views=10,
+        )
 
     def fit(self, support: SupportSet, text: Text | None) -> TipXClassifier:
         """Store the keys and their class distributions, and find phi.
@@ -160,6 +169,22 @@ class TipX(Method):
             )
 
         return sweep_prepared(self, grid, ("alpha", "beta", "gamma"), prepare)
+
+    def search_published(
+        self, grid: Grid, support: SupportSet, text: Text | None, features: Tensor, labels: Tensor
+    ) -> Self:
+        """Fit once, and search the pairs of alpha and beta for each gamma."""
+        classifier = self.fit(support, text)
+        zero_shot = classifier.zero_shot(features)
+        others = classifier.divergence_votes(features)
+        best, most = self, -1
+        for gamma in grid["gamma"]:
+            logits = torch.add(zero_shot, others, alpha=gamma)
+            found = search_pair(grid, logits, classifier.cache, features, labels)
+            if found.hits > most:
+                most = found.hits
+                best = replace(self, alpha=found.alpha, beta=found.beta, gamma=gamma)
+        return best
 
     def _slope(
         self, support: SupportSet, texts: Tensor, cache: KeyValueCache, log_q: Tensor

@@ -23,6 +23,7 @@ from fewshot.checks import non_negative, one_of, whole
 from fewshot.method import Grid, LearnsFrom, Method, sweep_prepared
 from fewshot.parts.memory import require_memory
 from fewshot.parts.neighbors import Graph, build_graph
+from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 
@@ -217,7 +218,6 @@ class TransCLIP(Method):
         "Classifies all photos together: photos that look alike should be of one class."
     )
     grid: ClassVar[Grid] = {"gamma": (1.0, 3.0, 10.0)}
-    published_grid: ClassVar[Grid] = {"gamma": (0.002, 0.01, 0.02, 0.2)}
     saved_as: ClassVar[tuple[type, ...]] = (JointClassifier,)
     learns_from: ClassVar[LearnsFrom] = "labels or text"
     transductive: ClassVar[bool] = True
@@ -227,6 +227,14 @@ class TransCLIP(Method):
         one_of(self, "gamma_unit", get_args(GammaUnit))
         non_negative(self, "lmbda", words=("published",), hint="0 leaves the text out")
         whole(self, "neighbors", "iterations", "inner_iterations")
+
+    def published_recipe(self, dataset: str) -> PublishedRecipe:
+        """Return gamma on few validation images, by how these are classified together."""
+        return PublishedRecipe(
+            settings={"gamma_unit": "published", "lmbda": "published"},
+            grid={"gamma": (0.002, 0.01, 0.02, 0.2)},
+            tune="val",
+        )
 
     def fit(self, support: SupportSet | None, text: Text | None) -> JointClassifier:
         """Keep what is given; nothing is computed before the queries are there.

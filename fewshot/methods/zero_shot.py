@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fewshot.classifier import LinearClassifier
 from fewshot.method import LearnsFrom, Method
+from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 
@@ -31,6 +32,10 @@ class ZeroShot(Method):
         "Compares a photo with the names of the classes. Learns nothing from your labels."
     )
     learns_from: ClassVar[LearnsFrom] = "text"
+
+    def published_recipe(self, dataset: str) -> PublishedRecipe:
+        """Return the one there is: the text alone."""
+        return PublishedRecipe()
 
     def fit(self, support: SupportSet | None, text: Text | None) -> LinearClassifier:
         """Take the text features for weights; the support set is not looked at.

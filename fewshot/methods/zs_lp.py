@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy, linear, normalize
 from fewshot.checks import positive, whole
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Method, PracticalSize
+from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 from fewshot.training import cosine_by_epoch, minimize
@@ -55,6 +56,10 @@ class ZSLP(Method):
     def __post_init__(self) -> None:
         positive(self, "lr")
         whole(self, "epochs", "batch_size")
+
+    def published_recipe(self, dataset: str) -> PublishedRecipe:
+        """Return the defaults, which nothing tunes, on twenty views of each image."""
+        return PublishedRecipe(views=20)
 
     def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
         """Train the prototypes.

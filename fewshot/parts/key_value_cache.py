@@ -8,19 +8,16 @@ a product with one-hot values in the papers, and a sum by class here: the produc
 times the additions. Affinities lie keys first, (N, M), because rows are what adds up fast.
 """
 
-from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from fewshot.classifier import BlockedClassifier
-from fewshot.method import Grid, Method, sweep_prepared
 from fewshot.support import SupportSet
-from fewshot.text import Text
 
 BLOCK = 2**21  # affinities at a time, 8 MiB: small enough for a cache, large enough for a product
 
@@ -143,31 +140,3 @@ def keys_of(support: SupportSet) -> Tensor:
     if support.views is None:
         return support.features
     return normalize(support.views.mean(dim=0), dim=-1)
-
-
-@dataclass(frozen=True)
-class CacheMethod(Method):
-    """A method whose votes have a weight alpha and a sharpness beta, which act after fitting."""
-
-    alpha: float
-    beta: float
-
-    saved_as: ClassVar[tuple[type, ...]] = (CacheClassifier, KeyValueCache)
-
-    @abstractmethod
-    def fit(self, support: SupportSet, text: Text | None) -> CacheClassifier:
-        """Return a cache beside the text."""
-
-    def sweep(
-        self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
-    ) -> Iterator[tuple[Self, Tensor]]:
-        """Fit once for all alphas and betas, and compute the votes once per beta."""
-        betas = grid.get("beta", (self.beta,))
-
-        def prepare(fitted: Self) -> Callable[[Self], Tensor]:
-            classifier = fitted.fit(support, text)
-            zero_shot = linear(query, classifier.text)
-            votes = classifier.cache.all_votes(query, betas)[:, 0]
-            return lambda v: torch.add(zero_shot, votes[betas.index(v.beta)], alpha=v.alpha)
-
-        return sweep_prepared(self, grid, ("alpha", "beta"), prepare)

@@ -10,13 +10,14 @@ which bounds alpha from below where s_y > s_c and from above where s_y < s_c. So
 for an interval of alphas, and counting hits is comparing the alphas with its two ends.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
-from cache.errors import unknown
 from fewshot.method import Grid
 from fewshot.parts.key_value_cache import KeyValueCache
+from fewshot.published_recipe import of_dataset
 
 # Largest beta and alpha of the authors' search for each dataset, tuned by them for 16 shots.
 SCALES = {
@@ -34,25 +35,37 @@ SCALES = {
 }
 
 
+class Pair(NamedTuple):
+    """The alpha and the beta of most hits, and how many these are."""
+
+    alpha: float
+    beta: float
+    hits: int
+
+
+def evenly(start: float, end: float, n: int) -> tuple[float, ...]:
+    """Return n values from the start in equal steps, the end left out."""
+    return tuple(start + i * (end - start) / n for i in range(n))
+
+
 def published_grid(dataset: str) -> Grid:
-    """The authors' 200 betas and 20 alphas for a dataset, evenly from 0.1, the largest left out."""
-    if dataset not in SCALES:
-        raise unknown("dataset with a published grid", dataset, SCALES)
-    (beta, alpha), n_betas, n_alphas = SCALES[dataset], 200, 20
-    return {
-        "beta": tuple(0.1 + i * (beta - 0.1) / n_betas for i in range(n_betas)),
-        "alpha": tuple(0.1 + j * (alpha - 0.1) / n_alphas for j in range(n_alphas)),
-    }
+    """Return the authors' 200 betas and 20 alphas for a dataset.
+
+    Raises:
+        UserError: They did not use the dataset.
+    """
+    beta, alpha = of_dataset(SCALES, dataset)
+    return {"beta": evenly(0.1, beta, 200), "alpha": evenly(0.1, alpha, 20)}
 
 
-def published_search(
-    grid: Grid, text: Tensor, cache: KeyValueCache, features: Tensor, labels: Tensor
-) -> tuple[float, float, int]:
-    """The alpha and the beta of most hits, and how many; of equal ones the first, beta by beta.
+def search_pair(
+    grid: Grid, zero_shot: Tensor, cache: KeyValueCache, features: Tensor, labels: Tensor
+) -> Pair:
+    """Return the pair of most hits; of equal ones the first, beta by beta.
 
     Args:
         grid: Of `beta` and `alpha`.
-        text: (C, D) class text features times CLIP's inverse temperature.
+        zero_shot: (M, C) logits to which the votes are added.
         cache: What votes.
         features: (M, D) validation images.
         labels: (M,) their classes.
@@ -64,8 +77,8 @@ def published_search(
     for block, k, _, votes in cache.votes_by_beta(features, betas):
         if k == 0:
             own = labels[None, block]
-            zero_shot = linear(text, features[block])  # (C, block)
-            leads = zero_shot.gather(0, own) - zero_shot
+            logits = zero_shot[block].T  # (C, block)
+            leads = logits.gather(0, own) - logits
         gains = votes.gather(0, own) - votes
         # A class of equal votes never catches up: its ratio is minus or plus infinity, by its lead.
         ratios = torch.div(leads, gains).neg_().scatter_(0, own, -torch.inf)
@@ -73,4 +86,4 @@ def published_search(
         most = ratios.masked_fill_(gains >= 0, torch.inf).amin(dim=0)
         hits[k] += ((least[:, None] < candidates) & (candidates < most[:, None])).sum(dim=0)
     best = int(hits.flatten().argmax())
-    return alphas[best % len(alphas)], betas[best // len(alphas)], int(hits.max())
+    return Pair(alphas[best % len(alphas)], betas[best // len(alphas)], int(hits.max()))
