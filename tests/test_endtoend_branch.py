@@ -312,14 +312,14 @@ def test_a_resnet_is_refused_by_name(random_resnet: Path, method: PEFTMethod) ->
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: AdaptFormer(dim=0), "dim must be 1 or more"),
-        (lambda: AdaptFormer(dropout=1.0), r"dropout in \[0, 1\)"),
-        (lambda: Houlsby(dim=0), "dim must be 1 or more"),
+        (lambda: AdaptFormer(dim=0), "dim must be a whole number, 1 or more"),
+        (lambda: AdaptFormer(dropout=1.0), "dropout must be 0 or more and less than 1"),
+        (lambda: Houlsby(dim=0), "dim must be a whole number, 1 or more"),
         (lambda: Convpass(towers="both"), "convpass changes the image tower only"),
         (lambda: SCT(towers="text"), "sct changes the image tower only"),
-        (lambda: SCT(channels=0), "channels must be 1 or more"),
-        (lambda: InnerCLIPAdapter(ratio=1.5), "ratio from 0 to 1"),
-        (lambda: InnerCLIPAdapter(block=-1), "block must be 0 or more"),
+        (lambda: SCT(channels=0), "channels must be a whole number, 1 or more"),
+        (lambda: InnerCLIPAdapter(ratio=1.5), "ratio must be 0 or more and at most 1"),
+        (lambda: InnerCLIPAdapter(block=-1), "block must be a whole number, 0 or more"),
     ],
 )
 def test_what_cannot_be_is_refused(build: Callable[[], PEFTMethod], message: str) -> None:

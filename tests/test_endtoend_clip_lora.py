@@ -170,7 +170,7 @@ def test_lora_pro_takes_the_pairs_with_their_scale(encoder: Encoder) -> None:
     ("settings", "message"),
     [
         ({"template": "a photo"}, "template must have {} for the class name"),
-        ({"iterations_per_shot": 0}, "must be more than 0"),
+        ({"iterations_per_shot": 0}, "must be a whole number, 1 or more"),
         ({"pro": True, "head": "trained", "towers": "image"}, "pro takes pairs alone"),
     ],
 )

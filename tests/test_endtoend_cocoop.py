@@ -117,8 +117,8 @@ def test_the_recipe_is_the_authors() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"reduction": 0}, "n_ctx, reduction, epochs, batch_size and lr must be more than 0"),
-        ({"epochs": 0}, "got 4, 16, 0, 1 and 0.002"),
+        ({"reduction": 0}, "reduction must be a whole number, 1 or more; got 0"),
+        ({"epochs": 0}, "epochs must be a whole number, 1 or more; got 0"),
         ({"lr": -1.0}, "must be more than 0"),
     ],
 )

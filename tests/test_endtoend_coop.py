@@ -127,8 +127,8 @@ def test_imagenet_has_fifty_epochs_at_any_shots() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"position": "back"}, "unknown position of the class name 'back'"),
-        ({"n_ctx": 0}, "n_ctx, batch_size and lr must be more than 0"),
+        ({"position": "back"}, "unknown position 'back'"),
+        ({"n_ctx": 0}, "n_ctx must be a whole number, 1 or more; got 0"),
         ({"lr": -1.0}, "must be more than 0"),
     ],
 )

@@ -152,10 +152,10 @@ def test_the_recipe_is_coop_s() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"weight": -1.0}, "weight must be 0 or more and temperature more than 0; got -1.0 and"),
-        ({"temperature": 0.0}, "temperature more than 0"),
+        ({"weight": -1.0}, "weight must be 0 or more; got -1.0"),
+        ({"temperature": 0.0}, "temperature must be more than 0"),
         ({"weight": math.nan}, "weight must be 0 or more"),
-        ({"n_ctx": 0}, "must be more than 0"),
+        ({"n_ctx": 0}, "n_ctx must be a whole number, 1 or more"),
     ],
 )
 def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:

@@ -227,14 +227,14 @@ def test_a_resnet_is_refused_by_name(random_resnet: Path, build: Callable[..., P
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: LST(reduction=0), "reduction must be 1 or more"),
-        (lambda: LST(temperature=0), "temperature more than 0"),
-        (lambda: LST(seen="some"), "unknown tokens to be seen 'some'"),  # type: ignore[arg-type]
+        (lambda: LST(reduction=0), "reduction must be a whole number, 1 or more"),
+        (lambda: LST(temperature=0), "temperature must be more than 0"),
+        (lambda: LST(seen="some"), "unknown seen 'some'"),  # type: ignore[arg-type]
         (lambda: LST(towers="both"), "lst changes the image tower only"),
-        (lambda: VQT(n_tokens=0), "n_tokens must be 1 or more"),
+        (lambda: VQT(n_tokens=0), "n_tokens must be a whole number, 1 or more"),
         (lambda: VQT(towers="both"), "vqt changes the image tower only"),
-        (lambda: DTL(rank=0), "rank must be 1 or more"),
-        (lambda: DTL(kernel=-1), "kernel 0 or more"),
+        (lambda: DTL(rank=0), "rank must be a whole number, 1 or more"),
+        (lambda: DTL(kernel=-1), "kernel must be a whole number, 0 or more"),
         (lambda: DTL(towers="text"), "dtl changes the image tower only"),
     ],
 )

@@ -250,13 +250,13 @@ def test_a_border_is_trained_as_published_and_the_rest_as_clip_lora(encoder: Enc
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: VPTShallow(n_tokens=0), "n_tokens must be 1 or more"),
-        (lambda: VPTDeep(dropout=1.0), r"dropout in \[0, 1\)"),
+        (lambda: VPTShallow(n_tokens=0), "n_tokens must be a whole number, 1 or more"),
+        (lambda: VPTDeep(dropout=1.0), "dropout must be 0 or more and less than 1"),
         (lambda: VPTDeep(towers="text"), "vpt-deep changes the image tower only"),
-        (lambda: Prefix(n_tokens=0), "n_tokens must be 1 or more"),
+        (lambda: Prefix(n_tokens=0), "n_tokens must be a whole number, 1 or more"),
         (lambda: Prefix(towers="both"), "prefix changes the image tower only"),
-        (lambda: PATT(dim=0), "dim must be 1 or more"),
-        (lambda: VisualPrompt(pad=0), "pad must be 1 or more"),
+        (lambda: PATT(dim=0), "dim must be a whole number, 1 or more"),
+        (lambda: VisualPrompt(pad=0), "pad must be a whole number, 1 or more"),
     ],
 )
 def test_what_cannot_be_is_refused(build: Callable[[], PEFTMethod], message: str) -> None:

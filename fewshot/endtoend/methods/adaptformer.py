@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from fewshot.checks import fraction, whole
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.blocks import Position
 from fewshot.endtoend.parts.branch import (
@@ -16,7 +17,6 @@ from fewshot.endtoend.parts.branch import (
     Branch,
     Half,
     insert_branches,
-    require_bottleneck,
 )
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 
@@ -43,7 +43,8 @@ class AdaptFormer(PEFTMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_bottleneck(self.dim, self.dropout)
+        whole(self, "dim")
+        fraction(self, "dropout", below_one=True)
 
     def insert(self, clip: Clip) -> Inserted:
         """A branch parallel to every MLP."""

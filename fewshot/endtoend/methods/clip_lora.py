@@ -19,6 +19,7 @@ from torch.nn.functional import linear
 from torch.optim import Optimizer
 
 from cache.errors import UserError
+from fewshot.checks import fraction, whole
 from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.parts.blocks import Towers
 from fewshot.endtoend.parts.lora_pro import LoRAPro
@@ -26,8 +27,6 @@ from fewshot.endtoend.parts.weight_delta import (
     OnMatrices,
     WeightDelta,
     drawn_weight,
-    require_share,
-    require_sizes,
 )
 
 
@@ -92,8 +91,8 @@ class CLIPLoRA(OnMatrices):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_sizes(rank=self.rank)
-        require_share(self.dropout)
+        whole(self, "rank")
+        fraction(self, "dropout", below_one=True)
         if self.pro and self.head != "frozen":
             raise UserError(f"pro takes pairs alone; got head={self.head}; use head=frozen")
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 from torch.optim import SGD, Optimizer
 
-from cache.errors import UserError
+from fewshot.checks import non_negative, positive, whole
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, Plan, scaled_cosines
 from fewshot.endtoend.methods.coop import CoOp, LearnedPrompts
 from fewshot.training import cosine_by_epoch
@@ -56,12 +56,10 @@ class CoCoOp(EndToEnd):
     published: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        counts = (self.n_ctx, self.reduction, self.epochs, self.batch_size)
-        if min(counts) < 1 or not self.lr > 0:
-            raise UserError(
-                "n_ctx, reduction, epochs, batch_size and lr must be more than 0; got "
-                f"{', '.join(map(str, counts))} and {self.lr}"
-            )
+        whole(self, "n_ctx", "reduction", "epochs", "batch_size")
+        whole(self, "text_chunk", minimum=0, hint="0 is all at once")
+        positive(self, "lr")
+        non_negative(self, "weight_decay")
 
     @property
     def on_images(self) -> bool:

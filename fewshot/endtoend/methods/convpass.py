@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fewshot.checks import fraction, whole
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.blocks import Position
-from fewshot.endtoend.parts.branch import Branch, Half, insert_branches, require_bottleneck
+from fewshot.endtoend.parts.branch import Branch, Half, insert_branches
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 from fewshot.endtoend.parts.vit import image_only, image_vit, linear
 
@@ -72,7 +73,8 @@ class Convpass(PEFTMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         image_only(self.name, self.towers)
-        require_bottleneck(self.dim, self.dropout)
+        whole(self, "dim")
+        fraction(self, "dropout", below_one=True)
 
     def insert(self, clip: Clip) -> Inserted:
         """A branch parallel to both halves, of the normalized input."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from cache.errors import UserError, unknown
+from fewshot.checks import non_negative, one_of, positive, whole
 from fewshot.endtoend import text_tower
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, Plan
 from fewshot.training import cosine_by_epoch, published_epochs
@@ -58,13 +58,11 @@ class CoOp(EndToEnd):
     published: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.n_ctx < 1 or self.batch_size < 1 or not self.lr > 0:
-            raise UserError(
-                "n_ctx, batch_size and lr must be more than 0; got "
-                f"{self.n_ctx}, {self.batch_size} and {self.lr}"
-            )
-        if self.position not in get_args(ClassPosition):
-            raise unknown("position of the class name", self.position, get_args(ClassPosition))
+        whole(self, "n_ctx", "batch_size")
+        whole(self, "epochs", "text_chunk", minimum=0)
+        positive(self, "lr")
+        non_negative(self, "weight_decay")
+        one_of(self, "position", get_args(ClassPosition))
 
     @property
     def on_images(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cache.errors import UserError
+from fewshot.checks import positive, whole
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.blocks import Position, blocks_of
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
@@ -96,11 +96,9 @@ class DTL(PEFTMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         image_only(self.name, self.towers)
-        if self.rank < 1 or self.kernel < 0 or not self.beta > 0:
-            raise UserError(
-                "rank must be 1 or more, kernel 0 or more and beta more than 0; got "
-                f"{self.rank}, {self.kernel} and {self.beta}"
-            )
+        whole(self, "rank")
+        whole(self, "kernel", minimum=0)
+        positive(self, "beta")
 
     def insert(self, clip: Clip) -> Inserted:
         """The side network, at first of no effect."""

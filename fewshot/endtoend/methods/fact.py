@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from fewshot.checks import fraction, whole
 from fewshot.endtoend.parts.weight_delta import (
     OnMatrices,
     WeightDelta,
     drawn_weight,
-    require_share,
-    require_sizes,
     split,
 )
 
@@ -117,8 +116,8 @@ class FacT(OnMatrices):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_sizes(rank=self.rank)
-        require_share(self.dropout)
+        whole(self, "rank")
+        fraction(self, "dropout", below_one=True)
 
     def deltas(
         self, plain: Mapping[str, nn.Linear], generator: torch.Generator

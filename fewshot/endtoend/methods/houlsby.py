@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from fewshot.checks import whole
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.blocks import Position
 from fewshot.endtoend.parts.branch import (
@@ -17,7 +18,6 @@ from fewshot.endtoend.parts.branch import (
     Branch,
     Half,
     insert_branches,
-    require_bottleneck,
 )
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 
@@ -38,7 +38,7 @@ class Houlsby(PEFTMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_bottleneck(self.dim)
+        whole(self, "dim")
 
     def insert(self, clip: Clip) -> Inserted:
         """A branch behind both halves."""

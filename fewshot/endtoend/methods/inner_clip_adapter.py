@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cache.errors import UserError
+from fewshot.checks import fraction, whole
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.branch import Branch, Half, insert_branches
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
@@ -51,11 +52,9 @@ class InnerCLIPAdapter(PEFTMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         image_only(self.name, self.towers)
-        if self.block < 0 or self.reduction < 1 or not 0 <= self.ratio <= 1:
-            raise UserError(
-                "block must be 0 or more, reduction 1 or more and ratio from 0 to 1; got "
-                f"{self.block}, {self.reduction} and {self.ratio}"
-            )
+        whole(self, "block", minimum=0, hint="0 is the last")
+        whole(self, "reduction")
+        fraction(self, "ratio")
 
     def insert(self, clip: Clip) -> Inserted:
         """A branch on the stream behind one block."""

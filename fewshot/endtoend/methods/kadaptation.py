@@ -13,13 +13,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fewshot.checks import fraction, whole
 from fewshot.endtoend.parts.weight_delta import (
     OnMatrices,
     WeightDelta,
     divided,
     drawn_weight,
-    require_share,
-    require_sizes,
 )
 
 
@@ -89,8 +88,8 @@ class KAdaptation(OnMatrices):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_sizes(terms=self.terms, factor=self.factor)
-        require_share(self.dropout)
+        whole(self, "terms", "factor")
+        fraction(self, "dropout", below_one=True)
 
     def deltas(
         self, plain: Mapping[str, nn.Linear], generator: torch.Generator

@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from cache.errors import UserError
+from fewshot.checks import non_negative
 from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.methods.coop import CoOp
 from fewshot.endtoend.parts.peft import class_text
@@ -41,8 +41,7 @@ class KgCoOp(CoOp):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.weight >= 0:
-            raise UserError(f"weight must be 0 or more; got {self.weight}; the paper's is 8")
+        non_negative(self, "weight", hint="the paper's is 8")
 
     def attach(self, clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Learner:
         """The context is all that is trained; the dataset's templates hold it."""

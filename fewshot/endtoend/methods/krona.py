@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from fewshot.checks import whole
 from fewshot.endtoend.parts.weight_delta import (
     OnMatrices,
     WeightDelta,
     divided,
     drawn_weight,
-    require_sizes,
     split,
 )
 
@@ -67,7 +67,7 @@ class KronA(OnMatrices):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_sizes(factor=self.factor)
+        whole(self, "factor")
 
     def deltas(
         self, plain: Mapping[str, nn.Linear], generator: torch.Generator

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from cache.errors import UserError, unknown
+from cache.errors import UserError
+from fewshot.checks import one_of, positive, whole
 from fewshot.endtoend.attention import Attention
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
@@ -120,13 +121,9 @@ class LST(PEFTMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         image_only(self.name, self.towers)
-        if self.seen not in get_args(Seen):
-            raise unknown("tokens to be seen", self.seen, get_args(Seen))
-        if self.reduction < 1 or not self.temperature > 0:
-            raise UserError(
-                "reduction must be 1 or more and temperature more than 0; got "
-                f"{self.reduction} and {self.temperature}"
-            )
+        one_of(self, "seen", get_args(Seen))
+        whole(self, "reduction")
+        positive(self, "temperature")
 
     def insert(self, clip: Clip) -> Inserted:
         """A ladder as deep as the tower and with as many heads."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cache.errors import UserError
+from fewshot.checks import whole
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.prefix import Prefixed
 from fewshot.endtoend.parts.blocks import BLOCKS, Position, blocks_of, towers_of
@@ -50,8 +51,7 @@ class PATT(PEFTMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dim < 1:
-            raise UserError(f"dim must be 1 or more; got {self.dim}")
+        whole(self, "dim")
 
     def insert(self, clip: Clip) -> Inserted:
         """W1 drawn, W2 zero; keys and values share W1, and have half of W2 each."""

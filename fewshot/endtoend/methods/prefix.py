@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from cache.errors import UserError
+from fewshot.checks import whole
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.blocks import BLOCKS, Position, blocks_of
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
@@ -57,8 +57,7 @@ class Prefix(PEFTMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         image_only(self.name, self.towers)
-        if self.n_tokens < 1:
-            raise UserError(f"n_tokens must be 1 or more; got {self.n_tokens}")
+        whole(self, "n_tokens")
 
     def insert(self, clip: Clip) -> Inserted:
         """Normal keys and values of deviation 0.02."""

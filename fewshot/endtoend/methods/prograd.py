@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from cache.errors import UserError
+from fewshot.checks import non_negative, positive
 from fewshot.endtoend.clip import Clip, Learner, scaled_cosines
 from fewshot.endtoend.methods.coop import CoOp, LearnedPrompts
 from fewshot.endtoend.parts.peft import class_text
@@ -47,11 +47,8 @@ class ProGrad(CoOp):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.weight >= 0 or not self.temperature > 0:
-            raise UserError(
-                "weight must be 0 or more and temperature more than 0; got "
-                f"{self.weight} and {self.temperature}; the paper's are 1 and 1"
-            )
+        non_negative(self, "weight", hint="the paper's is 1")
+        positive(self, "temperature", hint="the paper's is 1")
 
     def attach(self, clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Learner:
         """The context is all that is trained; the dataset's templates are zero-shot CLIP's."""

@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from cache.errors import UserError, unknown
+from cache.errors import UserError
+from fewshot.checks import fraction, one_of, whole
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.blocks import BLOCKS, Position, blocks_of, towers_of
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 from fewshot.endtoend.parts.weight_delta import (
     WeightDelta,
     put,
-    require_share,
-    require_sizes,
     split,
 )
 
@@ -116,10 +115,9 @@ class RepAdapter(PEFTMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_sizes(dim=self.dim, groups=self.groups)
-        require_share(self.dropout)
-        if self.position not in get_args(Position):
-            raise unknown("position", self.position, get_args(Position))
+        whole(self, "dim", "groups")
+        fraction(self, "dropout", below_one=True)
+        one_of(self, "position", get_args(Position))
 
     def insert(self, clip: Clip) -> Inserted:
         """Before attention and before the MLP of each block."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cache.errors import UserError
+from fewshot.checks import one_of, whole
 from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.parts.blocks import Position
 from fewshot.endtoend.parts.branch import Branch, Half, insert_branches
@@ -41,11 +42,8 @@ class SCT(PEFTMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         image_only(self.name, self.towers)
-        if self.channels < 1 or self.after not in ("attn", "mlp"):
-            raise UserError(
-                "channels must be 1 or more, after attn or mlp; got "
-                f"{self.channels} and {self.after!r}"
-            )
+        whole(self, "channels")
+        one_of(self, "after", ("attn", "mlp"))
 
     def insert(self, clip: Clip) -> Inserted:
         """A branch on the stream behind the half."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cache.errors import UserError
+from fewshot.checks import non_negative
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.blocks import towers_of
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
@@ -62,8 +63,7 @@ class SSF(PEFTMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.noise < 0:
-            raise UserError(f"noise must be 0 or more; got {self.noise}; the authors' is 0.02")
+        non_negative(self, "noise", hint="the authors' is 0.02")
 
     def insert(self, clip: Clip) -> Inserted:
         """After every matrix, norm and convolution of the tower."""

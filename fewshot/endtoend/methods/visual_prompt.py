@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from cache.errors import UserError
+from fewshot.checks import whole
 from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 from fewshot.endtoend.parts.vit import image_only
@@ -67,8 +68,7 @@ class VisualPrompt(PEFTMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         image_only(self.name, self.towers)
-        if self.pad < 1:
-            raise UserError(f"pad must be 1 or more; got {self.pad}")
+        whole(self, "pad")
 
     def insert(self, clip: Clip) -> Inserted:
         """Normal pixels of deviation 1, before whatever the image tower begins with."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from cache.errors import UserError
+from fewshot.checks import fraction, whole
 from fewshot.endtoend.clip import Clip, Learner, scaled_cosines
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 from fewshot.endtoend.parts.vit import (
@@ -75,11 +75,8 @@ class VQT(PEFTMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         image_only(self.name, self.towers)
-        if self.n_tokens < 1 or not 0 <= self.dropout < 1:
-            raise UserError(
-                "n_tokens must be 1 or more and dropout in [0, 1); got "
-                f"{self.n_tokens} and {self.dropout}"
-            )
+        whole(self, "n_tokens")
+        fraction(self, "dropout", below_one=True)
 
     def insert(self, clip: Clip) -> Inserted:
         """Uniform queries, in the range that VPT draws its tokens from."""

@@ -163,9 +163,3 @@ def insert_branches(
                 for name, parameter in branch.named_parameters():
                     parameters[f"{BLOCKS[tower]}.{i}.{half}.{name}"] = parameter
     return parameters, modules
-
-
-def require_bottleneck(dim: int, dropout: float = 0.0) -> None:
-    """Refuse a bottleneck of nothing."""
-    if dim < 1 or not 0 <= dropout < 1:
-        raise UserError(f"dim must be 1 or more and dropout in [0, 1); got {dim} and {dropout}")

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.optim import AdamW, Optimizer
 
-from cache.errors import UserError, unknown
+from cache.errors import UserError
 from cache.prompts import filled
+from fewshot.checks import non_negative, one_of, positive, whole
 from fewshot.endtoend import text_tower
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, Plan
 from fewshot.endtoend.parts.blocks import Towers
@@ -57,25 +58,17 @@ class PEFTMethod(EndToEnd):
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if self.towers not in get_args(Towers):
-            raise unknown("towers", self.towers, get_args(Towers))
-        if self.head not in get_args(Head):
-            raise unknown("head", self.head, get_args(Head))
+        one_of(self, "towers", get_args(Towers))
+        one_of(self, "head", get_args(Head))
         if self.head == "trained" and self.towers != "image":
             raise UserError(
                 "head must be frozen where the text tower is changed; got trained with "
                 f"towers={self.towers}; use towers=image, or head=frozen"
             )
-        if self.iterations_per_shot < 1 or self.batch_size < 1 or not self.lr > 0:
-            raise UserError(
-                "iterations_per_shot, batch_size and lr must be more than 0; got "
-                f"{self.iterations_per_shot}, {self.batch_size} and {self.lr}"
-            )
-        if self.weight_decay < 0 or self.text_chunk < 0:
-            raise UserError(
-                "weight_decay and text_chunk must be 0 or more; got "
-                f"{self.weight_decay} and {self.text_chunk}"
-            )
+        whole(self, "iterations_per_shot", "batch_size")
+        whole(self, "text_chunk", minimum=0, hint="0 is all at once")
+        positive(self, "lr")
+        non_negative(self, "weight_decay")
         if self.template and "{}" not in self.template:
             raise UserError(f"template must have {{}} for the class name; got {self.template!r}")
 

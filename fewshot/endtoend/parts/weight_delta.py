@@ -158,16 +158,3 @@ def divided(plain: nn.Linear, factor: int) -> tuple[int, int]:
             f"got {factor}; use such as 8 or 16"
         )
     return plain.out_features // factor, plain.in_features // factor
-
-
-def require_sizes(**sizes: int) -> None:
-    """Refuse sizes of nothing."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise UserError(f"{name} must be 1 or more; got {size}")
-
-
-def require_share(dropout: float) -> None:
-    """Refuse a share of dropout that leaves nothing."""
-    if not 0 <= dropout < 1:
-        raise UserError(f"dropout must be in [0, 1); got {dropout}")
