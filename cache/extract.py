@@ -24,6 +24,7 @@ from cache.errors import UserError, unknown
 from cache.identity import Recipe, fingerprint, identity_of
 from cache.parts import Parts
 from cache.progress import progress
+from cache.prompts import require_readable
 from cache.shards import (
     Plan,
     Shard,
@@ -86,6 +87,8 @@ def extract(
     if store.exists() and if_exists == "resume":
         FeatureStore.open(store).require(what)
         return False
+    for prompts in recipe.prompts.values():  # before any image is encoded
+        require_readable(encoder.tokenizer, prompts.prompts)
     home = store.with_name(f".{store.stem}.parts")
     key = fingerprint({"identity": what, "batch_size": batch_size, "skip": skip_unreadable})
     plan = Plan(

@@ -7,12 +7,16 @@ has an underscore, both spellings are kept: the sets "templates" and "templates-
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cache.errors import UserError
 from cache.json_text import parse_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,30 @@ def prompt_sets(
             raise UserError(f"two prompt sets would be called {path.stem!r}; rename {path}")
         sets[path.stem] = from_file(path, classnames)
     return sets
+
+
+def require_readable(tokenizer: "Callable[..., Tensor]", prompts: Sequence[str]) -> None:
+    """Raise UserError if the model would read a prompt in part only.
+
+    Tokenizers cut what is longer than the model's context and say nothing, and what is lost may be
+    the class name.
+
+    Args:
+        tokenizer: open_clip's, which takes the length to cut at as `context_length`.
+        prompts: The prompts.
+    """
+    length = tokenizer(["a"]).shape[1]
+    # A token is a byte at least, and two of them mark start and end.
+    long = [p for p in dict.fromkeys(prompts) if len(p.encode()) > length - 2]
+    if not long:
+        return
+    beyond = tokenizer(long, context_length=2 * length)[:, length:]
+    cut = [p for p, row in zip(long, beyond, strict=True) if (row != row[-1]).any()]  # not padding
+    if cut:
+        raise UserError(
+            f"the model reads {length} tokens of a prompt, and {len(cut)} of {len(prompts)} are "
+            f"longer, such as {cut[0]:.60}…; shorten the template, the sentence or the class name"
+        )
 
 
 def _plain(name: str) -> str:
