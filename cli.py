@@ -115,7 +115,12 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         usage = getattr(error, "format_message", None)  # typer's own, of a class it keeps private
         if usage is None:
-            raise
+            from fewshot.parts.memory import memory_refused
+
+            refused = memory_refused(error)
+            if refused is None:
+                raise
+            return _fail(f"{refused}; use fewer images or a machine with more memory", 2)
         problem = usage().rstrip(".").replace("Value error, ", "")  # pydantic's, within typer
         return _fail(f"{problem}; see {f'fewshot {command}'.rstrip()} --help", 2)
     if code == INTERRUPTED:

@@ -1,11 +1,18 @@
 import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+import cli
 from cache.errors import UserError
 from fewshot.parts import memory
-from fewshot.parts.memory import available_memory, require_memory
+from fewshot.parts.memory import available_memory, memory_refused, require_memory
 
 
 @pytest.fixture
@@ -49,3 +56,50 @@ def test_nothing_is_refused_where_nothing_is_known(
     monkeypatch.delattr(os, "sysconf")
     assert available_memory() is None
     require_memory(2**60, "the work", "do less")
+
+
+def test_a_limit_on_the_process_counts_as_well() -> None:
+    code = (
+        "import resource; limit = 5 * 2**30;"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit));"
+        "from fewshot.parts.memory import available_memory; print(available_memory())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0 < int(done.stdout) < 5 * 2**30
+
+
+@pytest.mark.parametrize("ask", [lambda: torch.empty(2**53), lambda: np.empty(2**53, np.uint8)])
+def test_an_error_for_lack_of_memory_is_explained(ask: Callable[[], object]) -> None:
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        ask()
+    said = memory_refused(caught.value)
+    assert said is not None
+    assert re.match(r"out of memory: \d+.\d GiB more could not be had, and \d+.\d GiB are", said)
+
+
+def test_the_sizes_in_it_are_read() -> None:
+    asked = {
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 3221225472 bytes.": 3.0,
+        "Unable to allocate 1.50 TiB for an array with shape (3, 4)": 1536.0,
+        "CUDA out of memory. Tried to allocate 512.00 MiB (GPU 0; 79.2 GiB total)": 0.5,
+    }
+    for text, gib in asked.items():
+        said = memory_refused(MemoryError(text))
+        assert said is not None
+        assert f"{gib:.1f} GiB more could not be had" in said
+    assert memory_refused(MemoryError()) is not None
+
+
+def test_other_errors_are_not_for_lack_of_memory() -> None:
+    assert memory_refused(RuntimeError("shape mismatch")) is None
+    assert memory_refused(ValueError("Unable to allocate 3 seats")) is None
+
+
+def test_the_command_line_says_it_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "app", lambda **_: torch.empty(2**53))
+    assert cli.main(["datasets"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("fewshot: out of memory: ")
+    assert err.count("\n") == 1

@@ -171,9 +171,8 @@ class GDA(Method):
             UserError: The class means coincide, and no lead can be taken.
         """
         features, labels = support.samples()
-        features = features.double()
         n, dim = features.shape
-        means = class_means(features, labels, support.n_classes)
+        means = class_means(features, labels, support.n_classes, torch.float64)
         require_difference(means, self.name)
         covariance = shared_covariance(features, labels, means, self.shrinkage)
         weight = directions(means, covariance)

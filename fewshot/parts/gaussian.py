@@ -10,11 +10,18 @@ from cache.errors import UserError
 ShrinkageRule = Literal["published", "ledoit-wolf", "oas"]
 Shrinkage = ShrinkageRule | float
 SHRINKAGES = get_args(ShrinkageRule)
+BLOCK = 2**16  # samples at a time, 256 MiB of them in double precision at 512 dimensions
 
 
-def class_means(features: Tensor, labels: Tensor, n_classes: int) -> Tensor:
-    """(C, D) means of (N, D) features by (N,) labels; not normalized."""
-    sums = features.new_zeros(n_classes, features.shape[1]).index_add_(0, labels, features)
+def class_means(
+    features: Tensor, labels: Tensor, n_classes: int, dtype: torch.dtype | None = None
+) -> Tensor:
+    """(C, D) means of (N, D) features by (N,) labels, in the features' type or another."""
+    sums = torch.zeros(
+        n_classes, features.shape[1], dtype=dtype or features.dtype, device=features.device
+    )
+    for x, y in zip(torch.split(features, BLOCK), torch.split(labels, BLOCK), strict=True):
+        sums.index_add_(0, y, x.to(sums))
     return sums / torch.bincount(labels, minlength=n_classes)[:, None]
 
 
@@ -28,24 +35,30 @@ def shared_covariance(
     common mean, spread evenly, then stands in for it, so that a class is a ball about its mean.
 
     Args:
-        features: (N, D).
+        features: (N, D), of any type; all is computed in the means'.
         labels: (N,).
         means: (C, D) the classes' means.
         shrinkage: s itself, or how to choose it; see `shrinkage_intensity`.
     """
     n, dim = features.shape
-    residuals = features - means[labels]
-    scatter = residuals.T @ residuals / (n - 1)
-    identity = torch.eye(dim, dtype=features.dtype, device=features.device)
+    scatter = torch.zeros(dim, dim, dtype=means.dtype, device=means.device)
+    for x, y in zip(torch.split(features, BLOCK), torch.split(labels, BLOCK), strict=True):
+        residuals = x.to(means) - means[y]
+        scatter += residuals.T @ residuals
+    scatter /= n - 1
+    identity = torch.eye(dim, dtype=means.dtype, device=means.device)
     variance = scatter.trace() / dim
     if variance * dim < 1e-9:  # rounding, where unit vectors really differ by nothing
-        return features.var(dim=0).mean() * identity
-    intensity = shrinkage_intensity(residuals, shrinkage)
+        return features.to(means).var(dim=0).mean() * identity
+    if shrinkage in ("ledoit-wolf", "oas"):  # these two want all residuals at once
+        intensity = shrinkage_intensity(features.to(means) - means[labels], shrinkage)
+    else:
+        intensity = shrinkage_intensity(features, shrinkage)
     return (1 - intensity) * scatter + intensity * variance * identity
 
 
 def shrinkage_intensity(residuals: Tensor, shrinkage: Shrinkage) -> float:
-    """The s in [0, 1] for (N, D) residuals from the class means.
+    """The s in [0, 1] for (N, D) residuals from the class means, of which two rules need but N, D.
 
     `published` is GDA's: its precision D [(N-1) S + tr(S) I]^-1 is, up to a factor s, the inverse
     of (1-s) S + s tr(S)/D I with s = D / (D + N - 1). `ledoit-wolf` (Ledoit and Wolf, 2004) and

@@ -1,16 +1,26 @@
-"""Refusal of work that could not fit in memory, before any of it is done."""
+"""Work that does not fit in memory: refused before it begins, or explained where it failed."""
 
 import os
+import re
 from pathlib import Path
 
 from cache.errors import UserError
 
 GIB = 2**30
-MEMINFO = Path("/proc/meminfo")
+MEMINFO, STATM = Path("/proc/meminfo"), Path("/proc/self/statm")
 
 
 def available_memory() -> int | None:
-    """Bytes that can be had without swapping, or all there are, or None where neither is known."""
+    """Return the bytes that this process can have without swapping; None where nobody says.
+
+    That is what the system has available, or all it has where it does not say, within the limit on
+    the process's address space (`ulimit -v`).
+    """
+    known = [n for n in (_available_to_the_system(), _left_of_the_limit()) if n is not None]
+    return min(known, default=None)
+
+
+def _available_to_the_system() -> int | None:
     try:
         for line in MEMINFO.read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -23,8 +33,42 @@ def available_memory() -> int | None:
         return None
 
 
+def _left_of_the_limit() -> int | None:
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit == resource.RLIM_INFINITY:
+            return None
+        used = int(STATM.read_text().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError, ValueError, IndexError):  # not on this system
+        return None
+    return max(0, limit - used)
+
+
+def memory_refused(error: Exception) -> str | None:
+    """Return a sentence on what was asked for and what there is; None if memory is not the cause.
+
+    Args:
+        error: Of Python, numpy or torch, on a CPU or a GPU.
+    """
+    text = str(error)
+    if not isinstance(error, MemoryError) and not re.search("allocate memory|out of memory", text):
+        return None
+    asked = re.search(r"llocate ([\d.]+) (bytes|[KMGTP]iB)", text)
+    wanted = "more"
+    if asked is not None:
+        n_bytes = float(asked[1]) * 2 ** (10 * ("bKMGTP".index(asked[2][0])))
+        wanted = f"{n_bytes / GIB:.1f} GiB more"
+    if "GPU" in text or "CUDA" in text:
+        return f"the GPU is out of memory: {wanted} could not be had"
+    available = available_memory()
+    there = "" if available is None else f", and {available / GIB:.1f} GiB are available"
+    return f"out of memory: {wanted} could not be had{there}"
+
+
 def require_memory(n_bytes: int, what: str, remedy: str) -> None:
-    """Return if the work fits, or if nothing is known about memory.
+    """Raise UserError unless the work fits, or nothing is known about memory.
 
     Args:
         n_bytes: Most that the work holds at a time.

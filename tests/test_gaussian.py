@@ -97,3 +97,18 @@ def test_the_soft_covariance_is_the_mean_of_the_classes_weighted_ones(
     torch.testing.assert_close(
         soft_covariance(x, weights, means, shrinkage), (1 - intensity) * mean + intensity * ball
     )
+
+
+@pytest.mark.parametrize("shrinkage", [0.3, "published", "oas", "ledoit-wolf"])
+def test_samples_in_blocks_and_single_precision_give_the_same_in_double(
+    shrinkage: Shrinkage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = features(5).float()
+    means = class_means(x.double(), LABELS, 3)
+    covariance = shared_covariance(x.double(), LABELS, means, shrinkage)
+    monkeypatch.setattr("fewshot.parts.gaussian.BLOCK", 3)
+    blocked = class_means(x, LABELS, 3, torch.float64)
+    assert blocked.dtype == torch.float64
+    torch.testing.assert_close(blocked, means, rtol=1e-14, atol=1e-14)
+    found = shared_covariance(x, LABELS, blocked, shrinkage)
+    torch.testing.assert_close(found, covariance, rtol=1e-12, atol=1e-14)
