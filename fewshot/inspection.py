@@ -1,8 +1,9 @@
-"""Look at a file that fewshot wrote, a store or an adapter; the ending says which."""
+"""Look at a file that fewshot wrote, a store or an adapter; the header says which."""
 
 from pathlib import Path
 
 from cache.errors import UserError
+from fewshot.adapters.adapter_file import is_adapter
 
 
 def inspect(path: Path | str) -> str:
@@ -12,7 +13,7 @@ def inspect(path: Path | str) -> str:
         UserError: It cannot be read.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
+    if is_adapter(path):
         from fewshot.adapters.adapter import load_adapter
         from fewshot.adapters.description import describe
 
@@ -22,18 +23,21 @@ def inspect(path: Path | str) -> str:
     return describe_store(path)
 
 
-def verify(path: Path | str) -> None:
-    """Raise unless all of a store or an adapter is as it was written.
+def verify(path: Path | str) -> str:
+    """Raise unless a store or an adapter is as it was written, as far as its digests reach.
+
+    Returns:
+        `whole and unchanged`, or what the digest of an adapter of an older format leaves open.
 
     Raises:
         UserError: It is damaged, or cannot be read.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
+    if is_adapter(path):
         from fewshot.adapters.adapter import load_adapter
+        from fewshot.adapters.description import verified
 
-        load_adapter(path)  # compares digests, whoever asks
-        return
+        return verified(load_adapter(path))  # reading compares, whoever asks
     from cache.store import FeatureStore
     from cache.store_check import verify as problems_of
 
@@ -41,3 +45,4 @@ def verify(path: Path | str) -> None:
     problems = problems_of(path)
     if problems:
         raise UserError(f"{path} is damaged: {'; '.join(problems)}; extract it again")
+    return "whole and unchanged"

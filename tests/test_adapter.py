@@ -1,9 +1,11 @@
+import hashlib
 import json
 import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,10 +14,12 @@ from torch.nn.functional import normalize
 import fewshot
 from cache.encoder import Encoder, wrap
 from cache.errors import UserError
+from cache.import_store import import_file
 from cache.loading import load
 from cache.store import FeatureStore
 from cli import main
-from fewshot.adapters.adapter import Adapter, is_adapter, load_adapter
+from fewshot.adapters.adapter import Adapter, load_adapter
+from fewshot.adapters.adapter_file import is_adapter
 from fewshot.adapters.classifiers import kinds, put_together, take_apart
 from fewshot.adapters.description import describe
 from fewshot.adapters.making import fit_and_save, of_fitted
@@ -149,7 +153,7 @@ def test_a_flipped_bit_is_noticed(store: FeatureStore, tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match="is damaged: its tensors are not those written"):
+    with pytest.raises(UserError, match="is damaged: its bytes are not those written"):
         load_adapter(path)
 
 
@@ -163,7 +167,7 @@ def test_a_file_cut_short_is_noticed(store: FeatureStore, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 100, struct.pack("<Q", 2) + b"[]"])
 def test_another_file_is_no_adapter(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "a.safetensors"
+    path = tmp_path / "a.bin"
     path.write_bytes(content)
     assert not is_adapter(path)
     with pytest.raises(UserError, match="is no adapter of this program"):
@@ -181,11 +185,127 @@ def test_somebody_elses_safetensors_is_no_adapter(tmp_path: Path) -> None:
 def test_a_later_format_is_refused(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fewshot.adapters.adapter.FORMAT", 2)
+    monkeypatch.setattr("fewshot.adapters.adapter_file.FORMAT", 3)
     made(store).save(tmp_path / "a.safetensors")
     monkeypatch.undo()
-    with pytest.raises(UserError, match="is of adapter format 2, and this version reads 1"):
+    with pytest.raises(UserError, match="is of adapter format 3, and this version reads 1 and 2"):
         load_adapter(tmp_path / "a.safetensors")
+
+
+def test_an_adapter_is_known_by_its_header_whatever_it_is_called(
+    store: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    made(store).save(tmp_path / "a.safetensors")
+    renamed = (tmp_path / "a.safetensors").rename(tmp_path / "a.bin")
+    assert main(["verify", str(renamed)]) == 0
+    assert capsys.readouterr().out == f"{renamed}: whole and unchanged\n"
+    monkeypatch.delattr(Path, "read_bytes")
+    assert is_adapter(renamed)
+    assert not is_adapter(tmp_path)
+    assert not is_adapter(tmp_path / "none")
+    assert not is_adapter(store.path)
+
+
+def as_format_1(adapter: Adapter, path: Path, **changes: Any) -> Path:
+    """A file as earlier versions wrote it: the digest is over the tensors alone."""
+    digest = hashlib.sha256()
+    for name, t in sorted(adapter.tensors.items()):
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode() + t.numpy().tobytes())
+    card = {"format": 1, "digest": digest.hexdigest(), **adapter.card(), **changes}
+    tensors = {name: tensor.contiguous() for name, tensor in adapter.tensors.items()}
+    save_file(tensors, path, {"fewshot": json.dumps(card)})
+    return path
+
+
+def test_a_file_of_format_1_is_read_and_its_uncovered_header_is_told(
+    store: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = made(store)
+    path = as_format_1(adapter, tmp_path / "a.safetensors")
+    again = load_adapter(path)
+    assert again.card() == adapter.card()
+    assert main(["inspect", str(path)]) == 0
+    assert "its digest covers the tensors, but not the class names" in capsys.readouterr().out
+    assert main(["verify", str(path)]) == 0
+    assert capsys.readouterr().out.startswith(f"{path}: tensors unchanged; file of format 1")
+    again.save(path)
+    assert main(["inspect", str(path)]) == 0
+    assert "format 1" not in capsys.readouterr().out
+
+
+def test_a_class_taken_out_of_the_card_is_refused(store: FeatureStore, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    as_format_1(made(store), path, classnames=NAMES[1:], prompts=[])
+    with pytest.raises(UserError, match=r"images per class: expected 3 entries, .* got 4"):
+        load_adapter(path)
+    as_format_1(made(store), path, classnames=NAMES[1:], prompts=[], training={})
+    with pytest.raises(UserError, match="classifier: expected finite logits of 3 classes, got"):
+        load_adapter(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "expected"),
+    [
+        ("calibration.temperature", 0.0, "expected greater than 0, got 0.0"),
+        (
+            "calibration.accuracy",
+            0.5,
+            "expected accuracy, interval, error, error_before and a source",
+        ),
+        ("model.name", 3, "model.name: expected a valid string, got 3"),
+        ("precision", "fp8", "precision: expected 'fp32', 'bf16', 'fp16' or 'unknown', got 'fp8'"),
+        ("classnames", [], "classnames: .* at least 1 item"),
+        ("settings", None, "settings: expected a valid dictionary, got None"),
+        ("training.shots", "4", "training.shots: expected a valid integer, got '4'"),
+        ("surplus", 1, "surplus: expected nothing under this name"),
+        ("classifier.fields.bias", 1.0, "expected to use each tensor once, got bias otherwise"),
+        ("classifier.kind", "os.system", "a part that this version does not know"),
+    ],
+)
+def test_a_card_of_another_form_is_refused_by_place_and_value(
+    store: FeatureStore, tmp_path: Path, place: str, value: Any, expected: str
+) -> None:
+    adapter = made(store)
+    card = adapter.card()
+    *parents, last = place.split(".")
+    inner = card
+    for name in parents:
+        inner = inner[name]
+    inner[last] = value
+    path = as_format_1(adapter, tmp_path / "a.safetensors", **card)
+    with pytest.raises(UserError, match=expected) as error:
+        load_adapter(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_tensors_that_are_not_finite_are_refused(store: FeatureStore, tmp_path: Path) -> None:
+    adapter = made(store)
+    weight = adapter.tensors["weight"].clone()
+    weight[1, 2] = torch.nan
+    broken = replace(adapter, tensors={**adapter.tensors, "weight": weight})
+    broken.save(tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="tensor weight: expected finite numbers"):
+        load_adapter(tmp_path / "a.safetensors")
+
+
+def test_an_adapter_of_imported_features_is_shown_and_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "f.npz",
+        train_features=draw.normal(size=(12, 16)),
+        train_labels=np.arange(12) % 3,
+    )
+    path = import_file(tmp_path / "f.npz", "mine", "some/model", tmp_path)
+    adapter = made(FeatureStore.open(path), "nearest-mean")
+    adapter.save(tmp_path / "a.safetensors")
+    assert load_adapter(tmp_path / "a.safetensors").preprocessing == {}
+    as_format_1(adapter, tmp_path / "a.safetensors", preprocessing="unknown")
+    assert load_adapter(tmp_path / "a.safetensors").preprocessing == {}
+    assert main(["inspect", str(tmp_path / "a.safetensors")]) == 0
+    assert "nearest-mean on some/model" in capsys.readouterr().out
 
 
 def test_only_known_kinds_are_made_from_a_file() -> None:
@@ -241,13 +361,14 @@ def test_images_go_to_the_model_as_those_that_were_learned_from(
     store: FeatureStore, encoder: Encoder
 ) -> None:
     adapter = on(encoder, store)
-    squashed = replace(
-        adapter, preprocessing={**adapter.preprocessing, "resize_mode": "squash", "size": 32}
-    )
+    squashed = replace(adapter, preprocessing={**adapter.preprocessing, "resize_mode": "squash"})
     through = json.loads(json.dumps(squashed.preprocessing))
     found = preprocessing(replace(adapter, preprocessing=through), encoder)
     assert found == replace(encoder.preprocess, resize_mode="squash")
     assert preprocessing(replace(adapter, preprocessing={}), encoder) == encoder.preprocess
+    larger = replace(adapter, preprocessing={**adapter.preprocessing, "size": 64})
+    with pytest.raises(UserError, match="makes images of 64 pixels, and the model takes 32"):
+        preprocessing(larger, encoder)
 
 
 def test_probabilities_are_tempered(store: FeatureStore, encoder: Encoder) -> None:

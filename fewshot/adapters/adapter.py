@@ -1,27 +1,21 @@
-"""A saved adapter: what a method learned, in one file with all that using it takes.
+"""An adapter: what a method learned, with all that using it takes but the model's own weights.
 
-The file is safetensors: the tensors, and in its header JSON under the key "fewshot". Nothing in it
-is ever executed. The model's own weights are not in it; their digest is, and no others will do.
+Their digest is in it, and no others will do.
 """
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
-from cache.atomic import replacing
 from cache.errors import UserError
+from fewshot.adapters.adapter_file import FORMAT, SUFFIX, read_adapter, write_adapter
+from fewshot.adapters.card import UNKNOWN, require_card, require_tensors
 from fewshot.model_selection.calibration import Calibration
 from fewshot.sampling import shots_name
-
-FORMAT = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +37,7 @@ class Adapter:
         calibration: How sure it may be.
         classifier: The classifier on features as `parts` has it; None of an end-to-end method.
         tensors: Its tensors, or what an end-to-end method trained, by name.
+        format: Of the file that it was read from; a file is always written in the newest format.
     """
 
     method: str
@@ -57,6 +52,7 @@ class Adapter:
     calibration: Calibration
     classifier: Mapping[str, Any] | None
     tensors: Mapping[str, Tensor] = field(repr=False)
+    format: int = FORMAT
 
     @property
     def model_name(self) -> str:
@@ -78,80 +74,37 @@ class Adapter:
         return f"{line}; {100 * known.accuracy:.1f} % right {where} ({low} to {high})"
 
     def card(self) -> dict[str, Any]:
-        """Everything but the tensors, as plain values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tensors"}
+        """Everything but the tensors and the format, as plain values."""
+        names = [field.name for field in fields(self) if field.name not in ("tensors", "format")]
+        values = {name: getattr(self, name) for name in names}
         values["calibration"] = asdict(self.calibration)
         plain: dict[str, Any] = json.loads(json.dumps(values, allow_nan=False))
         return plain
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all.
+        """Write the file, whole or not at all, in the newest format.
 
         Raises:
             UserError: The path does not end in .safetensors.
         """
         require_suffix(path)
-        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in self.tensors.items()}
-        header = {"format": FORMAT, "digest": _digest(tensors), **self.card()}
-        content = save(tensors, {"fewshot": json.dumps(header, ensure_ascii=False)})
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
+        write_adapter(path, self.card(), self.tensors)
 
 
 def load_adapter(path: Path | str) -> Adapter:
-    """The adapter in a file.
+    """Read an adapter, and check all of it: digest, card, tensors, and that they fit.
 
     Raises:
-        UserError: There is none, it is damaged, or a later version wrote it.
+        UserError: There is no such file, it is damaged, or a later version wrote it.
     """
     path = Path(path)
+    card, tensors = read_adapter(path)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"cannot read an adapter from {path}: {error.strerror}; `fewshot fit … --save` and "
-            "`fewshot auto` write one"
-        ) from None
-    header = _header(path, content)
-    if header.get("format") != FORMAT:
-        raise UserError(
-            f"{path} is of adapter format {header.get('format')}, and this version reads {FORMAT}; "
-            "update fewshot"
-        )
-    try:
-        tensors = load(content)
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}); copy or fit it again") from None
-    if _digest(tensors) != header.get("digest"):
-        raise UserError(f"{path} is damaged: its tensors are not those written; copy it again")
-    try:
-        return Adapter(
-            method=header["method"],
-            settings=header["settings"],
-            model=header["model"],
-            preprocessing=header["preprocessing"],
-            precision=header["precision"],
-            classnames=tuple(header["classnames"]),
-            prompts=tuple(map(tuple, header["prompts"])),
-            templates=tuple(header["templates"]),
-            training=header["training"],
-            calibration=_calibration(header["calibration"]),
-            classifier=header["classifier"],
-            tensors=tensors,
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: its header lacks {error}; copy it again") from None
-
-
-def is_adapter(path: Path) -> bool:
-    """True if a file calls itself an adapter; its content is not checked."""
-    if path.suffix != ".safetensors" or not path.is_file():
-        return False
-    try:
-        _header(path, path.read_bytes())
-    except (UserError, OSError):
-        return False
-    return True
+        require_card(card)
+        require_tensors(card, tensors)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; copy or fit it again") from None
+    return _adapter(card, tensors)
 
 
 def require_suffix(path: Path) -> None:
@@ -160,31 +113,25 @@ def require_suffix(path: Path) -> None:
     Raises:
         UserError: It does not end as such files do, or is a folder.
     """
-    if path.suffix != ".safetensors" or path.is_dir():
-        raise UserError(f"an adapter is a file that ends in .safetensors; got {path}")
+    if path.suffix != SUFFIX or path.is_dir():
+        raise UserError(f"an adapter is a file that ends in {SUFFIX}; got {path}")
 
 
-def _header(path: Path, content: bytes) -> dict[str, Any]:
-    try:
-        size = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + size])
-        found: dict[str, Any] = json.loads(header["__metadata__"]["fewshot"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{path} is no adapter of this program; `fewshot fit … --save` and `fewshot auto` "
-            "write one"
-        ) from None
-    return found
-
-
-def _calibration(values: Mapping[str, Any]) -> Calibration:
-    interval: Sequence[float] | None = values["interval"]
-    return Calibration(**{**values, "interval": None if interval is None else tuple(interval)})
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _adapter(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Adapter:
+    known = card["calibration"]
+    interval = known["interval"]
+    return Adapter(
+        method=card["method"],
+        settings=card["settings"],
+        model=card["model"],
+        preprocessing={} if card["preprocessing"] in UNKNOWN else card["preprocessing"],
+        precision=card["precision"],
+        classnames=tuple(card["classnames"]),
+        prompts=tuple(map(tuple, card["prompts"])),
+        templates=tuple(card["templates"]),
+        training=card["training"],
+        calibration=Calibration(**{**known, "interval": interval and tuple(interval)}),
+        classifier=card["classifier"],
+        tensors=tensors,
+        format=card["format"],
+    )

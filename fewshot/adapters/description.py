@@ -6,11 +6,15 @@ from typing import Any
 from fewshot.adapters.adapter import Adapter
 
 _NAMED = 20  # of many classes, how many are named
+UNCOVERED = (
+    "file of format 1: its digest covers the tensors, but not the class names, the temperature and "
+    "the rest of its header; fit again for a file whose every byte is covered"
+)
 
 
 def describe(adapter: Adapter) -> str:
     """Describe an adapter, its origin and its calibration, for a terminal."""
-    parts = [adapter.summary()]
+    parts = [adapter.summary(), *([UNCOVERED] if adapter.format == 1 else [])]
     for title, lines in (
         ("model", _values(adapter.model)),
         ("preprocessing", _values(adapter.preprocessing)),
@@ -25,6 +29,11 @@ def describe(adapter: Adapter) -> str:
         if found:
             parts += [title, *(f"  {line}" for line in found)]
     return "\n".join(parts)
+
+
+def verified(adapter: Adapter) -> str:
+    """State what reading an adapter without an error says of its file."""
+    return "whole and unchanged" if adapter.format > 1 else f"tensors unchanged; {UNCOVERED}"
 
 
 def _values(values: Mapping[str, Any]) -> Iterator[str]:

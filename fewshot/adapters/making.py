@@ -64,7 +64,7 @@ def of_fitted(
         method=method.name,
         settings=asdict(method),
         model=store.identity["model"],
-        preprocessing=store.identity.get("preprocessing") or {},
+        preprocessing={} if store.imported else store.identity.get("preprocessing") or {},
         precision=str(store.identity.get("precision") or "fp32"),
         classnames=store.classnames,
         prompts=_prompts(fitted, store),

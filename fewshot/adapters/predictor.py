@@ -117,16 +117,19 @@ def preprocessing(adapter: Adapter, encoder: Encoder) -> Preprocess:
     """From image to pixels as the adapter's training images went; the model's own if unknown.
 
     Raises:
-        UserError: It has a part that this version does not know.
+        UserError: It makes images of a size that the model does not take.
     """
     known = {k: v for k, v in adapter.preprocessing.items() if k != "exif"}
     if not known:
         return encoder.preprocess
     known |= {key: tuple(known[key]) for key in ("mean", "std")}
-    try:
-        return Preprocess(**known)
-    except TypeError as error:
-        raise UserError(f"the adapter's preprocessing is not known here ({error})") from None
+    found = Preprocess(**known)
+    if found.size != encoder.preprocess.size:
+        raise UserError(
+            f"the adapter's preprocessing makes images of {found.size} pixels, and the model takes "
+            f"{encoder.preprocess.size}; fit it again"
+        )
+    return found
 
 
 def _identity(model: Mapping[str, Any]) -> str:
@@ -157,10 +160,10 @@ def _end_to_end(adapter: Adapter, encoder: Encoder, preprocess: Preprocess) -> P
 
 
 def attached(adapter: Adapter, clip: "Clip") -> "tuple[Learner, Clip]":
-    """An end-to-end method put into the model with what it had learned; the model is changed.
+    """Put an end-to-end method into the model with what it had learned; the model is changed.
 
     Raises:
-        UserError: No such method here, or it has become another.
+        UserError: No such method here, or it makes other parameters of these settings.
     """
     from fewshot.endtoend.methods import METHODS as TRAINED
 
@@ -169,11 +172,11 @@ def attached(adapter: Adapter, clip: "Clip") -> "tuple[Learner, Clip]":
         settings["head"] = "trained"
     try:
         method = TRAINED[adapter.method](**settings)
-    except (KeyError, TypeError) as error:
+        learner = method.attach(clip, adapter.classnames, adapter.templates)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"{adapter.method!r} with these settings is no method of this version ({error}); "
             "update fewshot, or train again"
         ) from None
-    learner = method.attach(clip, adapter.classnames, adapter.templates)
     learner.load_state({name: t.to(clip.device) for name, t in adapter.tensors.items()})
     return learner, clip

@@ -81,8 +81,7 @@ def verify(path: StoreOrAdapterArgument) -> None:
     """Check a store or an adapter against its digests."""
     from fewshot.inspection import verify as require_whole
 
-    require_whole(path)
-    show(f"{path}: whole and unchanged")
+    show(f"{path}: {require_whole(path)}")
 
 
 def doctor(
