@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -122,3 +123,36 @@ def test_the_command_prints_the_folder_and_refuses_in_one_line(
     said = capsys.readouterr().err
     assert "'tflite' is not one of 'open_clip', 'onnx', 'clip-lora'" in said
     assert said.count("\n") == 1
+
+
+def test_the_umask_decides_who_reads_an_export(path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        folder = export(path, "open_clip")
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o640}
+    assert folder.stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of a process are posix's")
+def test_a_full_disk_is_one_line_and_leaves_the_export_that_was_there(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import resource
+
+    folder = export(path, "open_clip")
+    before = {name: (folder / name).read_bytes() for name in names(folder)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # bytes that a file may have
+    try:
+        codes = [main(["export", str(path), "--to", "open_clip", "--out", str(out)])
+                 for out in (folder, path.parent / "new")]  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert codes == [2, 2]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert all(line.startswith("fewshot: File too large") for line in said)
+    assert names(path.parent) == ["pets-open_clip", "pets.safetensors"]
+    assert {name: (folder / name).read_bytes() for name in names(folder)} == before

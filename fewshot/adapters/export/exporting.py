@@ -1,13 +1,10 @@
 """An adapter for other programs: a folder that open_clip loads, or an ONNX file; with a card."""
 
-import contextlib
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
+from cache.atomic_folder import replacing_folder
 from cache.errors import UserError, unknown
 from cache.loading import load
 from fewshot.adapters.adapter import Adapter, load_adapter
@@ -59,7 +56,7 @@ def export(
     else:
         require_towers(adapter)
     encoder = load(model or adapter.model_name, device="cpu", precision="fp32")
-    with _replacing_folder(out) as folder:
+    with replacing_folder(out) as folder:
         how_to_run = TARGETS[to](adapter, encoder, folder)
         names = json.dumps(list(adapter.classnames), ensure_ascii=False, indent=1)
         (folder / CLASSES).write_text(names + "\n", encoding="utf-8")
@@ -120,19 +117,3 @@ def _digests(folder: Path) -> dict[str, str]:
             with path.open("rb") as file:
                 digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
-
-
-@contextlib.contextmanager
-def _replacing_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out`, which takes its place when the block ends well."""
-    out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.replace(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -106,14 +106,15 @@ def _write(
     config = {"model_cfg": model_config(encoder), "preprocess_cfg": predictor.preprocess.identity()}
     (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
     weights = {name: t.detach().contiguous().clone() for name, t in model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    # Not by save_file, whose errors are not the system's and whose files only their owner can read.
+    (folder / WEIGHTS).write_bytes(save(weights, {"format": "pt"}))
     classifier = {
         "weight": head.weight.detach().float().contiguous(),
         "temperature": torch.tensor(adapter.calibration.temperature),
     }
     if head.bias is not None:
         classifier["bias"] = head.bias.detach().float().contiguous()
-    save_file(classifier, folder / HEAD, {"format": "pt"})
+    (folder / HEAD).write_bytes(save(classifier, {"format": "pt"}))
     save_tokenizer: Callable[[Path], None] | None
     save_tokenizer = getattr(encoder.tokenizer, "save_pretrained", None)
     if save_tokenizer is not None:  # open_clip's own, which most models use, needs no file
