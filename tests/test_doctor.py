@@ -236,20 +236,30 @@ def test_the_command_is_looked_for_on_the_path(
 
 
 @pytest.mark.parametrize(
-    ("threads", "cores", "state", "fix"),
+    ("threads", "cores", "limits", "state", "fix"),
     [
-        (1, 1, "ok", ""),
-        (4, 8, "ok", ""),
-        (1, 8, "warning", "unset OMP_NUM_THREADS and MKL_NUM_THREADS"),
-        (16, 8, "warning", "export OMP_NUM_THREADS=8"),
+        (1, 1, ("OMP_NUM_THREADS",), "ok", ""),
+        (4, 8, (), "ok", ""),
+        (1, 8, ("MKL_NUM_THREADS",), "warning", "unset MKL_NUM_THREADS"),
+        (1, 8, machine.THREAD_LIMITS, "warning", "unset OMP_NUM_THREADS MKL_NUM_THREADS"),
+        (1, 8, (), "warning", "export OMP_NUM_THREADS=8"),
+        (16, 8, (), "warning", "export OMP_NUM_THREADS=8"),
     ],
 )
 def test_threads_should_be_more_than_one_and_no_more_than_cores(
-    threads: int, cores: int, state: str, fix: str, monkeypatch: pytest.MonkeyPatch
+    threads: int,
+    cores: int,
+    limits: tuple[str, ...],
+    state: str,
+    fix: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name in machine.THREAD_LIMITS:
+        monkeypatch.delenv(name, raising=False)
+    for name in limits:
+        monkeypatch.setenv(name, str(threads))
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(machine, "_cores", lambda: cores)
-    (finding,) = machine.processor()
+    (finding,) = machine.processor(cores)
     assert (finding.state, finding.fix) == (state, fix)
 
 

@@ -19,15 +19,22 @@ from fewshot.doctor.folders import writable
 from fewshot.parts.memory import GIB, available_memory
 
 ENOUGH = 2 * GIB  # bytes to load ViT-B/16 and encode with it
+THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".npz")
 
 
-def processor() -> Iterator[Finding]:
-    """Threads of torch against cores that this process may use."""
-    threads, cores = torch.get_num_threads(), _cores()
+def processor(cores: int | None = None) -> Iterator[Finding]:
+    """Compare torch's threads with the cores that this process may use.
+
+    Args:
+        cores: Number of these cores; without it, as the system counts them.
+    """
+    threads, cores = torch.get_num_threads(), cores or available_cores()
     found = f"torch computes with {threads} of {cores} cores"
     if threads == 1 < cores:
-        yield Finding("processor", "warning", found, "unset OMP_NUM_THREADS and MKL_NUM_THREADS")
+        limits = [name for name in THREAD_LIMITS if name in os.environ]
+        fix = f"unset {' '.join(limits)}" if limits else f"export OMP_NUM_THREADS={cores}"
+        yield Finding("processor", "warning", found, fix)
     elif threads > cores:
         yield Finding(
             "processor",
@@ -39,8 +46,8 @@ def processor() -> Iterator[Finding]:
         yield Finding("processor", "ok", found)
 
 
-def _cores() -> int:
-    """Those that this process may use, where the system tells."""
+def available_cores() -> int:
+    """Count the cores that this process may use, where the system says, else all."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
