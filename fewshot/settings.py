@@ -102,7 +102,8 @@ def describe(name: str, methods: Mapping[str, type[MethodInfo]] = METHODS) -> st
         raise unknown("method", name, methods)
     method = methods[name]
     types = get_type_hints(method)
-    lines = [inspect.cleandoc(method.__doc__ or ""), "", "Settings (--set NAME=VALUE):"]
+    about = [inspect.cleandoc(method.__doc__ or ""), method.summary]
+    lines = ["\n\n".join(filter(None, about)), "", "Settings (--set NAME=VALUE):"]
     for field in fields(method):
         kind = types[field.name]
         kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)

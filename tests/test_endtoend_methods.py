@@ -16,6 +16,7 @@ from fewshot.adapters.predictor import attached as reloaded
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods import METHODS, configure
 from fewshot.methods import METHODS as CACHED
+from fewshot.settings import describe
 from tests.toy_adapters import trained_adapter
 
 NAMES = ["cat", "long_haired dog", "zebra"]
@@ -187,3 +188,15 @@ def test_an_adapter_from_when_a_trained_head_was_called_tuned_still_loads(encode
     for adapter in (new, old):
         learner, _ = reloaded(adapter, Clip.of(encoder))
         assert torch.equal(learner.parameters["head"], new.tensors["head"])
+
+
+def test_every_method_says_in_a_sentence_of_its_own_what_it_does() -> None:
+    summaries = [vars(method).get("summary", "") for method in METHODS.values()]
+    assert len(set(summaries)) == len(METHODS)
+    for summary in summaries:
+        assert summary[:1].isupper()
+        assert summary.endswith(".")
+
+
+def test_its_settings_page_shows_the_sentence() -> None:
+    assert METHODS["ssf"].summary in describe("ssf", METHODS)

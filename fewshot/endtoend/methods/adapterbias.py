@@ -41,6 +41,9 @@ class AdapterBias(PEFTMethod):
     position: Position = "all"
 
     name: ClassVar[str] = "adapterbias"
+    summary: ClassVar[str] = (
+        "Adds one learned vector to every block, more or less of it as a photo needs."
+    )
 
     def insert(self, clip: Clip) -> Inserted:
         """A branch behind every MLP."""

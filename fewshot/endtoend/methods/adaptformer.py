@@ -40,6 +40,7 @@ class AdaptFormer(PEFTMethod):
     position: Position = "all"
 
     name: ClassVar[str] = "adaptformer"
+    summary: ClassVar[str] = "Adds a small network to every block of the model."
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -86,6 +86,9 @@ class CLIPLoRA(OnMatrices):
     pro: bool = False
 
     name: ClassVar[str] = "clip-lora"
+    summary: ClassVar[str] = (
+        "Adjusts the whole model by small additions to its weights. Try this one first."
+    )
     published: ClassVar[bool] = True
     val_first: ClassVar[bool] = True
 

@@ -52,6 +52,9 @@ class CoCoOp(EndToEnd):
     seed: int = 1
 
     name: ClassVar[str] = "cocoop"
+    summary: ClassVar[str] = (
+        "Learns words around your class names that differ from photo to photo. Slow."
+    )
     unfoldable: ClassVar[str] = "its class texts are other ones for every image"
     published: ClassVar[bool] = True
 

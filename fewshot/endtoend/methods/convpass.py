@@ -69,6 +69,7 @@ class Convpass(PEFTMethod):
     position: Position = "all"
 
     name: ClassVar[str] = "convpass"
+    summary: ClassVar[str] = "Adds small networks that compare neighboring parts of a photo."
 
     def __post_init__(self) -> None:
         super().__post_init__()

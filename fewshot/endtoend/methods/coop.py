@@ -54,6 +54,7 @@ class CoOp(EndToEnd):
     seed: int = 1
 
     name: ClassVar[str] = "coop"
+    summary: ClassVar[str] = "Learns the words around your class names."
     unfoldable: ClassVar[str] = ""
     published: ClassVar[bool] = True
 

@@ -42,6 +42,9 @@ class DiffFit(PEFTMethod):
     """Biases, norms, and a gain on what each half of each block adds."""
 
     name: ClassVar[str] = "difffit"
+    summary: ClassVar[str] = (
+        "Adjusts the model's offsets and norms, and how much each layer counts."
+    )
     unfoldable: ClassVar[str] = ""
 
     def insert(self, clip: Clip) -> Inserted:

@@ -92,6 +92,9 @@ class DTL(PEFTMethod):
     kernel: int = 0
 
     name: ClassVar[str] = "dtl"
+    summary: ClassVar[str] = (
+        "Trains a very small network that corrects the later blocks of the model."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

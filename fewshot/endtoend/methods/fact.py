@@ -113,6 +113,7 @@ class FacT(OnMatrices):
     dropout: float = 0.1
 
     name: ClassVar[str] = "fact"
+    summary: ClassVar[str] = "As clip-lora, with most of the additions shared by all layers."
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,6 +28,7 @@ class LNTune(PEFTMethod):
     last: int = 0
 
     name: ClassVar[str] = "ln-tune"
+    summary: ClassVar[str] = "Adjusts the few numbers by which the model normalizes what it sees."
     unfoldable: ClassVar[str] = ""
 
     def insert(self, clip: Clip) -> Inserted:
@@ -46,6 +47,9 @@ class BitFit(PEFTMethod):
     last: int = 0
 
     name: ClassVar[str] = "bitfit"
+    summary: ClassVar[str] = (
+        "Adjusts the offsets that the model adds in every layer, and nothing else."
+    )
     unfoldable: ClassVar[str] = ""
 
     def insert(self, clip: Clip) -> Inserted:
@@ -66,6 +70,9 @@ class FullFineTuning(PEFTMethod):
     last: int = 0
 
     name: ClassVar[str] = "full-fine-tuning"
+    summary: ClassVar[str] = (
+        "Trains the whole image part of the model. Needs many photos and much memory."
+    )
     unfoldable: ClassVar[str] = ""
 
     def insert(self, clip: Clip) -> Inserted:

@@ -39,6 +39,7 @@ class FullDelta(OnMatrices):
     weight_decay: float = 0.1
 
     name: ClassVar[str] = "full-delta"
+    summary: ClassVar[str] = "As full-fine-tuning, held near the weights that the model came with."
 
     def deltas(
         self, plain: Mapping[str, nn.Linear], generator: torch.Generator

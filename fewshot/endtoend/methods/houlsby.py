@@ -35,6 +35,7 @@ class Houlsby(PEFTMethod):
     position: Position = "all"
 
     name: ClassVar[str] = "houlsby-adapter"
+    summary: ClassVar[str] = "Adds two small networks to every block of the model."
 
     def __post_init__(self) -> None:
         super().__post_init__()

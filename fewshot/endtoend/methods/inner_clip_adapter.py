@@ -48,6 +48,7 @@ class InnerCLIPAdapter(PEFTMethod):
     reduction: int = 4
 
     name: ClassVar[str] = "inner-clip-adapter"
+    summary: ClassVar[str] = "Adds one small network near the end of the model."
 
     def __post_init__(self) -> None:
         super().__post_init__()

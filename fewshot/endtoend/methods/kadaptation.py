@@ -85,6 +85,7 @@ class KAdaptation(OnMatrices):
     dropout: float = 0.5
 
     name: ClassVar[str] = "kadaptation"
+    summary: ClassVar[str] = "As krona, with a part of the additions shared by all layers."
 
     def __post_init__(self) -> None:
         super().__post_init__()

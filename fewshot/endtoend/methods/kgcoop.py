@@ -37,6 +37,7 @@ class KgCoOp(CoOp):
     weight: float = 8.0
 
     name: ClassVar[str] = "kgcoop"
+    summary: ClassVar[str] = "As coop, held near the usual prompts."
     published: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -64,6 +64,7 @@ class KronA(OnMatrices):
     scale: float = 1.0
 
     name: ClassVar[str] = "krona"
+    summary: ClassVar[str] = "Adjusts the model by very small additions to its weights."
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,6 +18,7 @@ class LiveLinearProbe(PEFTMethod):
     head: Head = "trained"
 
     name: ClassVar[str] = "live-linear-probe"
+    summary: ClassVar[str] = "Learns a new description of each class; the model stays as it is."
     unfoldable: ClassVar[str] = ""
 
     def __post_init__(self) -> None:

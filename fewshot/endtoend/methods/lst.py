@@ -117,6 +117,9 @@ class LST(PEFTMethod):
     temperature: float = 0.1
 
     name: ClassVar[str] = "lst"
+    summary: ClassVar[str] = (
+        "Trains a small network beside the model, which stays as it is. Needs less memory."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

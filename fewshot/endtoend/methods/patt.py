@@ -48,6 +48,7 @@ class PATT(PEFTMethod):
     position: Position = "all"
 
     name: ClassVar[str] = "patt"
+    summary: ClassVar[str] = "Adjusts what every block of the model compares in a photo."
 
     def __post_init__(self) -> None:
         super().__post_init__()

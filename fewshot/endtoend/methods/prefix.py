@@ -53,6 +53,9 @@ class Prefix(PEFTMethod):
     position: Position = "all"
 
     name: ClassVar[str] = "prefix"
+    summary: ClassVar[str] = (
+        "Gives every block of the model learned tokens to compare a photo with."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -43,6 +43,7 @@ class ProGrad(CoOp):
     temperature: float = 1.0
 
     name: ClassVar[str] = "prograd"
+    summary: ClassVar[str] = "As coop, without steps against what the model knows already."
     published: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

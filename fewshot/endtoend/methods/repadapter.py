@@ -111,6 +111,7 @@ class RepAdapter(PEFTMethod):
     position: Position = "all"
 
     name: ClassVar[str] = "repadapter"
+    summary: ClassVar[str] = "Adds small layers that become part of the model's own after training."
     unfoldable: ClassVar[str] = ""
 
     def __post_init__(self) -> None:

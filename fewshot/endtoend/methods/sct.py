@@ -38,6 +38,7 @@ class SCT(PEFTMethod):
     position: Position = "all"
 
     name: ClassVar[str] = "sct"
+    summary: ClassVar[str] = "Adjusts only those parts of the model that your photos use most."
 
     def __post_init__(self) -> None:
         super().__post_init__()

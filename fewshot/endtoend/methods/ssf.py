@@ -59,6 +59,7 @@ class SSF(PEFTMethod):
     noise: float = 0.0
 
     name: ClassVar[str] = "ssf"
+    summary: ClassVar[str] = "Scales and shifts what every layer of the model puts out."
     unfoldable: ClassVar[str] = ""
 
     def __post_init__(self) -> None:

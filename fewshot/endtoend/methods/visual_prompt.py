@@ -63,6 +63,9 @@ class VisualPrompt(PEFTMethod):
     weight_decay: float = 0.0
 
     name: ClassVar[str] = "visual-prompt"
+    summary: ClassVar[str] = (
+        "Learns a border of pixels around each photo, which has to be larger than that."
+    )
     unfoldable: ClassVar[str] = "it changes the pixels, before any weight of the model"
 
     def __post_init__(self) -> None:

@@ -64,6 +64,7 @@ class VPTShallow(PEFTMethod):
     dropout: float = 0.0
 
     name: ClassVar[str] = "vpt-shallow"
+    summary: ClassVar[str] = "Shows the model a few learned tokens beside each photo."
     deep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -88,4 +89,7 @@ class VPTDeep(VPTShallow):
     """Tokens inserted before every block, in place of what the block before made of its own."""
 
     name: ClassVar[str] = "vpt-deep"
+    summary: ClassVar[str] = (
+        "Shows every block of the model a few learned tokens beside each photo."
+    )
     deep: ClassVar[bool] = True

@@ -71,6 +71,9 @@ class VQT(PEFTMethod):
     dropout: float = 0.1
 
     name: ClassVar[str] = "vqt"
+    summary: ClassVar[str] = (
+        "Asks every block of the model learned questions and classifies by the answers."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
