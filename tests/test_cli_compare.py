@@ -205,3 +205,10 @@ def test_predictions_of_different_test_images_are_refused(
     files = [results("ridge", dataset, 4, 1).predictions or "" for dataset in ("mine", "other")]
     assert main(["compare", *files]) == 2
     assert "different test images, 90 and 90 of them" in capsys.readouterr().err
+
+
+def test_what_was_not_tuned_is_not_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "nearest-mean", "ridge", "--shots", "1"]) == 0
+    assert "B is ridge: few-shot, m, tuned by none" in capsys.readouterr().out.splitlines()
+    assert main(["compare", "nearest-mean", "ridge"]) == 0
+    assert "B is ridge: few-shot, m, tuned by cv, not at one shot" in capsys.readouterr().out

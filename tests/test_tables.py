@@ -3,6 +3,7 @@ import io
 
 import pytest
 
+from fewshot.results.groups import UNTUNED
 from fewshot.results.summaries import accuracy_table, curves
 from fewshot.tables import Number, Table, comma_separated, latex, markdown, markdown_text, text
 from tests.toy_results import RESULT, result, zero_shot
@@ -27,6 +28,13 @@ def test_seeds_are_averaged_and_nothing_else_is() -> None:
     [(shots, mean, half)] = next(iter(rows.values()))
     assert (shots, round(mean, 6)) == (4, 0.6)
     assert round(half, 4) == 0.2484  # 4.303 x 0.1 / sqrt(3)
+
+
+def test_a_table_says_where_nothing_was_tuned() -> None:
+    one = result(shots=1, tune="none")
+    assert accuracy_table([one, RESULT]).splitlines()[-1] == UNTUNED
+    assert UNTUNED not in accuracy_table([RESULT])
+    assert UNTUNED not in accuracy_table([one])
 
 
 def test_one_shot_defaults_begin_the_row_of_cv() -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from math import nan
 
 from fewshot.metrics import harmonic_mean, mean_interval
-from fewshot.results.groups import Row, average, by_dataset, cells, over_draws
+from fewshot.results.groups import UNTUNED, Row, average, by_dataset, cells, over_draws
 from fewshot.results.log import Result
 from fewshot.run import Run
 from fewshot.sampling import shots_name
@@ -57,7 +57,7 @@ def mean_table(runs: Sequence[Run]) -> Table:
     if halves:
         notes.append("H: harmonic mean of the mean base and the mean new accuracy, as CoCoOp's.")
     if any(tune > {"none"} for tune in tunes.values()):
-        notes.append("Where a class has one image there is no tuning: the defaults.")
+        notes.append(UNTUNED)
     done = [run for run in runs if isinstance(run, Result)]
     bare = sorted({one.dataset for one in done if one.text_recipe is None})
     if bare and any(one.text_recipe is not None for one in done):

@@ -15,7 +15,15 @@ from fewshot.report.lines import (
     over,
     series_names,
 )
-from fewshot.results.groups import Cells, Task, by_dataset, datasets_of, over_datasets, over_seeds
+from fewshot.results.groups import (
+    Cells,
+    Task,
+    by_dataset,
+    datasets_of,
+    over_datasets,
+    over_seeds,
+    untuned,
+)
 from fewshot.results.summaries import by_shots, points
 from fewshot.run import plain_setting
 from fewshot.sampling import shots_name
@@ -68,7 +76,7 @@ def _by_shots(rows: Cells) -> Table:
             (*head, *by_shots(lines[row], all_shots), count_seeds(list(rows[row].values())))
             for row, head in heads(rows)
         ],
-        (INTERVAL,),
+        (INTERVAL, *untuned(rows)),
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, product
 from pathlib import Path
@@ -34,6 +34,16 @@ class Line:
     shots: int | None
     seed: int | None
     found: Comparison
+
+
+@dataclass(frozen=True, eq=False)
+class _Match:
+    """Two results that had the same to do, the one that was drawn for, and their predictions."""
+
+    first: Result
+    second: Result
+    drawn: Result
+    pair: Pair
 
 
 @dataclass(frozen=True)
@@ -101,20 +111,27 @@ def compare_runs(
             raise unknown(f"method in {file}", name, {r.method for r in there})
     runs = cells(r for r in there if r.predictions and r.method in (a, b))
     names = _names(runs)
-    contests: dict[tuple[str, str], list[tuple[Result, Pair]]] = {}
+    contests: dict[tuple[tuple[str, str], tuple[str, str]], list[_Match]] = {}
     for one, other in _opponents(list(runs), a, b):
         for first, second in _matched(runs[one], runs[other]):
             drawn = first if first.shots else second
             asked = ((drawn.dataset, datasets), (drawn.shots, shots), (drawn.seed, seeds))
             if all(value in only for value, only in asked if only):
-                pair = _predictions(first), _predictions(second)
-                contests.setdefault((names[one], names[other]), []).append((drawn, pair))
+                match = _Match(first, second, drawn, (_predictions(first), _predictions(second)))
+                contests.setdefault((names[one], names[other]), []).append(match)
     if not contests:
         raise UserError(
             f"no runs of {a} and {b} in {file} that agree in dataset, model, setting, shots and "
             "seed have predictions; run both with --save-predictions"
         )
-    return [Contest(*who, _lines(pairs)) for who, pairs in contests.items()]
+    return [
+        Contest(
+            f"{a}, tuned by {_tuned_by(match.first for match in matches)}",
+            f"{b}, tuned by {_tuned_by(match.second for match in matches)}",
+            _lines([(match.drawn, match.pair) for match in matches]),
+        )
+        for ((a, _), (b, _)), matches in contests.items()
+    ]
 
 
 def as_table(contest: Contest) -> str:
@@ -159,11 +176,17 @@ def as_json(contest: Contest) -> Iterator[str]:
         yield json.dumps({**values, "difference": line.found.difference, **found})
 
 
-def _names(runs: Cells) -> dict[Row, str]:
-    """What to call a run on any of its datasets."""
-    return {
-        row: f"{label}: {task_of(row)}, tuned by {row.tune}" for row, label in labels(runs).items()
-    }
+def _names(runs: Cells) -> dict[Row, tuple[str, str]]:
+    """The name of a run on any of its datasets, and the tuning protocol of its row."""
+    return {row: (f"{label}: {task_of(row)}", row.tune) for row, label in labels(runs).items()}
+
+
+def _tuned_by(results: Iterable[Result]) -> str:
+    """How the results of one row were tuned: at one shot those of `cv` were not."""
+    tunes = {result.tune for result in results}
+    if len(tunes) == 1:
+        return tunes.pop()
+    return f"{' and '.join(sorted(tunes - {'none'}))}, not at one shot"
 
 
 def _opponents(rows: Sequence[Row], a: str, b: str) -> Iterator[tuple[Row, Row]]:

@@ -15,6 +15,9 @@ Value = Callable[[Result], float]
 Average = Callable[[Sequence[Sequence[Result]]], float]
 
 
+UNTUNED = "Where a class has one image there is no tuning: the defaults."
+
+
 class Task(NamedTuple):
     """A task; results of different tasks are never averaged."""
 
@@ -56,6 +59,14 @@ def cells(runs: Iterable[AnyRun]) -> dict[Row, dict[int, list[AnyRun]]]:
         row: {k: sorted(by_shots[k], key=lambda one: one.seed) for k in sorted(by_shots)}
         for row, by_shots in found.items()
     }
+
+
+def untuned(rows: Cells) -> tuple[str, ...]:
+    """The note below a table of rows of which some begin with results that were not tuned."""
+    for row, by_shots in rows.items():
+        if row.tune != "none" and any(r.tune == "none" for rs in by_shots.values() for r in rs):
+            return (UNTUNED,)
+    return ()
 
 
 def tasks(rows: Cells) -> dict[Task, Cells]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from fewshot.results.groups import Cells, Point, Row, Value, cells, labels, over_seeds
+from fewshot.results.groups import Cells, Point, Row, Value, cells, labels, over_seeds, untuned
 from fewshot.results.log import Result
 from fewshot.run import CLASS_GROUPS
 from fewshot.sampling import shots_name
@@ -41,7 +41,7 @@ def accuracy_table(results: Sequence[Result]) -> str:
             lines.append((row.dataset, row.model, names[row], *task, row.tune, *classes, *columns))
     header = ["dataset", "model", "method", *(["setting"] if told else []), "tuned by"]
     header += ["classes"] if parted else []
-    return text(Table("", (*header, *map(shots_name, all_shots)), lines))
+    return text(Table("", (*header, *map(shots_name, all_shots)), lines, untuned(rows)))
 
 
 def _parts(found: Mapping[int, Sequence[Result]]) -> tuple[str, ...]:
