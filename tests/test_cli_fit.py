@@ -20,14 +20,16 @@ KEYS = {
 }  # fmt: skip
 
 
-def imported(dataset: str = "mine", *, val: bool = True, text: bool = True) -> None:
+def imported(
+    dataset: str = "mine", *, val: bool = True, text: bool = True, n_classes: int = 3
+) -> None:
     """A store of three easy classes, twenty train images each."""
     rng = np.random.default_rng(0)
-    directions = np.eye(3, 8)
+    directions = np.eye(n_classes, 8)
     arrays: dict[str, Any] = {"text_features": directions + 0.3} if text else {}
     for split, n in (("train", 60), ("val", 15), ("test", 90)):
         if split != "val" or val:
-            labels = np.arange(n) % 3
+            labels = np.arange(n) % n_classes
             arrays[f"{split}_features"] = 2 * directions[labels] + rng.normal(size=(n, 8))
             arrays[f"{split}_labels"] = labels
     np.savez("f.npz", **arrays)
@@ -119,7 +121,9 @@ def test_the_tuning_protocol_is_recorded(protocol: str, capsys: pytest.CaptureFi
 
 
 def test_base_to_new_reports_both_halves(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", "zero-shot", "--base-to-new", "--json"]) == 0
+    imported("four", n_classes=4)
+    capsys.readouterr()
+    assert main(["fit", "zero-shot", "--dataset", "four", "--base-to-new", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["setting"] == "base-to-new"
     base, new = (result["accuracies"][half] for half in ("base", "new"))
