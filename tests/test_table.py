@@ -117,7 +117,7 @@ def test_repeated_rows_are_one_image_and_two_classes_of_one_image_an_error(tmp_p
     source = resolve_table(table(tmp_path, rows + "./a.png,x\nb.png,y\n"))
     assert sum(map(len, source.splits.values())) == 2
     assert source.notes == ("2 rows repeat an image of rows.csv, which counts once",)
-    with pytest.raises(UserError, match=r"line 4: a.png has the label 'y', and 'x' in .*line 2"):
+    with pytest.raises(UserError, match=r"line 4: 'a.png' has the label 'y', and 'x' in .*line 2"):
         resolve_table(table(tmp_path, rows + "a.png,y\n"))
 
 
@@ -187,7 +187,7 @@ def test_paths_become_relative_to_the_table(tmp_path: Path) -> None:
         ("path,label,split\na.png,x,train\nb.png,y,\n", "line 3: split must be .*, got ''"),
         (
             "path,label,classname\na.png,0,x\nb.png,1,y\nc.png,0,z\n",
-            "line 4: class 0 is called 'z' here and 'x' before",
+            "line 4: class '0' is called 'z' here and 'x' before",
         ),
         ("path,label\n/elsewhere/a.png,x\n", "line 2: path must be relative .*'/elsewhere/a.png'"),
     ],

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cache.errors import UserError
+from cache.errors import UserError, excerpt
 from cache.json_text import parse_json
 from cache.listing import Item, Listing
 from cache.manifest import SPLITS, Manifest
@@ -27,7 +27,16 @@ def read(manifest: Manifest, data_root: Path) -> Listing:
             f"{file} is there but the images it lists are not: no folder {root}; see: fewshot "
             f"datasets {manifest.name}"
         )
-    content = read_declared(file, layout.checksum)
+    return read_split_file(file, root, layout.checksum)
+
+
+def read_split_file(file: Path, root: Path, checksum: str = "") -> Listing:
+    """The listing of a split file whose paths are relative to `root`.
+
+    Raises:
+        UserError: It has another checksum, or is no such file; says where.
+    """
+    content = read_declared(file, checksum)
     names: dict[int, str] = {}
     splits: dict[str, tuple[Item, ...]] = {}
     tree = _parse(file, content)
@@ -36,8 +45,8 @@ def read(manifest: Manifest, data_root: Path) -> Listing:
         for path, label, name in _rows(file, split, tree[split]):
             if names.setdefault(label, name) != name:
                 raise UserError(
-                    f"{file}: class {label} is called both {names[label]!r} and {name!r}; a split "
-                    "file has one name per class"
+                    f"{file}: class {label} is called both {excerpt(names[label])} and "
+                    f"{excerpt(name)}; a split file has one name per class"
                 )
             rows.append(Item(path, label))
         splits[split] = tuple(rows)
@@ -47,7 +56,7 @@ def read(manifest: Manifest, data_root: Path) -> Listing:
             f"{min(names, default=0)} to {max(names, default=0)}"
         )
     classnames = tuple(names[label] for label in range(len(names)))
-    return Listing(root, classnames, splits, layout.split_file)
+    return Listing(root, classnames, splits, file.name)
 
 
 def read_declared(file: Path, checksum: str) -> bytes:
@@ -99,5 +108,6 @@ def _rows(file: Path, split: str, rows: list[Any]) -> Iterator[tuple[str, int, s
                 yield path, label, name
             case _:
                 raise UserError(
-                    f"{file}: {split}[{number}]: expected [path, class id, class name], got {row!r}"
+                    f"{file}: {split}[{number}]: expected [path, class id, class name], got "
+                    f"{excerpt(row)}"
                 )

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.errors import UserError, printable
+from cache.errors import UserError, excerpt, printable
 from cache.image_search import folders
 from cache.layouts.conventions import COLUMNS, IMAGES, columns, extension, split_of
 from cache.layouts.split_file import read_declared
@@ -50,7 +50,8 @@ def read_table(file: Path, rename: Mapping[str, str] | None = None) -> Listing:
     for row in rows:
         if row.classname and names[row.label] not in ("", row.classname):
             raise row.error(
-                f"class {row.label} is called {row.classname!r} here and {names[row.label]!r} "
+                f"class {excerpt(row.label)} is called {excerpt(row.classname)} here and "
+                f"{excerpt(names[row.label])} "
                 "before; give it one name"
             )
         names[row.label] = names[row.label] or row.classname
@@ -94,7 +95,7 @@ def _rows(file: Path) -> tuple[list[_Row], list[str]]:
     taken = columns(header)
     missing = [name for name in ("path", "label") if name not in taken]
     if missing:
-        shown = ", ".join(repr(printable(name)) for name in header[:8]) or "none"
+        shown = ", ".join(excerpt(name) for name in header[:8]) or "none"
         usual = "; ".join(
             f"{name} may be called {', '.join(COLUMNS[name][:6])}" for name in missing
         )
@@ -130,8 +131,9 @@ def _once(rows: list[_Row]) -> tuple[list[_Row], int]:
         first = labels.setdefault(path, row)
         if first.label != row.label:
             raise row.error(
-                f"{row.path} has the label {row.label!r}, and {first.label!r} in {first.place}; an "
-                "image has one class: remove one of the two lines"
+                f"{excerpt(row.path)} has the label {excerpt(row.label)}, and "
+                f"{excerpt(first.label)} in {first.place}; an image has one class: remove one of "
+                "the two lines"
             )
         kept.setdefault((path, split_of(row.split) or row.split), row)
     return list(kept.values()), len(rows) - len(kept)
@@ -148,7 +150,9 @@ def _classes(file: Path, rows: list[_Row]) -> tuple[list[str], list[str]]:
     in_order = sorted(labels, key=lambda label: (int(label), label))
     if in_order == [str(i) for i in range(len(in_order))] or any(row.classname for row in rows):
         return in_order, []
-    shown = ", ".join(in_order[:5]) + (", ..." if len(in_order) > 5 else "")
+    shown = ", ".join(printable(label[:60]) for label in in_order[:5]) + (
+        ", ..." if len(in_order) > 5 else ""
+    )
     expected = f"0..{len(in_order) - 1}"
     return in_order, [f"labels of {file.name} are not {expected}, so they are names: {shown}"]
 
@@ -158,7 +162,9 @@ def _given_splits(rows: list[_Row], items: list[Item]) -> dict[str, tuple[Item, 
     for row, item in zip(rows, items, strict=True):
         split = split_of(row.split)
         if split is None:
-            raise row.error(f"split must be train, val or test on every line, got {row.split!r}")
+            raise row.error(
+                f"split must be train, val or test on every line, got {excerpt(row.split)}"
+            )
         splits[split].append(item)
     return {split: tuple(chosen) for split, chosen in splits.items() if chosen}
 
@@ -167,7 +173,9 @@ def _relative(row: _Row, folder: Path) -> str:
     path = row.path.replace("\\", "/")  # a table written on Windows
     if posixpath.isabs(path):
         if not Path(path).is_relative_to(folder.resolve()):
-            raise row.error(f"path must be relative to the table's folder {folder}, got {path!r}")
+            raise row.error(
+                f"path must be relative to the table's folder {folder}, got {excerpt(path)}"
+            )
         path = Path(path).relative_to(folder.resolve()).as_posix()
     return posixpath.normpath(path)
 
