@@ -149,6 +149,16 @@ def test_nothing_on_stdin_is_an_error_and_so_is_an_image_itself() -> None:
         image_files(["-"], io.BytesIO(Path("a.png").read_bytes()))
 
 
+def test_of_a_list_on_stdin_files_that_are_gone_are_kept_to_be_reported_one_by_one() -> None:
+    write("a.jpg", "c.jpg")
+    listed = io.BytesIO(b"a.jpg\n  \ngone.jpg\nc.jpg\n")
+    assert image_files(["-"], listed) == ["a.jpg", "gone.jpg", "c.jpg"]
+    with pytest.raises(UserError, match=r"nothing matches 'gone\.jpg', nor 1 more of 2 names"):
+        image_files(["-"], io.BytesIO(b"gone.jpg\nlost.jpg\n"))
+    with pytest.raises(UserError, match=r"nothing matches 'gone\.jpg'; name"):
+        image_files(["a.jpg", "gone.jpg"])
+
+
 def test_a_dash_is_a_name_like_others_where_there_is_no_stdin() -> None:
     with pytest.raises(UserError, match="nothing matches '-'"):
         image_files(["-"])

@@ -32,6 +32,9 @@ def image_files(
     A name of no file or folder is a pattern, as of a shell, where `**` stands for folders below
     one another; it stands for the files that match, sorted.
 
+    A list on stdin is mostly another program's, and some of its files may be gone by now. Their
+    names are kept, unless nothing matches any of the list, and turn out to be unreadable.
+
     Args:
         names: Of files, folders and patterns.
         stdin: Where `-` reads more of them; without it, `-` is a name like others.
@@ -40,20 +43,23 @@ def image_files(
     Raises:
         UserError: A name that nothing matches, a folder without an image, or no name at all.
     """
-    if stdin is not None:
-        names = [n for name in names for n in (_listed(stdin) if name == "-" else [name])]
     names = list(names)
     if not names:
         raise UserError("no images named; give files, folders or patterns such as 'photos/*.jpg'")
-    found = [_files(name, say) for name in names]
-    missing = [name for name, files in zip(names, found, strict=True) if not files]
+    found = []
+    for name in names:
+        if name == "-" and stdin is not None:
+            found += _gone_kept(_listed(stdin), say)
+        else:
+            found.append((name, _files(name, say)))
+    missing = [name for name, files in found if not files]
     if missing:
-        more = f", nor {len(missing) - 1:,} more of {len(names):,} names" if missing[1:] else ""
+        more = f", nor {len(missing) - 1:,} more of {len(found):,} names" if missing[1:] else ""
         raise UserError(
             f"nothing matches {missing[0]!r}{more}; name images that there are, folders of them, "
             "or patterns such as 'photos/**/*.jpg'"
         )
-    return [file for files in found for file in files]
+    return [file for _, files in found for file in files]
 
 
 def every(images: Given | Iterable[Given]) -> Iterator[str | Image.Image]:
@@ -124,10 +130,17 @@ def _listed(stdin: BinaryIO) -> list[str]:
     content = stdin.read()
     if b"\0" not in content:
         content = content.replace(b"\r\n", b"\n").replace(b"\n", b"\0")
-    names = [os.fsdecode(name) for name in content.split(b"\0") if name]
+    names = [os.fsdecode(name) for name in content.split(b"\0") if name.strip()]
     if not names:
         raise UserError("no image was named on stdin; write one path a line, or end each with NUL")
     return names
+
+
+def _gone_kept(names: Iterable[str], say: Callable[[str], None]) -> list[tuple[str, list[str]]]:
+    """Names and their files; if some name has files, the others stand for a file of that name."""
+    found = [(name, _files(name, say)) for name in names]
+    some = any(files for _, files in found)
+    return [(name, files or ([name] if some else [])) for name, files in found]
 
 
 def _files(name: str, say: Callable[[str], None]) -> list[str]:
