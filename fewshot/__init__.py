@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fewshot.adapters.adapter import Adapter, load_adapter
     from fewshot.adapters.export.exporting import export
+    from fewshot.adapters.image_results import Prediction
+    from fewshot.adapters.opened_adapter import open_adapter
     from fewshot.adapters.predict import predict
-    from fewshot.adapters.prediction import Prediction
-    from fewshot.adapters.predictor import open_adapter
     from fewshot.automatic.pipeline import auto
     from fewshot.classifier import Classifier, LinearClassifier, classify
     from fewshot.estimator import FewShotClassifier
@@ -113,8 +113,8 @@ _MODULES = {
     "fewshot.adapters.adapter": ("Adapter", "load_adapter"),
     "fewshot.adapters.export.exporting": ("export",),
     "fewshot.adapters.predict": ("predict",),
-    "fewshot.adapters.prediction": ("Prediction",),
-    "fewshot.adapters.predictor": ("open_adapter",),
+    "fewshot.adapters.image_results": ("Prediction",),
+    "fewshot.adapters.opened_adapter": ("open_adapter",),
     "fewshot.automatic.pipeline": ("auto",),
     "fewshot.classifier": ("Classifier", "LinearClassifier", "classify"),
     "fewshot.estimator": ("FewShotClassifier",),

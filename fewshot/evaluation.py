@@ -25,7 +25,7 @@ from fewshot.fitting import Fitted, class_text, fit, query, settled
 from fewshot.method import Method, SupportsNewClasses
 from fewshot.metrics import accuracy, harmonic_mean, per_class_accuracy
 from fewshot.results.log import Result, program_version
-from fewshot.results.predictions import Predictions, digest_of_images, write_predictions
+from fewshot.results.prediction_files import Predictions, digest_of_images, write_predictions
 from fewshot.run import CLASS_GROUPS, Asked, Protocol, Run, setting_name
 from fewshot.sampling import base_new, restrict
 

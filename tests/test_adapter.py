@@ -23,7 +23,7 @@ from fewshot.adapters.adapter_file import is_adapter
 from fewshot.adapters.classifiers import kinds, put_together, take_apart
 from fewshot.adapters.description import describe
 from fewshot.adapters.making import fit_and_save, of_fitted
-from fewshot.adapters.predictor import preprocessing, require_model, with_encoder
+from fewshot.adapters.opened_adapter import preprocessing, require_model, with_encoder
 from fewshot.classifier import LinearClassifier
 from fewshot.fitting import Fitted, query
 from fewshot.methods import METHODS

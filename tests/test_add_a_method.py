@@ -14,8 +14,8 @@ from cache.decode import read_rgb
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import load_adapter
 from fewshot.adapters.export.exporting import export
+from fewshot.adapters.opened_adapter import open_adapter
 from fewshot.adapters.predict import predict
-from fewshot.adapters.predictor import open_adapter
 from fewshot.automatic.outcome import Outcome
 from fewshot.automatic.pipeline import auto
 from fewshot.bench.benchmark import run

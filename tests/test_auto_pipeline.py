@@ -17,7 +17,7 @@ from cache.errors import UserError
 from cli import main
 from fewshot.adapters.adapter import load_adapter
 from fewshot.adapters.export.model_card import model_card
-from fewshot.adapters.predictor import open_adapter
+from fewshot.adapters.opened_adapter import open_adapter
 from fewshot.automatic import pipeline
 from fewshot.automatic.commands import Command, quoted, script, settings
 from fewshot.automatic.judging import inputs, refit, to_try

@@ -19,7 +19,7 @@ from fewshot.classifier import LinearClassifier
 from fewshot.method import Method
 from fewshot.methods import METHODS
 from fewshot.results.log import Result, read
-from fewshot.results.predictions import read_predictions
+from fewshot.results.prediction_files import read_predictions
 from fewshot.run import Protocol
 from fewshot.support import SupportSet
 from fewshot.text import Text

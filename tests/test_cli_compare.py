@@ -9,7 +9,7 @@ import pytest
 
 from cli import main
 from fewshot.results.log import Result, read
-from fewshot.results.predictions import read_predictions
+from fewshot.results.prediction_files import read_predictions
 from fewshot.results.significance import compare
 
 SAVED = "runs/predictions"

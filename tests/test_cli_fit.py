@@ -11,7 +11,7 @@ import pytest
 from cli import main
 from fewshot.adapters.adapter import load_adapter
 from fewshot.results.log import read
-from fewshot.results.predictions import read_predictions
+from fewshot.results.prediction_files import read_predictions
 
 ROOT = Path(__file__).parents[1]
 KEYS = {

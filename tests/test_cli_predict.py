@@ -69,7 +69,7 @@ def test_what_cannot_be_read_is_told_and_skipped(
 def test_a_mistake_is_one_line_before_any_model_is_loaded(
     photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fewshot.adapters.predictor.load", None)
+    monkeypatch.setattr("fewshot.adapters.opened_adapter.load", None)
     for arguments, expected in (
         (["a.safetensors", "no.jpg"], "nothing matches 'no.jpg'"),
         (["b.safetensors", "photos"], "cannot read an adapter from b.safetensors"),

@@ -10,7 +10,7 @@ from cache.loading import load
 from cache.source import find
 from cli import main
 from fewshot.adapters.adapter import Adapter, load_adapter
-from fewshot.adapters.predictor import open_adapter
+from fewshot.adapters.opened_adapter import open_adapter
 from fewshot.endtoend.clip import Clip, Plan
 from fewshot.endtoend.methods import METHODS
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA

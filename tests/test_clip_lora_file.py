@@ -18,7 +18,7 @@ from fewshot.adapters.adapter import load_adapter
 from fewshot.adapters.clip_lora_file import depths_of, read_clip_lora, write_clip_lora
 from fewshot.adapters.export.exporting import export
 from fewshot.adapters.import_clip_lora import import_clip_lora
-from fewshot.adapters.predictor import attached
+from fewshot.adapters.opened_adapter import attached
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from tests.toy_adapters import trained_adapter

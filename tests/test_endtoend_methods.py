@@ -12,7 +12,7 @@ from torch import Tensor
 from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.loading import load
-from fewshot.adapters.predictor import attached as reloaded
+from fewshot.adapters.opened_adapter import attached as reloaded
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods import METHODS, configure
 from fewshot.methods import METHODS as CACHED

@@ -23,7 +23,7 @@ from fewshot.adapters.classifiers import take_apart
 from fewshot.adapters.export.exporting import export
 from fewshot.adapters.export.onnx_file import check, how_to_run, require_onnx, write_graph
 from fewshot.adapters.export.onnx_graph import Graph, formula, graph_of
-from fewshot.adapters.predictor import with_encoder
+from fewshot.adapters.opened_adapter import with_encoder
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.methods import METHODS
 from fewshot.model_selection.calibration import Calibration

@@ -20,7 +20,7 @@ from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.export.exporting import export
 from fewshot.adapters.export.folding import Head, require_towers
 from fewshot.adapters.export.open_clip_folder import check, model_config
-from fewshot.adapters.predictor import attached, with_encoder
+from fewshot.adapters.opened_adapter import attached, with_encoder
 from fewshot.endtoend import text_tower
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods import METHODS

@@ -23,7 +23,7 @@ from cache.errors import UserError
 from cache.loading import load as load_encoder
 from fewshot.adapters.adapter import load_adapter
 from fewshot.adapters.description import describe
-from fewshot.adapters.predictor import with_encoder
+from fewshot.adapters.opened_adapter import with_encoder
 from tests.toy_adapters import fitted_adapter, trained_adapter
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.filterwarnings("ignore")]  # torch warns of odd shapes

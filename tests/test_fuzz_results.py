@@ -20,7 +20,7 @@ from fewshot.bench.config import configured
 from fewshot.report import build as reports
 from fewshot.results import comparisons, significance
 from fewshot.results.log import append, read
-from fewshot.results.predictions import Predictions, read_predictions, write_predictions
+from fewshot.results.prediction_files import Predictions, read_predictions, write_predictions
 from fewshot.sample_file import read_sample, write_sample
 from fewshot.sampling import draw
 from tests.small_stores import write_store

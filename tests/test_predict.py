@@ -20,10 +20,10 @@ from cache.loading import load
 from fewshot import GDA, SupportSet, Text, TransCLIP, ZeroShot
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import take_apart
+from fewshot.adapters.image_results import Prediction, Unreadable
 from fewshot.adapters.inputs import image_files
+from fewshot.adapters.opened_adapter import Predictor, with_encoder
 from fewshot.adapters.predict import predict, run, stream
-from fewshot.adapters.prediction import Prediction, Unreadable
-from fewshot.adapters.predictor import Predictor, with_encoder
 from fewshot.classifier import Classifier, LinearClassifier
 from fewshot.method import Method
 from fewshot.model_selection.calibration import Calibration

@@ -8,8 +8,8 @@ import pytest
 from rich.cells import cell_len
 
 from cache.errors import UserError, printable
+from fewshot.adapters.image_results import Outcome, Prediction, Unreadable, distinct, require_form
 from fewshot.adapters.output import BLOCK, encodable, keep_end, keep_start, lines
-from fewshot.adapters.prediction import Outcome, Prediction, Unreadable, distinct, require_form
 
 CAT = Prediction("a.jpg", ("cat", "dog", "owl"), (0.75, 0.2, 0.05))
 UNSURE = Prediction("photos/b.jpg", ("dog", "cat", "owl"), (0.41, 0.39, 0.2), 0.5)

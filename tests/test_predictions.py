@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cache.errors import UserError
-from fewshot.results.predictions import (
+from fewshot.results.prediction_files import (
     Predictions,
     digest_of_images,
     read_predictions,

@@ -29,7 +29,7 @@ from fewshot import (
 )
 from fewshot.evaluation import base_to_new, transfer
 from fewshot.method import LearnsFrom, SupportsNewClasses
-from fewshot.results.predictions import digest_of_images, read_predictions
+from fewshot.results.prediction_files import digest_of_images, read_predictions
 from fewshot.sampling import draw_imbalanced
 from fewshot.text import Text, required
 

@@ -16,7 +16,7 @@ from fewshot.report.classes import confusions
 from fewshot.report.content import Curves, Report, Scatter, Section
 from fewshot.report.published import ELEVEN, load
 from fewshot.results.log import Result, append
-from fewshot.results.predictions import Predictions, write_predictions
+from fewshot.results.prediction_files import Predictions, write_predictions
 from fewshot.tables import Number, Table
 from tests.toy_results import RESULT, result, zero_shot
 

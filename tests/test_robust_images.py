@@ -16,7 +16,7 @@ from cache.errors import UserError
 from cache.loading import load
 from cache.skipped import Skipped
 from cache.store import FeatureStore
-from fewshot.adapters.predictor import open_adapter
+from fewshot.adapters.opened_adapter import open_adapter
 from tests.auto_photos import digit
 from tests.nasty_photos import (
     FORMS,

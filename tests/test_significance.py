@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cache.errors import UserError
-from fewshot.results.predictions import Predictions
+from fewshot.results.prediction_files import Predictions
 from fewshot.results.significance import Pair, compare, mcnemar
 
 Rights = NDArray[np.bool_]

@@ -18,7 +18,7 @@ from itertools import chain, islice
 from rich.cells import cell_len, set_cell_size
 
 from cache.errors import printable, unknown
-from fewshot.adapters.prediction import Prediction, Unreadable
+from fewshot.adapters.image_results import Prediction, Unreadable
 from fewshot.tables import aligned, column_widths, spreadsheet_safe
 
 FORMATS = ("table", "csv", "jsonl")

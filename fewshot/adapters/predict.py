@@ -16,15 +16,15 @@ from cache.errors import UserError, printable
 from cache.progress import progress
 from fewshot.adapters import output
 from fewshot.adapters.adapter import Adapter, load_adapter
-from fewshot.adapters.inputs import Given, decoded, every, image_files
-from fewshot.adapters.prediction import (
+from fewshot.adapters.image_results import (
     Outcome,
     Prediction,
     Unreadable,
     distinct,
     require_form,
 )
-from fewshot.adapters.predictor import Predictor, open_adapter
+from fewshot.adapters.inputs import Given, decoded, every, image_files
+from fewshot.adapters.opened_adapter import Predictor, open_adapter
 
 _Batch = list[tuple[str, Tensor | str]]
 

@@ -11,8 +11,8 @@ from filelock import FileLock, Timeout
 
 from cache.atomic import replacing
 from cache.errors import UserError
+from fewshot.adapters.image_results import Prediction, distinct
 from fewshot.adapters.output import lines
-from fewshot.adapters.prediction import Prediction, distinct
 from fewshot.automatic.commands import script
 from fewshot.automatic.outcome import Outcome
 from fewshot.automatic.page.assembly import page

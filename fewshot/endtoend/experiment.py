@@ -25,7 +25,7 @@ from fewshot.endtoend.train import Batches, Watch, train
 from fewshot.evaluation import result_of
 from fewshot.fitting import asked_of
 from fewshot.results.log import Result
-from fewshot.results.predictions import digest_of_images
+from fewshot.results.prediction_files import digest_of_images
 from fewshot.run import Asked, Protocol, Run
 from fewshot.sampling import Rows, Sample, draw
 

@@ -12,7 +12,7 @@ from fewshot.report.content import Section
 from fewshot.report.lines import largest, series_names
 from fewshot.results.groups import Cells
 from fewshot.results.log import Result
-from fewshot.results.predictions import Predictions, read_predictions
+from fewshot.results.prediction_files import Predictions, read_predictions
 from fewshot.tables import Cell, Number, Table
 
 PAIRS = 8  # confusions shown of each row

@@ -11,7 +11,7 @@ from typing import Any
 from cache.errors import UserError, unknown
 from fewshot.results.groups import Cells, Row, cells, labels, task_of
 from fewshot.results.log import Result, read
-from fewshot.results.predictions import Predictions, read_predictions
+from fewshot.results.prediction_files import Predictions, read_predictions
 from fewshot.results.significance import Comparison, Pair, compare
 from fewshot.run import plain_setting
 from fewshot.tables import Number, Table, text

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom, binomtest
 
 from cache.errors import UserError
-from fewshot.results.predictions import Predictions
+from fewshot.results.prediction_files import Predictions
 
 RESAMPLES = 100_000
 Pair = tuple[Predictions, Predictions]

@@ -6,7 +6,7 @@ from cache.encoder import Encoder
 from cache.errors import UserError
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.clip_lora_file import depths_of, write_clip_lora
-from fewshot.adapters.predictor import require_model
+from fewshot.adapters.opened_adapter import require_model
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 
 FILE = "lora_weights.pt"

@@ -13,7 +13,7 @@ from torch.nn.functional import linear, normalize
 from cache.encoder import Encoder
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import put_together
-from fewshot.adapters.predictor import attached
+from fewshot.adapters.opened_adapter import attached
 from fewshot.classifier import BlockedClassifier, Classifier
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.cocoop import CoCoOp
