@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache.errors import UserError
+from cache.errors import UserError, printable
 from cache.json_text import parse_json
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def from_file(path: Path, classnames: Sequence[str]) -> PromptSet:
     keys = [str(i) if by_id else _plain(name) for i, name in enumerate(classnames)]
     served = {key if by_id else _plain(key): sentences for key, sentences in table.items()}
     missing = sorted({classnames[i] for i, key in enumerate(keys) if key not in served})
-    strangers = sorted(set(served) - set(keys))
+    strangers = [printable(key[:60]) for key in sorted(set(served) - set(keys))]
     if missing:
         hint = f"; its keys without a class: {', '.join(strangers[:5])}" if strangers else ""
         raise UserError(

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from cache.errors import UserError
+from cache.preflight import check
 from cache.source import Item, resolve_table
 
 
@@ -214,3 +215,8 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
     (tmp_path / "binary.csv").write_bytes(b"path,label\n\xff\0\xfe,1\n")
     with pytest.raises(UserError, match=r"binary.csv is not a text table in utf-8"):
         resolve_table(tmp_path / "binary.csv")
+
+
+def test_a_path_too_long_to_exist_is_an_image_that_is_missing(tmp_path: Path) -> None:
+    source = resolve_table(table(tmp_path, f"path,label\n{'a' * 5000},x\nb.png,y\n"))
+    assert len(check(source).unreadable) == 2

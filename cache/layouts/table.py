@@ -187,6 +187,7 @@ def _completion(folder: Path, path: str) -> tuple[str, str]:
     endings = ["", *(f".{ending}" for ending in sorted(IMAGES) if not extension(path))]
     for before in ("", *(f"{name}/" for name in folders(folder))):
         for after in endings:
-            if (folder / f"{before}{path}{after}").is_file():
+            # Not pathlib's, which raises for a name that is too long to exist.
+            if os.path.isfile(folder / f"{before}{path}{after}"):  # noqa: PTH113
                 return before, after
     return "", ""
