@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from cache.atomic import replacing
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip, Learner, Plan
+from fewshot.parts.memory import memory_refused
 
 Batches = Callable[[Tensor, int], Tensor]  # rows (B,), epoch -> pixels (B, 3, H, W) or (B, D)
 Watch = Callable[[int, float, float], None]  # step, loss and accuracy on the batch
@@ -208,11 +209,11 @@ def _enough_memory(step: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        short = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not short and "can't allocate memory" not in str(error):  # torch's words on a CPU
+        refused = memory_refused(error)
+        if refused is None:
             raise
         raise UserError(
-            f"out of memory in step {step + 1}; --save-memory needs less, and so do "
+            f"{refused}, in step {step + 1}; --save-memory needs less, and so do "
             "--set text_chunk=64 where the text tower runs in every step and a smaller "
             "--set batch_size"
         ) from None
