@@ -1,6 +1,6 @@
 """GDA against zero-shot CLIP on one dataset, as in its paper's tables: 1 to 16 shots, three seeds.
 
-python examples/reproduce_gda.py features/dtd/ViT-B-16--openai.h5
+python examples/reproduce_gda.py features/dtd/ViT-B-16-openai.h5
 
 The store comes from `fewshot extract --dataset dtd`. Wang et al., ICLR 2024, https://arxiv.org/abs/2402.04087.
 The paper tunes alpha on the whole validation split; this script cross-validates it on the few
@@ -29,4 +29,4 @@ def main(path: str, shots: tuple[int, ...] = (1, 2, 4, 8, 16)) -> dict[int, floa
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "features/dtd/ViT-B-16--openai.h5")
+    main(sys.argv[1] if len(sys.argv) > 1 else "features/dtd/ViT-B-16-openai.h5")
