@@ -66,10 +66,59 @@ def test_a_store_serves_where_there_is_one_unless_live_images_are_asked_for(
     assert "using" not in capsys.readouterr().err
 
 
-def test_a_finished_run_is_neither_lost_nor_repeated_by_chance(
+def test_a_finished_run_says_so_and_shows_its_result(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "coop", *SHORT]) == 0
+    shown = capsys.readouterr().out
+    log = Path("runs/results.jsonl")
+    line = log.read_text()
+    for more in ([], ["--resume"]):
+        assert main(["train", "coop", *SHORT, *more]) == 0
+        said = capsys.readouterr()
+        assert said.out == shown
+        assert "this run is finished, with this result; remove runs/checkpoints/coop-" in said.err
+        assert "steps" not in said.err
+        assert log.read_text() == line
+
+
+def test_a_finished_run_is_kept_as_an_adapter_without_training(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["train", "coop", *SHORT, "--save", "first.safetensors"]) == 0
+    capsys.readouterr()
+    assert main(["train", "coop", *SHORT, "--save", "again.safetensors"]) == 0
+    assert "steps" not in capsys.readouterr().err
+    first, again = (load_adapter(Path(f"{name}.safetensors")) for name in ("first", "again"))
+    assert all(torch.equal(value, again.tensors[name]) for name, value in first.tensors.items())
+
+
+def test_a_result_that_was_lost_before_it_was_written_is_written() -> None:
+    assert main(["train", "coop", *SHORT]) == 0
+    log = Path("runs/results.jsonl")
+    line = log.read_text()
+    log.unlink()  # as if killed just before
+    assert main(["train", "coop", *SHORT]) == 0
+    assert log.read_text() == line
+
+
+def test_without_its_checkpoint_a_finished_run_starts_over(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["train", "coop", *SHORT]) == 0
+    for checkpoint in Path("runs/checkpoints").glob("*.safetensors"):
+        checkpoint.unlink()
+    capsys.readouterr()
+    assert main(["train", "coop", *SHORT]) == 0
+    err = capsys.readouterr().err
+    assert "coop: steps 2/2" in err
+    assert "this run was done; its result is in runs/results.jsonl already" in err
+
+
+def test_an_unfinished_run_is_not_overwritten_by_chance(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["train", "coop", *SHORT]) == 0
+    [note] = Path("runs/checkpoints").glob("*.json")
+    note.unlink()  # as if killed in the test after training
     capsys.readouterr()
     assert "continue it with --resume" in refusal(capsys, "coop", *SHORT)
     [first] = read(Path("runs/results.jsonl"))
@@ -165,11 +214,8 @@ def test_the_official_recipe_draws_clip_loras_own_few_shots(
 def test_what_cannot_be_done_is_one_line(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    if "cuda" in arguments:
-        import torch
-
-        if torch.cuda.is_available():
-            pytest.skip("there is a CUDA device")
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
     assert message in refusal(capsys, *arguments)
 
 

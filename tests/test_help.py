@@ -53,6 +53,12 @@ def test_each_example_is_a_command_that_can_be_parsed(example: str) -> None:
     GROUP.commands[command].make_context(command, words)
 
 
+@pytest.mark.parametrize("command", ["extract", "fit", "train", "bench", "compare", "auto"])
+def test_seeds_are_given_by_one_option_in_all_commands(command: str) -> None:
+    [seed] = [p for p in GROUP.commands[command].params if "--seed" in p.opts]
+    assert seed.opts == ["--seed", "--seeds"]
+
+
 def test_there_are_examples_for_commands_and_nothing_else() -> None:
     assert sorted(EXAMPLES) == COMMANDS == sorted(cli.COMMANDS)
 

@@ -10,6 +10,7 @@ from fewshot.commands.options import (
     DATA,
     FEW_SHOT,
     OUTPUT,
+    SEED,
     BlendOption,
     ImbalanceOption,
     StoreOption,
@@ -57,6 +58,7 @@ def bench(
     seeds: Annotated[
         str | None,
         typer.Option(
+            *SEED,
             metavar="S[,S…]",
             help="Random seeds for drawing the few shots. [default: 1,2,3]",
             rich_help_panel=FEW_SHOT,

@@ -11,6 +11,7 @@ from fewshot.commands.options import (
     DATA,
     DEFAULT_MODEL,
     MAX_PIXELS,
+    SEED,
     DataRootOption,
     DatasetOption,
     DeviceOption,
@@ -98,6 +99,7 @@ def extract(
     seeds: Annotated[
         str,
         typer.Option(
+            *SEED,
             metavar="S[,S…]",
             help="Random seeds of the few-shot sets of --support-only.",
             rich_help_panel=IMAGES,

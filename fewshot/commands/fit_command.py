@@ -12,6 +12,7 @@ from fewshot.commands.options import (
     DATA,
     FEW_SHOT,
     OUTPUT,
+    SEED,
     BlendOption,
     ImbalanceOption,
     JsonOption,
@@ -56,6 +57,7 @@ def fit(
     seed: Annotated[
         str,
         typer.Option(
+            *SEED,
             metavar="S[,S…]",
             help="Random seed for drawing the few shots; published results use 1,2,3.",
             rich_help_panel=FEW_SHOT,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fewshot.model_selection.blending import Share
 
 DEFAULT_MODEL = "ViT-B-16/openai"
+SEED = ("--seed", "--seeds")  # one option in every command, whether it takes one or a list
 
 # Titles under which a long --help groups its options.
 DATA = "Data and model"

@@ -10,6 +10,7 @@ from fewshot.commands.options import (
     COMPUTING,
     DEFAULT_MODEL,
     MAX_PIXELS,
+    SEED,
     AdapterArgument,
     AdapterModelOption,
     DeviceOption,
@@ -47,7 +48,7 @@ def auto(
         Path | None, typer.Option(help="Folder to write to. [default: runs/auto/NAME]")
     ] = None,
     store: StoreOption = None,
-    seed: Annotated[int, typer.Option(help="Random seed for folds and training.")] = 1,
+    seed: Annotated[int, typer.Option(*SEED, help="Random seed for folds and training.")] = 1,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     workers: WorkersOption = None,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from cache.errors import UserError
-from fewshot.commands.options import JsonOption, StoreOption, parse_ints, parse_names
+from fewshot.commands.options import SEED, JsonOption, StoreOption, parse_ints, parse_names
 from fewshot.commands.terminal import say, show
 
 
@@ -20,7 +20,9 @@ def compare(
         str | None, typer.Option(metavar="D[,D…]", help="Only these datasets.")
     ] = None,
     shots: Annotated[str | None, typer.Option(metavar="K[,K…]", help="Only these shots.")] = None,
-    seed: Annotated[str | None, typer.Option(metavar="S[,S…]", help="Only these seeds.")] = None,
+    seed: Annotated[
+        str | None, typer.Option(*SEED, metavar="S[,S…]", help="Only these seeds.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare two methods image by image, with tests of significance."""

@@ -13,6 +13,7 @@ from fewshot.commands.options import (
     FEW_SHOT,
     MAX_PIXELS,
     OUTPUT,
+    SEED,
     DataRootOption,
     DatasetOption,
     DeviceOption,
@@ -47,6 +48,7 @@ def train(
     seed: Annotated[
         int,
         typer.Option(
+            *SEED,
             help="Random seed for drawing the few shots and for training.",
             rich_help_panel=FEW_SHOT,
         ),
@@ -88,14 +90,8 @@ def train(
     from cache.loading import load
     from cache.source import find
     from fewshot.endtoend.display import shown
-    from fewshot.endtoend.experiment import (
-        checkpoint_path,
-        crops_asked,
-        require_new,
-        require_published,
-        run,
-        store_of,
-    )
+    from fewshot.endtoend.experiment import crops_asked, require_published, run, store_of
+    from fewshot.endtoend.finished import checkpoint_path, require_new
     from fewshot.endtoend.methods import configure
     from fewshot.endtoend.train import steps_done
     from fewshot.results.log import append_new
@@ -142,7 +138,10 @@ def train(
             watch=watch,
             advance=advance,
         )
-    if not append_new(out / "results.jsonl", trained.result):
+    added = append_new(out / "results.jsonl", trained.result)
+    if trained.again:
+        say(f"this run is finished, with this result; remove {checkpoint} to run it again")
+    elif not added:
         say(f"this run was done; its result is in {out / 'results.jsonl'} already")
     print(trained.result.to_json() if as_json else accuracy_table([trained.result]))
     if save is not None:

@@ -16,10 +16,10 @@ from torch import Tensor
 from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.location import default_root, store_path
-from cache.names import safe_name
 from cache.source import Item, Source
 from cache.store import FeatureStore
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, Plan
+from fewshot.endtoend.finished import finish, finished
 from fewshot.endtoend.photos import Photos, center_crops, require_images
 from fewshot.endtoend.train import Batches, Watch, train
 from fewshot.evaluation import result_of
@@ -40,11 +40,13 @@ class Trained:
         learner: With its parameters as trained.
         clip: The model that it is part of.
         result: What it reached on the test split.
+        again: True if all of it was finished before and read from the checkpoint.
     """
 
     learner: Learner
     clip: Clip
     result: Result
+    again: bool = False
 
 
 def run(
@@ -84,7 +86,8 @@ def run(
         official: Draw the few shots as the method's own authors do, where that is another way, and
             learn from fresh crops: live ones where the store has no views.
         save_memory: Compute activations twice instead of keeping them; see `Clip.save_memory`.
-        checkpoint: A file to resume from and to keep up to date.
+        checkpoint: A file to resume from and to keep up to date. Of a finished run, nothing is
+            trained or tested again.
         save: A folder to write the predictions into.
         workers: Threads that decode and augment.
         batch_size: Images per forward pass in testing.
@@ -135,14 +138,16 @@ def run(
         fewest=sample.shots,
         n_views=0 if stored is None else max(1, stored.split("train").n_views * protocol.views),
     )
+    about = _about(method, plan, encoder, source, items, protocol.seed, stored)
+    before = finished(checkpoint, about, planned)
     paths = [item.path for item in items]
     if stored is not None:
         batches = _stored(stored, sample.train, protocol.views)
     else:
-        tested = [item.path for item in source.splits["test"]]
-        require_images(source, paths + tested, workers=workers)
+        if before is None:
+            tested = [item.path for item in source.splits["test"]]
+            require_images(source, paths + tested, workers=workers)
         batches = _live(learner, encoder, source, paths, plan, protocol.seed, workers)
-    about = _about(method, plan, encoder, source, items, protocol.seed, stored)
     start = time.perf_counter()
     if learner.calibrate is not None:
         pixels = center_crops(
@@ -153,6 +158,8 @@ def run(
         learner, clip, plan, method.optimizer(learner), batches, labels,
         seed=protocol.seed, checkpoint=checkpoint, about=about, watch=watch,
     )  # fmt: skip
+    if before is not None:
+        return Trained(learner, clip, before, again=True)
     trained = time.perf_counter()
     predicted, truth = _test(learner, clip, source, stored, batch_size, workers, advance)
     result = result_of(
@@ -170,6 +177,8 @@ def run(
         fit_seconds=trained - start,
         predict_seconds=time.perf_counter() - trained,
     )
+    if checkpoint is not None:
+        finish(checkpoint, about, result)
     return Trained(learner, clip, result)
 
 
@@ -197,19 +206,6 @@ def require_published(method: EndToEnd, *, changed: Collection[str]) -> None:
     if not method.published:
         raise UserError(
             f"{method.name} has no published recipe for few shots of CLIP; leave official out"
-        )
-
-
-def require_new(checkpoint: Path) -> None:
-    """Raise if there is a checkpoint, which a run that does not resume would overwrite.
-
-    Raises:
-        UserError: There is one.
-    """
-    if checkpoint.exists():
-        raise UserError(
-            f"{checkpoint} is from an earlier start of this run; continue it with --resume, or "
-            "remove it to start over"
         )
 
 
@@ -376,16 +372,6 @@ def augmented(plan: Plan, crop_scale: tuple[float, float] | None, flip: bool | N
         crop_scale=plan.crop_scale if crop_scale is None else crop_scale,
         flip=plan.flip if flip is None else flip,
     )
-
-
-def checkpoint_path(
-    out: Path, method: EndToEnd, source: Source, model: str, shots: int, seed: int, *more: object
-) -> Path:
-    """Where a run keeps its checkpoint: a name of its own for whatever was asked for."""
-    asked = [asdict(method), model, shots, seed, *more]
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
-    name = safe_name(f"{method.name}-{source.dataset}-{shots}-{seed}")
-    return out / "checkpoints" / f"{name}-{digest}.safetensors"
 
 
 def store_of(source: Source, model: str, root: Path | None) -> FeatureStore | None:

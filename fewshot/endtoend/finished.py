@@ -1,0 +1,76 @@
+"""Where a training keeps its checkpoint, and how it says that it is finished, and with what result.
+
+Beside `NAME.safetensors`, the checkpoint, a finished run leaves `NAME.json`: its result line, and
+all that the outcome depends on. A run that is asked for again is read from there, if all of that is
+still the same.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from cache.atomic import replacing
+from cache.errors import UserError
+from cache.names import safe_name
+from cache.source import Source
+from fewshot.endtoend.clip import EndToEnd
+from fewshot.results.log import Result
+from fewshot.run import Run
+
+
+def checkpoint_path(
+    out: Path, method: EndToEnd, source: Source, model: str, shots: int, seed: int, *more: object
+) -> Path:
+    """The checkpoint of a run: a name of its own for whatever was asked for."""
+    asked = [asdict(method), model, shots, seed, *more]
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    name = safe_name(f"{method.name}-{source.dataset}-{shots}-{seed}")
+    return out / "checkpoints" / f"{name}-{digest}.safetensors"
+
+
+def require_new(checkpoint: Path) -> None:
+    """Raise if there is the checkpoint of an unfinished run, which this run would overwrite.
+
+    Raises:
+        UserError: There is one.
+    """
+    if checkpoint.exists() and not _note(checkpoint).exists():
+        raise UserError(
+            f"{checkpoint} is from an earlier start of this run; continue it with --resume, or "
+            "remove it to start over"
+        )
+
+
+def finish(checkpoint: Path, about: str, result: Result) -> None:
+    """Note that the checkpoint's run is finished.
+
+    Args:
+        checkpoint: The checkpoint after the last step.
+        about: All that the run's outcome depends on.
+        result: What the run reached.
+    """
+    with replacing(_note(checkpoint)) as temporary:
+        temporary.write_text(json.dumps({"about": about, "result": result.to_json()}))
+
+
+def finished(checkpoint: Path | None, about: str, run: Run) -> Result | None:
+    """The result of the run, if it is finished.
+
+    Args:
+        checkpoint: The run's checkpoint, if it has one.
+        about: All that the run's outcome depends on now.
+        run: The run that is asked for.
+    """
+    if checkpoint is None or not checkpoint.exists():
+        return None
+    try:
+        content = json.loads(_note(checkpoint).read_text())
+        result = Result.from_json(content["result"])
+    except (OSError, ValueError, KeyError, TypeError):  # not finished, or damaged: tested again
+        return None
+    return result if content["about"] == about and result.run == run else None
+
+
+def _note(checkpoint: Path) -> Path:
+    return checkpoint.with_suffix(".json")
