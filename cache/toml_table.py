@@ -67,6 +67,14 @@ class Table:
             raise self.error(key, f"a number, or {word}", value)
         return float(value) if number else value
 
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """The list of numbers under a key; empty where there is none."""
+        value = self._get(key)
+        given = [] if value is None else value
+        if not isinstance(given, list) or not all(type(one) in (int, float) for one in given):
+            raise self.error(key, "a list of numbers", value)
+        return tuple(map(float, given))
+
     def boolean(self, key: str) -> bool | None:
         """True or false under a key; None where there is neither."""
         value = self._get(key)

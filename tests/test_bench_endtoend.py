@@ -1,8 +1,14 @@
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+import cli
+from cache.errors import UserError
 from cli import main
+from fewshot.bench.config import configured
 from fewshot.results.log import read
 
 BENCH = ["bench", "--datasets", "digits", "--models", "tiny", "--shots", "1", "--seeds", "1,2"]
@@ -58,3 +64,72 @@ def test_a_cell_that_fails_names_the_command_that_repeats_it(
     assert "the loss is" in err
     assert "fewshot train vpt-deep --model tiny --dataset digits --shots 1 --seed 1" in err
     assert [r.method for r in read(Path("runs/bench/results.jsonl"))] == ["gda"]
+
+
+TRAINED = ["--methods", "vpt-deep", "--seeds", "1", "--set", "iterations_per_shot=2"]
+CROPS = ["--crop-scale", "0.5", "1", "--no-flip"]
+
+
+def test_options_of_train_reach_the_runs_and_their_records(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = [*BENCH, *TRAINED, *CROPS, "--precision", "bf16", "--save-memory"]
+    assert main(asked) == 0
+    [result] = read(Path("runs/bench/results.jsonl"))
+    assert result.hyperparameters["crop_scale"] == [0.5, 1.0]
+    assert result.hyperparameters["flip"] is False
+    assert result.fixed == {"iterations_per_shot": 2, "crop_scale": [0.5, 1.0], "flip": False}
+    capsys.readouterr()
+    assert main([*asked, "--dry-run"]) == 0
+    assert "1 cells, 1 of them done before" in capsys.readouterr().err.replace(
+        "1 cell,", "1 cells,"
+    )
+
+
+def test_the_command_that_repeats_a_failed_run_has_the_options_of_train(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = [*BENCH, *TRAINED, *CROPS, "--set", "lr=1e30", "--data-root", "my data"]
+    asked += ["--device", "cpu", "--precision", "fp32", "--save-memory"]
+    Path("my data").mkdir()
+    assert main(asked) == 1
+    [command] = [line for line in capsys.readouterr().err.splitlines() if "fewshot train" in line]
+    assert command.endswith(
+        "--out runs/bench --data-root 'my data' --device cpu --precision fp32 "
+        "--crop-scale 0.5 1.0 --no-flip --save-memory"
+    )
+    group: Any = typer.main.get_command(cli.app)
+    _, name, *words = shlex.split(command)
+    parsed = group.commands[name].make_context(name, words).params
+    assert parsed["crop_scale"] == (0.5, 1.0)
+    assert parsed["settings"] == ["iterations_per_shot=2", "lr=1e+30"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--methods", "gda", "--official"], "--official is for methods that are trained through"),
+        (["--methods", "ssf", "--official"], "ssf has no published recipe for few shots of CLIP"),
+        (["--methods", "coop", *SHORT[:2], "--official"], "sets everything itself; got epochs"),
+        (["--methods", "coop", "--crop-scale", "0.9", "0.5"], "0 < minimum <= maximum <= 1"),
+    ],
+)
+def test_options_of_train_that_cannot_be_are_one_line(
+    more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*BENCH, *more]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_options_of_train_stand_in_the_file_too(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("b.toml").write_text('[train]\nprecision = "bf16"\ncrop_scale = [0.5, 1]\nflip = false\n')
+    train = configured({"train": {"precision": "fp32"}}, Path("b.toml")).train
+    assert (train.precision, train.crop_scale, train.flip) == ("fp32", (0.5, 1.0), False)
+    for line, expected in (
+        ("crop_scale = [1]", "expected two numbers"),
+        ('flip = "no"', "expected true or false"),
+        ("speed = 1", "unknown key"),
+    ):
+        Path("b.toml").write_text(f"[train]\n{line}\n")
+        with pytest.raises(UserError, match=expected):
+            configured({}, Path("b.toml"))

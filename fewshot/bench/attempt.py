@@ -96,16 +96,27 @@ def _evaluate(save: Path | None, cells: Sequence[Cell]) -> list[Result]:
 def _train(save: Path | None, cell: Cell, store: FeatureStore) -> Result:
     """The result of a method that needs the model, and mostly the images, beside the store."""
     method = configure_trained(cell.run.method, cell.protocol.fixed, seed=cell.protocol.seed)
-    encoder, source = _encoder(store.model), _source(store.dataset)
-    return run(method, encoder, source, cell.protocol, store=store, save=save).result
+    options = cell.train
+    return run(
+        method,
+        _encoder(store.model, options.device, options.precision),
+        _source(store.dataset, options.data_root),
+        cell.protocol,
+        store=store,
+        crop_scale=options.crop_scale,
+        flip=options.flip,
+        official=options.official,
+        save_memory=options.save_memory,
+        save=save,
+    ).result
 
 
 @functools.lru_cache(maxsize=1)
-def _encoder(model: str) -> Encoder:
+def _encoder(model: str, device: str, precision: str) -> Encoder:
     """Loaded once for all cells of a model."""
-    return load(model)
+    return load(model, device=device, precision=precision)
 
 
 @functools.lru_cache(maxsize=8)
-def _source(dataset: str) -> Source:
-    return find(dataset, None)
+def _source(dataset: str, data_root: Path | None) -> Source:
+    return find(dataset, None, root=data_root)

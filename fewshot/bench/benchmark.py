@@ -7,8 +7,9 @@ reported and the others run; `OUT/failures.jsonl` has the failures of the last r
 
 import contextlib
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -128,7 +129,10 @@ def _locked(out: Path) -> Iterator[None]:
 
 def _again(bench: Bench, cell: Cell) -> str:
     """The command that runs the cell again and puts its result where it belongs."""
-    return cell.run.command(bench.store, bench.out, end_to_end=cell.run.method in TRAINED)
+    trained = cell.run.method in TRAINED
+    asked = replace(cell.run, fixed=cell.protocol.fixed)
+    command = asked.command(bench.store, bench.out, end_to_end=trained)
+    return f"{command} {shlex.join(cell.train.words())}".rstrip() if trained else command
 
 
 def _record(path: Path, bench: Bench, cell: Cell, failure: Failure) -> None:

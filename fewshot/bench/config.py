@@ -12,6 +12,9 @@ A file has the keys
     alpha = [0.1, 0.3, 0.5]           # of every method that has it
     ridge.penalty = 1.0               # of this one
 
+    [train]                           # of methods trained through the model
+    precision = "bf16"
+
 and every one can be left out, as can those that are named like flags and not shown here.
 """
 
@@ -25,6 +28,7 @@ from typing import Any
 from cache.errors import UserError, unknown
 from cache.location import default_root
 from cache.toml_table import Table
+from fewshot.bench.trained import TrainOptions, read_train_options
 from fewshot.model_selection.blending import Share
 from fewshot.run import SETTINGS, TRANSFERS, Protocol, Setting
 
@@ -52,6 +56,7 @@ class Bench:
         out: The folder of results.
         store: The folder of stores.
         predictions: Whether to save predictions.
+        train: Options of methods that are trained through the model.
 
     Raises:
         UserError: A value that will not do, or two that exclude each other.
@@ -73,6 +78,7 @@ class Bench:
     out: Path = Path("runs/bench")
     store: Path = field(default_factory=default_root)
     predictions: bool = True
+    train: TrainOptions = field(default_factory=TrainOptions)
 
     def __post_init__(self) -> None:
         for name in ("methods", "datasets", "models", "shots", "seeds"):
@@ -101,7 +107,7 @@ def configured(flags: Mapping[str, Any], config: Path | None = None) -> Bench:
 
     Args:
         flags: By the names of `Bench`'s attributes; None is not given. Settings are overridden
-            one by one.
+            one by one, and so are the options of training, by the names of `TrainOptions`.
         config: A TOML file.
 
     Raises:
@@ -110,7 +116,8 @@ def configured(flags: Mapping[str, Any], config: Path | None = None) -> Bench:
     values = {} if config is None else _read(config)
     given = {name: value for name, value in flags.items() if value is not None}
     settings = {**values.get("settings", {}), **given.get("settings", {})}
-    return Bench(**{**values, **given, "settings": settings})
+    train = TrainOptions(**{**values.get("train", {}), **given.get("train", {})})
+    return Bench(**{**values, **given, "settings": settings, "train": train})
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -147,6 +154,7 @@ def _read(file: Path) -> dict[str, Any]:
         "jobs": table.integer("jobs", at_least=1),
         "predictions": table.boolean("predictions"),
         "settings": _settings(table.table("set")),
+        "train": read_train_options(table.table("train")),
     }
     table.refuse_unread()
     asked = {*table.content, "settings"}

@@ -13,8 +13,14 @@ from cache.location import find_store, find_stores
 from cache.manifest import all_manifests
 from cache.store import FeatureStore
 from fewshot.bench.config import ALL, Bench
+from fewshot.bench.trained import TrainOptions, require_trained
 from fewshot.endtoend.clip import EndToEnd
-from fewshot.endtoend.experiment import require_few_shots
+from fewshot.endtoend.experiment import (
+    chosen_by_hand,
+    crops_asked,
+    require_few_shots,
+    require_published,
+)
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.endtoend.methods import configure as configure_trained
 from fewshot.evaluation import shared_classes
@@ -33,12 +39,14 @@ class Cell:
         protocol: What is asked for it.
         tested: The store of the test split.
         learned: The store of the few shots; mostly the same.
+        train: Options of a method that is trained through the model.
     """
 
     run: Run
     protocol: Protocol
     tested: Path
     learned: Path
+    train: TrainOptions = field(default_factory=TrainOptions)
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,7 @@ def plan(bench: Bench) -> Plan:
         if name not in (*METHODS, *TRAINED, *ALL):
             raise unknown("method", name, [*METHODS, *TRAINED])
     methods = list(METHODS) if bench.methods == ALL else list(bench.methods)
+    require_trained(bench.train, methods, TRAINED)
     variants = {name: _variants(name, bench.settings, methods) for name in methods}
     left_out: dict[str, None] = {}
     pairs = list(_pairs(bench, left_out))
@@ -172,6 +181,9 @@ class _Ask:
         if isinstance(self.method, EndToEnd):
             try:
                 require_few_shots(name, self.protocol)
+                if self.bench.train.official:
+                    crops = crops_asked(self.bench.train.crop_scale, self.bench.train.flip)
+                    require_published(self.method, changed=[*self.protocol.fixed, *crops])
             except UserError as error:
                 return str(error)
         if setting in ("base-to-new", "cross-dataset") and not isinstance(
@@ -213,9 +225,10 @@ class _Ask:
         if protocol.tune == "cv" and fewest < 2:
             protocol = replace(protocol, tune=None)
         on_images = isinstance(self.method, EndToEnd) and self.method.on_images
+        fixed = {**protocol.fixed, **self._chosen_by_hand()}
         run = Run.planned(
             self.method,
-            protocol,
+            replace(protocol, fixed=fixed),
             dataset=tested.dataset,
             model=tested.model,
             fingerprint=tested.fingerprint,
@@ -224,7 +237,20 @@ class _Ask:
             fewest=fewest,
             n_views=0 if on_images else self.pair.n_views,
         )
-        return Cell(run, protocol, tested.path, learned.path)
+        return Cell(run, protocol, tested.path, learned.path, self.bench.train)
+
+    def _chosen_by_hand(self) -> dict[str, Any]:
+        train = self.bench.train
+        if not isinstance(self.method, EndToEnd):
+            return {}
+        return chosen_by_hand(
+            self.method,
+            live=self.method.on_images,
+            has_val="val" in self.pair.learned.splits,
+            crop_scale=train.crop_scale,
+            flip=train.flip,
+            official=train.official,
+        )
 
 
 def _variants(

@@ -12,7 +12,14 @@ from fewshot.commands.options import (
     OUTPUT,
     SEED,
     BlendOption,
+    DataRootOption,
+    DeviceOption,
+    FlipOption,
+    ImageCropScaleOption,
     ImbalanceOption,
+    OfficialOption,
+    PrecisionOption,
+    SaveMemoryOption,
     StoreOption,
     TuneOption,
     parse_ints,
@@ -119,6 +126,13 @@ def bench(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    data_root: DataRootOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    crop_scale: ImageCropScaleOption = None,
+    flip: FlipOption = None,
+    official: OfficialOption = False,
+    save_memory: SaveMemoryOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs that are not done, and stop.")
     ] = False,
@@ -127,13 +141,25 @@ def bench(
 
     Prints mean accuracies. Runs that are done are skipped, so the same command continues after a
     stop. Runs that fail are reported at the end, with exit code 1; they do not stop the others.
+    --data-root, --device, --precision, --crop-scale, --flip, --official and --save-memory are for
+    methods of `fewshot train`.
     """
     from fewshot.bench.benchmark import pending, run
     from fewshot.bench.config import configured, parse_settings
     from fewshot.bench.mean_table import mean_table
     from fewshot.bench.plan import plan
+    from fewshot.bench.trained import TrainOptions
     from fewshot.tables import text
 
+    train = TrainOptions(
+        data_root=data_root,
+        device=device,
+        precision=precision,
+        crop_scale=crop_scale,
+        flip=flip,
+        official=official,
+        save_memory=save_memory,
+    )
     asked = configured(
         {
             "methods": parse_names(methods),
@@ -152,6 +178,7 @@ def bench(
             "out": out,
             "store": store,
             "predictions": predictions,
+            "train": train.given(),
         },
         config,
     )

@@ -110,8 +110,8 @@ def run(
     if store is not None:
         _require_same_weights(store, encoder)
         _require_same_images(store, source)
-    val_first = official and method.val_first and bool(source.splits.get("val"))
-    sample = _drawn(source, protocol, val_first)
+    has_val = bool(source.splits.get("val"))
+    sample = _drawn(source, protocol, official and method.val_first and has_val)
     items = [source.splits["train"][row] for row in sample.train]
     labels = torch.tensor([item.label for item in items])
     clip = Clip.of(encoder)
@@ -123,11 +123,12 @@ def run(
     if official and stored is not None and not (protocol.views and stored.split("train").n_views):
         stored = None  # a published recipe learns from fresh crops, never from one of each image
     values: dict[str, Any] = asdict(method)
-    chosen: dict[str, Any] = {"sample": "val first"} if val_first else {}
     if stored is None:
-        crops = {"crop_scale": list(plan.crop_scale), "flip": plan.flip}
-        values |= crops
-        chosen |= {name: crops[name] for name in crops_asked(crop_scale, flip)}
+        values |= {"crop_scale": list(plan.crop_scale), "flip": plan.flip}
+    chosen = chosen_by_hand(
+        method, live=stored is None, has_val=has_val,
+        crop_scale=crop_scale, flip=flip, official=official,
+    )  # fmt: skip
     planned = Run.planned(
         method,
         replace(protocol, fixed={**protocol.fixed, **chosen}),
@@ -356,17 +357,55 @@ def _about(
     return json.dumps(what, sort_keys=True)
 
 
-def augmented(plan: Plan, crop_scale: tuple[float, float] | None, flip: bool | None) -> Plan:
-    """The plan with other crops, where others are asked for.
+def require_shares(crop_scale: tuple[float, float] | None) -> None:
+    """Raise unless the scale is a range of shares of an image's area.
 
     Raises:
-        UserError: The scale is no range of shares.
+        UserError: It is not.
     """
     if crop_scale is not None and not 0 < crop_scale[0] <= crop_scale[1] <= 1:
         raise UserError(
             f"crop_scale must be two shares of the area, 0 < minimum <= maximum <= 1; got "
             f"{crop_scale[0]} and {crop_scale[1]}; CoOp's are 0.08 and 1"
         )
+
+
+def chosen_by_hand(
+    method: EndToEnd,
+    *,
+    live: bool,
+    has_val: bool,
+    crop_scale: tuple[float, float] | None,
+    flip: bool | None,
+    official: bool,
+) -> dict[str, Any]:
+    """The choices about images that a run's settings record besides the method's fields.
+
+    Args:
+        method: What is trained.
+        live: It learns from images and not from a store's features.
+        has_val: The dataset has a val split.
+        crop_scale: As in `run`.
+        flip: As in `run`.
+        official: As in `run`.
+    """
+    chosen: dict[str, Any] = {}
+    if official and method.val_first and has_val:
+        chosen["sample"] = "val first"
+    if live and crop_scale is not None:
+        chosen["crop_scale"] = list(crop_scale)
+    if live and flip is not None:
+        chosen["flip"] = flip
+    return chosen
+
+
+def augmented(plan: Plan, crop_scale: tuple[float, float] | None, flip: bool | None) -> Plan:
+    """The plan with other crops, where others are asked for.
+
+    Raises:
+        UserError: The scale is no range of shares.
+    """
+    require_shares(crop_scale)
     return replace(
         plan,
         crop_scale=plan.crop_scale if crop_scale is None else crop_scale,
