@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 SHOWN = 25  # names that fit an error still called one line
+NEAREST = 5  # names shown of more than that
 
 
 class UserError(ValueError):
@@ -30,17 +31,29 @@ def excerpt(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}"
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+def count(n: int, noun: str, plural: str = "") -> str:
+    """Return such as "1 photo" and "1,200 photos"."""
+    return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"
+
+
+def unknown(kind: str, name: str, known: Iterable[str], *, see: str = "") -> UserError:
     """The error for a name that is not among `known`, with the nearest ones offered.
+
+    All names are listed if they fit one line, else the nearest ones.
 
     Args:
         kind: What the name should have been, such as "dataset" or "method".
         name: What was given.
         known: Every name that would have been right.
+        see: A command that lists them all.
     """
     by_case = {candidate.casefold(): candidate for candidate in sorted(known)}
     near = difflib.get_close_matches(name.casefold(), by_case, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(by_case[n]) for n in near)}? " if near else ""
     names = list(by_case.values())
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return UserError(f"unknown {kind} {name!r:.80}; {hint}known: {', '.join(names[:SHOWN])}{more}")
+    more = ""
+    if len(names) > SHOWN:
+        nearest = difflib.get_close_matches(name.casefold(), by_case, n=NEAREST, cutoff=0.0)
+        more = f" and {len(names) - NEAREST} more" + (f", listed by {see}" if see else "")
+        names = [by_case[one] for one in nearest]
+    return UserError(f"unknown {kind} {name!r:.80}; {hint}known: {', '.join(names)}{more}")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.errors import UserError, unknown
+from cache.errors import UserError, count, unknown
 from cache.import_files import Arrays
 from cache.listing import stratified_split
 from cache.prompts import filled
@@ -174,7 +174,7 @@ def _split(found: Arrays, names: Mapping[str, str], prefix: str) -> Split:
     labels = _labels(names[f"{prefix}labels"], found.read(names[f"{prefix}labels"]))
     if len(features) != len(labels):
         raise UserError(
-            f"{prefix}features has {len(features)} rows and {prefix}labels {len(labels)}; "
+            f"{prefix}features has {count(len(features), 'row')} and {prefix}labels {len(labels)}; "
             "each row needs one label"
         )
     if f"{prefix}paths" in names:

@@ -141,7 +141,12 @@ def load_manifest(name: str, file: Path | None = None) -> Manifest:
             return manifest
     if file is not None and not name:
         return manifests[0]
-    raise unknown(f"dataset{f' in {file}' if file else ''}", name, [m.name for m in manifests])
+    raise unknown(
+        f"dataset{f' in {file}' if file else ''}",
+        name,
+        [m.name for m in manifests],
+        see="fewshot datasets",
+    )
 
 
 @functools.cache

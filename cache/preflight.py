@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from statistics import median
 
-from cache.errors import UserError, printable
+from cache.errors import UserError, count, printable
 from cache.progress import progress
 from cache.skipped import Skipped
 from cache.source import Source
@@ -47,8 +47,9 @@ class Preflight:
         source = self.source
         n = len(source.classnames)
         total = sum(map(sum, self.counts.values()))
+        size = f"{count(n, 'class', 'classes')}, {count(total, 'image')}"
         lines = [
-            f"{source.dataset}: {n:,} class{'es' * (n != 1)}, {_images(total)} ({source.origin})",
+            f"{source.dataset}: {size} ({source.origin})",
             "  split    images  per class min / median / max",
         ]
         for split, counts in self.counts.items():
@@ -58,7 +59,7 @@ class Preflight:
         lines += [f"problem: {problem}" for problem in self.problems]
         lines += [f"note: {note}" for note in self.notes]
         if self.unreadable:
-            lines.append(f"unreadable: {_images(len(self.unreadable))}")
+            lines.append(f"unreadable: {count(len(self.unreadable), 'image')}")
             lines += [
                 f"  {u.split} {printable(u.path)}: {u.reason}" for u in self.unreadable[:_LISTED]
             ]
@@ -78,7 +79,7 @@ class Preflight:
         if self.unreadable and not skip_unreadable:
             split, path, reason = self.unreadable[0]
             raise UserError(
-                f"{_images(len(self.unreadable))} cannot be read, the first {split} "
+                f"{count(len(self.unreadable), 'image')} cannot be read, the first {split} "
                 f"{printable(path)} ({reason}); fix or remove them, or leave them out with "
                 "--skip-unreadable"
             )
@@ -162,11 +163,6 @@ def check_files(source: Source, train_rows: Sequence[int] | None = None) -> Pref
         return check(source, rows=rows, advance=advance)
 
 
-def _images(n: int) -> str:
-    """Such as `1 image` and `2,000 images`."""
-    return f"{n:,} image{'s' * (n != 1)}"
-
-
 def _per_class(labels: Iterable[int], n_classes: int) -> tuple[int, ...]:
     counted = Counter(labels)
     return tuple(counted[label] for label in range(n_classes))
@@ -224,7 +220,9 @@ def _leaks(source: Source) -> Iterator[str]:
         for other in splits[i + 1 :]:
             both = sorted(paths[one] & paths[other])
             if both:
-                yield f"{len(both):,} images are in {one} and in {other}, first: {both[0]}"
+                verb = "is" if len(both) == 1 else "are"
+                images = count(len(both), "image")
+                yield f"{images} {verb} in {one} and in {other}, first: {both[0]}"
 
 
 def _notes(source: Source, counts: Mapping[str, tuple[int, ...]]) -> Iterator[str]:

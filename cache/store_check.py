@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.contents import UNIT_TOLERANCE, Contents
-from cache.errors import UserError
+from cache.errors import UserError, count
 from cache.split import Split
 from cache.store import FeatureStore
 
@@ -40,7 +40,7 @@ def inspect(path: Path) -> str:
     origin = store.identity["dataset"].get("origin")
     lines = {
         "store": f"{path}, {path.stat().st_size:,} bytes",
-        "dataset": f"{store.dataset}, {store.n_classes} classes"
+        "dataset": f"{store.dataset}, {count(store.n_classes, 'class', 'classes')}"
         + (f", {origin}" if origin else ""),
         "model": _words(store.identity["model"]),
         "features": f"{store.dim} wide" + (", imported" if store.imported else ""),
@@ -54,7 +54,7 @@ def inspect(path: Path) -> str:
     for name in store.text_sets:
         labels = store.contents.array(f"text/{name}/labels")
         counts = np.bincount(labels, minlength=store.n_classes)
-        lines[f"text {name}"] = f"{counts.sum()} prompts, {_range(counts)} per class"
+        lines[f"text {name}"] = f"{count(counts.sum(), 'prompt')}, {_range(counts)} per class"
         if f"text/{name}/pooled" in store.contents:
             pooled = store.contents.places[f"text/{name}/pooled"].shape[1]
             lines[f"text {name}"] += f", {pooled} wide before the projection"
@@ -63,7 +63,7 @@ def inspect(path: Path) -> str:
     if store.skipped:
         more = ", ..." if len(store.skipped) > 10 else ""
         first = ", ".join(map(str, store.skipped[:10]))
-        lines["skipped"] = f"{len(store.skipped)} images: {first}{more}"
+        lines["skipped"] = f"{count(len(store.skipped), 'image')}: {first}{more}"
     width = max(map(len, lines))
     return "\n".join(f"{key:<{width}}  {value}" for key, value in lines.items())
 
@@ -109,7 +109,7 @@ def _norms(vectors: NDArray[Any]) -> NDArray[np.float32]:
 
 def _split_words(split: Split, n_classes: int) -> str:
     counts = np.bincount(split.labels, minlength=n_classes)
-    words = f"{counts.sum()} images, {_range(counts)} per class"
+    words = f"{count(counts.sum(), 'image')}, {_range(counts)} per class"
     if len(split.encoded) < len(split):
         words += f", {len(split.encoded)} of them encoded"
     if split.n_views:

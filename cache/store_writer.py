@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cache.atomic import replacing
 from cache.disk import DiskFile
-from cache.errors import UserError
+from cache.errors import UserError, count
 from cache.hdf5 import datasets, digest, reserve, write_strings
 from cache.identity import canonical_json, fingerprint
 from cache.skipped import Skipped
@@ -120,7 +120,8 @@ class StoreWriter:
         if len(ids) == 0:
             raise UserError(f"the {name} split has no images; leave it out or give it some")
         if len(paths) != len(ids):
-            raise UserError(f"{name} has {len(ids)} labels and {len(paths)} paths; give one each")
+            given = f"{count(len(ids), 'label')} and {count(len(paths), 'path')}"
+            raise UserError(f"{name} has {given}; give one each")
         self._check_labels(name, ids)
         self._check_width(f"{name} features", dim)
         group = self._file.create_group(name)

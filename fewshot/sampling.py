@@ -244,7 +244,8 @@ def require_shots(
     some = ", ".join(f"{classnames[k]!r} (class {k}) has {counts[k]}" for k in wrong[:3])
     more = f", and {len(wrong) - 3} classes more" if len(wrong) > 3 else ""
     least = counts.min()
-    remedy = f"use at most {least} shots" if least and not exactly else f"check the {split} split"
+    at_most = shots_name(int(least))
+    remedy = f"use at most {at_most}" if least and not exactly else f"check the {split} split"
     raise UserError(f"{shots} {split} images of every class are needed; {some}{more}; {remedy}")
 
 

@@ -113,7 +113,7 @@ def test_a_failing_cell_is_told_and_the_others_run(bench: Bench) -> None:
     assert failed(outcome) == ["two"]
     [(error, [cell])] = outcome.failures.items()
     assert error.startswith("zero-shot needs text features")
-    assert "1 cell failed, told one by one in" in said
+    assert "1 cell failed, listed in" in said
     assert f"  zero-shot two toy: {error}\n    {again(bench, cell)}" in said
     [told] = map(json.loads, (bench.out / "failures.jsonl").read_text().splitlines())
     assert told == {"cell": asdict(cell.run), "error": error, "again": again(bench, cell)}

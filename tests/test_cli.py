@@ -280,7 +280,7 @@ def test_corrupt_images_are_refused_or_left_out_and_listed(
     (photos / "red" / "000.jpg").write_bytes(b"")
     arguments = ("--dataset", str(photos), "--model", f"local-dir:{random_vit}")
     line = refusal(capsys, "extract", *arguments)
-    assert "1 images cannot be read" in line
+    assert "1 image cannot be read" in line
     assert "red/000.jpg" in line
     path = extracted(photos, random_vit, "--skip-unreadable")
     assert main(["verify", str(path)]) == 0

@@ -150,7 +150,7 @@ def test_images_that_are_not_there_are_counted_and_the_first_named(
     first = source.root / paths_of(source)[4]
     with pytest.raises(
         UserError,
-        match=rf"^4 of 21 images of photos cannot be read, the first {first}: no file at .*; mend",
+        match=rf"^4 of 21 images of photos cannot be read, the first {first}: no file at .*; fix",
     ):
         require_images(source, paths_of(source), workers=workers)
     require_images(source, paths_of(source)[:4], workers=workers)

@@ -144,7 +144,7 @@ def test_only_chosen_rows_are_opened(tmp_path: Path) -> None:
         (
             {**SPLITS, "val": (Item("a4.png", 0), Item("b9.png", 1))},
             ("ant", "bee"),
-            "1 images are in val and in test, first: a4.png",
+            "1 image is in val and in test, first: a4.png",
         ),
     ],
 )

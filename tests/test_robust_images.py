@@ -313,7 +313,7 @@ def test_links_are_followed_and_those_to_nowhere_are_told(user: User, tmp_path: 
     (photos / "zero" / "itself.png").symlink_to("itself.png")
 
     refusal = user.extracts(photos).refusal
-    assert "1 images cannot be read, the first train zero/itself.png" in refusal
+    assert "1 image cannot be read, the first train zero/itself.png" in refusal
     ran = user.extracts(photos, "--skip-unreadable")
     told = "note: links left out, as they lead nowhere or back: gone, itself, round"
     assert told in ran.said

@@ -241,5 +241,5 @@ def test_a_store_is_described(tmp_path: Path) -> None:
     assert "6 prompts, 2 per class, 20 wide before the projection" in tower
     assert described["support only"] == "seeds [1], shots 1"
     assert described["model"] == "dim 16, logit_scale 50.0, name tiny"
-    assert described["skipped"] == "1 images: val/a.jpg: the file is empty"
+    assert described["skipped"] == "1 image: val/a.jpg: the file is empty"
     assert described["fingerprint"] == FeatureStore.open(tmp_path / "toy.h5").fingerprint

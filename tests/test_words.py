@@ -40,8 +40,7 @@ WORDS = {  # a pattern -> what to write instead
 # Texts in which a word of the list is right.
 EXCEPTIONS = {
     "to `least` along": "the name of a parameter",
-    'licence = "': "a key of manifests; renaming it would break people's files",
-    "licence: In": "the same key",
+    "or licence": "the older spelling of a key of manifests, still read",
 }
 STARTS = ("What ", "Whether ", "Those ", "Whose ", "Do nothing")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cache.errors import UserError
+from cache.errors import UserError, count
 from fewshot.adapters.adapter_file import FORMAT, SUFFIX, read_adapter, write_adapter
 from fewshot.adapters.card import UNKNOWN, require_card, require_tensors
 from fewshot.model_selection.calibration import Calibration
@@ -66,7 +66,8 @@ class Adapter:
         learned = shots_name(int(shots)) if shots else "no labels"
         if "shots" not in self.training:
             learned = "nobody knows how many shots"
-        line = f"{self.method} on {self.model_name}, {len(self.classnames)} classes, {learned}"
+        classes = count(len(self.classnames), "class", "classes")
+        line = f"{self.method} on {self.model_name}, {classes}, {learned}"
         if known.accuracy is None or known.interval is None:
             return f"{line}; not calibrated, for want of labeled images to judge by"
         low, high = (f"{100 * end:.1f}" for end in known.interval)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cache.errors import count
 from fewshot.adapters.adapter import Adapter
 
 _NAMED = 20  # of many classes, how many are named
@@ -48,7 +49,7 @@ def _values(values: Mapping[str, Any]) -> Iterator[str]:
 def _classes(adapter: Adapter) -> Iterator[str]:
     counts = adapter.training.get("images per class") or []
     for i, name in enumerate(adapter.classnames[:_NAMED]):
-        yield f"{i:>4}  {name}" + (f"  ({counts[i]:,} images)" if counts else "")
+        yield f"{i:>4}  {name}" + (f"  ({count(counts[i], 'image')})" if counts else "")
     if len(adapter.classnames) > _NAMED:
         yield f"and {len(adapter.classnames) - _NAMED:,} more"
 
@@ -68,7 +69,7 @@ def _calibration(adapter: Adapter) -> Iterator[str]:
         return
     low, high = known.interval
     where = {"cv": "folds of the images learned from", "val": "validation images"}[known.source]
-    yield f"{known.images:,} images: {where}"
+    yield f"{count(known.images, 'image')}: {where}"
     yield f"accuracy: {100 * known.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
     yield f"temperature: {known.temperature:.4g}"
     yield f"expected calibration error: {known.error:.3f}; {known.error_before:.3f} at 1"

@@ -166,7 +166,10 @@ def run(
                 out.write(output.encodable(line, out.encoding))
                 out.flush()
     if not counts["classified"]:
-        raise UserError(f"none of the {len(files):,} images could be read; give others")
+        none = (
+            "the one image could not" if len(files) == 1 else f"none of {len(files):,} images could"
+        )
+        raise UserError(f"{none} be read; give others")
     return Outcome(counts["classified"], counts["unknown"], counts["unreadable"])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from cache.errors import count
 from cache.preflight import Preflight
 from cache.source import Source
 from cache.store import FeatureStore
@@ -15,7 +16,7 @@ from fewshot.automatic.commands import Command
 from fewshot.automatic.diagnostics import Diagnostics
 from fewshot.automatic.judging import CrossValidation
 from fewshot.automatic.unlabeled import Unlabeled
-from fewshot.automatic.wording import count, in_100
+from fewshot.automatic.wording import in_100
 from fewshot.model_selection.selection import MethodScore
 
 # Of the labels. People mislabel fewer: in ten well-known test sets at most 10 % were wrong

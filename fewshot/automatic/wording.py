@@ -9,8 +9,3 @@ def in_100(share: float) -> str:
     if n == 0 and share > 0:
         return "under 1 in 100"
     return f"{n} in 100"
-
-
-def count(n: int, noun: str, plural: str = "") -> str:
-    """Return such as "1 photo" and "1,200 photos"."""
-    return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from cache.errors import UserError
+from cache.errors import UserError, count
 from fewshot.bench.attempt import Failure, attempt
 from fewshot.bench.config import Bench
 from fewshot.bench.plan import Cell, Plan
@@ -79,8 +79,7 @@ def run(bench: Bench, plan: Plan, say: Callable[[str], None]) -> Outcome:
                 display.finished(cell)
     if failures:
         n = sum(map(len, failures.values()))
-        cells = "1 cell" if n == 1 else f"{n} cells"
-        say(f"{cells} failed, told one by one in {report}; the same command tries again:")
+        say(f"{count(n, 'cell')} failed, listed in {report}; the same command tries again:")
     for error, (cell, *others) in failures.items():
         more = f" and {len(others)} more" if others else ""
         say(f"  {cell.run.label}{more}: {error}\n    {_again(bench, cell)}")
@@ -95,7 +94,8 @@ def pending(
         say(f"left out: {why}")
     tasks = plan.tasks(finished(bench, say) if done is None else done)
     left = sum(map(len, tasks))
-    say(f"{len(plan.cells)} cells, {len(plan.cells) - left} of them done before; into {bench.out}")
+    cells = count(len(plan.cells), "cell")
+    say(f"{cells}, {len(plan.cells) - left} of them done before; into {bench.out}")
     return tasks
 
 

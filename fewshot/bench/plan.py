@@ -83,7 +83,7 @@ def plan(bench: Bench) -> Plan:
     """
     for name in bench.methods:
         if name not in (*METHODS, *TRAINED, *ALL):
-            raise unknown("method", name, [*METHODS, *TRAINED])
+            raise unknown("method", name, [*METHODS, *TRAINED], see="fewshot methods")
     methods = list(METHODS) if bench.methods == ALL else list(bench.methods)
     require_trained(bench.train, methods, TRAINED)
     variants = {name: _variants(name, bench.settings, methods) for name in methods}

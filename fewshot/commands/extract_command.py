@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cache.errors import unknown
+from cache.errors import count, unknown
 from fewshot.commands.options import (
     COMPUTING,
     DATA,
@@ -188,7 +188,8 @@ def extract(
     images = sum(len(chosen) for chosen in recipe.rows(source).values())
     if dry_run:
         sentences = sum(len(p.prompts) for p in recipe.prompts.values())
-        say(f"would encode {images} images and {sentences} prompts with {model} into {path}")
+        what = f"{count(images, 'image')} and {count(sentences, 'prompt')}"
+        say(f"would encode {what} with {model} into {path}")
         return
     from cache.loading import load
 

@@ -23,4 +23,9 @@ def require_method(name: str, command: Literal["fit", "train"]) -> None:
         raise UserError(f"{name} is fitted on stored features; run: fewshot fit {name}")
     known = METHODS if command == "fit" else TRAINED
     if name not in known:
-        raise unknown("method" if command == "fit" else "end-to-end method", name, known)
+        raise unknown(
+            "method" if command == "fit" else "end-to-end method",
+            name,
+            known,
+            see="fewshot methods",
+        )

@@ -1,4 +1,4 @@
-"""What the methods of the Tip-Adapter family share: two settings that act after fitting."""
+"""Common parts of the methods of the Tip-Adapter family: two settings that act after fitting."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache.atomic import replacing
-from cache.errors import UserError
+from cache.errors import UserError, count
 from fewshot.report import published
 from fewshot.report.accuracy import section
 from fewshot.report.classes import add_classes
@@ -115,8 +115,8 @@ def _summary(results: Sequence[Result], rows: Cells) -> str:
     repeated = f" ({again} more were run again later)" if again else ""
     methods = sorted({row.method for row in rows})
     return (
-        f"{counted} results{repeated} of {len(methods)} methods on "
-        f"{len({row.dataset for row in rows})} datasets, by fewshot {versions}."
+        f"{count(counted, 'result')}{repeated} of {count(len(methods), 'method')} on "
+        f"{count(len({row.dataset for row in rows}), 'dataset')}, by fewshot {versions}."
     )
 
 

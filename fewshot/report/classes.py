@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.errors import UserError
+from cache.errors import UserError, count
 from fewshot.report.content import Section
 from fewshot.report.lines import largest, series_names
 from fewshot.results.groups import Cells
@@ -97,7 +97,7 @@ def add_classes(section: Section, rows: Cells) -> None:
             tables.setdefault((row.dataset, images), {})[label] = confusions(same)
     if problems:
         section.notes.append(
-            f"{len(problems)} files of predictions are left out; the first: {problems[0]}"
+            f"{count(len(problems), 'file')} of predictions left out; the first: {problems[0]}"
         )
     for (dataset, images), by_label in tables.items():
         again = sum(name == dataset for name, _ in tables) > 1

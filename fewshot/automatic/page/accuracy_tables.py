@@ -6,8 +6,8 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
+from cache.errors import count
 from fewshot.automatic.confusions import ClassMetrics
-from fewshot.automatic.wording import count
 from fewshot.html import safe
 from fewshot.model_selection.cross_validation import Failed
 from fewshot.model_selection.selection import MethodScore, Selection

@@ -6,10 +6,11 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
+from cache.errors import count
 from fewshot import html
 from fewshot.automatic.confusions import ClassMetrics
 from fewshot.automatic.outcome import Tested
-from fewshot.automatic.wording import count, in_100
+from fewshot.automatic.wording import in_100
 from fewshot.model_selection.near_duplicates import Conflict
 from fewshot.model_selection.selection import Selection
 

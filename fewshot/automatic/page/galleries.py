@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cache.errors import count
 from cache.source import Source
 from fewshot.automatic.confusions import ConfusedPair, Confusion
 from fewshot.automatic.label_issues import LabelIssue
 from fewshot.automatic.page.thumbnails import Thumbnails
 from fewshot.automatic.unlabeled import Unlabeled
-from fewshot.automatic.wording import count, in_100
+from fewshot.automatic.wording import in_100
 from fewshot.html import Block, Folded, Gallery, Notes, Paragraph, Photo
 from fewshot.tables import Cell, Number, Table
 
