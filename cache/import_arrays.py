@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.errors import UserError, count, unknown
+from cache.errors import UserError, count, printable, unknown
 from cache.import_files import Arrays
 from cache.listing import stratified_split
 from cache.prompts import filled
@@ -32,6 +32,8 @@ NAMES = {
     "prompts": r"prompts",
     "classnames": r"class_?names",
 }
+
+MOST = 2**31  # classes; more do not come as rows of a file
 
 
 @dataclass(frozen=True)
@@ -85,18 +87,18 @@ def recognize(found: Arrays, arrays: Mapping[str, str]) -> Imported:
     names = _names(found, arrays)
     splits = _splits(found, names)
     text = found.read(names["text_features"]) if "text_features" in names else None
-    if text is not None and text.ndim not in (2, 3):
+    if text is not None and (
+        text.ndim not in (2, 3) or text.dtype.kind not in "fiu" or not text.size
+    ):
         raise UserError(
-            "text_features must be (C, D), or (T, C, D) for T templates; "
-            f"{names['text_features']} is {text.shape}"
+            "text_features must be (C, D), or (T, C, D) for T templates, and numbers; "
+            f"{names['text_features']} is {text.shape} {text.dtype}"
         )
     if "classnames" in names:
-        classnames = tuple(map(str, found.read(names["classnames"]).tolist()))
+        classnames = tuple(_texts(found, names["classnames"], "class names"))
     else:
-        n_labels = 1 + max(int(split.labels.max()) for split in splits.values())
-        classnames = tuple(
-            f"class {label}" for label in range(n_labels if text is None else text.shape[-2])
-        )
+        n_classes = _n_classes(splits) if text is None else text.shape[-2]
+        classnames = tuple(f"class {label}" for label in range(n_classes))
     if len(classnames) < 2:
         raise UserError("there is only one class, and nothing to tell apart; give two or more")
     if text is not None and text.shape[-2] != len(classnames):
@@ -104,7 +106,7 @@ def recognize(found: Arrays, arrays: Mapping[str, str]) -> Imported:
             f"text_features must be (C, D) or (T, C, D), for {len(classnames)} class names; "
             f"{names['text_features']} is {text.shape}"
         )
-    templates = found.read(names["prompts"]).tolist() if "prompts" in names else []
+    templates = _texts(found, names["prompts"], "prompts") if "prompts" in names else []
     return Imported(
         names=names,
         splits=splits,
@@ -133,14 +135,14 @@ def _names(found: Arrays, arrays: Mapping[str, str]) -> dict[str, str]:
             continue
         if len(fitting) > 1:
             raise UserError(
-                f"several arrays could be {target}: {', '.join(fitting)}; "
+                f"several arrays could be {target}: {printable(', '.join(fitting))}; "
                 f"choose with --array {target}=NAME"
             )
         names[target] = fitting[0]
     others = sorted(set(found.names) - set(names.values()))
     if not {"train_features", "features"} & names.keys() and others:
         raise UserError(
-            f"no train_features, and arrays of unknown purpose: {', '.join(others)}; "
+            f"no train_features, and arrays of unknown purpose: {printable(', '.join(others))}; "
             "say which is which, such as --array train_features=NAME --array train_labels=NAME"
         )
     return names
@@ -166,7 +168,7 @@ def _split(found: Arrays, names: Mapping[str, str], prefix: str) -> Split:
     for target in (f"{prefix}features", f"{prefix}labels"):
         if target not in names:
             raise UserError(
-                f"no array for {target} among {', '.join(found.names)}; "
+                f"no array for {target} among {printable(', '.join(found.names))}; "
                 f"say which it is with --array {target}=NAME"
             )
     name = names[f"{prefix}features"]
@@ -178,10 +180,33 @@ def _split(found: Arrays, names: Mapping[str, str], prefix: str) -> Split:
             "each row needs one label"
         )
     if f"{prefix}paths" in names:
-        paths = list(map(str, found.read(names[f"{prefix}paths"]).tolist()))
+        paths = _texts(found, names[f"{prefix}paths"], "paths")
     else:
         paths = [f"{name}[{row}]" for row in range(len(labels))]
     return Split(features, labels, paths)
+
+
+def _texts(found: Arrays, name: str, what: str) -> list[str]:
+    """An array of texts, or of numbers that are names."""
+    array = found.read(name)
+    try:
+        if array.ndim == 1 and array.dtype.kind in "iuU":
+            return list(map(str, array.tolist()))
+    except ValueError:  # characters beyond Unicode
+        pass
+    raise UserError(f"{what} must be a list of texts; {name} is {array.dtype} {array.shape}")
+
+
+def _n_classes(splits: Mapping[str, Split]) -> int:
+    """C, where nothing but the labels says it."""
+    n_labels = 1 + max(int(split.labels.max()) for split in splits.values())
+    n_images = sum(len(split.labels) for split in splits.values())
+    if n_labels > n_images:
+        raise UserError(
+            f"labels go up to {n_labels - 1:,} and there are {n_images:,} images; number the "
+            "classes from 0 on without gaps, or add an array classnames"
+        )
+    return n_labels
 
 
 def _features(name: str, features: NDArray[Any]) -> NDArray[Any]:
@@ -200,11 +225,13 @@ def _features(name: str, features: NDArray[Any]) -> NDArray[Any]:
 
 def _labels(name: str, labels: NDArray[Any]) -> NDArray[np.int64]:
     whole = labels.dtype.kind in "iu" or (labels.dtype.kind == "f" and (labels % 1 == 0).all())
-    if labels.ndim != 1 or not whole or (labels < 0).any():
+    if labels.ndim != 1 or not labels.size or not whole or (labels < 0).any():
         raise UserError(
             f"labels must be (N,) class ids from 0 on; {name} is {labels.dtype} {labels.shape}"
             + (f" from {labels.min()} on" if whole and labels.size else "")
         )
+    if (labels >= MOST).any():
+        raise UserError(f"labels must be class ids below {MOST:,}; {name} goes to {labels.max()}")
     return labels.astype(np.int64)
 
 
