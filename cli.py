@@ -140,6 +140,10 @@ _ENVIRONMENT = {
     errno.EEXIST,
     errno.EISDIR,
     errno.ENAMETOOLONG,
+    errno.EIO,
+    errno.ENOLCK,
+    errno.ESTALE,
+    errno.ELOOP,
 }
 
 

@@ -4,7 +4,6 @@ All of them map the same function over the missing shards of a plan, so all give
 """
 
 import importlib
-import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,6 +16,7 @@ import torch
 from cache.encoder import Encoder
 from cache.errors import UserError, unknown
 from cache.loading import load
+from cache.orphans import end_with_parent
 from cache.shards import Plan, Shard, encode_shard
 
 ENGINES = ("serial", "process", "ray")
@@ -73,17 +73,20 @@ def run(
             encode_shard(plan, shard, encoder, workers=workers, advance=advance)
         return
     run_in = {"process": _run_processes, "ray": _run_ray}[engine]
-    run_in(shards, advance, (plan, EncoderSpec.of(encoder), workers, processes))
+    threads = max(1, torch.get_num_threads() // processes)
+    run_in(shards, advance, (plan, EncoderSpec.of(encoder), workers, processes, threads))
 
 
-Setup = tuple[Plan, EncoderSpec, int, int]  # what a `Worker` is made of
+Setup = tuple[Plan, EncoderSpec, int, int, int]  # what a `Worker` is made of
 
 
 class Worker:
     """The state of one process or actor: the plan and its own copy of the model."""
 
-    def __init__(self, plan: Plan, spec: EncoderSpec, workers: int, processes: int) -> None:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    def __init__(
+        self, plan: Plan, spec: EncoderSpec, workers: int, processes: int, threads: int
+    ) -> None:
+        torch.set_num_threads(threads)
         self.plan, self.encoder = plan, spec.load()
         self.workers = max(1, workers // processes)
 
@@ -98,6 +101,7 @@ _worker: Worker  # of a worker process, made by its initializer
 
 def _start(*arguments: Any) -> None:
     global _worker
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent; shards are finished
     _worker = Worker(*arguments)
 
@@ -107,7 +111,7 @@ def _work(shard: Shard) -> int:
 
 
 def _run_processes(shards: list[Shard], advance: Callable[[int], None], setup: Setup) -> None:
-    *_, processes = setup
+    processes = setup[3]
     with ProcessPoolExecutor(processes, get_context("spawn"), _start, setup) as pool:
         try:
             for future in as_completed([pool.submit(_work, shard) for shard in shards]):
@@ -122,7 +126,7 @@ def _run_ray(shards: list[Shard], advance: Callable[[int], None], setup: Setup) 
         ray: Any = importlib.import_module("ray")
     except ImportError:
         raise UserError("--engine ray needs Ray; pip install 'fewshot-clip[ray]'") from None
-    plan, spec, workers, processes = setup
+    plan, spec, workers, processes, threads = setup
     started = not ray.is_initialized()
     if started:
         ray.init(include_dashboard=False, log_to_driver=False)
@@ -132,7 +136,7 @@ def _run_ray(shards: list[Shard], advance: Callable[[int], None], setup: Setup) 
         _check_room(ray.cluster_resources(), {"CPU": cpus * processes, "GPU": gpus * processes})
         resources = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 2, "max_task_retries": 2}
         remote = ray.remote(**resources)(Worker)
-        arguments = (ray.put(plan), spec, workers, processes)
+        arguments = (ray.put(plan), spec, workers, processes, threads)
         pool = ray.util.ActorPool([remote.remote(*arguments) for _ in range(processes)])
         for count in pool.map_unordered(lambda actor, shard: actor.encode.remote(shard), shards):
             advance(count)

@@ -9,7 +9,7 @@ import contextlib
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,14 @@ def extract(
     if store.exists() and if_exists == "skip":
         return False
     what = identity_of(source, encoder, recipe)
+    home = store.with_name(f".{store.stem}.parts")
+    key = fingerprint({"identity": what, "batch_size": batch_size, "skip": skip_unreadable})
     if store.exists() and if_exists == "resume":
         FeatureStore.open(store).require(what)
+        _remove_parts(store, home / key[:16])
         return False
     for prompts in recipe.prompts.values():  # before any image is encoded
         require_readable(encoder.tokenizer, prompts.prompts)
-    home = store.with_name(f".{store.stem}.parts")
-    key = fingerprint({"identity": what, "batch_size": batch_size, "skip": skip_unreadable})
     plan = Plan(
         source, Parts(home / key[:16]), batch_size, recipe.crop_scale, recipe.view_seed,
         skip_unreadable,
@@ -111,8 +112,6 @@ def extract(
             for shard in missing_text:
                 encode_text_shard(plan.parts, shard, encoder)
                 advance(len(shard.prompts))
-        for leftover in store.parent.glob(f".{store.name}.*.tmp"):  # of a killed run
-            leftover.unlink()
         _assemble(store, what, plan, recipe, images, texts, encoder.text_projection)
         shutil.rmtree(home)
     return True
@@ -131,6 +130,16 @@ def _alone(store: Path, part: tuple[int, int] | None) -> Iterator[None]:
         raise UserError(
             f"another process is writing {store}; wait for it, or stop it and run this again"
         ) from None
+
+
+def _remove_parts(store: Path, parts: Path) -> None:
+    """Remove what a finished store was made of, which a run killed just then left behind."""
+    if not parts.exists():
+        return
+    with contextlib.suppress(UserError), _alone(store, None):  # unless somebody is at it
+        shutil.rmtree(parts)
+        with contextlib.suppress(OSError):  # parts of another identity are there as well
+            parts.parent.rmdir()
 
 
 def _assemble(
@@ -159,7 +168,7 @@ def _assemble(
         store,
         identity=what,
         classnames=plan.source.classnames,
-        versions=versions() | {"manifest": plan.source.manifest_digest[:12]},
+        versions=versions() | _computed(plan, [*shards, *texts]),
         skipped=[*recipe.left_out, *found],
     ) as writer:
         for split in splits:
@@ -206,6 +215,17 @@ def _write_split(
         if views:
             writer.write_views(split, start, tensors["views"].numpy())
         start += len(tensors["rows"])
+
+
+def _computed(plan: Plan, shards: Sequence[Shard | TextShard]) -> dict[str, str]:
+    """What a store records of how it was computed, besides versions; several where they differ."""
+    notes = [plan.parts.note(shard.name) for shard in shards]
+    on = {
+        key: ", ".join(sorted({note.get(key, "unknown") for note in notes}))
+        for key in ("processor", "threads")
+    }
+    digest = plan.source.manifest_digest[:12]
+    return {**on, "batch_size": str(plan.batch_size), "manifest": digest}
 
 
 def versions() -> dict[str, str]:

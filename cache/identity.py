@@ -75,7 +75,7 @@ def identity_of(source: "Source", encoder: "Encoder", recipe: Recipe) -> dict[st
                 for split, items in source.splits.items()
             },
             "split": digest([[split, item.path, item.label] for split, item in items]),
-            "images": digest([source.size(item.path) for item in encoded]),
+            "images": digest([_size(source, item.path) for item in encoded]),
             "classnames": digest(source.classnames),
         },
         "model": dict(encoder.identity),
@@ -88,6 +88,16 @@ def identity_of(source: "Source", encoder: "Encoder", recipe: Recipe) -> dict[st
     if source.class_ids is not None:
         what["dataset"]["class_ids"] = source.class_ids
     return plain(what)
+
+
+def _size(source: "Source", path: str) -> int:
+    try:
+        return source.size(path)
+    except OSError as error:
+        raise UserError(
+            f"cannot read {source.root / path}: {error.strerror}; it was there when the dataset "
+            "was listed; run the same command again"
+        ) from error
 
 
 def canonical_json(value: Any) -> str:

@@ -105,7 +105,7 @@ def encode_text_shard(parts: Parts, shard: TextShard, encoder: Encoder) -> None:
     pooled = [before for _, before in batches if before is not None]
     if pooled:
         tensors["pooled"] = torch.cat(pooled)
-    parts.save(shard.name, tensors, {})
+    parts.save(shard.name, tensors, _computed_on(encoder))
 
 
 def encode_shard(
@@ -155,7 +155,7 @@ def encode_shard(
         "features": stacked[:, 0].contiguous(),
         "views": stacked[:, 1:].transpose(0, 1).contiguous(),
     }
-    plan.parts.save(shard.name, tensors, {"skipped": skipped})
+    plan.parts.save(shard.name, tensors, {"skipped": skipped, **_computed_on(encoder)})
 
 
 def _crops(
@@ -174,3 +174,13 @@ def _crops(
 
     per_batch = plan.batch_size // (1 + shard.views)
     return map(dict, read_ahead(shard.rows, crops, batch_size=per_batch, workers=workers))
+
+
+def _computed_on(encoder: Encoder) -> dict[str, str]:
+    """What the last bits of a feature depend on, besides the batch: no part of the identity."""
+    if encoder.device.type == "cuda":
+        return {"processor": torch.cuda.get_device_name(encoder.device), "threads": "1"}
+    return {
+        "processor": f"CPU, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": str(torch.get_num_threads()),
+    }

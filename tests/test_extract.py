@@ -385,3 +385,36 @@ def test_shards_cover_each_row_once_in_order_with_views_of_train_alone() -> None
         ("train-00002", (8, 9), 3),
         ("test-00000", (1, 5), 0),
     ]
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_parts_that_a_run_killed_after_the_assembly_left_are_removed(
+    photos: Source, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, parts = tmp_path / "s.h5", tmp_path / ".s.parts"
+    with monkeypatch.context() as killed:
+        killed.setattr("shutil.rmtree", lambda path: None)
+        extract(photos, encoder, recipe_of(photos), store)
+    (parts / "another").mkdir()
+    assert len(list(parts.iterdir())) == 2
+    assert not extract(photos, encoder, recipe_of(photos), store)
+    assert [path.name for path in parts.iterdir()] == ["another"]
+    (parts / "another").rmdir()
+
+
+def test_an_image_gone_since_the_dataset_was_listed_is_named(
+    photos: Source, encoder: Encoder, tmp_path: Path
+) -> None:
+    path = photos.root / photos.splits["train"][3].path
+    path.unlink()
+    with pytest.raises(UserError, match=rf"cannot read {path}: No such file"):
+        extract(photos, encoder, recipe_of(photos), tmp_path / "s.h5")
+
+
+def test_a_store_records_what_its_last_bits_depend_on(
+    photos: Source, encoder: Encoder, tmp_path: Path
+) -> None:
+    extract(photos, encoder, recipe_of(photos), tmp_path / "s.h5", batch_size=7)
+    said = FeatureStore.open(tmp_path / "s.h5").versions
+    assert (said["batch_size"], said["threads"]) == ("7", str(torch.get_num_threads()))
+    assert said["processor"].startswith("CPU, ")

@@ -6,9 +6,11 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
+
+from cache.orphans import end_with_parent
 
 Task = TypeVar("Task")
 Done = TypeVar("Done")
@@ -100,17 +102,10 @@ class _Worker:
 
 def _serve(function: Callable[[Any], Any], pipe: Connection) -> None:
     """A worker's life: tasks in, what the function makes of them out."""
-    threading.Thread(target=_die_with_the_parent, daemon=True).start()
+    end_with_parent()
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
         while True:
             pipe.send(function(pipe.recv()))
-
-
-def _die_with_the_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
 
 
 @contextlib.contextmanager
