@@ -115,6 +115,8 @@ def attributes(thing: Any) -> dict[str, Any]:
         kind = attribute.get_type().get_class()
         if attribute.shape != () or attribute.get_storage_size() > 64 or kind not in _SINGLE:
             raise KeyError(f"attribute {attribute.name!r} is no single value")
+        if attribute.dtype.kind not in "biufS":
+            raise KeyError(f"attribute {attribute.name!r} is text without a width")
         value = np.empty((), attribute.dtype)
         attribute.read(value)
         found[attribute.name.decode()] = value[()]
@@ -148,11 +150,10 @@ def _place(name: str, dataset: Any, size: int) -> Place:
     if kind.get_class() not in (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING):
         raise KeyError(f"{name} holds neither numbers nor text")
     said = attributes(dataset)
-    if list(said) != ["sha256"] or dataset.dtype.kind not in "iufS":
+    digest = said.get("sha256")
+    if len(said) != 1 or not isinstance(digest, bytes) or dataset.dtype.kind not in "iufS":
         raise KeyError(f"{name} has no digest, or text without a width")
-    place = Place(
-        dataset.get_offset() or 0, dataset.shape, dataset.dtype.str, said["sha256"].decode()
-    )
+    place = Place(dataset.get_offset() or 0, dataset.shape, dataset.dtype.str, digest.decode())
     if place.offset + place.nbytes > size or (place.nbytes and not place.offset):
         raise KeyError(f"{name} does not end within the file")
     return place

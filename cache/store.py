@@ -279,8 +279,10 @@ class FeatureStore:
 def _check_attributes(path: Path, said: Mapping[str, Any]) -> None:
     if said.get("format") != np.bytes_(FORMAT):
         raise UserError(f"{path} is an HDF5 file that fewshot did not write; name another")
-    schema = said.get("schema", 0)
-    if schema > SCHEMA:
+    schema = said.get("schema")
+    if not isinstance(schema, np.integer) or schema < 1:
+        _refuse(path, [f"its schema is {schema}"])
+    elif schema > SCHEMA:
         raise UserError(
             f"{path} has schema {schema} and this version reads up to {SCHEMA}; "
             "install a newer fewshot, or extract again"

@@ -135,6 +135,19 @@ def test_a_flipped_bit_of_a_label_is_refused_before_anything_is_counted(
             read(path)
 
 
+@pytest.mark.parametrize("value", [-1, 2.5, "0" * 64, b"\xff" * 64, np.zeros(3), [b"a", b"b"]])
+@pytest.mark.parametrize(("name", "key"), [("train/labels", "sha256"), ("/", "schema"),
+                                           ("/", "fingerprint"), ("/", "format")])  # fmt: skip
+def test_attributes_of_another_type_are_refused(
+    tmp_path: Path, name: str, key: str, value: Any
+) -> None:
+    path = write_toy(tmp_path / "toy.h5").path
+    with h5py.File(path, "r+") as file:
+        file[name].attrs[key] = value
+    with pytest.raises(UserError, match=r"damaged|did not write"):
+        FeatureStore.open(path)
+
+
 @pytest.mark.parametrize("name", ["train", "text/templates", "/"])
 def test_attributes_that_no_store_has_are_refused(tmp_path: Path, name: str) -> None:
     path = write_toy(tmp_path / "toy.h5").path
