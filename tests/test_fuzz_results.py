@@ -3,6 +3,7 @@
 FUZZ=2000 tries so many of each kind.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -118,7 +119,8 @@ def test_no_line_ends_a_report_or_a_comparison(
         made = reports.make(found, notes=skipped)
         for form in ("text", "csv"):
             assert reports.main_tables(made, form)
-        comparisons.compare_runs(file, "gda", "ridge", say=skipped.append)
+        with contextlib.suppress(UserError):  # a line may name a file that holds no predictions
+            comparisons.compare_runs(file, "gda", "ridge", say=skipped.append)
     written = reports.write(made, tmp_path / "report")
     assert written[0].is_file()
 

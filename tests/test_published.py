@@ -13,7 +13,7 @@ from fewshot.report.published import (
     FILE,
     VARIANTS,
     Figure,
-    Protocol,
+    PublishedProtocol,
     differences,
     load,
     model_name,
@@ -116,7 +116,7 @@ def test_models_are_known_by_the_papers_names(ours: str, theirs: str | None) -> 
     assert model_name(ours) == theirs
 
 
-def figure(protocol: Protocol, dataset: str = "dtd", shots: int = 16) -> Figure:
+def figure(protocol: PublishedProtocol, dataset: str = "dtd", shots: int = 16) -> Figure:
     return Figure(
         "gda", "RN50", "few-shot", shots, dataset, "accuracy", 0.5, "authors", "high", "s", "w",
         protocol,
@@ -124,7 +124,7 @@ def figure(protocol: Protocol, dataset: str = "dtd", shots: int = 16) -> Figure:
 
 
 def test_only_what_differs_is_named() -> None:
-    protocol = Protocol("", tuned_by="full-val", on_imagenet="test", views=10, seeds=3)
+    protocol = PublishedProtocol("", tuned_by="full-val", on_imagenet="test", views=10, seeds=3)
     ours = {"tune": "full-val", "n_views": 10, "seeds": {1, 2, 3}, "text": True}
     assert differences(figure(protocol), **ours) == ()  # type: ignore[arg-type]  # of mixed values
     assert differences(figure(protocol, "imagenet"), **ours) == (  # type: ignore[arg-type]
@@ -136,12 +136,13 @@ def test_only_what_differs_is_named() -> None:
         "tuned by full-val, ours by cv", "10 views, ours 1", "3 seeds, ours 1",
         "ours without text",
     )  # fmt: skip
-    fresh = Protocol("", views=0, seeds=1)
+    fresh = PublishedProtocol("", views=0, seeds=1)
     assert differences(figure(fresh), tune="cv", n_views=1, seeds={1, 2}, text=True) == (
         "a fresh view every epoch, ours 1",
         "1 seed, ours 2",
     )
-    assert differences(figure(Protocol("")), tune="cv", n_views=1, seeds={1}, text=True) == ()
+    plain = figure(PublishedProtocol(""))
+    assert differences(plain, tune="cv", n_views=1, seeds={1}, text=True) == ()
     assert differences(figure(fresh, shots=0), tune="none", n_views=0, seeds={0}, text=True) == ()
 
 

@@ -30,7 +30,7 @@ ALIASES = {"lpp": "lp++", "lp-plus-plus": "lp++"}
 
 
 @dataclass(frozen=True)
-class Protocol:
+class PublishedProtocol:
     """How a figure came about; None is unknown.
 
     Attributes:
@@ -78,7 +78,7 @@ class Figure:
     confidence: str
     source: str
     where: str
-    protocol: Protocol
+    protocol: PublishedProtocol
 
 
 Key = tuple[str, str, str, int, str, str]  # method, model, setting, shots, dataset, part
@@ -96,7 +96,7 @@ def load(path: Path = FILE) -> dict[Key, Figure]:
             content = tomllib.load(file)
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"cannot read published accuracies from {path}: {error}") from None
-    protocols = {name: Protocol(**values) for name, values in content["protocol"].items()}
+    protocols = {name: PublishedProtocol(**values) for name, values in content["protocol"].items()}
     for name, protocol in protocols.items():
         for tuned_by in (protocol.tuned_by, protocol.on_imagenet):
             if tuned_by is not None:
@@ -163,7 +163,7 @@ def differences(
 
 
 def _figures(
-    block: dict[str, Any], sources: dict[str, Any], protocols: dict[str, Protocol]
+    block: dict[str, Any], sources: dict[str, Any], protocols: dict[str, PublishedProtocol]
 ) -> list[Figure]:
     """The figures of one block of the file."""
     name = f"published block of {block['method']}, {block['model']}, {block['setting']}"
