@@ -33,7 +33,7 @@ class _File:
     __pydantic_config__: ClassVar[dict[str, object]] = {"strict": True, "extra": "forbid"}
 
 
-def write_sample(path: Path, sample: Sample, store: FeatureStore) -> None:
+def write_sample(path: Path | str, sample: Sample, store: FeatureStore) -> None:
     """Write a sample of the store's splits; a file that is there is replaced."""
     content = {
         "dataset": store.dataset,
@@ -42,17 +42,18 @@ def write_sample(path: Path, sample: Sample, store: FeatureStore) -> None:
         "train": _paths(store, "train", sample.train),
         "val": None if sample.val is None else _paths(store, "val", sample.val),
     }
-    with replacing(path) as temporary:
+    with replacing(Path(path)) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def read_sample(path: Path, store: FeatureStore) -> Sample:
+def read_sample(path: Path | str, store: FeatureStore) -> Sample:
     """Read a sample, and find its images among the store's.
 
     Raises:
         UserError: No such file, or not of this form; of another dataset; an image that the split
             does not have or that is listed twice; or too few or too many images of a class.
     """
+    path = Path(path)
     content = _read(path)
     if content.dataset != store.dataset:
         raise UserError(

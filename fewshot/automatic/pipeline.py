@@ -38,9 +38,9 @@ def auto(
     dataset: str | Path,
     *,
     model: str = MODEL,
-    out: Path | None = None,
-    store: Path | None = None,
-    unlabeled: Path | None = None,
+    out: Path | str | None = None,
+    store: Path | str | None = None,
+    unlabeled: Path | str | None = None,
     methods: Sequence[str] | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -79,9 +79,9 @@ def auto(
     """
     seconds: dict[str, float] = {}
     model = model_name(model)
-    found = gather(dataset, unlabeled, max_pixels=max_pixels)
-    out = out or Path("runs") / "auto" / found.labeled.dataset.removesuffix("-all")
-    root = store or default_root()
+    found = gather(dataset, Path(unlabeled) if unlabeled else None, max_pixels=max_pixels)
+    out = Path(out) if out else Path("runs") / "auto" / found.labeled.dataset.removesuffix("-all")
+    root = Path(store) if store else default_root()
     require_outside(Path(dataset), {"--out": out, "--store": root})
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is no folder; give --out a place for one")

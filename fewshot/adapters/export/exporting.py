@@ -21,7 +21,11 @@ CLASSES, CARD, RECEIPT = "classes.json", "README.md", "export.json"
 
 
 def export(
-    adapter: Adapter | Path | str, to: str, out: Path | None = None, *, model: str | None = None
+    adapter: Adapter | Path | str,
+    to: str,
+    out: Path | str | None = None,
+    *,
+    model: str | None = None,
 ) -> Path:
     """The folder in which the adapter lies in another program's form, checked, with its card.
 
@@ -47,6 +51,7 @@ def export(
         adapter = load_adapter(adapter)
     if out is None:
         raise UserError("an adapter in memory has no name to export under; give out, a folder")
+    out = Path(out)
     _require_replaceable(out)
     _require_method(adapter)
     if to == "onnx":
