@@ -112,7 +112,8 @@ def _checked(line: str) -> Result:
     parts = {"base", "new"} if result.setting.endswith("base-to-new") else set()
     if not parts <= result.accuracies.keys():
         raise UserError(
-            f"not a result; accuracies: expected base and new, got {sorted(result.accuracies)}"
+            "not a result; accuracies: expected base and new, "
+            f"got {sorted(result.accuracies)!s:.60}"
         )
     return result
 
