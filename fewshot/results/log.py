@@ -93,7 +93,7 @@ class Result(Run):
             raise UserError(f"not a result; schema: expected 0 to {SCHEMA}, got {schema!r:.60}")
         if schema > SCHEMA:
             raise UserError(
-                f"of schema {schema}, written by version {values.get('version')!s:.40}; this "
+                f"of schema {schema!s:.40}, written by version {values.get('version')!s:.40}; this "
                 f"version reads schemas up to {SCHEMA}; update the program"
             )
         if schema == 0:
