@@ -23,7 +23,7 @@ from PIL import Image
 from cache.encoder import Encoder, wrap
 from cache.extract import default_workers
 from cache.parts import Parts
-from cache.shards import Plan, Shard, encode_shard
+from cache.shards import Shard, ShardPlan, encode_shard
 from cache.source import resolve_folder
 
 
@@ -72,7 +72,7 @@ def main() -> None:
         pixels = torch.stack([encoder.preprocess.center(source.read(i.path)) for i in items])
         batches = list(torch.split(pixels, options.batch_size))
         shard = Shard("train", 0, tuple(range(len(items))), 0)
-        plan = Plan(source, Parts(Path(directory)), options.batch_size, (0.5, 1.0), 0, False)
+        plan = ShardPlan(source, Parts(Path(directory)), options.batch_size, (0.5, 1.0), 0, False)
         workers = default_workers()
         bare(encoder, batches[:1])
         rates = []

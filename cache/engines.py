@@ -17,7 +17,7 @@ from cache.encoder import Encoder
 from cache.errors import UserError, unknown
 from cache.loading import load
 from cache.orphans import end_with_parent
-from cache.shards import Plan, Shard, encode_shard
+from cache.shards import Shard, ShardPlan, encode_shard
 
 ENGINES = ("serial", "process", "ray")
 
@@ -44,7 +44,7 @@ class EncoderSpec:
 
 
 def run(
-    plan: Plan,
+    plan: ShardPlan,
     shards: list[Shard],
     encoder: Encoder,
     advance: Callable[[int], None],
@@ -77,14 +77,14 @@ def run(
     run_in(shards, advance, (plan, EncoderSpec.of(encoder), workers, processes, threads))
 
 
-Setup = tuple[Plan, EncoderSpec, int, int, int]  # what a `Worker` is made of
+Setup = tuple[ShardPlan, EncoderSpec, int, int, int]  # what a `Worker` is made of
 
 
 class Worker:
     """The state of one process or actor: the plan and its own copy of the model."""
 
     def __init__(
-        self, plan: Plan, spec: EncoderSpec, workers: int, processes: int, threads: int
+        self, plan: ShardPlan, spec: EncoderSpec, workers: int, processes: int, threads: int
     ) -> None:
         torch.set_num_threads(threads)
         self.plan, self.encoder = plan, spec.load()

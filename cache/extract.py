@@ -26,8 +26,8 @@ from cache.parts import Parts
 from cache.progress import progress
 from cache.prompts import require_readable
 from cache.shards import (
-    Plan,
     Shard,
+    ShardPlan,
     TextShard,
     encode_text_shard,
     image_shards,
@@ -92,7 +92,7 @@ def extract(
         return False
     for prompts in recipe.prompts.values():  # before any image is encoded
         require_readable(encoder.tokenizer, prompts.prompts)
-    plan = Plan(
+    plan = ShardPlan(
         source, Parts(home / key[:16]), batch_size, recipe.crop_scale, recipe.view_seed,
         skip_unreadable,
     )  # fmt: skip
@@ -145,7 +145,7 @@ def _remove_parts(store: Path, parts: Path) -> None:
 def _assemble(
     store: Path,
     what: dict[str, Any],
-    plan: Plan,
+    plan: ShardPlan,
     recipe: Recipe,
     shards: list[Shard],
     texts: list[TextShard],
@@ -189,7 +189,7 @@ def _assemble(
 
 def _write_split(
     writer: StoreWriter,
-    plan: Plan,
+    plan: ShardPlan,
     recipe: Recipe,
     split: str,
     gone: set[int],
@@ -217,7 +217,7 @@ def _write_split(
         start += len(tensors["rows"])
 
 
-def _computed(plan: Plan, shards: Sequence[Shard | TextShard]) -> dict[str, str]:
+def _computed(plan: ShardPlan, shards: Sequence[Shard | TextShard]) -> dict[str, str]:
     """What a store records of how it was computed, besides versions; several where they differ."""
     notes = [plan.parts.note(shard.name) for shard in shards]
     on = {

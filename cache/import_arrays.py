@@ -37,7 +37,7 @@ MOST = 2**31  # classes; more do not come as rows of a file
 
 
 @dataclass(frozen=True)
-class Split:
+class ImportedSplit:
     """N rows: features (N, D) as they came, labels (N,), and a path or a row's name for each."""
 
     features: NDArray[Any]
@@ -46,7 +46,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Text:
+class ImportedText:
     """P prompts: embeddings (P, D) as they came, labels (P,) and sentences."""
 
     embeddings: NDArray[Any]
@@ -67,8 +67,8 @@ class Imported:
     """
 
     names: Mapping[str, str]
-    splits: Mapping[str, Split]
-    text: Text | None
+    splits: Mapping[str, ImportedSplit]
+    text: ImportedText | None
     classnames: tuple[str, ...]
     stratified: bool
 
@@ -148,7 +148,7 @@ def _names(found: Arrays, arrays: Mapping[str, str]) -> dict[str, str]:
     return names
 
 
-def _splits(found: Arrays, names: Mapping[str, str]) -> dict[str, Split]:
+def _splits(found: Arrays, names: Mapping[str, str]) -> dict[str, ImportedSplit]:
     given = [s for s in SPLITS if {f"{s}_features", f"{s}_labels"} & names.keys()]
     if given and "features" in names:
         raise UserError(
@@ -159,12 +159,14 @@ def _splits(found: Arrays, names: Mapping[str, str]) -> dict[str, Split]:
         return {split: _split(found, names, f"{split}_") for split in given}
     whole = _split(found, names, "")
     return {
-        split: Split(whole.features[rows], whole.labels[rows], [whole.paths[row] for row in rows])
+        split: ImportedSplit(
+            whole.features[rows], whole.labels[rows], [whole.paths[row] for row in rows]
+        )
         for split, rows in stratified_split(whole.labels.tolist()).items()
     }
 
 
-def _split(found: Arrays, names: Mapping[str, str], prefix: str) -> Split:
+def _split(found: Arrays, names: Mapping[str, str], prefix: str) -> ImportedSplit:
     for target in (f"{prefix}features", f"{prefix}labels"):
         if target not in names:
             raise UserError(
@@ -183,7 +185,7 @@ def _split(found: Arrays, names: Mapping[str, str], prefix: str) -> Split:
         paths = _texts(found, names[f"{prefix}paths"], "paths")
     else:
         paths = [f"{name}[{row}]" for row in range(len(labels))]
-    return Split(features, labels, paths)
+    return ImportedSplit(features, labels, paths)
 
 
 def _texts(found: Arrays, name: str, what: str) -> list[str]:
@@ -197,7 +199,7 @@ def _texts(found: Arrays, name: str, what: str) -> list[str]:
     raise UserError(f"{what} must be a list of texts; {name} is {array.dtype} {array.shape}")
 
 
-def _n_classes(splits: Mapping[str, Split]) -> int:
+def _n_classes(splits: Mapping[str, ImportedSplit]) -> int:
     """C, where nothing but the labels says it."""
     n_labels = 1 + max(int(split.labels.max()) for split in splits.values())
     n_images = sum(len(split.labels) for split in splits.values())
@@ -235,13 +237,13 @@ def _labels(name: str, labels: NDArray[Any]) -> NDArray[np.int64]:
     return labels.astype(np.int64)
 
 
-def _text(text: NDArray[Any], classnames: tuple[str, ...], templates: list[str]) -> Text:
+def _text(text: NDArray[Any], classnames: tuple[str, ...], templates: list[str]) -> ImportedText:
     """One prompt per template and class, template by template."""
     embeddings = text.reshape(-1, text.shape[-1])
     n_templates = len(embeddings) // len(classnames)
     if len(templates) != n_templates:  # the list belongs to other text, or there is none
         templates = [f"(template {i})" for i in range(n_templates)]
-    return Text(
+    return ImportedText(
         embeddings,
         np.tile(np.arange(len(classnames)), n_templates),
         [p for t in templates for p in filled(_with_place(t), classnames, raw_names=True)],

@@ -40,7 +40,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache.errors import UserError, unknown
-from cache.toml_table import Table
+from cache.toml_table import TomlTable
 
 SPLITS = ("train", "val", "test")
 LAYOUTS = (
@@ -203,7 +203,7 @@ def _read(file: Path) -> Manifest:
         raise UserError(f"{file}: expected flat TOML, got too deep a nesting") from None
     except ValueError as error:
         raise UserError(f"{file} is not a valid TOML file: {error}") from error
-    table = Table(tree, str(file))
+    table = TomlTable(tree, str(file))
     layout = table.table("layout", required=True)
     classnames = table.table("classnames")
     sets = table.table("template_sets")

@@ -53,7 +53,7 @@ class TextShard:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ShardPlan:
     """How an image becomes pixels, and where encoded shards are kept.
 
     Attributes:
@@ -109,7 +109,7 @@ def encode_text_shard(parts: Parts, shard: TextShard, encoder: Encoder) -> None:
 
 
 def encode_shard(
-    plan: Plan,
+    plan: ShardPlan,
     shard: Shard,
     encoder: Encoder,
     *,
@@ -159,7 +159,7 @@ def encode_shard(
 
 
 def _crops(
-    plan: Plan, shard: Shard, preprocess: Preprocess, workers: int
+    plan: ShardPlan, shard: Shard, preprocess: Preprocess, workers: int
 ) -> Iterator[dict[int, Tensor | str]]:
     """Batches of row -> its crops (1 + V, 3, H, W), or why the image could not be read."""
     items = plan.source.splits[shard.split]

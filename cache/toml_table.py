@@ -7,7 +7,7 @@ from typing import Any
 from cache.errors import UserError, unknown
 
 
-class Table:
+class TomlTable:
     """A TOML table of which every key is to be asked for.
 
     What was asked for is what is known: `refuse_unread` makes an error of any other key.
@@ -35,12 +35,12 @@ class Table:
             if key not in self._asked:
                 raise unknown(f"key in {self._file}", self._prefix + key, self._known())
 
-    def table(self, key: str, *, required: bool = False) -> "Table":
+    def table(self, key: str, *, required: bool = False) -> "TomlTable":
         """The table under a key; an empty one where there is none."""
         value = self._get(key)
         if not isinstance(value, dict) and (required or value is not None):
             raise self.error(key, "a table", value)
-        return Table(value or {}, self._file, f"{self._prefix}{key}.")
+        return TomlTable(value or {}, self._file, f"{self._prefix}{key}.")
 
     def integer(self, key: str, *, at_least: int) -> int | None:
         """The whole number under a key; None where there is none."""

@@ -117,3 +117,12 @@ def test_base_names_are_unique() -> None:
         if file.stem != "__init__":
             places[file.stem].append(name_of(file))
     assert not {stem: names for stem, names in places.items() if len(names) > 1}
+
+
+def test_no_two_public_classes_have_the_same_name() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for module, file in MODULES.items():
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(module)
+    assert not {name: modules for name, modules in places.items() if len(modules) > 1}

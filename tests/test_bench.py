@@ -11,7 +11,7 @@ from cache import progress
 from cache.errors import UserError
 from cli import main
 from fewshot.bench.attempt import Failure, attempt
-from fewshot.bench.benchmark import Outcome, pending, run
+from fewshot.bench.benchmark import BenchOutcome, pending, run
 from fewshot.bench.config import Bench
 from fewshot.bench.plan import Cell, plan
 from fewshot.bench.status import Display, Pace
@@ -38,17 +38,17 @@ def bench(tmp_path: Path) -> Bench:
     )  # fmt: skip
 
 
-def ran(bench: Bench) -> tuple[Outcome, str]:
+def ran(bench: Bench) -> tuple[BenchOutcome, str]:
     """What came of it, and what was said."""
     said: list[str] = []
     return run(bench, plan(bench), said.append), "\n".join(said)
 
 
-def accuracies(outcome: Outcome) -> list[float]:
+def accuracies(outcome: BenchOutcome) -> list[float]:
     return [run.accuracy for run in outcome.runs if isinstance(run, Result)]
 
 
-def failed(outcome: Outcome) -> list[str]:
+def failed(outcome: BenchOutcome) -> list[str]:
     """The datasets without a result."""
     return [run.dataset for run in outcome.runs if not isinstance(run, Result)]
 

@@ -11,7 +11,7 @@ from cache.source import find
 from cli import main
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.opened_adapter import open_adapter
-from fewshot.endtoend.clip import Clip, Plan
+from fewshot.endtoend.clip import Clip, TrainingPlan
 from fewshot.endtoend.methods import METHODS
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.methods.coop import CoOp
@@ -144,7 +144,7 @@ def test_resuming_what_was_never_started_says_that_it_starts(
 def test_an_official_recipe_learns_from_fresh_crops_whatever_the_store_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(CoOp, "plan", lambda *_: Plan(1, 32, lambda epoch, done: 1e-4))
+    monkeypatch.setattr(CoOp, "plan", lambda *_: TrainingPlan(1, 32, lambda epoch, done: 1e-4))
     assert main(["extract", "--dataset", "digits", "--model", "tiny"]) == 0
     views = ["--views", "2", "--store", "views"]
     assert main(["extract", "--dataset", "digits", "--model", "tiny", *views]) == 0
@@ -180,7 +180,7 @@ def test_crops_are_the_papers_unless_others_are_asked_for() -> None:
 def test_the_official_recipe_draws_clip_loras_own_few_shots(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(CLIPLoRA, "plan", lambda *_: Plan(1, 32, lambda epoch, done: 1e-4))
+    monkeypatch.setattr(CLIPLoRA, "plan", lambda *_: TrainingPlan(1, 32, lambda epoch, done: 1e-4))
     for more in ([], ["--official"]):
         assert main(["train", "clip-lora", *DIGITS, *more]) == 0
     ours, theirs = read(Path("runs/results.jsonl"))

@@ -24,7 +24,7 @@ from cache.prompts import prompt_sets
 from cache.source import Item, Source, resolve_folder
 from cache.store import FeatureStore
 from fewshot.endtoend import train as train_module
-from fewshot.endtoend.clip import Clip, EndToEnd, Plan
+from fewshot.endtoend.clip import Clip, EndToEnd, TrainingPlan
 from fewshot.endtoend.experiment import Trained, run
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.methods.cocoop import CoCoOp
@@ -286,7 +286,7 @@ def test_threads_change_nothing_and_the_encoder_stays_as_it_was(
 class Unflipped(CoOp):
     """CoOp where a mirrored image would be another class's."""
 
-    def plan(self, shots: int, n_images: int) -> Plan:
+    def plan(self, shots: int, n_images: int) -> TrainingPlan:
         return replace(super().plan(shots, n_images), flip=False, crop_scale=(1.0, 1.0))
 
 

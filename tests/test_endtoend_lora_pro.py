@@ -10,7 +10,7 @@ from scipy.linalg import solve_sylvester
 from torch import Tensor, nn
 
 from cache.errors import UserError
-from fewshot.endtoend.parts.lora_pro import LoRAPro, Steps
+from fewshot.endtoend.parts.lora_pro import LoRAPro, LoRAProSteps
 
 # m, n, r, s
 SIZES = [(40, 30, 4, 2.0), (24, 32, 6, 0.5), (20, 20, 1, 1.0)]
@@ -27,8 +27,8 @@ def problem(m: int, n: int, r: int) -> tuple[Tensor, Tensor, Tensor]:
     return normal(0, r, n), normal(1, m, r), normal(2, m, n)
 
 
-def at(A: Tensor, B: Tensor, s: float, damping: float = TINY) -> Steps:
-    return Steps(A[None], B[None], torch.tensor([s], dtype=torch.float64), damping)
+def at(A: Tensor, B: Tensor, s: float, damping: float = TINY) -> LoRAProSteps:
+    return LoRAProSteps(A[None], B[None], torch.tensor([s], dtype=torch.float64), damping)
 
 
 def steps(
@@ -129,7 +129,7 @@ def test_at_zero_b_alone_moves(choice: str) -> None:
 def test_pairs_of_one_shape_are_independent() -> None:
     A, B, g = normal(0, 5, 3, 12), normal(1, 5, 9, 3), normal(2, 5, 9, 12)
     scale = torch.tensor([0.5, 1, 2, 4, 0.1], dtype=torch.float64)
-    together = Steps(A, B, scale, 1e-8).of_full(g, "sylvester")
+    together = LoRAProSteps(A, B, scale, 1e-8).of_full(g, "sylvester")
     for i in range(5):
         alone = steps(A[i], B[i], g[i], float(scale[i]), "sylvester", 1e-8)
         torch.testing.assert_close(together[0][i], alone[0], rtol=1e-9, atol=1e-11)

@@ -12,7 +12,7 @@ from cache.images import Preprocess
 from cache.manifest import load_manifest
 from cache.source import Item, Source, resolve
 from fewshot.endtoend import photos as photos_module
-from fewshot.endtoend.photos import Photos, center_crops, require_images
+from fewshot.endtoend.photos import PhotoBatches, center_crops, require_images
 
 PREPROCESS = Preprocess(16, (0.5,) * 3, (0.25,) * 3, "bicubic", "shortest")
 SCALE = (0.2, 0.9)
@@ -41,8 +41,8 @@ def paths_of(source: Source) -> list[str]:
     return [item.path for item in source.splits["train"]]
 
 
-def photos(source: Source, *, seed: int = 3, workers: int = 2, flip: bool = True) -> Photos:
-    return Photos(
+def photos(source: Source, *, seed: int = 3, workers: int = 2, flip: bool = True) -> PhotoBatches:
+    return PhotoBatches(
         source, paths_of(source), PREPROCESS,
         crop_scale=SCALE, flip=flip, seed=seed, workers=workers,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from torch import Tensor
 from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.loading import load
-from fewshot.endtoend.clip import Clip, Learner, Plan
+from fewshot.endtoend.clip import Clip, Learner, TrainingPlan
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.train import steps_done, train
 from fewshot.training import cosine_by_step
@@ -53,7 +53,7 @@ class Run:
     def __call__(self, checkpoint: Path | None = None, stop: int = 0, **more: Any) -> Any:
         clip = Clip.of(self.encoder)
         learner = self.method.attach(clip, NAMES, ["{}"])
-        plan = Plan(self.iterations, self.method.batch_size, cosine_by_step(self.method.lr))
+        plan = TrainingPlan(self.iterations, self.method.batch_size, cosine_by_step(self.method.lr))
         steps: list[int] = []
 
         def watch(step: int, loss: float, accuracy: float) -> None:
@@ -113,7 +113,7 @@ def test_it_learns(encoder: Encoder) -> None:
     method = CLIPLoRA(dropout=0.0, lr=1e-2, batch_size=12)
     learner = method.attach(clip, NAMES, ["{}"])
     train(
-        learner, clip, Plan(30, 12, cosine_by_step(1e-2)), method.optimizer(learner),
+        learner, clip, TrainingPlan(30, 12, cosine_by_step(1e-2)), method.optimizer(learner),
         pixels, LABELS, seed=1, watch=lambda step, loss, accuracy: losses.append(loss),
     )  # fmt: skip
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
@@ -128,7 +128,7 @@ def test_chunks_with_dropout_train_as_the_whole_does(encoder: Encoder) -> None:
         clip = Clip.of(encoder)
         learner = run.method.attach(clip, NAMES, ["{}"])
         train(
-            learner, clip, Plan(4, 5, cosine_by_step(1e-2)), run.method.optimizer(learner),
+            learner, clip, TrainingPlan(4, 5, cosine_by_step(1e-2)), run.method.optimizer(learner),
             lambda rows, epoch: batches[rows], LABELS, seed=1,
         )  # fmt: skip
         results.append(torch.cat([p.detach().flatten() for p in learner.parameters.values()]))
@@ -146,7 +146,7 @@ def test_batches_are_permutations_with_the_last_one_kept_or_dropped(encoder: Enc
     learner = Learner({"p": parameter}, 1.0, lambda: parameter)
     for drop_last, sizes in ((False, [5, 5, 2, 5]), (True, [5, 5, 5, 5])):
         seen.clear()
-        plan = Plan(4, 5, lambda epoch, done: 0.1, drop_last=drop_last)
+        plan = TrainingPlan(4, 5, lambda epoch, done: 0.1, drop_last=drop_last)
         train(
             learner, Clip.of(encoder), plan, torch.optim.SGD([parameter]), batches, LABELS, seed=1
         )
@@ -169,7 +169,7 @@ def test_the_learning_rate_is_the_schedules(encoder: Encoder) -> None:
     learner = Learner({"p": parameter}, 1.0, lambda: parameter)
     optimizer = torch.optim.SGD([parameter])
     train(
-        learner, Clip.of(encoder), Plan(4, 6, schedule), optimizer,
+        learner, Clip.of(encoder), TrainingPlan(4, 6, schedule), optimizer,
         lambda rows, epoch: torch.ones(len(rows), 16), LABELS,
         seed=1, watch=lambda *a: rates.append(optimizer.param_groups[0]["lr"]),
     )  # fmt: skip
@@ -199,7 +199,7 @@ def test_a_loss_that_is_no_number_stops_the_run(encoder: Encoder) -> None:
     learner = Learner({"p": parameter}, float("inf"), lambda: parameter)
     with pytest.raises(UserError, match=r"the loss is nan in step 1 of 3; use a smaller lr"):
         train(
-            learner, Clip.of(encoder), Plan(3, 6, lambda epoch, done: 0.1),
+            learner, Clip.of(encoder), TrainingPlan(3, 6, lambda epoch, done: 0.1),
             torch.optim.SGD([parameter]), lambda rows, epoch: torch.ones(len(rows), 16), LABELS,
             seed=1,
         )  # fmt: skip
@@ -256,7 +256,7 @@ def test_too_little_memory_is_one_line_that_says_what_takes_less(
 
     learner = Learner({"p": torch.nn.Parameter(torch.ones(3, 16))}, 1.0, text)
     optimizer = torch.optim.SGD(learner.parameters.values())
-    plan = Plan(1, 12, lambda epoch, done: 0.1)
+    plan = TrainingPlan(1, 12, lambda epoch, done: 0.1)
     with pytest.raises(
         UserError,
         match=r"out of memory: .* could not be had.*, in step 1; --save-memory needs less",
@@ -272,7 +272,7 @@ def test_other_errors_of_torch_are_not_taken_for_too_little_memory(encoder: Enco
     optimizer = torch.optim.SGD(learner.parameters.values())
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         train(
-            learner, Clip.of(encoder), Plan(1, 12, lambda epoch, done: 0.1), optimizer,
+            learner, Clip.of(encoder), TrainingPlan(1, 12, lambda epoch, done: 0.1), optimizer,
             lambda rows, epoch: torch.ones(len(rows), 16), LABELS, seed=1,
         )  # fmt: skip
 
@@ -307,7 +307,7 @@ def test_every_epoch_has_an_order_of_its_own(encoder: Encoder) -> None:
 
     parameter = torch.nn.Parameter(torch.ones(3, 16))
     learner = Learner({"p": parameter}, 1.0, lambda: parameter)
-    plan = Plan(3, 12, lambda epoch, done: 0.1)
+    plan = TrainingPlan(3, 12, lambda epoch, done: 0.1)
     train(learner, Clip.of(encoder), plan, torch.optim.SGD([parameter]), batches, LABELS, seed=1)
     assert len({tuple(rows) for rows in seen}) == 3
     assert all(sorted(rows) == list(range(12)) for rows in seen)

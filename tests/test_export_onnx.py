@@ -22,7 +22,7 @@ from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import take_apart
 from fewshot.adapters.export.exporting import export
 from fewshot.adapters.export.onnx_file import check, how_to_run, require_onnx, write_graph
-from fewshot.adapters.export.onnx_graph import Graph, formula, graph_of
+from fewshot.adapters.export.onnx_graph import OnnxGraph, formula, graph_of
 from fewshot.adapters.opened_adapter import with_encoder
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.methods import METHODS
@@ -73,7 +73,7 @@ def test_one_file_computes_classifiers_of_every_kind_at_any_batch_size(
     cocoop = trained_adapter(encoder, "cocoop")
     heads = [*(formula(*take_apart(c)) for c in classifiers), graph_of(cocoop, encoder).head]
     expected = [*(c.logits for c in classifiers), with_encoder(cocoop, encoder).logits]
-    graph = Graph(
+    graph = OnnxGraph(
         lambda x: normalize(encoder.model.encode_image(x), dim=-1),
         lambda features: torch.cat([head(features) for head in heads], dim=1),
         temperature=2.0,
@@ -210,5 +210,5 @@ def test_a_model_that_has_no_graph_is_said_in_one_line(
 
     predictor = with_encoder(fitted_adapter(encoder, "gda"), encoder)
     with pytest.raises(UserError, match=r"no ONNX graph of gda on local-dir:.* \(such towers"):
-        write_graph(Graph(no_graph, lambda x: x, 1.0), predictor, tmp_path / "m.onnx")
+        write_graph(OnnxGraph(no_graph, lambda x: x, 1.0), predictor, tmp_path / "m.onnx")
     assert capfd.readouterr() == ("", "")

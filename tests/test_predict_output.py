@@ -8,7 +8,13 @@ import pytest
 from rich.cells import cell_len
 
 from cache.errors import UserError, printable
-from fewshot.adapters.image_results import Outcome, Prediction, Unreadable, distinct, require_form
+from fewshot.adapters.image_results import (
+    Prediction,
+    PredictionCounts,
+    Unreadable,
+    distinct,
+    require_form,
+)
 from fewshot.adapters.output import BLOCK, encodable, keep_end, keep_start, lines
 
 CAT = Prediction("a.jpg", ("cat", "dog", "owl"), (0.75, 0.2, 0.05))
@@ -60,8 +66,8 @@ def test_a_form_that_cannot_be_is_refused() -> None:
 
 
 def test_counts_are_told_in_words() -> None:
-    assert str(Outcome(1, 0, 0)) == "1 image classified"
-    assert str(Outcome(1200, 3, 2)) == (
+    assert str(PredictionCounts(1, 0, 0)) == "1 image classified"
+    assert str(PredictionCounts(1200, 3, 2)) == (
         "1,200 images classified, 3 of them unknown, 2 unreadable and skipped"
     )
 

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from cache.errors import UserError
 from fewshot.results.prediction_files import Predictions
-from fewshot.results.significance import Pair, compare, mcnemar
+from fewshot.results.significance import PairedPredictions, compare, mcnemar
 
 Rights = NDArray[np.bool_]
 
 
-def pair(a: Rights, b: Rights, images: str = "one") -> Pair:
+def pair(a: Rights, b: Rights, images: str = "one") -> PairedPredictions:
     """Predictions that are right where these say so."""
     labels = np.arange(len(a)) % 3
     names = ("ant", "bee", "cat")
@@ -23,7 +23,9 @@ def pair(a: Rights, b: Rights, images: str = "one") -> Pair:
     return said[0], said[1]
 
 
-def counted(both: int, only_a: int, only_b: int, neither: int, images: str = "one") -> Pair:
+def counted(
+    both: int, only_a: int, only_b: int, neither: int, images: str = "one"
+) -> PairedPredictions:
     a = np.repeat([True, True, False, False], [both, only_a, only_b, neither])
     b = np.repeat([True, False, True, False], [both, only_a, only_b, neither])
     return pair(a, b, images)

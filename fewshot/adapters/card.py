@@ -18,10 +18,10 @@ UNKNOWN: tuple[Any, ...] = (
     {},
 )  # the preprocessing of features that were computed elsewhere
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Interval = Annotated[list[Share], Field(min_length=2, max_length=2)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Interval = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
-Count = Annotated[int, Field(ge=0)]
+WholeNumber = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(min_length=1)]
 
@@ -131,28 +131,28 @@ class _Training(_Open):
     dataset: str | None = None
     fingerprint: str | None = None
     imported: bool = False
-    shots: Count = 0
+    shots: WholeNumber = 0
     seed: int = 0
     tune: str | None = None
-    images: Count = 0
-    images_per_class: list[Count] | None = Field(None, alias="images per class")
-    views: Count = 0
-    validation_images: Count = Field(0, alias="validation images")
+    images: WholeNumber = 0
+    images_per_class: list[WholeNumber] | None = Field(None, alias="images per class")
+    views: WholeNumber = 0
+    validation_images: WholeNumber = Field(0, alias="validation images")
     text_recipe: str | None = Field(None, alias="text recipe")
     prompt_set: str | None = Field(None, alias="prompt set")
-    test_accuracy: Share | None = Field(None, alias="test accuracy")
-    test_images: Count = Field(0, alias="test images")
+    test_accuracy: Fraction | None = Field(None, alias="test accuracy")
+    test_images: WholeNumber = Field(0, alias="test images")
     versions: dict[str, str | None] = {}
 
 
 class _Calibration(_Closed):
     temperature: Annotated[float, Field(gt=0)]
-    images: Count
+    images: WholeNumber
     source: Literal["cv", "val", "none"]
-    accuracy: Share | None
+    accuracy: Fraction | None
     interval: Interval | None
-    error: Share | None
-    error_before: Share | None
+    error: Fraction | None
+    error_before: Fraction | None
 
     @model_validator(mode="after")
     def _all_or_none(self) -> Self:

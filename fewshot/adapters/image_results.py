@@ -55,7 +55,7 @@ class Unreadable:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PredictionCounts:
     """How many images there were.
 
     Attributes:

@@ -17,8 +17,8 @@ from cache.progress import progress
 from fewshot.adapters import output
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.image_results import (
-    Outcome,
     Prediction,
+    PredictionCounts,
     Unreadable,
     distinct,
     require_form,
@@ -123,7 +123,7 @@ def run(
     batch_size: int = 64,
     workers: int = 2,
     max_pixels: int = MAX_PIXELS,
-) -> Outcome:
+) -> PredictionCounts:
     """Classify what the user named and write what is found, line by line.
 
     Args:
@@ -170,13 +170,13 @@ def run(
             "the one image could not" if len(files) == 1 else f"none of {len(files):,} images could"
         )
         raise UserError(f"{none} be read; give others")
-    return Outcome(counts["classified"], counts["unknown"], counts["unreadable"])
+    return PredictionCounts(counts["classified"], counts["unknown"], counts["unreadable"])
 
 
 def _counted(
     found: Iterable[Prediction | Unreadable], counts: Counter[str], say: Callable[[str], None]
 ) -> Iterator[Prediction | Unreadable]:
-    """The same, counted as `Outcome` has it, and said where an image cannot be read."""
+    """The same, counted as `PredictionCounts` has it, and said where an image cannot be read."""
     for one in found:
         if isinstance(one, Unreadable):
             counts["unreadable"] += 1

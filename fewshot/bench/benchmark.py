@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from cache.errors import UserError, count
 from fewshot.bench.attempt import Failure, attempt
 from fewshot.bench.config import Bench
-from fewshot.bench.plan import Cell, Plan
+from fewshot.bench.plan import BenchPlan, Cell
 from fewshot.bench.status import Display, Pace
 from fewshot.bench.workers import WorkerDiedError, each
 from fewshot.endtoend.methods import METHODS as TRAINED
@@ -30,7 +30,7 @@ Task = list[Cell]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class BenchOutcome:
     """The results and failures of a benchmark.
 
     Attributes:
@@ -42,7 +42,7 @@ class Outcome:
     failures: dict[str, list[Cell]]
 
 
-def run(bench: Bench, plan: Plan, say: Callable[[str], None]) -> Outcome:
+def run(bench: Bench, plan: BenchPlan, say: Callable[[str], None]) -> BenchOutcome:
     """Run the cells of the plan that are not done.
 
     Args:
@@ -83,11 +83,14 @@ def run(bench: Bench, plan: Plan, say: Callable[[str], None]) -> Outcome:
     for error, (cell, *others) in failures.items():
         more = f" and {len(others)} more" if others else ""
         say(f"  {cell.run.label}{more}: {error}\n    {_again(bench, cell)}")
-    return Outcome([known.get(cell.run, cell.run) for cell in plan.cells], failures)
+    return BenchOutcome([known.get(cell.run, cell.run) for cell in plan.cells], failures)
 
 
 def pending(
-    bench: Bench, plan: Plan, say: Callable[[str], None], done: Mapping[Run, Result] | None = None
+    bench: Bench,
+    plan: BenchPlan,
+    say: Callable[[str], None],
+    done: Mapping[Run, Result] | None = None,
 ) -> list[Task]:
     """The part of the plan that is not done; prints a note on the rest."""
     for why in plan.left_out:

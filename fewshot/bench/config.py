@@ -27,7 +27,7 @@ from typing import Any
 
 from cache.errors import UserError, unknown
 from cache.location import default_root
-from cache.toml_table import Table
+from cache.toml_table import TomlTable
 from fewshot.bench.trained import TrainOptions, read_train_options
 from fewshot.model_selection.blending import Share
 from fewshot.run import SETTINGS, TRANSFERS, Protocol, Setting
@@ -140,7 +140,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        table = Table(tomllib.loads(file.read_text(encoding="utf-8")), str(file))
+        table = TomlTable(tomllib.loads(file.read_text(encoding="utf-8")), str(file))
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -161,14 +161,14 @@ def _read(file: Path) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key in asked and value != ""}
 
 
-def _names(table: Table, key: str) -> tuple[str, ...]:
+def _names(table: TomlTable, key: str) -> tuple[str, ...]:
     """A list of names, or a text of names with commas between, as a flag has them."""
     if isinstance(table.content.get(key), str):
         return _words(table.text(key))
     return table.texts(key)
 
 
-def _settings(table: Table, prefix: str = "") -> dict[str, tuple[str, ...]]:
+def _settings(table: TomlTable, prefix: str = "") -> dict[str, tuple[str, ...]]:
     settings: dict[str, tuple[str, ...]] = {}
     for key, value in table.content.items():
         if isinstance(value, dict) and not prefix:

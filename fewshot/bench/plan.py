@@ -50,7 +50,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """The cells in the order of running, and what was left out and why.
 
     Every seed is gone through before the next, so that what a stopped benchmark leaves is
@@ -72,7 +72,7 @@ class Plan:
         return list(tasks.values())
 
 
-def plan(bench: Bench) -> Plan:
+def plan(bench: Bench) -> BenchPlan:
     """The cells of a benchmark, none twice.
 
     What cannot be, such as new classes with a method that knows only those it has images of, is
@@ -119,7 +119,7 @@ def plan(bench: Bench) -> Plan:
     if not cells:
         why = left_out or ["methods that learn from labels want shots of 1 or more"]
         raise UserError(f"nothing to run: {'; '.join(why)}")
-    return Plan(list(cells.values()), list(left_out))
+    return BenchPlan(list(cells.values()), list(left_out))
 
 
 @dataclass(frozen=True, eq=False)

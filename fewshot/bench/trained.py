@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import UserError
-from cache.toml_table import Table
+from cache.toml_table import TomlTable
 from fewshot.endtoend.experiment import require_shares
 
 
@@ -55,7 +55,7 @@ class TrainOptions:
         return words
 
 
-def read_train_options(table: Table) -> dict[str, Any]:
+def read_train_options(table: TomlTable) -> dict[str, Any]:
     """The options of a table of a TOML file, those only that it has.
 
     Raises:

@@ -165,7 +165,7 @@ def scaled_cosines(scale: float, features: Tensor, text: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How long and on what a method trains.
 
     Attributes:
@@ -221,7 +221,7 @@ class EndToEnd(MethodInfo):
         """
 
     @abstractmethod
-    def plan(self, shots: int, n_images: int) -> Plan:
+    def plan(self, shots: int, n_images: int) -> TrainingPlan:
         """How to train on N images, K of each class."""
 
     @abstractmethod

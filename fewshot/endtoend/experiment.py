@@ -18,9 +18,9 @@ from cache.errors import UserError
 from cache.location import default_root, store_path
 from cache.source import Item, Source
 from cache.store import FeatureStore
-from fewshot.endtoend.clip import Clip, EndToEnd, Learner, Plan
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
 from fewshot.endtoend.finished import finish, finished
-from fewshot.endtoend.photos import Photos, center_crops, require_images
+from fewshot.endtoend.photos import PhotoBatches, center_crops, require_images
 from fewshot.endtoend.train import Batches, Watch, train
 from fewshot.evaluation import result_of
 from fewshot.fitting import asked_of
@@ -280,12 +280,12 @@ def _live(
     encoder: Encoder,
     source: Source,
     paths: list[str],
-    plan: Plan,
+    plan: TrainingPlan,
     seed: int,
     workers: int,
 ) -> Batches:
     """Pixels, or, where the image tower is left alone, the features it has of them."""
-    photos = Photos(
+    photos = PhotoBatches(
         source, paths, encoder.preprocess,
         crop_scale=plan.crop_scale, flip=plan.flip, seed=seed, workers=workers,
     )  # fmt: skip
@@ -328,7 +328,7 @@ def _test(
 
 def _about(
     method: EndToEnd,
-    plan: Plan,
+    plan: TrainingPlan,
     encoder: Encoder,
     source: Source,
     items: list[Item],
@@ -399,7 +399,9 @@ def chosen_by_hand(
     return chosen
 
 
-def augmented(plan: Plan, crop_scale: tuple[float, float] | None, flip: bool | None) -> Plan:
+def augmented(
+    plan: TrainingPlan, crop_scale: tuple[float, float] | None, flip: bool | None
+) -> TrainingPlan:
     """The plan with other crops, where others are asked for.
 
     Raises:

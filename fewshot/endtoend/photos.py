@@ -15,7 +15,7 @@ from cache.source import Source
 KEEP = 2**32  # bytes of decoded images held in memory; beyond it they are decoded anew
 
 
-class Photos:
+class PhotoBatches:
     """Training images (N) by row, each epoch by a fresh augmented crop.
 
     The crop of an image in an epoch is a function of the seed, the row and the epoch alone.

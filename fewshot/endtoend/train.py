@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from cache.atomic import replacing
 from cache.errors import UserError
-from fewshot.endtoend.clip import Clip, Learner, Plan
+from fewshot.endtoend.clip import Clip, Learner, TrainingPlan
 from fewshot.parts.memory import memory_refused
 
 Batches = Callable[[Tensor, int], Tensor]  # rows (B,), epoch -> pixels (B, 3, H, W) or (B, D)
@@ -32,7 +32,7 @@ Watch = Callable[[int, float, float], None]  # step, loss and accuracy on the ba
 def train(
     learner: Learner,
     clip: Clip,
-    plan: Plan,
+    plan: TrainingPlan,
     optimizer: Optimizer,
     batches: Batches,
     labels: Tensor,

@@ -22,7 +22,7 @@ from torch.nn.functional import linear, normalize
 from fewshot.checks import non_negative, one_of, whole
 from fewshot.method import Grid, LearnsFrom, Method, sweep_prepared
 from fewshot.parts.memory import require_memory
-from fewshot.parts.neighbors import Graph, build_graph
+from fewshot.parts.neighbors import NeighborGraph, build_graph
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
@@ -74,7 +74,7 @@ class JointClassifier:
         graph = build_graph(features, self.support, self.method.neighbors)
         return self.on_graph(features, graph)
 
-    def on_graph(self, features: Tensor, graph: Graph) -> Tensor:
+    def on_graph(self, features: Tensor, graph: NeighborGraph) -> Tensor:
         """The same, with the graph given."""
         method, x = self.method, features.float()
         shots = self._shots(len(x))
@@ -127,7 +127,7 @@ class JointClassifier:
         text_says: Tensor,
         means: Tensor,
         variance: Tensor,
-        graph: Graph,
+        graph: NeighborGraph,
     ) -> Tensor:
         """(M, C) scores whose softmax is z after the steps of one round."""
         # Of -|x - mu|^2 / 2, what all classes share is left out.

@@ -35,7 +35,7 @@ def nearest(
 
 
 @dataclass(frozen=True, eq=False)
-class Graph:
+class NeighborGraph:
     """Affinities of M queries with one another and with what is labeled.
 
     Attributes:
@@ -49,7 +49,7 @@ class Graph:
     neighbors: int
 
 
-def build_graph(query: Tensor, support: SupportSet | None, neighbors: int) -> Graph:
+def build_graph(query: Tensor, support: SupportSet | None, neighbors: int) -> NeighborGraph:
     """The graph of (M, D) queries; no query is its own neighbor."""
     m = len(query)
     cosines, rows = nearest(query, query, neighbors, leave_out_itself=True)
@@ -66,4 +66,4 @@ def build_graph(query: Tensor, support: SupportSet | None, neighbors: int) -> Gr
         votes = query.new_zeros(m, support.n_classes)
         index = (rows.flatten(), labels.repeat_interleave(rows.shape[1]))
         votes.index_put_(index, cosines.flatten(), accumulate=True)
-    return Graph(affinities, votes, neighbors)
+    return NeighborGraph(affinities, votes, neighbors)

@@ -35,7 +35,7 @@ SCALES = {
 }
 
 
-class Pair(NamedTuple):
+class AlphaBeta(NamedTuple):
     """The alpha and the beta of most hits, and how many these are."""
 
     alpha: float
@@ -60,7 +60,7 @@ def published_grid(dataset: str) -> Grid:
 
 def search_pair(
     grid: Grid, zero_shot: Tensor, cache: KeyValueCache, features: Tensor, labels: Tensor
-) -> Pair:
+) -> AlphaBeta:
     """Return the pair of most hits; of equal ones the first, beta by beta.
 
     Args:
@@ -86,4 +86,4 @@ def search_pair(
         most = ratios.masked_fill_(gains >= 0, torch.inf).amin(dim=0)
         hits[k] += ((least[:, None] < candidates) & (candidates < most[:, None])).sum(dim=0)
     best = int(hits.flatten().argmax())
-    return Pair(alphas[best % len(alphas)], betas[best // len(alphas)], int(hits.max()))
+    return AlphaBeta(alphas[best % len(alphas)], betas[best // len(alphas)], int(hits.max()))

@@ -10,7 +10,7 @@ from fewshot.report import published
 from fewshot.report.accuracy import section
 from fewshot.report.classes import add_classes
 from fewshot.report.comparison import published_section, residual_section
-from fewshot.report.content import MAIN, Block, Curves, Report, Scatter, slug
+from fewshot.report.content import MAIN, Curves, Report, ReportBlock, Scatter, slug
 from fewshot.report.html_page import page
 from fewshot.results import log
 from fewshot.results.groups import Cells, cells, tasks
@@ -160,7 +160,7 @@ def write_page(report: Report, path: Path) -> Path:
     return path
 
 
-def _write_block(block: Block, folder: Path, stem: str) -> list[Path]:
+def _write_block(block: ReportBlock, folder: Path, stem: str) -> list[Path]:
     if isinstance(block, Table):
         tables = {f"tables/{stem}{SUFFIXES[form]}": FORMATS[form] for form in SUFFIXES}
         for name, form in tables.items():

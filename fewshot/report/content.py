@@ -50,7 +50,7 @@ class Maps:
     names: Sequence[str]
 
 
-Block = Table | Curves | Scatter | Maps
+ReportBlock = Table | Curves | Scatter | Maps
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Section:
 
     title: str
     notes: list[str] = field(default_factory=list)
-    blocks: dict[str, Block] = field(default_factory=dict)
+    blocks: dict[str, ReportBlock] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from fewshot import html
 from fewshot.html import Drawing, Drawings, Notes, Part, safe
-from fewshot.report.content import Block, Curves, Maps, Report, Scatter, Section
+from fewshot.report.content import Curves, Maps, Report, ReportBlock, Scatter, Section
 from fewshot.report.drawing import curves_svg, maps_svg, scatter_svg
 from fewshot.svg import N_COLORS, sample
 from fewshot.tables import Table
@@ -42,7 +42,7 @@ def _part(section: Section, styles: dict[str, int]) -> Part:
     return Part(section.name, section.title, blocks)
 
 
-def _drawing(block: Block, styles: dict[str, int]) -> Drawing:
+def _drawing(block: ReportBlock, styles: dict[str, int]) -> Drawing:
     if isinstance(block, Curves):
         legend = [(name, sample(styles[name])) for name in block.series]
         legend += [(name, sample(styles[name], is_level=True)) for name in block.levels]

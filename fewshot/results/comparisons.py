@@ -12,7 +12,7 @@ from cache.errors import UserError, unknown
 from fewshot.results.groups import Cells, Row, cells, labels, task_of
 from fewshot.results.log import Result, read
 from fewshot.results.prediction_files import Predictions, read_predictions
-from fewshot.results.significance import Comparison, Pair, compare
+from fewshot.results.significance import Comparison, PairedPredictions, compare
 from fewshot.run import plain_setting
 from fewshot.tables import Number, Table, text
 
@@ -43,7 +43,7 @@ class _Match:
     first: Result
     second: Result
     drawn: Result
-    pair: Pair
+    pair: PairedPredictions
 
 
 @dataclass(frozen=True)
@@ -223,9 +223,9 @@ def _predictions(result: Result) -> Predictions:
     return read_predictions(Path(result.predictions or ""))
 
 
-def _lines(pairs: Sequence[tuple[Result, Pair]]) -> list[Line]:
+def _lines(pairs: Sequence[tuple[Result, PairedPredictions]]) -> list[Line]:
     lines = [_line([pair]) for pair in pairs]
-    by_shots: dict[int, list[tuple[Result, Pair]]] = {}
+    by_shots: dict[int, list[tuple[Result, PairedPredictions]]] = {}
     for pair in pairs:
         by_shots.setdefault(pair[0].shots, []).append(pair)
     if len(by_shots) > 1:
@@ -233,7 +233,7 @@ def _lines(pairs: Sequence[tuple[Result, Pair]]) -> list[Line]:
     return [*lines, _line(pairs)] if len(pairs) > 1 else lines
 
 
-def _line(pairs: Sequence[tuple[Result, Pair]]) -> Line:
+def _line(pairs: Sequence[tuple[Result, PairedPredictions]]) -> Line:
     """One comparison of all these pairs."""
     dataset, shots, seed = (
         values[0] if len(set(values)) == 1 else None

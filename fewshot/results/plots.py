@@ -15,12 +15,12 @@ from cache.atomic import replacing
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = "osD^vPX"
 
-Point = tuple[int, float, float]  # shots, mean accuracy, half the width of its interval
+PlotPoint = tuple[int, float, float]  # shots, mean accuracy, half the width of its interval
 ScatterPoint = tuple[str, float, float, str]  # series, x, y, and what to call it
 
 
 def accuracy_against_shots(
-    curves: Mapping[str, Sequence[Point]],
+    curves: Mapping[str, Sequence[PlotPoint]],
     levels: Mapping[str, float],
     title: str,
     path: Path,

@@ -20,7 +20,7 @@ from cache.errors import UserError
 from fewshot.results.prediction_files import Predictions
 
 RESAMPLES = 100_000
-Pair = tuple[Predictions, Predictions]
+PairedPredictions = tuple[Predictions, Predictions]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class _Images:
         return int(self.counts.sum())
 
 
-def compare(pairs: Sequence[Pair], seed: int = 1) -> Comparison:
+def compare(pairs: Sequence[PairedPredictions], seed: int = 1) -> Comparison:
     """A against B on the images of every pair, each pair counting the same.
 
     The unit of chance is the image. One that several pairs share, as the seeds of one dataset do,
@@ -132,7 +132,7 @@ def mcnemar(only_a: int, only_b: int) -> tuple[float, float]:
     return p, float(2 * binom.cdf(fewer, n, 0.5) - binom.pmf(fewer, n, 0.5))
 
 
-def _by_images(pairs: Sequence[Pair]) -> list[_Images]:
+def _by_images(pairs: Sequence[PairedPredictions]) -> list[_Images]:
     """The test sets, each with the differences of all pairs on it."""
     found: dict[str, list[NDArray[np.int64]]] = {}
     for a, b in pairs:

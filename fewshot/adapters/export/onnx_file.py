@@ -19,7 +19,7 @@ from cache.images import Preprocess
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.export.check import probes, require_close
 from fewshot.adapters.export.model_card import identity
-from fewshot.adapters.export.onnx_graph import Graph, graph_of
+from fewshot.adapters.export.onnx_graph import OnnxGraph, graph_of
 from fewshot.adapters.opened_adapter import Predictor, with_encoder
 from fewshot.results.log import program_version
 
@@ -64,7 +64,7 @@ def write_onnx(adapter: Adapter, encoder: Encoder, folder: Path) -> str:
     return how_to_run(predictor.preprocess, exif=bool(adapter.preprocessing.get("exif")))
 
 
-def write_graph(graph: Graph, predictor: Predictor, path: Path) -> None:
+def write_graph(graph: OnnxGraph, predictor: Predictor, path: Path) -> None:
     """Write the graph, for any number of images at a time, with what there is to know of it.
 
     Raises:

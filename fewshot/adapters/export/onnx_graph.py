@@ -24,7 +24,7 @@ from fewshot.model_selection.blending import BlendedClassifier
 Step = Callable[[Tensor], Tensor]
 
 
-class Graph(nn.Module):
+class OnnxGraph(nn.Module):
     """Pixels (B, 3, H, W) to logits (B, C) and calibrated probabilities (B, C).
 
     Attributes:
@@ -44,21 +44,21 @@ class Graph(nn.Module):
 
 
 @torch.no_grad()
-def graph_of(adapter: Adapter, encoder: Encoder) -> Graph:
+def graph_of(adapter: Adapter, encoder: Encoder) -> OnnxGraph:
     """The adapter on its model, which is in float32 on the CPU."""
     temperature = adapter.calibration.temperature
     model = encoder.model
     if adapter.classifier is not None:
         head = formula(adapter.classifier, adapter.tensors)
         if METHODS[adapter.method].unit_norm:
-            return Graph(lambda x: normalize(model.encode_image(x), dim=-1), head, temperature)
-        return Graph(model.encode_image, head, temperature)
+            return OnnxGraph(lambda x: normalize(model.encode_image(x), dim=-1), head, temperature)
+        return OnnxGraph(model.encode_image, head, temperature)
     learner, clip = attached(adapter, Clip.of(encoder))
     if adapter.method == CoCoOp.name:
         head = _cocoop(adapter, clip, learner.parameters)
     else:
         head = learner.frozen().logits
-    return Graph(learner.images or clip.model.encode_image, head, temperature)
+    return OnnxGraph(learner.images or clip.model.encode_image, head, temperature)
 
 
 def formula(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Step:

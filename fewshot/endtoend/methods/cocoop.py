@@ -16,7 +16,7 @@ from torch.nn.functional import linear, normalize
 from torch.optim import SGD, Optimizer
 
 from fewshot.checks import non_negative, positive, whole
-from fewshot.endtoend.clip import Clip, EndToEnd, Learner, Plan, scaled_cosines
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan, scaled_cosines
 from fewshot.endtoend.methods.coop import CoOp, LearnedPrompts
 from fewshot.training import cosine_by_epoch
 
@@ -95,9 +95,9 @@ class CoCoOp(EndToEnd):
             {"context": prompts.context, **net}, clip.logit_scale, prompts.features, score=score
         )
 
-    def plan(self, shots: int, n_images: int) -> Plan:
+    def plan(self, shots: int, n_images: int) -> TrainingPlan:
         """Ten epochs at any shots, each without its last batch if that is not full."""
-        return Plan(
+        return TrainingPlan(
             iterations=self.epochs * max(1, n_images // self.batch_size),
             batch_size=self.batch_size,
             drop_last=True,

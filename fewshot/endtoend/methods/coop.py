@@ -16,7 +16,7 @@ from torch.optim import SGD, Optimizer
 
 from fewshot.checks import non_negative, one_of, positive, whole
 from fewshot.endtoend import text_tower
-from fewshot.endtoend.clip import Clip, EndToEnd, Learner, Plan
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
 from fewshot.training import cosine_by_epoch, published_epochs
 
 ClassPosition = Literal["end", "middle", "front"]
@@ -75,13 +75,13 @@ class CoOp(EndToEnd):
         prompts = LearnedPrompts.of(clip, classnames, self)
         return Learner({"context": prompts.context}, clip.logit_scale, prompts.features)
 
-    def plan(self, shots: int, n_images: int) -> Plan:
+    def plan(self, shots: int, n_images: int) -> TrainingPlan:
         """The published number of epochs, each without its last batch if that is not full."""
         epochs = self.epochs or published_epochs(shots)
         if not self.epochs and n_images >= 1000 * shots:
             epochs = 50
         steps = max(1, n_images // self.batch_size)
-        return Plan(
+        return TrainingPlan(
             iterations=epochs * steps,
             batch_size=self.batch_size,
             drop_last=True,

@@ -28,7 +28,7 @@ Mode = Literal["full", "sgd", "efficient"]
 Choice = Literal["sylvester", "symmetry", "zero"]
 
 
-class Steps:
+class LoRAProSteps:
     """The closed form at N pairs of equal shapes: A (N, r, n), B (N, m, r), scales (N,).
 
     All that is as small as the factors is in double precision, because P is as small as the square
@@ -78,7 +78,7 @@ def _eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
     return values.clamp(min=0), vectors
 
 
-class Pair(NamedTuple):
+class FactorPair(NamedTuple):
     """The factors of one update s B A, and s."""
 
     A: nn.Parameter
@@ -135,9 +135,9 @@ class LoRAPro(Optimizer):
                 raise UserError(f"{name} must be 0 or more; got {value}")
         if not damping > 0:
             raise UserError(f"damping must be above 0, as B starts at 0; got {damping}; try 1e-8")
-        shapes: dict[tuple[torch.Size, torch.Size], list[Pair]] = {}
+        shapes: dict[tuple[torch.Size, torch.Size], list[FactorPair]] = {}
         for pair in pairs:
-            shapes.setdefault((pair[0].shape, pair[1].shape), []).append(Pair(*pair))
+            shapes.setdefault((pair[0].shape, pair[1].shape), []).append(FactorPair(*pair))
         if not shapes:
             raise UserError("no pair to train; attach some first")
         groups = [
@@ -168,7 +168,7 @@ class LoRAPro(Optimizer):
         A, B = (torch.stack([p * shrink for p in factors[i::2]]) for i in (0, 1))
         slopes = [torch.zeros_like(p) if p.grad is None else p.grad for p in factors]
         gA, gB = (torch.stack(slopes[i::2]) for i in (0, 1))
-        at = Steps(A, B, torch.tensor(group["scales"], dtype=torch.float64), self.damping)
+        at = LoRAProSteps(A, B, torch.tensor(group["scales"], dtype=torch.float64), self.damping)
         state = self.state[factors[0]]
         state["step"] = state.get("step", torch.tensor(0.0)) + 1
         if self.mode == "full":

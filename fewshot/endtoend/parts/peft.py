@@ -19,7 +19,7 @@ from cache.errors import UserError
 from cache.prompts import filled
 from fewshot.checks import non_negative, one_of, positive, whole
 from fewshot.endtoend import text_tower
-from fewshot.endtoend.clip import Clip, EndToEnd, Learner, Plan
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
 from fewshot.endtoend.parts.blocks import Towers
 from fewshot.training import cosine_by_step
 
@@ -130,9 +130,9 @@ class PEFTMethod(EndToEnd):
             modules=modules,
         )
 
-    def plan(self, shots: int, n_images: int) -> Plan:
+    def plan(self, shots: int, n_images: int) -> TrainingPlan:
         """500 K steps, whatever the number of classes."""
-        return Plan(
+        return TrainingPlan(
             iterations=self.iterations_per_shot * shots,
             batch_size=self.batch_size,
             schedule=cosine_by_step(self.lr, 1e-6),
