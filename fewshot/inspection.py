@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cache.errors import UserError
-from fewshot.adapters.adapter_file import is_adapter
+from fewshot.adapters.header import is_adapter
 
 
 def inspect(path: Path | str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,11 +154,10 @@ class User:
             self.home / "extracted", *more,
         )  # fmt: skip
 
-    def learns(self, photos: Path | str) -> Outcome:
+    def learns(self, photos: Path | str, methods: Sequence[str] = QUICK) -> Outcome:
         """By `auto`, with few methods."""
-        return auto(
-            photos, model="tiny", methods=QUICK, out=self.home / "out", store=self.home / "features"
-        )
+        out, store = self.home / "out", self.home / "features"
+        return auto(photos, model="tiny", methods=methods, out=out, store=store)
 
     def predicts(self, *images: str | Path) -> list[dict[str, Any]]:
         """What `predict` says of images, by what `auto` learned."""

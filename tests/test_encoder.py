@@ -128,12 +128,12 @@ def test_the_weights_digest_changes_with_any_weight(random_vit: Path, vit: Encod
 
 def test_openai_weights_get_quick_gelu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The tag alone must force it: open_clip's ViT-B-32 is built with GELU and only warns."""
-    from cache import encoder
+    from cache import loading
 
     torch.manual_seed(0)
     weights = tmp_path / "weights.pt"
     torch.save(open_clip.create_model("RN50", force_quick_gelu=True).state_dict(), weights)
-    monkeypatch.setattr(encoder, "_stay_offline_if_cut_off", lambda: None)
+    monkeypatch.setattr(loading, "_stay_offline_if_cut_off", lambda: None)
     monkeypatch.setattr(
         open_clip.factory, "download_pretrained", lambda cfg, cache_dir=None: str(weights)
     )
@@ -160,7 +160,7 @@ def test_a_model_that_cannot_be_is_refused_in_one_line(name: str, message: str) 
 
 def test_weights_neither_here_nor_to_be_had_name_the_ways_out(tmp_path: Path) -> None:
     code = (
-        "from cache.encoder import load\n"
+        "from cache.loading import load\n"
         "from cache.errors import UserError\n"
         "try:\n    load('ViT-B-16/openai', device='cpu')\n"
         "except UserError as error:\n    print(error)\n"

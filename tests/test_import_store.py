@@ -225,7 +225,7 @@ def test_a_store_without_text_or_val_is_made(tmp_path: Path) -> None:
         ({"train_labels": labels(12) + 0.5}, r"class ids from 0 on; train_labels is float64"),
         ({"train_labels": np.eye(12)}, r"must be \(N,\) class ids from 0 on; .* \(12, 12\)"),
         ({"train_labels": None}, "no array for train_labels among"),
-        ({"train_paths": ["a"]}, "12 labels and 1 paths"),
+        ({"train_paths": ["a"]}, "12 labels and 1 path;"),
         ({"features": features(3)}, "there are train features, and features, which may be any"),
         ({"classnames": np.array(["a", "b", "c"], dtype=object)}, "array classnames .* is pickled"),
     ],

@@ -237,7 +237,7 @@ def test_missing_predictions_are_told_and_those_of_other_images_not_mixed(
     saved: list[Result],
 ) -> None:
     gone = result(seed=3).saved_as("nowhere.npz")
-    assert "1 files of predictions are left out" in make([*saved, gone]).sections[0].notes[0]
+    assert "1 file of predictions left out" in make([*saved, gone]).sections[0].notes[0]
     one, other = (
         Predictions(np.zeros(2, np.int64), np.zeros(2, np.int64), ("a", "b"), images)
         for images in "xy"

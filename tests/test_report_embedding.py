@@ -9,7 +9,7 @@ import torch
 from cache.errors import UserError
 from cache.import_store import import_file
 from cache.store import FeatureStore
-from fewshot.evaluation import base_to_new, evaluate
+from fewshot.evaluation import evaluate
 from fewshot.fitting import fit
 from fewshot.methods import GDA, ZeroShot
 from fewshot.report.build import make
@@ -102,7 +102,7 @@ def test_a_report_skips_what_it_cannot_map_and_says_so(
     results = [
         fitted,
         evaluate(store, ZeroShot(logit_scale=scale)),
-        base_to_new(store, ZeroShot(logit_scale=scale), shots=0),
+        replace(fitted, setting="domain-generalization", fitted_on="another"),
     ]
     part = make(results, tsne=["zero-shot"], stores=tmp_path / "features").sections[-1]
     assert [type(block) for block in part.blocks.values()] == [Maps]

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from tests.stopped_runs import Job, as_json
 
 ENCODE = "cache.encoder:Encoder.encode_images"
 PROMPTS = "cache.encoder:Encoder.encode_text_pooled"
-DECODE = "cache.decode:read_rgb"
+DECODE = "cache.decode:opened"
 ASSEMBLE = "cache.store_writer:StoreWriter.write"
 FLUSH = "cache.atomic:_flush"
 JUDGE = "fewshot.automatic.judging:cross_validate"
@@ -185,6 +186,9 @@ def test_auto_notices_whatever_became_of_the_photos(user: User, tmp_path: Path) 
     assert changed == {"one/000.png"}
 
     photos.rename(tmp_path / "renamed")
+    with pytest.raises(UserError, match="holds the result for the photos in"):
+        user.learns(tmp_path / "renamed")
+    shutil.rmtree(tmp_path / "out")
     renamed = user.learns(tmp_path / "renamed")
     assert renamed.store.dataset == "renamed-all"
     assert FeatureStore.open(again.store.path).paths("train") == renamed.paths

@@ -393,7 +393,7 @@ def test_stores_lie_by_dataset_and_model() -> None:
     assert here.name.startswith("local-dir-clip-")
     assert here == store_path(root, "d", f"local-dir:{Path.cwd() / 'runs/clip'}")
     assert here != store_path(root, "d", "local-dir:other/clip")
-    with pytest.raises(UserError, match="needs a name"):
+    with pytest.raises(UserError, match="a name needs a letter or a digit"):
         store_path(root, "..", "tiny")
 
 

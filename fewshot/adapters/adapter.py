@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from cache.errors import UserError, count
-from fewshot.adapters.adapter_file import FORMAT, SUFFIX, read_adapter, write_adapter
+from fewshot.adapters.adapter_file import FORMAT, read_adapter, write_adapter
 from fewshot.adapters.card import UNKNOWN, require_card, require_tensors
+from fewshot.adapters.header import SUFFIX
 from fewshot.model_selection.calibration import Calibration
 from fewshot.sampling import shots_name
 

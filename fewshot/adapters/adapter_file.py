@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from cache.atomic import replacing
 from cache.errors import UserError
+from fewshot.adapters.header import KEY, card_of
 
 FORMAT = 2
 READ = (1, FORMAT)
-SUFFIX = ".safetensors"
-KEY = "fewshot"  # of the card in the metadata of the header
 ZEROS = "0" * 64
 _DIGEST = '\\"digest\\": \\"{}\\"'  # as it stands in the header: JSON within JSON
 
@@ -48,7 +47,7 @@ def read_adapter(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     try:
         content = path.read_bytes()
-        card = _card(path)
+        card = card_of(path)
     except OSError as error:
         raise UserError(
             f"cannot read an adapter from {path}: {error.strerror or error}; `fewshot fit … --save`"
@@ -73,26 +72,6 @@ def read_adapter(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if own != digest:
         raise UserError(f"{path} is damaged: its bytes are not those written; copy or fit it again")
     return card, tensors
-
-
-def is_adapter(path: Path) -> bool:
-    """True for a file that is called an adapter or has a card; no more than its header is read."""
-    if path.suffix == SUFFIX:
-        return True
-    try:
-        return path.is_file() and _card(path) is not None
-    except OSError:
-        return False
-
-
-def _card(path: Path) -> dict[str, Any] | None:
-    """The card in the header of a file; None of a file without one."""
-    try:
-        with safe_open(path, "pt") as file:
-            card = json.loads((file.metadata() or {})[KEY])
-    except (SafetensorError, KeyError, ValueError, RecursionError):
-        return None
-    return card if isinstance(card, dict) else None
 
 
 def _digest_at(content: bytes, digest: str) -> int:

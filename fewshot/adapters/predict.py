@@ -167,7 +167,9 @@ def run(
                 out.flush()
     if not counts["classified"]:
         none = (
-            "the one image could not" if len(files) == 1 else f"none of {len(files):,} images could"
+            "the one image could not"
+            if len(files) == 1
+            else f"none of the {len(files):,} images could"
         )
         raise UserError(f"{none} be read; give others")
     return PredictionCounts(counts["classified"], counts["unknown"], counts["unreadable"])
