@@ -99,11 +99,9 @@ def test_a_report_skips_what_it_cannot_map_and_says_so(
     store: FeatureStore, fitted: Result, tmp_path: Path
 ) -> None:
     scale = store.logit_scale
-    results = [
-        fitted,
-        evaluate(store, ZeroShot(logit_scale=scale)),
-        replace(fitted, setting="domain-generalization", fitted_on="another"),
-    ]
+    zero_shot = evaluate(store, ZeroShot(logit_scale=scale))
+    elsewhere = replace(zero_shot, setting="domain-generalization", fitted_on="another")
+    results = [fitted, zero_shot, elsewhere]
     part = make(results, tsne=["zero-shot"], stores=tmp_path / "features").sections[-1]
     assert [type(block) for block in part.blocks.values()] == [Maps]
     assert "maps are of few-shot, zero-shot, unsupervised alone" in part.notes[-1]
