@@ -13,9 +13,14 @@ import fewshot
 from fewshot.demo import write_photos
 
 
-def main(folder: Path, new: list[Path], model: str = "ViT-B-16/openai") -> list[str]:
+def main(
+    folder: Path,
+    new: list[Path],
+    model: str = "ViT-B-16/openai",
+    methods: list[str] | None = None,
+) -> list[str]:
     """Print how good the classifier is and what it makes of the new photos; return the labels."""
-    outcome = fewshot.auto(str(folder), model=model)
+    outcome = fewshot.auto(str(folder), model=model, methods=methods)
     print(outcome.summary())  # an honest estimate: the photos that judge did not choose
     predictions = fewshot.predict(outcome.adapter_path, new) if new else []
     for path, prediction in zip(new, predictions, strict=True):

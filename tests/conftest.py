@@ -14,6 +14,26 @@ from safetensors.torch import save_file
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# Files whose tests start processes, train, encode, build pages or try thousands of inputs. Together
+# they take nine tenths of the time; `make check` leaves them out.
+SLOW = (
+    "test_adapter", "test_add_a_method", "test_atomic", "test_auto_", "test_bench", "test_cli",
+    "test_clip_", "test_demo", "test_docs", "test_doctor", "test_encoder", "test_endtoend_",
+    "test_estimator", "test_examples", "test_export", "test_extract", "test_folder", "test_fuzz_",
+    "test_import", "test_learning_curve", "test_loading", "test_lp_", "test_methods",
+    "test_official", "test_predict", "test_preflight", "test_remedies", "test_report",
+    "test_results", "test_robust_", "test_selection", "test_source", "test_taskres", "test_tiny_",
+    "test_tip_", "test_transclip", "test_tuning", "test_words",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow files."""
+    for item in items:
+        if item.path.name.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
 TEXT: dict[str, object] = {
     "context_length": 77,
     "vocab_size": 49408,
