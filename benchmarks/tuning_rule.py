@@ -1,0 +1,94 @@
+"""How much accuracy each rule of choosing hyper-parameters loses against the best setting.
+
+python benchmarks/tuning_rule.py features/ucf101/ViT-B-16-openai.h5 [STORE ...]
+
+Draws K shots of the train split, scores the method's grid by cross-validation on them, and judges
+every setting on the val split, or on the train images that were not drawn. Never on a test split.
+"""
+
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from cache.store import FeatureStore
+from fewshot import METHODS, SupportSet, configure, draw
+from fewshot.fitting import class_text
+from fewshot.method import Method
+from fewshot.model_selection.folds import held_out
+from fewshot.model_selection.tuning import Score, best, cv_folds
+
+SHOTS = (2, 4, 8, 16)
+SEEDS = (1, 2, 3)
+NAMES = ("gda", "proker", "ridge", "tip-adapter")
+
+
+def within_one_error(scores: Mapping[Method, Score]) -> Method:
+    """Of the settings within a standard error of the best accuracy, the lowest log-loss."""
+    right = {method: float(score.correct.float().mean()) for method, score in scores.items()}
+    top = max(right.values())
+    error = math.sqrt(top * (1 - top) / len(next(iter(scores.values())).correct))
+    return min((m for m in scores if right[m] >= top - error), key=lambda m: scores[m].loss)
+
+
+def task(store: FeatureStore, shots: int, seed: int) -> tuple[SupportSet, Tensor, Tensor]:
+    """Few shots of the train split, and images (M, D) with labels (M,) to judge by."""
+    train = store.split("train")
+    rows = draw(train.labels, store.classnames, shots=shots, seed=seed).train
+    features = torch.from_numpy(train.features(unit=True))
+    labels = torch.from_numpy(train.labels)
+    support = SupportSet(features[rows], labels[rows], store.n_classes)
+    if "val" in store.splits:
+        val = store.split("val")
+        return support, torch.from_numpy(val.features(unit=True)), torch.from_numpy(val.labels)
+    rest = torch.ones(len(labels), dtype=torch.bool)
+    rest[rows] = False
+    return support, features[rest], labels[rest]
+
+
+def lost(store: FeatureStore, name: str, shots: int, seed: int) -> dict[str, float]:
+    """The accuracy that each rule loses against the best setting of the grid."""
+    own = configure(name, logit_scale=store.logit_scale)
+    text = class_text(store, own, None, range(store.n_classes))
+    grid = {
+        field: tuple(dict.fromkeys((*values, getattr(own, field))))
+        for field, values in own.grid.items()
+    }
+    support, query, labels = task(store, shots, seed)
+    scores: dict[Method, Score] = defaultdict(Score)
+    for train, rows in held_out(support, cv_folds(support)):
+        for variant, logits in own.sweep(grid, train, text, support.features[rows]):
+            scores[variant].add(logits, support.labels[rows])
+    accuracy = {
+        variant: float((logits.argmax(dim=1) == labels).float().mean())
+        for variant, logits in own.sweep(grid, support, text, query)
+    }
+    chosen = {
+        "this rule": best(scores, own),
+        "most accurate": max(scores, key=lambda m: scores[m].rank),
+        "within one error": within_one_error(scores),
+        "defaults": own,
+    }
+    top = max(accuracy.values())
+    return {rule: top - accuracy[method] for rule, method in chosen.items()}
+
+
+def main(paths: list[str]) -> None:
+    """Print, for each method and rule, the mean and the maximum loss in %."""
+    for name in NAMES:
+        assert name in METHODS
+        losses: dict[str, list[float]] = defaultdict(list)
+        for store in map(FeatureStore.open, paths):
+            for shots in SHOTS:
+                every = [lost(store, name, shots, seed) for seed in SEEDS]
+                for rule in every[0]:
+                    losses[rule].append(sum(one[rule] for one in every) / len(every))
+        cells = (f"{r} {100 * sum(v) / len(v):.2f} {100 * max(v):.1f}" for r, v in losses.items())
+        print(f"{name:12s}", " | ".join(cells))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
