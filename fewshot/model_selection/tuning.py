@@ -175,8 +175,8 @@ def best(scores: Mapping[AnyMethod, Score], own: AnyMethod) -> AnyMethod:
     Psychometrika 12, 1947). A smaller lead changes nothing: the defaults were chosen on far more
     images than a few shots.
 
-    Accuracy in % lost against the best setting of the grid on UCF101's validation split, by cv on 2,
-    4, 8 and 16 shots of three draws, on average and at most (`benchmarks/tuning_rule.py`):
+    Accuracy in % lost against the best setting of the grid on UCF101's validation split, by cv on
+    2, 4, 8 and 16 shots of three draws, on average and at most (`benchmarks/tuning_rule.py`):
 
                        this rule     most accurate    within one error of it,
                                                       then the lowest log-loss
@@ -185,8 +185,8 @@ def best(scores: Mapping[AnyMethod, Score], own: AnyMethod) -> AnyMethod:
         ridge          0.62  1.6     0.90  1.6        1.66  4.8
         tip-adapter    1.17  2.0     1.05  1.8        1.69  2.7
 
-    On eleven tasks of five datasets, with wider grids, the order was the same: 0.68, 0.90 and 1.04
-    on average over these methods.
+    On eleven tasks of five datasets, with wider grids and the image term of the defaults weighed as
+    `blending` does, the averages over these methods were 0.68, 0.90 and 1.04.
 
     Args:
         scores: By variant, in the grid's order. Of equal ones the first counts.
