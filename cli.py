@@ -130,21 +130,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 # Conditions of the machine, not of the program, that a user can change.
 _ENVIRONMENT = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EFBIG,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-    errno.EIO,
-    errno.ENOLCK,
-    errno.ESTALE,
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENOTDIR,
+    errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO, errno.ENOLCK, errno.ESTALE,
     errno.ELOOP,
-}
+}  # fmt: skip
 
 
 def _fail(message: str, code: int) -> int:
