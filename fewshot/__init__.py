@@ -43,7 +43,8 @@ if TYPE_CHECKING:
         TransCLIP,
         ZeroShot,
     )
-    from fewshot.model_selection.tuning import PROTOCOLS, tune
+    from fewshot.model_selection.protocols import PROTOCOLS
+    from fewshot.model_selection.tuning import tune
     from fewshot.results.log import Result
     from fewshot.run import Protocol, Run
     from fewshot.sample_file import read_sample, write_sample
@@ -145,7 +146,8 @@ _MODULES = {
         "ZSLP",
         "ZeroShot",
     ),
-    "fewshot.model_selection.tuning": ("PROTOCOLS", "tune"),
+    "fewshot.model_selection.protocols": ("PROTOCOLS",),
+    "fewshot.model_selection.tuning": ("tune",),
     "fewshot.results.log": ("Result",),
     "fewshot.run": ("Protocol", "Run"),
     "fewshot.sample_file": ("read_sample", "write_sample"),

@@ -23,7 +23,7 @@ from cache.errors import UserError, unknown
 from fewshot.method import Method
 from fewshot.methods import METHODS
 from fewshot.model_selection import tuning
-from fewshot.model_selection.blending import Share
+from fewshot.model_selection.protocols import Share
 from fewshot.parts.gaussian import class_means
 from fewshot.support import SupportSet
 from fewshot.text import Text

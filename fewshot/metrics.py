@@ -2,21 +2,21 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from scipy.special import stdtrit
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def accuracy(predicted: Tensor, labels: Tensor) -> float:
+def accuracy(predicted: "Tensor", labels: "Tensor") -> float:
     """Share of the (M,) predicted classes that equal the (M,) labels."""
     return float((predicted == labels).double().mean())
 
 
-def per_class_accuracy(predicted: Tensor, labels: Tensor) -> float:
+def per_class_accuracy(predicted: "Tensor", labels: "Tensor") -> float:
     """Mean over the classes that have an image of the accuracy within the class."""
-    right = torch.bincount(labels[predicted == labels], minlength=int(labels.max()) + 1)
-    total = torch.bincount(labels)
+    right = labels[predicted == labels].bincount(minlength=int(labels.max()) + 1)
+    total = labels.bincount()
     present = total > 0
     return float((right[present] / total[present]).double().mean())
 
@@ -30,6 +30,8 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     mean = math.fsum(values) / n
     if n == 1:
         return mean, math.nan
+    from scipy.special import stdtrit
+
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     return mean, float(stdtrit(n - 1, (1 + confidence) / 2)) * deviation / math.sqrt(n)
 

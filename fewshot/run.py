@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypedDict, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypedDict, get_args
 
 from annotated_types import Interval
 from numpy.typing import ArrayLike
@@ -17,10 +17,11 @@ from numpy.typing import ArrayLike
 from cache.errors import UserError, unknown
 from cache.identity import canonical_json
 from cache.names import safe_name
-from fewshot.method import MethodInfo
-from fewshot.model_selection import tuning
-from fewshot.model_selection.blending import Share, check_share
+from fewshot.model_selection.protocols import PROTOCOLS, Share, check_share, default_protocol
 from fewshot.sampling import Sample, draw, draw_imbalanced, everything, parse_profile
+
+if TYPE_CHECKING:
+    from fewshot.method import MethodInfo
 
 Setting = Literal["few-shot", "base-to-new", "domain-generalization", "cross-dataset"]
 SETTINGS: tuple[Setting, ...] = get_args(Setting)
@@ -61,7 +62,7 @@ class Protocol:
         shots: K, images per class, or of the largest class where they are unequal; 0 for a method
             that needs none; "all" for every train image. Methods that use no labels ignore it.
         seed: Random seed for drawing the few shots, and for training.
-        tune: The tuning protocol, one of `tuning.PROTOCOLS`; or `official` for the recipe of the
+        tune: The tuning protocol, one of `PROTOCOLS`; or `official` for the recipe of the
             method's paper, settings, views and search; None for `cv`, and `none` where a class has
             one image.
         fixed: Hyper-parameter -> its value, which is not tuned.
@@ -91,7 +92,7 @@ class Protocol:
     blend: Share = "auto"
 
     def __post_init__(self) -> None:
-        known = (*tuning.PROTOCOLS, OFFICIAL)
+        known = (*PROTOCOLS, OFFICIAL)
         if self.tune is not None and self.tune not in known:
             raise unknown("tuning protocol", self.tune, known)
         if self.setting not in SETTINGS:
@@ -174,7 +175,7 @@ class Protocol:
             train_labels, classnames, shots=self.shots, seed=self.seed, val_labels=val_labels
         )
 
-    def support_for(self, method: MethodInfo) -> bool:
+    def support_for(self, method: "MethodInfo") -> bool:
         """True if the method is given a support set.
 
         Raises:
@@ -190,7 +191,7 @@ class Protocol:
             raise UserError(f"{method.name} learns from no labels, which imbalance is about")
         return True
 
-    def tune_for(self, method: MethodInfo, fewest: int) -> str:
+    def tune_for(self, method: "MethodInfo", fewest: int) -> str:
         """The tuning protocol on a support set; `none` where nothing is left to tune.
 
         Args:
@@ -201,10 +202,10 @@ class Protocol:
             return OFFICIAL
         if not set(method.grid) - set(self.fixed):
             return "none"
-        return self.tune or tuning.default_protocol(fewest)
+        return self.tune or default_protocol(fewest)
 
 
-def setting_name(method: MethodInfo, setting: str) -> str:
+def setting_name(method: "MethodInfo", setting: str) -> str:
     """The name that a result has for its setting: it says when the test images were joint."""
     return f"{JOINTLY}{setting}" if method.transductive else setting
 
@@ -259,7 +260,7 @@ class Run:
     @classmethod
     def planned(
         cls,
-        method: MethodInfo,
+        method: "MethodInfo",
         protocol: Protocol,
         *,
         dataset: str,

@@ -8,18 +8,18 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cache.errors import UserError, unknown
-from fewshot.method import Method, MethodInfo
-from fewshot.methods import METHODS
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+    from fewshot.method import Method, MethodInfo
 
 AnyMethod = TypeVar("AnyMethod", bound="DataclassInstance")
 
 
 def configure(
     name: str, settings: Mapping[str, Any] | None = None, *, logit_scale: float | None = None
-) -> Method:
+) -> "Method":
     """The cached method of that name with some of its fields set.
 
     Args:
@@ -30,6 +30,8 @@ def configure(
     Raises:
         UserError: No such method, no such field, or a value that the field cannot take.
     """
+    from fewshot.methods import METHODS
+
     if name not in METHODS:
         raise unknown("method", name, METHODS)
     method = METHODS[name]()
@@ -92,7 +94,7 @@ def fixed_of(
     return {field: getattr(method, field) for field in sorted(fixed)}
 
 
-def describe(name: str, methods: Mapping[str, type[MethodInfo]] = METHODS) -> str:
+def describe(name: str, methods: Mapping[str, "type[MethodInfo]"]) -> str:
     """A method's documentation, and each setting with what it accepts, its default and its grid.
 
     Raises:

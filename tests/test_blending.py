@@ -16,11 +16,11 @@ from fewshot.classifier import LinearClassifier
 from fewshot.model_selection.blending import (
     Blend,
     BlendedClassifier,
-    Share,
     blend_of,
     doubt,
     share_of,
 )
+from fewshot.model_selection.protocols import Share
 from fewshot.model_selection.tuning import fit_tuned, tune
 from fewshot.results.log import Result
 from tests.small_stores import write_store

@@ -18,7 +18,7 @@ from fewshot.adapters import output
 from fewshot.adapters.export.exporting import TARGETS
 from fewshot.commands.examples import EXAMPLES
 from fewshot.commands.help_page import LONG
-from fewshot.model_selection.tuning import PROTOCOLS as TUNING
+from fewshot.model_selection.protocols import PROTOCOLS as TUNING
 from fewshot.run import SETTINGS
 from fewshot.tables import FORMATS
 

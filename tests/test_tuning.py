@@ -13,7 +13,8 @@ from fewshot.classifier import LinearClassifier
 from fewshot.method import Grid, Method, variants
 from fewshot.model_selection import tuning
 from fewshot.model_selection.folds import held_out
-from fewshot.model_selection.tuning import Score, best, cv_folds, default_protocol
+from fewshot.model_selection.protocols import PROTOCOLS, default_protocol
+from fewshot.model_selection.tuning import Score, best, cv_folds
 from fewshot.text import Text, required
 from tests.toys import support_near, vectors
 
@@ -70,7 +71,7 @@ def test_no_tuning_leaves_the_method_as_it_is() -> None:
 
 def test_a_method_without_a_grid_is_left_as_it_is() -> None:
     support, text = task()
-    for protocol in tuning.PROTOCOLS:
+    for protocol in PROTOCOLS:
         assert tune(ZeroShot(), support, text, protocol=protocol) == ZeroShot()
 
 

@@ -29,7 +29,7 @@ from cache.errors import UserError, unknown
 from cache.location import default_root
 from cache.toml_table import TomlTable
 from fewshot.bench.trained import TrainOptions, read_train_options
-from fewshot.model_selection.blending import Share
+from fewshot.model_selection.protocols import Share
 from fewshot.run import SETTINGS, TRANSFERS, Protocol, Setting
 
 ALL = ("all",)

@@ -9,7 +9,7 @@ from cache.decoding_memory import MAX_PIXELS as MAX_PIXELS
 from cache.errors import UserError
 
 if TYPE_CHECKING:
-    from fewshot.model_selection.blending import Share
+    from fewshot.model_selection.protocols import Share
 
 DEFAULT_MODEL = "ViT-B-16/openai"
 SEED = ("--seed", "--seeds")  # one option in every command, whether it takes one or a list

@@ -46,12 +46,11 @@ def methods(
     name: NameArgument = None,
 ) -> None:
     """List methods, or show the settings of one."""
-    from fewshot.endtoend.methods import METHODS as TRAINED
-    from fewshot.method import MethodInfo
-    from fewshot.methods import METHODS
+    from fewshot.outline import declared
     from fewshot.settings import describe
 
-    every: dict[str, type[MethodInfo]] = {**METHODS, **TRAINED}
+    on_features = declared("fewshot.methods")
+    every = {**on_features, **declared("fewshot.endtoend.methods")}
     if name is not None:
         show(describe(name, every))
         return
@@ -60,7 +59,7 @@ def methods(
         [
             (
                 name,
-                "fit" if name in METHODS else "train",
+                "fit" if name in on_features else "train",
                 method.learns_from,
                 ", ".join(method.grid),
                 (method.__doc__ or "").strip().splitlines()[0],

@@ -25,29 +25,19 @@ before, and 5.1 %.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, normalize
 
-from cache.errors import UserError
 from fewshot.classifier import Classifier, LinearClassifier
 from fewshot.method import Method
+from fewshot.model_selection.protocols import Share, check_share
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
-Share = Literal["auto"] | float
 FULL_DOUBT = 0.22  # at this doubt one shot is trusted in full
-
-
-def check_share(share: object) -> None:
-    """Raise UserError unless the share is `auto` or a number from 0 to 1."""
-    if share != "auto" and not (isinstance(share, int | float) and 0 <= share <= 1):
-        raise UserError(
-            f"blend must be auto, or a number from 0 (zero-shot) to 1 (the method alone); got "
-            f"{share!r}"
-        )
 
 
 def doubt(support: SupportSet, zero_shot: Tensor) -> float:

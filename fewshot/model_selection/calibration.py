@@ -12,10 +12,10 @@ from torch.nn.functional import cross_entropy
 
 from fewshot.method import Method
 from fewshot.metrics import wilson
-from fewshot.model_selection.blending import Share
 from fewshot.model_selection.cross_validation import Failed, cross_validate
 from fewshot.model_selection.folds import folds
 from fewshot.model_selection.near_duplicates import scenes
+from fewshot.model_selection.protocols import Share
 from fewshot.support import SupportSet
 from fewshot.text import Text
 

@@ -17,8 +17,8 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from cache.errors import UserError
 from fewshot.method import Method
 from fewshot.model_selection import tuning
-from fewshot.model_selection.blending import Share
 from fewshot.model_selection.folds import folds, held_out
+from fewshot.model_selection.protocols import Share
 from fewshot.support import SupportSet
 from fewshot.text import Text
 

@@ -1,13 +1,4 @@
-"""Choose hyper-parameters without the test split, by one of four protocols.
-
-    none      the method's own defaults; nothing is chosen
-    cv        stratified folds over the support set itself: no other label is used
-    val       few-shot validation images, min(K, 4) of each class, as in CoOp
-    full-val  the whole validation split, as in the papers of Tip-Adapter and GDA
-
-The first two use no labels but the support set's. The last uses many times more labels than the
-few shots it tunes for, so a result names its protocol.
-"""
+"""Choose hyper-parameters without the test split, by one of the four protocols of `protocols`."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -21,12 +12,12 @@ from torch.nn.functional import cross_entropy
 from cache.errors import UserError, unknown
 from fewshot.classifier import Classifier
 from fewshot.method import AnyMethod, Grid, variants
-from fewshot.model_selection.blending import Blend, Share, blend_of
+from fewshot.model_selection.blending import Blend, blend_of
 from fewshot.model_selection.folds import folds, held_out
+from fewshot.model_selection.protocols import PROTOCOLS, Share
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
-PROTOCOLS = ("none", "cv", "val", "full-val")
 MAX_FOLDS = 4
 ENOUGH = 4000  # held-out images: by then a standard error of accuracy is 0.8 % at most
 
@@ -52,11 +43,6 @@ class Score:
     def rank(self) -> tuple[int, float]:
         """Its place among variants: more correct predictions, and of equals a lower log-loss."""
         return int(self.correct.sum()), -self.loss if math.isfinite(self.loss) else -math.inf
-
-
-def default_protocol(shots: int) -> str:
-    """`cv` from two shots on: one to learn from and one to judge by."""
-    return "cv" if shots >= 2 else "none"
 
 
 def cv_folds(support: SupportSet) -> Tensor:

@@ -15,7 +15,6 @@ from fewshot.report.html_page import page
 from fewshot.results import log
 from fewshot.results.groups import Cells, cells, tasks
 from fewshot.results.log import Result
-from fewshot.results.plots import accuracy_against_shots, class_maps, scatter
 from fewshot.tables import FORMATS, Table
 
 SUFFIXES = {"md": ".md", "latex": ".tex", "csv": ".csv"}
@@ -166,6 +165,8 @@ def _write_block(block: ReportBlock, folder: Path, stem: str) -> list[Path]:
         for name, form in tables.items():
             _write_text(folder / name, form(block) + "\n")
         return [folder / name for name in tables]
+    from fewshot.results.plots import accuracy_against_shots, class_maps, scatter
+
     figures = [folder / "figures" / f"{stem}{suffix}" for suffix in (".png", ".svg")]
     for path in figures:
         if isinstance(block, Curves):

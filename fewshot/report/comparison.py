@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from scipy.stats import spearmanr
-
 from fewshot.report import published
 from fewshot.report.class_groups import base_new_averages, mean_h
 from fewshot.report.content import Scatter, Section
@@ -198,5 +196,7 @@ def _correlation(points: Sequence[tuple[str, float, float, str]]) -> str:
     """Spearman's, from four datasets on."""
     if len(points) < 4:
         return ""
+    from scipy.stats import spearmanr
+
     _, difficulty, size, _ = zip(*points, strict=True)
     return f"; Spearman's rank correlation {float(spearmanr(difficulty, size).statistic):+.2f}"

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.names import ascii_name
-from fewshot.results.groups import Point
-from fewshot.results.plots import ScatterPoint
+from fewshot.results.groups import Point, ScatterPoint
 from fewshot.tables import Table
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from statistics import median
 
-from fewshot.methods import METHODS
+from fewshot.outline import declared
 from fewshot.report.content import Scatter
 from fewshot.report.lines import largest, percent, series_names
 from fewshot.results.groups import Cells, datasets_of, labels
@@ -87,7 +87,7 @@ def hyperparameters(rows: Cells) -> Table:
 
 def _chosen(group: Sequence[Result]) -> Iterator[tuple[str, str]]:
     first = group[0]
-    known = METHODS.get(first.method)
+    known = declared("fewshot.methods").get(first.method)
     for name in first.hyperparameters:
         values = [r.hyperparameters.get(name) for r in group]
         tuned = name in known.grid if known else len({str(v) for v in values}) > 1

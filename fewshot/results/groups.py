@@ -11,6 +11,7 @@ from fewshot.results.log import Result
 from fewshot.run import Run
 
 Point = tuple[int, float, float]  # shots, mean accuracy, half the width of its 95 % interval
+ScatterPoint = tuple[str, float, float, str]  # series, x, y, and what to call it
 Value = Callable[[Result], float]
 Average = Callable[[Sequence[Sequence[Result]]], float]
 

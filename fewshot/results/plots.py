@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from cache.atomic import replacing
+from fewshot.results.groups import ScatterPoint
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = "osD^vPX"
 
 PlotPoint = tuple[int, float, float]  # shots, mean accuracy, half the width of its interval
-ScatterPoint = tuple[str, float, float, str]  # series, x, y, and what to call it
 
 
 def accuracy_against_shots(

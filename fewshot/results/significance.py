@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom, binomtest
+from scipy.special import bdtr
 
 from cache.errors import UserError
 from fewshot.results.prediction_files import Predictions
@@ -127,9 +127,10 @@ def mcnemar(only_a: int, only_b: int) -> tuple[float, float]:
     n = only_a + only_b
     if n == 0:
         return 1.0, 1.0
-    p = float(binomtest(only_a, n).pvalue)
     fewer = min(only_a, only_b)
-    return p, float(2 * binom.cdf(fewer, n, 0.5) - binom.pmf(fewer, n, 0.5))
+    as_few = float(bdtr(fewer, n, 0.5))
+    still_fewer = float(bdtr(fewer - 1, n, 0.5)) if fewer else 0.0
+    return min(1.0, 2 * as_few), as_few + still_fewer
 
 
 def _by_images(pairs: Sequence[PairedPredictions]) -> list[_Images]:

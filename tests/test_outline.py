@@ -1,0 +1,36 @@
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from fewshot.endtoend.methods import METHODS as TRAINED
+from fewshot.method import MethodInfo
+from fewshot.methods import METHODS
+from fewshot.outline import declared
+from fewshot.settings import describe
+
+PACKAGES = [("fewshot.methods", METHODS), ("fewshot.endtoend.methods", TRAINED)]
+
+
+@pytest.mark.parametrize(("package", "methods"), PACKAGES)
+def test_the_outline_says_of_every_method_what_its_class_says(
+    package: str, methods: Mapping[str, type[MethodInfo]]
+) -> None:
+    found = declared(package)
+    assert list(found) == list(methods)
+    for name, method in methods.items():
+        assert found[name] is not method
+        assert describe(name, found) == describe(name, methods)
+        assert facts(found[name]) == facts(method)
+
+
+def facts(method: type[MethodInfo]) -> dict[str, Any]:
+    """What a method says of itself and of its settings."""
+    named = ("name", "summary", "grid", "learns_from", "transductive", "blends", "__doc__")
+    said = {name: getattr(method, name) for name in named}
+    return said | {field.name: (field.type, field.default) for field in fields(method)}
+
+
+def test_no_method_of_an_outline_can_fit() -> None:
+    assert not hasattr(declared("fewshot.methods")["gda"], "fit")
