@@ -12,15 +12,17 @@ from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import linear
 
 from fewshot.checks import fraction, non_negative, one_of, positive, whole
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
 from fewshot.methods.text_probe import random_head
+from fewshot.parts.optimizers import Adam
+from fewshot.parts.softmax_heads import inner, logit_gradient
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
-from fewshot.training import cosine_by_step, minimize
+from fewshot.training import batches, cosine_by_step
 
 Init = Literal["zeroshot", "random"]
 
@@ -100,33 +102,29 @@ class CrossModal(Method):
 
         return sweep_prepared(self, grid, ("blend",), prepare)
 
+    @torch.no_grad()
     def _trained(self, support: SupportSet, text: Text | None) -> Tensor:
         """(C, D) logit_scale times the trained weights."""
         features = required(text, self.name)
         assert text is not None  # or `required` would have raised
-        weight = features.clone() if self.init == "zeroshot" else random_head(support, self.seed)
-        weight.requires_grad_()
+        start = features if self.init == "zeroshot" else random_head(support, self.seed)
+        trained = Adam(start, weight_decay=self.weight_decay, decoupled=True)
+        (w,), (gradient,) = trained.values, trained.gradients
         half = self.batch_size // 2
-        prompts = _batches(*text.samples(), half, self.seed)
-
-        def loss(features: Tensor, labels: Tensor) -> Tensor:
-            parts = ((features, labels), next(prompts))
-            losses = [cross_entropy(self.logit_scale * linear(x, weight), y) for x, y in parts]
-            return (losses[0] + losses[1]) / 2
-
-        minimize(
-            loss,
-            torch.optim.AdamW([weight], weight_decay=self.weight_decay),
-            cosine_by_step(self.lr),
-            support,
-            epochs=self.epochs,
-            batch_size=half,
-            seed=self.seed,
+        prompts = _prompt_batches(*text.samples(), half, self.seed)
+        images = batches(
+            support, cosine_by_step(self.lr), epochs=self.epochs, batch_size=half, seed=self.seed
         )
-        return self.logit_scale * weight.detach()
+        for f, labels, _, _, rate in images:
+            gradient.zero_()
+            for x, y in ((f, labels), next(prompts)):
+                of_logits = logit_gradient(inner(x, w).mul_(self.logit_scale), y)
+                gradient.addmm_(of_logits.T, x, alpha=self.logit_scale / 2)
+            trained.step(rate)
+        return self.logit_scale * w
 
 
-def _batches(
+def _prompt_batches(
     features: Tensor, labels: Tensor, size: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches without end, of one permutation after the other; all samples if no more than that."""

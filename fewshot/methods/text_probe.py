@@ -13,15 +13,17 @@ from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import linear
 
 from cache.errors import UserError
 from fewshot.checks import non_negative, one_of, positive, whole
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Method, PracticalSize
+from fewshot.parts.optimizers import Adam
+from fewshot.parts.softmax_heads import inner, logit_gradient
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
-from fewshot.training import cosine_by_step, minimize
+from fewshot.training import batches, cosine_by_step
 
 Init = Literal["text", "random"]
 
@@ -71,6 +73,7 @@ class TextProbe(Method):
         non_negative(self, "weight_decay")
         whole(self, "epochs", "batch_size")
 
+    @torch.no_grad()
     def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
         """Train; what comes out is linear, with one projection or two.
 
@@ -78,34 +81,31 @@ class TextProbe(Method):
             UserError: The head is to start as the text, and there is none.
         """
         dim = support.features.shape[1]
-        if self.init == "text":
-            head = required(text, self.name).clone()
-        else:
-            head = random_head(support, self.seed)
-        bias = head.new_zeros(len(head))
-        visual = torch.eye(dim).to(head)
-        trained = [head, bias, visual] if self.projections == 2 else [head, bias]
-        for parameter in trained:
-            parameter.requires_grad_()
-
-        def loss(features: Tensor, labels: Tensor) -> Tensor:
-            if self.projections == 2:
-                features = linear(features, visual)
-            return cross_entropy(self.logit_scale * linear(features, head, bias), labels)
-
-        minimize(
-            loss,
-            torch.optim.AdamW(trained, weight_decay=self.weight_decay),
-            cosine_by_step(self.lr),
+        from_text = self.init == "text"
+        head = required(text, self.name) if from_text else random_head(support, self.seed)
+        starts = [head, head.new_zeros(len(head))]
+        if self.projections == 2:
+            starts.append(torch.eye(dim).to(head))
+        trained = Adam(*starts, weight_decay=self.weight_decay, decoupled=True)
+        (w, b, *visual), (of_w, of_b, *of_visual) = trained.values, trained.gradients
+        for f, labels, _, _, rate in batches(
             support,
+            cosine_by_step(self.lr),
             epochs=self.epochs,
             batch_size=self.batch_size,
             seed=self.seed,
-        )
-        with torch.no_grad():
-            weight = self.logit_scale * head @ visual
-            stats = {"trained_parameters": float(sum(p.numel() for p in trained))}
-            return LinearClassifier(weight, self.logit_scale * bias, stats)
+        ):
+            x = linear(f, visual[0]) if visual else f
+            logits = inner(x, w).add_(b).mul_(self.logit_scale)
+            gradient = logit_gradient(logits, labels).mul_(self.logit_scale)
+            torch.mm(gradient.T, x, out=of_w)
+            torch.sum(gradient, dim=0, out=of_b)
+            if visual:
+                torch.mm((gradient @ w).T, f, out=of_visual[0])
+            trained.step(rate)
+        weight = self.logit_scale * (w @ visual[0] if visual else w)
+        stats = {"trained_parameters": trained.count}
+        return LinearClassifier(weight, self.logit_scale * b, stats)
 
 
 def random_head(support: SupportSet, seed: int) -> Tensor:

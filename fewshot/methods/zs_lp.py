@@ -12,15 +12,17 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear, normalize
+from torch.nn.functional import normalize
 
 from fewshot.checks import positive, whole
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Method, PracticalSize
+from fewshot.parts.optimizers import SGD
+from fewshot.parts.softmax_heads import across, cosine_gradient
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
-from fewshot.training import cosine_by_epoch, minimize
+from fewshot.training import batches, cosine_by_epoch
 
 TYPICAL_NORM = 10.0  # of what CLIP's text tower puts out, about 7 to 11
 
@@ -86,6 +88,7 @@ def raw_text(features: Tensor) -> Tensor:
     return TYPICAL_NORM * features if float(features.norm(dim=1).mean()) < 2 else features
 
 
+@torch.no_grad()
 def learn_prototypes(
     support: SupportSet,
     start: Tensor,
@@ -99,6 +102,8 @@ def learn_prototypes(
 ) -> LinearClassifier:
     """Prototypes trained by cross-entropy + mean_k lambda_k |w_k - t_k|^2.
 
+    Its gradient in w_k is that of the cross-entropy and 2 lambda_k (w_k - t_k) / C.
+
     Args:
         support: The images.
         start: (C, D) t, where the prototypes begin and are held.
@@ -109,26 +114,24 @@ def learn_prototypes(
         logit_scale: CLIP's inverse temperature.
         seed: Of the batches.
     """
-    prototypes = start.clone().requires_grad_()
-
-    def loss(features: Tensor, labels: Tensor) -> Tensor:
-        logits = logit_scale * linear(features, normalize(prototypes))
-        distances = (prototypes - start).square().sum(dim=1)
-        return cross_entropy(logits, labels) + (weights * distances).mean()
-
-    minimize(
-        loss,
-        torch.optim.SGD([prototypes], lr=lr, momentum=0.9),
-        cosine_by_epoch(lr, epochs),
+    trained = SGD(start, momentum=0.9)
+    (w,), (gradient,) = trained.values, trained.gradients
+    pull = 2 / len(start) * weights[:, None] if weights.any() else None
+    for f, labels, _, _, rate in batches(
         support,
+        cosine_by_epoch(lr, epochs),
         epochs=epochs,
         batch_size=batch_size,
         seed=seed,
         drop_last=True,
-    )
-    learned = prototypes.detach()
+    ):
+        torch.mm(cosine_gradient(f, w, labels, logit_scale).T, f, out=gradient)
+        across(gradient, w)
+        if pull is not None:
+            gradient.addcmul_(pull, w - start)
+        trained.step(rate)
     stats = {
-        "trained_parameters": float(learned.numel()),
-        "residual_size": float(((learned - start).norm(dim=1) / start.norm(dim=1)).mean()),
+        "trained_parameters": trained.count,
+        "residual_size": float(((w - start).norm(dim=1) / start.norm(dim=1)).mean()),
     }
-    return LinearClassifier(logit_scale * normalize(learned), stats=stats)
+    return LinearClassifier(logit_scale * normalize(w), stats=stats)

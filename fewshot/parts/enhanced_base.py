@@ -9,12 +9,13 @@ to suit weights a hundred times smaller than the text. It cannot be expected to 
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
 
 from cache.errors import UserError
+from fewshot.parts.optimizers import Adam
+from fewshot.parts.softmax_heads import across, cosine_gradient
 from fewshot.support import SupportSet
 from fewshot.text import Text
-from fewshot.training import cosine_by_epoch, minimize
+from fewshot.training import batches, cosine_by_epoch
 
 
 def tower_end(text: Text | None, method: str) -> tuple[Tensor, Tensor]:
@@ -32,6 +33,7 @@ def tower_end(text: Text | None, method: str) -> tuple[Tensor, Tensor]:
     return text.pooled, text.projection
 
 
+@torch.no_grad()
 def tune_projection(
     support: SupportSet,
     pooled: Tensor,
@@ -60,19 +62,18 @@ def tune_projection(
         seed: Of the order of the images.
         logit_scale: CLIP's inverse temperature.
     """
-    tuned = projection.clone().requires_grad_()
-
-    def loss(features: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(logit_scale * features @ normalize(pooled @ tuned).T, labels)
-
-    minimize(
-        loss,
-        torch.optim.Adam([tuned], lr=lr, weight_decay=weight_decay),
-        cosine_by_epoch(lr, epochs),
+    trained = Adam(projection, weight_decay=weight_decay, decoupled=False)
+    (tuned,), (gradient,) = trained.values, trained.gradients
+    for f, labels, _, _, rate in batches(
         support,
+        cosine_by_epoch(lr, epochs),
         epochs=epochs,
         batch_size=batch_size,
         seed=seed,
         drop_last=True,
-    )
-    return tuned.detach()
+    ):
+        t = pooled @ tuned
+        of_text = across(cosine_gradient(f, t, labels, logit_scale).T @ f, t)
+        torch.mm(pooled.T, of_text, out=gradient)
+        trained.step(rate)
+    return tuned
