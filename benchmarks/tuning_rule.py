@@ -18,8 +18,9 @@ from cache.store import FeatureStore
 from fewshot import METHODS, SupportSet, configure, draw
 from fewshot.fitting import class_text
 from fewshot.method import Method
+from fewshot.model_selection.choosing import Score, best
 from fewshot.model_selection.folds import held_out
-from fewshot.model_selection.tuning import Score, best, cv_folds
+from fewshot.model_selection.tuning import cv_folds
 
 SHOTS = (2, 4, 8, 16)
 SEEDS = (1, 2, 3)

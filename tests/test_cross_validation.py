@@ -14,10 +14,11 @@ from cache.errors import UserError
 from fewshot import GDA, LinearProbe, NearestMean, SupportSet
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Grid, Method, variants
+from fewshot.model_selection.choosing import Score, best
 from fewshot.model_selection.cross_validation import Failed, OutOfFold, cross_validate
 from fewshot.model_selection.folds import folds
 from fewshot.model_selection.near_duplicates import scenes
-from fewshot.model_selection.tuning import Score, best, tune
+from fewshot.model_selection.tuning import tune
 from fewshot.text import Text
 from tests.toys import vectors
 

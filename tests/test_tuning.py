@@ -11,10 +11,11 @@ from cache.errors import UserError
 from fewshot import GDA, METHODS, SupportSet, ZeroShot, tune
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Grid, Method, variants
-from fewshot.model_selection import tuning
+from fewshot.model_selection import choosing, tuning
+from fewshot.model_selection.choosing import Score, best
 from fewshot.model_selection.folds import held_out
 from fewshot.model_selection.protocols import PROTOCOLS, default_protocol
-from fewshot.model_selection.tuning import Score, best, cv_folds
+from fewshot.model_selection.tuning import cv_folds
 from fewshot.text import Text, required
 from tests.toys import support_near, vectors
 
@@ -54,11 +55,6 @@ class Stretched(Method):
         return LinearClassifier(self.factor * required(text, self.name))
 
 
-def score(correct: str, loss: float = 0.0) -> Score:
-    """Of images that were classified rightly (+) and wrongly (-)."""
-    return Score(torch.tensor([mark == "+" for mark in correct]), loss)
-
-
 def test_the_default_is_cv_wherever_an_image_can_be_held_out() -> None:
     assert [default_protocol(shots) for shots in (0, 1, 2, 16)] == ["none", "none", "cv", "cv"]
 
@@ -90,7 +86,10 @@ def test_a_given_grid_replaces_the_methods_own() -> None:
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.grid])
 @pytest.mark.parametrize("protocol", ["cv", "val"])
-def test_tuning_finds_what_a_loop_over_refits_finds(name: str, protocol: str) -> None:
+def test_tuning_finds_what_a_loop_over_refits_finds(
+    name: str, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "STEPS", 0)
     support, text = task()
     method = METHODS[name]()
     if "epochs" in {field.name for field in fields(method)}:
@@ -130,43 +129,6 @@ def test_weak_text_asks_for_more_of_the_images_and_weak_images_for_less() -> Non
     assert trusting.alpha > doubting.alpha
 
 
-def test_a_score_sums_over_all_it_was_given() -> None:
-    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
-    labels = torch.tensor([0, 1, 1])
-    parts = Score()
-    for rows in (slice(0, 2), slice(2, 3)):
-        parts.add(logits[rows], labels[rows])
-    assert parts.correct.tolist() == [True, True, False]
-    assert parts.loss == pytest.approx(float(cross_entropy(logits, labels, reduction="sum")))
-
-
-def test_the_own_settings_stay_unless_the_lead_exceeds_the_root_of_the_disagreements() -> None:
-    own, other = Stretched(1.0), Stretched(2.0)
-    # 3 disagreements, all for the other: a lead of 3 > sqrt(3).
-    assert best({other: score("+++---"), own: score("------")}, own) == other
-    # 5 disagreements, 4 to 1: a lead of 3 > sqrt(5).
-    assert best({other: score("++++--"), own: score("----+-")}, own) == other
-    # 7 disagreements, 5 to 2: a lead of 3 > sqrt(7); 10, 6 to 4: a lead of 2 < sqrt(10).
-    assert best({other: score("+++++--"), own: score("-----++")}, own) == other
-    assert best({other: score("++++++----"), own: score("------++++")}, own) == own
-    # One image decides nothing.
-    assert best({other: score("+-"), own: score("--")}, own) == own
-
-
-def test_agreement_on_other_images_changes_nothing() -> None:
-    own, other, alike = Stretched(1.0), Stretched(2.0), 1000 * "+"
-    for lead, chosen in (("+++", other), ("++++++----", own)):
-        flipped = lead.translate(str.maketrans("+-", "-+"))
-        assert best({other: score(lead + alike), own: score(flipped + alike)}, own) == chosen
-
-
-def test_log_loss_decides_only_among_equally_accurate_ones() -> None:
-    own, sure, unsure = Stretched(1.0), Stretched(2.0), Stretched(3.0)
-    scores = {unsure: score("+++-", 9.0), sure: score("+++-", 1.0), own: score("----", 0.1)}
-    assert best(scores, own) == sure
-    assert best(scores | {Stretched(4.0): score("++++", 99.0)}, own) == Stretched(4.0)
-
-
 @dataclass(frozen=True)
 class Backward(Method):
     """A method whose variants are all alike, and whose sweep begins with the last."""
@@ -191,22 +153,6 @@ def test_equals_leave_the_method_as_it_is_in_whatever_order_they_were_swept(prot
     support, text = task()
     tuned = tune(Backward(), support, text, protocol=protocol, validation=validation())
     assert tuned == Backward()
-
-
-def test_of_equals_the_first_is_chosen() -> None:
-    own = Stretched(1.0)
-    scores = {Stretched(3.0): score("++++"), Stretched(2.0): score("++++"), own: score("----")}
-    assert best(scores, own) == Stretched(3.0)
-
-
-def test_a_log_loss_that_is_no_number_loses() -> None:
-    own = Stretched(1.0)
-    scores = {
-        Stretched(3.0): score("++++", float("nan")),
-        Stretched(2.0): score("++++", 9.0),
-        own: score("----"),
-    }
-    assert best(scores, own) == Stretched(2.0)
 
 
 @pytest.mark.parametrize(("shots", "n_folds"), [(2, 2), (3, 3), (4, 4), (16, 4)])
@@ -269,7 +215,44 @@ def held_out_by(monkeypatch: pytest.MonkeyPatch, fold: Tensor | None = None) -> 
 
 def test_folds_stop_once_enough_images_were_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "ENOUGH", 30)
-    assert held_out_by(monkeypatch) == [20, 20]
+    assert held_out_by(monkeypatch) == [20, 10]
+
+
+def test_the_images_of_a_fold_cut_short_are_of_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    support, text = task(16)
+    order = torch.argsort(support.labels, stable=True)  # class by class, as stores are
+    judged: list[Tensor] = []
+    add = Score.add
+
+    def watched(self: Score, logits: Tensor, labels: Tensor) -> None:
+        judged.append(labels)
+        add(self, logits, labels)
+
+    monkeypatch.setattr(Score, "add", watched)
+    monkeypatch.setattr(tuning, "ENOUGH", 10)
+    tune(GDA(), support.subset(order), text, protocol="cv")
+    assert torch.bincount(judged[0]).tolist() == [2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("protocol", ["cv", "val"])
+def test_queries_in_blocks_are_scored_as_at_once(
+    protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    support, _ = task(noise=0.5)
+    method, text = GDA(alpha=0.0), Text(vectors(7, N_CLASSES, 16))
+    at_once = tune(method, support, text, protocol=protocol, validation=validation())
+    judged = []
+    sweep = GDA.sweep
+
+    def watched(*args: Any) -> Iterator[tuple[Method, Tensor]]:
+        judged.append(len(args[-1]))
+        return sweep(*args)
+
+    monkeypatch.setattr(GDA, "sweep", watched)
+    monkeypatch.setattr(tuning, "LOGITS", 4 * N_CLASSES)
+    assert tune(method, support, text, protocol=protocol, validation=validation()) == at_once
+    assert at_once != method
+    assert max(judged) == 4
 
 
 def test_given_folds_decide_what_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ class ProKeR(Method):
     )
     practical_size: ClassVar[PracticalSize] = PracticalSize(images=2000, seconds=0.4)
     saved_as: ClassVar[tuple[type, ...]] = (KernelClassifier,)
-    grid: ClassVar[Grid] = {"beta": (2.0, 4.0), "lmbda": (0.1, 0.4, 0.8)}
+    grid: ClassVar[Grid] = {"beta": (1.0, 2.0, 4.0, 8.0), "lmbda": (0.1, 0.4, 1.6)}
 
     def __post_init__(self) -> None:
         positive(self, "beta", "lmbda", "margin")

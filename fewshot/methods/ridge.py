@@ -9,6 +9,7 @@ https://arxiv.org/abs/2312.12730), there with cross-entropy and trained.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Self
 
 import torch
@@ -54,7 +55,10 @@ class Ridge(Method):
     summary: ClassVar[str] = (
         "Starts from the class names and shifts them no further than your photos demand."
     )
-    grid: ClassVar[Grid] = {"penalty": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)}
+    grid: ClassVar[Grid] = {
+        "penalty": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 1e4),
+        "margin": (10.0, 20.0, 40.0),
+    }
 
     def __post_init__(self) -> None:
         positive(self, "penalty", "margin")
@@ -62,28 +66,35 @@ class Ridge(Method):
     def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
         """Fit in closed form."""
         anchor = self._anchor(support, text)
-        basis, spectrum, targets = self._factor(support, anchor)
+        basis, spectrum, hot, anchored = self._factor(support, anchor)
+        targets = self.margin * hot - anchored
         weight = anchor + (basis @ (targets / (spectrum + self.penalty)[:, None])).T
         return LinearClassifier(weight.to(support.features))
 
     def sweep(
         self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
     ) -> Iterator[tuple[Self, Tensor]]:
-        """Factor once for all penalties."""
+        """Factor once for all; multiply once per penalty, the margin being a factor."""
 
         def prepare(fitted: Self) -> Callable[[Self], Tensor]:
             anchor = fitted._anchor(support, text)
-            basis, spectrum, targets = fitted._factor(support, anchor)
-            anchored = linear(query, anchor.to(query))
+            basis, spectrum, *targets = fitted._factor(support, anchor)
+            zero_shot = linear(query, anchor.to(query))
             projected = query @ basis.to(query)  # (M, R)
 
+            @lru_cache(maxsize=1)
+            def terms(penalty: float) -> tuple[Tensor, Tensor]:
+                shrunk = [one / (spectrum + penalty)[:, None] for one in targets]
+                hot, anchored = (projected @ one.to(query) for one in shrunk)
+                return hot, zero_shot - anchored
+
             def logits(variant: Self) -> Tensor:
-                shrunk = targets / (spectrum + variant.penalty)[:, None]
-                return anchored + projected @ shrunk.to(query)
+                hot, rest = terms(variant.penalty)
+                return torch.add(rest, hot, alpha=variant.margin)
 
             return logits
 
-        return sweep_prepared(self, grid, ("penalty",), prepare)
+        return sweep_prepared(self, grid, ("penalty", "margin"), prepare)
 
     def _anchor(self, support: SupportSet, text: Text | None) -> Tensor:
         """(C, D) weights W0 at which an infinite penalty holds the solution."""
@@ -92,10 +103,11 @@ class Ridge(Method):
             return support.features.new_zeros(support.n_classes, dim, dtype=torch.float64)
         return self.logit_scale * (text.features - text.features.mean(dim=0)).double()
 
-    def _factor(self, support: SupportSet, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Basis B (D, R), spectrum e (R,) and targets Z (R, C): W - W0 = (B (e + penalty)^-1 Z)'.
+    def _factor(self, support: SupportSet, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Basis B (D, R), spectrum e (R,), targets H and Z (R, C).
 
-        With samples X, each of weight 1/V, and what the anchor leaves of their targets, Y:
+        W - W0 = (B (e + penalty)^-1 (margin H - Z))', H of the one-hot labels less 1/C and Z of
+        what the anchor says already. With samples X, each of weight 1/V, and Y either of these:
 
             X'X = U e U':  (X'X + penalty)^-1 X'Y = U (e + penalty)^-1 U'X'Y    N >= D
             XX' = U e U':  X'(XX' + penalty)^-1 Y = X'U (e + penalty)^-1 U'Y    N < D
@@ -108,11 +120,8 @@ class Ridge(Method):
             spectrum, basis = torch.linalg.eigh(gram)
             # X'Y from the sums of each class, (C, D): Y would be the largest matrix of all.
             sums = share * x.new_zeros(support.n_classes, dim).index_add_(0, labels, x)
-            moment = self.margin * (sums - sums.mean(dim=0)) - anchor @ gram
-            targets = basis.T @ moment.T
-        else:
-            spectrum, vectors = torch.linalg.eigh(share * x @ x.T)
-            basis = share * x.T @ vectors
-            hot = one_hot(labels, support.n_classes) - 1 / support.n_classes
-            targets = vectors.T @ (self.margin * hot - linear(x, anchor))
-        return basis, spectrum, targets
+            hot = basis.T @ (sums - sums.mean(dim=0)).T
+            return basis, spectrum, hot, basis.T @ (anchor @ gram).T
+        spectrum, vectors = torch.linalg.eigh(share * x @ x.T)
+        hot = vectors.T @ (one_hot(labels, support.n_classes).double() - 1 / support.n_classes)
+        return share * x.T @ vectors, spectrum, hot, vectors.T @ linear(x, anchor)

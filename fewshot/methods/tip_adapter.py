@@ -47,7 +47,7 @@ class TipAdapter(CacheMethod):
     )
     practical_size: ClassVar[PracticalSize] = PracticalSize(images=20_000, seconds=0.9)
     grid: ClassVar[Grid] = {
-        "beta": (1.0, 2.0, 4.0, 5.5, 8.0, 11.0, 16.0, 22.0, 32.0, 45.0),
+        "beta": (0.1, 0.3, 1.0, 2.0, 4.0, 5.5, 8.0, 11.0, 16.0, 22.0, 32.0, 45.0),
         "alpha": (0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0),
     }
 

@@ -118,9 +118,9 @@ class TipX(Method):
     )
     saved_as: ClassVar[tuple[type, ...]] = (TipXClassifier, KeyValueCache)
     grid: ClassVar[Grid] = {
-        "beta": (2.0, 5.5, 8.0, 11.0, 16.0, 22.0),
+        "beta": (0.1, 0.5, 2.0, 5.5, 8.0, 11.0, 16.0, 22.0),
         "gamma": (0.0, 2.0, 5.0, 10.0),
-        "alpha": (2.0, 5.0, 10.0, 20.0, 30.0, 50.0),
+        "alpha": (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 50.0, 100.0),
     }
 
     def __post_init__(self) -> None:

@@ -91,8 +91,9 @@ def select(
 ) -> Selection:
     """Of the methods within one standard error of the best accuracy, that of lowest log-loss.
 
-    The rule is `tuning.best`'s: accuracy decides as far as it can tell methods apart, and log-loss,
-    at the best of `TEMPERATURES` for each method, the rest. Every resample chooses by that rule.
+    The rule is `choosing.best`'s: accuracy decides as far as it can tell methods apart, and
+    log-loss, at the best of `TEMPERATURES` for each method, the rest. Every resample
+    chooses by that rule.
 
     The unit of chance is the group of near-duplicates. A resample scores its choice on those it
     did not draw, some 37 %, whose accuracy varies 1.3 times as much as that of all images; so

@@ -1,18 +1,15 @@
 """Choose hyper-parameters without the test split, by one of the four protocols of `protocols`."""
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from cache.errors import UserError, unknown
 from fewshot.classifier import Classifier
 from fewshot.method import AnyMethod, Grid, variants
 from fewshot.model_selection.blending import Blend, blend_of
+from fewshot.model_selection.choosing import Score, best, go_on
 from fewshot.model_selection.folds import folds, held_out
 from fewshot.model_selection.protocols import PROTOCOLS, Share
 from fewshot.support import SupportSet
@@ -20,29 +17,7 @@ from fewshot.text import Text
 
 MAX_FOLDS = 4
 ENOUGH = 4000  # held-out images: by then a standard error of accuracy is 0.8 % at most
-
-
-@dataclass
-class Score:
-    """How one variant did on labeled images.
-
-    Attributes:
-        correct: (M,) bool, true for each image that it classified as labeled.
-        loss: Summed log-loss.
-    """
-
-    correct: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
-    loss: float = 0.0
-
-    def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Add (M, C) logits of further images with (M,) labels."""
-        self.correct = torch.cat([self.correct, (logits.argmax(dim=1) == labels).cpu()])
-        self.loss += float(cross_entropy(logits, labels, reduction="sum"))
-
-    @property
-    def rank(self) -> tuple[int, float]:
-        """Its place among variants: more correct predictions, and of equals a lower log-loss."""
-        return int(self.correct.sum()), -self.loss if math.isfinite(self.loss) else -math.inf
+LOGITS = 2**25  # of one variant at a time, 128 MiB; beyond, the queries come in blocks
 
 
 def cv_folds(support: SupportSet) -> Tensor:
@@ -72,10 +47,14 @@ def tune(
     fold: Tensor | None = None,
     blend: Blend | None = None,
 ) -> AnyMethod:
-    """Keep the method as it is, or choose the variant that beats it on held-out images, by `best`.
+    """Keep the method as it is, or choose the variant that beats it on held-out images.
 
     By `cv` a held-out image is classified from its center crop, as a query is, and its views train
-    nothing. Of a large support set the last folds are not used, once `ENOUGH` images were judged.
+    nothing. Of a large support set no more than `ENOUGH` images are held out, which the first folds
+    may give.
+
+    The rule is `choosing.best`. A choice at an end of the grid goes on beyond it, by
+    `choosing.go_on`.
 
     Args:
         method: A candidate, and the one to beat. Fields that the grid does not name stay as they
@@ -103,17 +82,23 @@ def tune(
         raise unknown("tuning protocol", protocol, PROTOCOLS)
     if protocol == "none" or not grid:
         return method
-    grid = {name: _with_own(values, getattr(method, name)) for name, values in grid.items()}
-    scores = {variant: Score() for variant in variants(method, grid)}
-    n_images = 0
-    for train, features, labels in _judged_parts(support, protocol, validation, fold):
-        for variant, logits in method.sweep(grid, train, text, features):
-            blended = logits if blend is None else blend.logits(features, logits)
-            scores[variant].add(blended, labels)
-        n_images += len(labels)
-        if n_images >= ENOUGH:
-            break
-    return best(scores, method) if n_images else method
+    parts = _judged_parts(support, protocol, validation, fold)
+    if not parts:
+        return method
+
+    def judged(grid: Grid) -> dict[AnyMethod, Score]:
+        scores = {variant: Score() for variant in variants(method, grid)}
+        for train, features, labels in parts:
+            block = max(1, LOGITS // support.n_classes)
+            for x, y in zip(torch.split(features, block), torch.split(labels, block), strict=True):
+                for variant, logits in method.sweep(grid, train, text, x):
+                    scores[variant].add(logits if blend is None else blend.logits(x, logits), y)
+        return scores
+
+    tried = {name: _with_own(values, getattr(method, name)) for name, values in grid.items()}
+    scores = judged(tried)
+    chosen = best(scores, method)
+    return chosen if chosen == method else go_on(grid, chosen, scores[chosen], judged)
 
 
 def fit_tuned(
@@ -153,37 +138,6 @@ def fit_tuned(
     return method, classifier if blend is None else blend.classifier(classifier)
 
 
-def best(scores: Mapping[AnyMethod, Score], own: AnyMethod) -> AnyMethod:
-    """Return the most accurate variant if it beats the method's own settings by more than chance.
-
-    All variants classify the same images, so what counts is the images on which two disagree. Of n
-    such images, chance alone gives either side a lead of sqrt(n), one standard error (McNemar,
-    Psychometrika 12, 1947). A smaller lead changes nothing: the defaults were chosen on far more
-    images than a few shots.
-
-    Accuracy in % lost against the best setting of the grid on UCF101's validation split, by cv on
-    2, 4, 8 and 16 shots of three draws, on average and at most (`benchmarks/tuning_rule.py`):
-
-                       this rule     most accurate    within one error of it,
-                                                      then the lowest log-loss
-        gda            0.77  1.2     0.73  1.4        0.93  1.2
-        proker         0.25  0.6     0.58  0.9        0.46  1.0
-        ridge          0.62  1.6     0.90  1.6        1.66  4.8
-        tip-adapter    1.17  2.0     1.05  1.8        1.69  2.7
-
-    On eleven tasks of five datasets, with wider grids and the image term of the defaults weighed as
-    `blending` does, the averages over these methods were 0.68, 0.90 and 1.04.
-
-    Args:
-        scores: By variant, in the grid's order. Of equal ones the first counts.
-        own: The method with its own settings, one of the variants.
-    """
-    most = max(scores, key=lambda variant: scores[variant].rank)
-    a, b = scores[most].correct, scores[own].correct
-    lead, disagreements = int(a.sum()) - int(b.sum()), int((a != b).sum())
-    return most if lead > math.sqrt(disagreements) else own
-
-
 def _with_own(values: tuple[Any, ...], own: Any) -> tuple[Any, ...]:
     """The candidates of a field, and its own value if it is not among them."""
     return values if own in values else (*values, own)
@@ -194,13 +148,18 @@ def _judged_parts(
     protocol: str,
     validation: tuple[Tensor, Tensor] | None,
     fold: Tensor | None,
-) -> Iterator[tuple[SupportSet, Tensor, Tensor]]:
+) -> list[tuple[SupportSet, Tensor, Tensor]]:
     """Pairs of what to train on and what to judge by: features (M, D) and labels (M,)."""
-    if protocol == "cv":
-        fold = cv_folds(support) if fold is None else fold
-        for train, rows in held_out(support, fold):
-            yield train, support.features[rows], support.labels[rows]
-    elif validation is None:
-        raise UserError(f"tuning by {protocol} needs validation images; there are none; use cv")
-    else:
-        yield support, *validation
+    if protocol != "cv":
+        if validation is None:
+            raise UserError(f"tuning by {protocol} needs validation images; there are none; use cv")
+        return [(support, *validation)]
+    parts, left = [], ENOUGH
+    for train, rows in held_out(support, cv_folds(support) if fold is None else fold):
+        if len(rows) > left:  # evenly, so of every class where they lie class by class
+            rows = rows[torch.linspace(0, len(rows) - 1, left).long()]
+        parts.append((train, support.features[rows], support.labels[rows]))
+        left -= len(rows)
+        if not left:
+            break
+    return parts
