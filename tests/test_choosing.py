@@ -11,7 +11,7 @@ from fewshot import SupportSet
 from fewshot.checks import fraction
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Grid, Method, variants
-from fewshot.model_selection.choosing import STEPS, Score, best, go_on
+from fewshot.model_selection.choosing import STEPS, Score, best, continued
 from fewshot.text import Text
 
 
@@ -59,14 +59,14 @@ class Judge:
 
 
 def gone(judge: Judge, grid: Grid, chosen: Dial) -> Dial:
-    return go_on(grid, chosen, judge.score(chosen), judge)
+    return continued(grid, chosen, judge.score(chosen), judge)
 
 
 HEIGHTS = {"height": (0.5, 1.0, 2.0, 4.0)}
 
 
 @pytest.mark.parametrize(("height", "end", "found"), [(16.0, 4.0, 16.0), (0.25, 0.5, 0.25)])
-def test_a_choice_at_an_end_goes_on_in_the_ratio_of_the_last_two_values(
+def test_a_choice_at_an_end_continues_in_the_ratio_of_the_last_two_values(
     height: float, end: float, found: float
 ) -> None:
     assert gone(Judge(height), HEIGHTS, Dial(height=end)) == Dial(height=found)
@@ -94,7 +94,7 @@ def test_a_step_that_wins_by_no_more_than_chance_is_not_taken() -> None:
         step.correct[:3] = False
         step.correct[600 : 600 + wins] = True
         chosen = Dial(height=4.0)
-        return go_on(
+        return continued(
             HEIGHTS, chosen, right(500), lambda grid: dict.fromkeys(variants(chosen, grid), step)
         ).height
 

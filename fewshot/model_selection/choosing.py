@@ -1,4 +1,4 @@
-"""Choose among variants by what they got right, and go on where the choice is the end of a grid."""
+"""Choose among variants by what they got right, and continue beyond the end of a grid."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -69,13 +69,13 @@ def best(scores: Mapping[AnyMethod, Score], own: AnyMethod) -> AnyMethod:
     return most if lead > math.sqrt(disagreements) else own
 
 
-def go_on(
+def continued(
     grid: Grid,
     chosen: AnyMethod,
     score: Score,
     judged: Callable[[Grid], Mapping[AnyMethod, Score]],
 ) -> AnyMethod:
-    """Go on beyond the ends of a grid for as long as that is better by more than chance.
+    """Continue beyond the ends of a grid for as long as that is better by more than chance.
 
     A field whose chosen value is an end takes one step more, in the ratio of the last two values,
     with every value of the other fields. The step is kept if it beats the choice so far, by `best`.

@@ -9,7 +9,7 @@ from cache.errors import UserError, unknown
 from fewshot.classifier import Classifier
 from fewshot.method import AnyMethod, Grid, variants
 from fewshot.model_selection.blending import Blend, blend_of
-from fewshot.model_selection.choosing import Score, best, go_on
+from fewshot.model_selection.choosing import Score, best, continued
 from fewshot.model_selection.folds import folds, held_out
 from fewshot.model_selection.protocols import PROTOCOLS, Share
 from fewshot.support import SupportSet
@@ -53,8 +53,8 @@ def tune(
     nothing. Of a large support set no more than `ENOUGH` images are held out, which the first folds
     may give.
 
-    The rule is `choosing.best`. A choice at an end of the grid goes on beyond it, by
-    `choosing.go_on`.
+    The rule is `choosing.best`. A choice at an end of the grid continues beyond it, by
+    `choosing.continued`.
 
     Args:
         method: A candidate, and the one to beat. Fields that the grid does not name stay as they
@@ -98,7 +98,7 @@ def tune(
     tried = {name: _with_own(values, getattr(method, name)) for name, values in grid.items()}
     scores = judged(tried)
     chosen = best(scores, method)
-    return chosen if chosen == method else go_on(grid, chosen, scores[chosen], judged)
+    return chosen if chosen == method else continued(grid, chosen, scores[chosen], judged)
 
 
 def fit_tuned(
