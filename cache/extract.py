@@ -9,7 +9,7 @@ import contextlib
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cache import engines
 from cache.encoder import Encoder
-from cache.errors import UserError, unknown
+from cache.errors import UserError, count, unknown
 from cache.identity import Recipe, fingerprint, identity_of
 from cache.parts import Parts
 from cache.progress import progress
@@ -54,6 +54,7 @@ def extract(
     part: tuple[int, int] | None = None,
     engine: str = "serial",
     processes: int = 1,
+    say: Callable[[str], None] = lambda text: None,
 ) -> bool:
     """Build the store at `store`; False where nothing was to be done.
 
@@ -65,13 +66,14 @@ def extract(
         batch_size: Crops per forward pass.
         workers: Threads that decode images.
         if_exists: "resume" (finish what was begun; a finished store of the same identity is left
-            alone, one of another identity is an error), "skip" (leave any store alone),
-            "overwrite" or "error".
+            alone unless images were modified since, one of another identity is an error), "skip"
+            (leave any store alone), "overwrite" or "error".
         skip_unreadable: Leave out images that do not decode, and list them in the store.
         part: (i, n): encode only every n-th shard from the i-th (1-based) on, and leave the
             assembly to a run without it.
         engine: "serial", "process" or "ray": who encodes the shards.
         processes: Worker processes or actors of the last two.
+        say: Called with the reason why a finished store is made again.
 
     Raises:
         UserError: The store exists and may not be touched, another process is writing it, or an
@@ -88,8 +90,18 @@ def extract(
     key = fingerprint({"identity": what, "batch_size": batch_size, "skip": skip_unreadable})
     if store.exists() and if_exists == "resume":
         FeatureStore.open(store).require(what)
-        _remove_parts(store, home / key[:16])
-        return False
+        made = store.stat().st_mtime_ns
+        rows = recipe.rows(source)
+        changed = [
+            path for split in rows for path in source.changed_since(made, split, rows[split])
+        ]
+        if not changed:
+            _remove_parts(store, home / key[:16])
+            return False
+        say(
+            f"{count(len(changed), 'image')} modified since {store} was made, the first "
+            f"{changed[0]}; encoding all again (--if-exists skip keeps the store)"
+        )
     for prompts in recipe.prompts.values():  # before any image is encoded
         require_readable(encoder.tokenizer, prompts.prompts)
     plan = ShardPlan(
@@ -100,10 +112,16 @@ def extract(
     texts = text_shards({name: p.prompts for name, p in recipe.prompts.items()})
     with _alone(store, part):
         mine = images if part is None else images[part[0] - 1 :: part[1]]
-        missing = [shard for shard in mine if not plan.parts.done(shard.name)]
+        missing = [shard for shard in mine if not plan.done(shard)]
         total, left = (sum(len(shard.rows) for shard in shards) for shards in (mine, missing))
         with progress(f"{source.dataset}: images", total, total - left) as advance:
             engines.run(plan, missing, encoder, advance, workers, engine, processes)
+        changed = [path for shard in mine for path in plan.changed(shard)]
+        if changed:
+            raise UserError(
+                f"{count(len(changed), 'image')} modified while the images were encoded, the first "
+                f"{changed[0]}; run the same command again"
+            )
         if part is not None:
             return True
         missing_text = [shard for shard in texts if not plan.parts.done(shard.name)]

@@ -4,6 +4,7 @@ A plan is a pure function of what is to be encoded, so killing a run at any mome
 and whoever encodes a shard, here, in another process or on another machine, writes the same bytes.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -73,6 +74,15 @@ class ShardPlan:
     view_seed: int
     skip_unreadable: bool
 
+    def done(self, shard: Shard) -> bool:
+        """True if the shard is encoded, and none of its images was modified since."""
+        return self.parts.done(shard.name) and not self.changed(shard)
+
+    def changed(self, shard: Shard) -> list[str]:
+        """The paths of an encoded shard's images that were modified since its encoding began."""
+        begun = int(self.parts.note(shard.name).get("begun", 0))
+        return self.source.changed_since(begun, shard.split, shard.rows)
+
 
 def image_shards(rows: Mapping[str, NDArray[np.int64]], views: int) -> list[Shard]:
     """The shards of each split's rows, in store order; views are of train images alone."""
@@ -130,6 +140,7 @@ def encode_shard(
     Raises:
         UserError: An image does not decode and the plan does not skip such.
     """
+    begun = time.time_ns()
     encoded: list[int] = []
     features: list[Tensor] = []
     skipped: dict[int, str] = {}
@@ -155,7 +166,8 @@ def encode_shard(
         "features": stacked[:, 0].contiguous(),
         "views": stacked[:, 1:].transpose(0, 1).contiguous(),
     }
-    plan.parts.save(shard.name, tensors, {"skipped": skipped, **_computed_on(encoder)})
+    note = {"skipped": skipped, "begun": begun, **_computed_on(encoder)}
+    plan.parts.save(shard.name, tensors, note)
 
 
 def _crops(

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -89,13 +90,26 @@ class Source:
         """Bytes of an item's file; FileNotFoundError where there is none."""
         return digits.BYTES if self.bundled else (self.root / path).stat().st_size
 
-    def changed_since(self, time: int) -> bool:
-        """True if the file of an item was modified after a time, in nanoseconds since the epoch."""
-        return not self.bundled and any(
-            (self.root / item.path).stat().st_mtime_ns > time
-            for items in self.splits.values()
-            for item in items
-        )
+    def changed_since(self, moment: int, split: str, rows: Iterable[int]) -> list[str]:
+        """The paths of images whose files were modified after a moment, or are gone.
+
+        A modification yet to come, as a camera with a wrong clock dates it, says nothing.
+
+        Args:
+            moment: Nanoseconds since the epoch.
+            split: The split that they are of.
+            rows: Their rows in it.
+        """
+        now = time.time_ns()
+
+        def changed(path: str) -> bool:
+            try:
+                return moment < (self.root / path).stat().st_mtime_ns <= now
+            except OSError:
+                return True
+
+        paths = [] if self.bundled else [self.splits[split][row].path for row in rows]
+        return [path for path in paths if changed(path)]
 
     def check_file(self, path: str) -> None:
         """Raise OSError where an item's file is missing, no image, too large, or cut off.

@@ -1,3 +1,5 @@
+import io
+import os
 import signal
 import subprocess
 import sys
@@ -5,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -14,7 +17,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from cache import shards
+from cache import engines, shards
 from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.extract import extract
@@ -253,6 +256,82 @@ def test_what_is_there_is_left_alone_replaced_or_an_error(
     assert store.read_bytes() == first
     assert extract(photos, encoder, other, store, if_exists="overwrite")
     assert store.read_bytes() != first
+
+
+def replace_by_equal_size(photos: Source, row: int, seconds: int = 0) -> str:
+    """Put other bytes of the same number in an image's place; its path."""
+    path = photos.root / photos.splits["train"][row].path
+    size = path.stat().st_size
+    other = Image.effect_noise((50, 40), 200)
+    quality = next(q for q in range(95, 1, -1) if jpeg_bytes(other, q) <= size)
+    other.save(path, quality=quality)
+    path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+    at = time.time_ns() + seconds * 10**9
+    os.utime(path, ns=(at, at))
+    return photos.splits["train"][row].path
+
+
+def jpeg_bytes(image: Image.Image, quality: int) -> int:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.tell()
+
+
+def age(path: Path) -> None:
+    """Let what lies at a path, and in it, be a minute old."""
+    for one in (path, *path.rglob("*")):
+        os.utime(one, ns=(time.time_ns() - 60 * 10**9,) * 2)
+
+
+def test_an_image_replaced_by_one_of_equal_size_is_noticed(
+    photos: Source, encoder: Encoder, tmp_path: Path
+) -> None:
+    age(photos.root)
+    store, said = tmp_path / "s.h5", list[str]()
+    extract(photos, encoder, recipe_of(photos), store)
+    first = FeatureStore.open(store).features("train")
+    assert not extract(photos, encoder, recipe_of(photos), store, say=said.append)
+    age(store)
+    path = replace_by_equal_size(photos, 3, seconds=-1)
+    assert not extract(photos, encoder, recipe_of(photos), store, if_exists="skip")
+    assert extract(photos, encoder, recipe_of(photos), store, say=said.append)
+    (line,) = said
+    assert line.startswith(f"1 image modified since {store} was made, the first {path}; encoding")
+    changed = abs(FeatureStore.open(store).features("train") - first).max(axis=1) > 1e-3
+    assert changed.nonzero()[0].tolist() == [3]
+    assert not extract(photos, encoder, recipe_of(photos), store)
+
+
+def test_a_modification_yet_to_come_encodes_nothing_again(
+    photos: Source, encoder: Encoder, tmp_path: Path
+) -> None:
+    extract(photos, encoder, recipe_of(photos), tmp_path / "s.h5")
+    replace_by_equal_size(photos, 3, seconds=3600)
+    assert not extract(photos, encoder, recipe_of(photos), tmp_path / "s.h5")
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_an_image_replaced_after_its_shard_was_encoded_is_noticed(
+    photos: Source, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    age(photos.root)
+    store = tmp_path / "s.h5"
+    extract(photos, encoder, recipe_of(photos), store, part=(1, 1))
+    path = replace_by_equal_size(photos, 3)
+    extract(photos, encoder, recipe_of(photos), store)
+    resumed = store.read_bytes()
+    extract(photos, encoder, recipe_of(photos), store, if_exists="overwrite")
+    assert store.read_bytes() == resumed
+    encode = engines.run
+
+    def encode_and_replace(*arguments: Any) -> None:
+        encode(*arguments)
+        replace_by_equal_size(photos, 3)
+
+    monkeypatch.setattr(engines, "run", encode_and_replace)
+    with pytest.raises(UserError, match=f"1 image modified while .* first {path}; run the same"):
+        extract(photos, encoder, recipe_of(photos), tmp_path / "t.h5")
+    assert not (tmp_path / "t.h5").exists()
 
 
 def test_the_identity_changes_with_everything_that_changes_a_byte(

@@ -71,11 +71,8 @@ def _encode(
     workers: int | None,
     say: Say,
 ) -> FeatureStore:
-    """The store, begun or finished before or not; a new one if images were changed since then."""
-    stale = path.exists() and (
-        _other_images(FeatureStore.open(path), source, encoder, recipe)
-        or source.changed_since(path.stat().st_mtime_ns)
-    )
+    """The store, begun or finished before or not; a new one if images were changed since."""
+    stale = path.exists() and _other_images(FeatureStore.open(path), source, encoder, recipe)
     if stale:
         say(f"the images are not those that {path} was made of; encoding them again")
     extract(
@@ -86,6 +83,7 @@ def _encode(
         workers=workers or default_workers(),
         if_exists="overwrite" if stale else "resume",
         skip_unreadable=True,
+        say=say,
     )
     return FeatureStore.open(path)
 

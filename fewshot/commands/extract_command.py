@@ -206,6 +206,7 @@ def extract(
         part=part,
         engine=engine,
         processes=processes,
+        say=say,
     )
     if shard and built:
         say(f"part {shard} of {path} is encoded; the command without --shard assembles all")
