@@ -36,6 +36,11 @@ def count(n: int, noun: str, plural: str = "") -> str:
     return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"
 
 
+def none_can(n: int, noun: str) -> str:
+    """Return such as "the one photo cannot" and "none of the 5 photos can"."""
+    return f"the one {noun} cannot" if n == 1 else f"none of the {count(n, noun)} can"
+
+
 def unknown(kind: str, name: str, known: Iterable[str], *, see: str = "") -> UserError:
     """The error for a name that is not among `known`, with the nearest ones offered.
 

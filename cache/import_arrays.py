@@ -103,8 +103,8 @@ def recognize(found: Arrays, arrays: Mapping[str, str]) -> Imported:
         raise UserError("there is only one class, and nothing to tell apart; give two or more")
     if text is not None and text.shape[-2] != len(classnames):
         raise UserError(
-            f"text_features must be (C, D) or (T, C, D), for {len(classnames)} class names; "
-            f"{names['text_features']} is {text.shape}"
+            "text_features must be (C, D) or (T, C, D), for "
+            f"{count(len(classnames), 'class name')}; {names['text_features']} is {text.shape}"
         )
     templates = _texts(found, names["prompts"], "prompts") if "prompts" in names else []
     return Imported(
@@ -205,7 +205,7 @@ def _n_classes(splits: Mapping[str, ImportedSplit]) -> int:
     n_images = sum(len(split.labels) for split in splits.values())
     if n_labels > n_images:
         raise UserError(
-            f"labels go up to {n_labels - 1:,} and there are {n_images:,} images; number the "
+            f"labels of {count(n_images, 'image')} go up to {n_labels - 1:,}; number the "
             "classes from 0 on without gaps, or add an array classnames"
         )
     return n_labels

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from statistics import median
 
-from cache.errors import UserError, count, printable
+from cache.errors import UserError, count, none_can, printable
 from cache.progress import progress
 from cache.skipped import Skipped
 from cache.source import Source
@@ -176,7 +176,8 @@ def _class_problems(source: Source) -> Iterator[str]:
         wrong = [item for item in items if not 0 <= item.label < n_classes]
         if wrong:
             yield (
-                f"{len(wrong):,} {split} labels are out of range 0..{n_classes - 1}, first: "
+                f"{count(len(wrong), f'{split} label is', f'{split} labels are')} out of range "
+                f"0..{n_classes - 1}, first: "
                 f"{wrong[0].label} of {wrong[0].path}"
             )
 
@@ -187,7 +188,7 @@ def _count_problems(source: Source, counts: Mapping[str, tuple[int, ...]]) -> It
     for split in dict.fromkeys([*source.sizes, *source.splits]):
         got, expected = len(source.splits.get(split, ())), source.sizes.get(split, 0)
         if source.sizes and got != expected:
-            yield f"{split} must have {expected:,} images, got {got:,}"
+            yield f"{split} must have {count(expected, 'image')}, got {got:,}"
     empty = [c for c, n in enumerate(counts.get("train", ())) if n == 0]
     if empty:
         yield (
@@ -205,7 +206,7 @@ def _unreadable_problems(
         labels = [item.label for item in items if (split, item.path) not in lost]
         left = _per_class(labels, len(source.classnames))
         if items and not labels:
-            yield f"none of the {len(items):,} {split} images can be read; is {source.root} right?"
+            yield f"{none_can(len(items), f'{split} image')} be read; is {source.root} right?"
         elif split == "train":
             pairs = zip(counts[split], left, strict=True)
             emptied = [c for c, (before, after) in enumerate(pairs) if before and not after]
@@ -220,9 +221,8 @@ def _leaks(source: Source) -> Iterator[str]:
         for other in splits[i + 1 :]:
             both = sorted(paths[one] & paths[other])
             if both:
-                verb = "is" if len(both) == 1 else "are"
-                images = count(len(both), "image")
-                yield f"{images} {verb} in {one} and in {other}, first: {both[0]}"
+                images_are = count(len(both), "image is", "images are")
+                yield f"{images_are} in {one} and in {other}, first: {both[0]}"
 
 
 def _notes(source: Source, counts: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
@@ -238,7 +238,8 @@ def _notes(source: Source, counts: Mapping[str, tuple[int, ...]]) -> Iterator[st
     for split, items in source.splits.items():
         repeated = len(items) - len({item.path for item in items})
         if repeated:
-            yield f"{repeated:,} {split} rows repeat an image of the same split"
+            rows_repeat = count(repeated, f"{split} row repeats", f"{split} rows repeat")
+            yield f"{rows_repeat} an image of the same split"
         empty = [c for c, n in enumerate(counts[split]) if n == 0]
         if empty and split != "train":
             yield f"{_classes(source, empty)} without a {split} image"
@@ -256,7 +257,7 @@ def _alike(classnames: Iterable[str]) -> Iterator[list[str]]:
 def _classes(source: Source, ids: Sequence[int]) -> str:
     named = ", ".join(printable(source.classnames[c]) for c in ids[:_NAMED])
     more = f" and {len(ids) - _NAMED:,} more" if len(ids) > _NAMED else ""
-    return f"{len(ids):,} {'class' if len(ids) == 1 else 'classes'} ({named}{more})"
+    return f"{count(len(ids), 'class', 'classes')} ({named}{more})"
 
 
 def _unreadable(

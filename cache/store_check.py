@@ -113,7 +113,7 @@ def _split_words(split: Split, n_classes: int) -> str:
     if len(split.encoded) < len(split):
         words += f", {len(split.encoded)} of them encoded"
     if split.n_views:
-        words += f", {split.n_views} views of {split.n_viewed}"
+        words += f", {count(split.n_views, 'view')} of {split.n_viewed}"
     return words
 
 

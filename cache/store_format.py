@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cache.contents import Contents
+from cache.errors import count
 from cache.hdf5 import Place
 
 FORMAT = "fewshot feature store"
@@ -150,7 +151,7 @@ def id_problems(contents: Contents, n_classes: int) -> Iterator[str]:
     for name, ids in read.items():
         split, _, kind = name.rpartition("/")
         if kind == "labels" and not 0 <= ids.min() <= ids.max() < n_classes:
-            yield f"/{name}: {ids.min()}..{ids.max()}, for {n_classes} class names"
+            yield f"/{name}: {ids.min()}..{ids.max()}, for {count(n_classes, 'class name')}"
         if kind != "labels":
             n_rows = contents.places[f"{split}/labels"].shape[0]
             if (np.diff(ids, prepend=-1) <= 0).any() or (ids >= n_rows).any():
@@ -159,5 +160,6 @@ def id_problems(contents: Contents, n_classes: int) -> Iterator[str]:
         unserved = np.setdiff1d(np.arange(n_classes), read[f"text/{name}/labels"])
         if unserved.size:
             yield (
-                f"/text/{name}: {unserved.size} classes have no prompt, the first is {unserved[0]}"
+                f"/text/{name}: {count(unserved.size, 'class has', 'classes have')} no prompt, the "
+                f"first is {unserved[0]}"
             )

@@ -196,8 +196,9 @@ class StoreWriter:
         unserved = np.setdiff1d(np.arange(self._n_classes), ids)
         if unserved.size:
             raise UserError(
-                f"prompt set {prompt_set} has nothing for {unserved.size} classes, "
-                f"the first is class {unserved[0]}; add a prompt for each"
+                f"prompt set {prompt_set} has nothing for "
+                f"{count(unserved.size, 'class', 'classes')}, the first is class "
+                f"{unserved[0]}; add a prompt for each"
             )
         vectors, norms = _unit_and_norms(block)
         bad = np.flatnonzero(~_usable(norms))
@@ -263,8 +264,8 @@ class StoreWriter:
             )
         if labels.min() < 0 or labels.max() >= self._n_classes:
             raise UserError(
-                f"{what}: labels must be in 0..{self._n_classes - 1}, for {self._n_classes} "
-                f"class names; got {labels.min()}..{labels.max()}"
+                f"{what}: labels must be in 0..{self._n_classes - 1}, for "
+                f"{count(self._n_classes, 'class name')}; got {labels.min()}..{labels.max()}"
             )
 
     def _check_width(self, what: str, dim: int) -> None:

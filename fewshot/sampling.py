@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cache.errors import UserError
+from cache.errors import UserError, count
 
 Rows = NDArray[np.int64]
 VAL_SHOTS = 4  # CoOp's few-shot validation split never has more per class
@@ -117,14 +117,14 @@ def draw_imbalanced(
     counts = np.empty(n_classes, np.int64)
     counts[order] = np.maximum(1, np.rint(shots * ratio**-position))
     drawn = []
-    for k, count in enumerate(counts):
+    for k, n in enumerate(counts.tolist()):
         rows = np.flatnonzero(labels == k)
-        if len(rows) < count:
+        if len(rows) < n:
             raise UserError(
-                f"{profile} from {shots} shots needs {count} train images of {classnames[k]!r} "
-                f"(class {k}), which has {len(rows)}; use fewer shots"
+                f"{profile} from {shots_name(shots)} needs {count(n, 'train image')} of "
+                f"{classnames[k]!r} (class {k}), which has {len(rows)}; use fewer shots"
             )
-        drawn.append(rows[rng.sample(range(len(rows)), int(count))])
+        drawn.append(rows[rng.sample(range(len(rows)), n)])
     return Sample(int(counts.max()), seed, np.concatenate(drawn))
 
 
@@ -242,13 +242,14 @@ def require_shots(
     if not len(wrong):
         return
     some = ", ".join(f"{classnames[k]!r} (class {k}) has {counts[k]}" for k in wrong[:3])
-    more = f", and {len(wrong) - 3} classes more" if len(wrong) > 3 else ""
+    more = f", and {count(len(wrong) - 3, 'class', 'classes')} more" if len(wrong) > 3 else ""
     least = counts.min()
     at_most = shots_name(int(least))
     remedy = f"use at most {at_most}" if least and not exactly else f"check the {split} split"
-    raise UserError(f"{shots} {split} images of every class are needed; {some}{more}; {remedy}")
+    needed = count(shots, f"{split} image of every class is", f"{split} images of every class are")
+    raise UserError(f"{needed} needed; {some}{more}; {remedy}")
 
 
 def shots_name(shots: int) -> str:
     """Return the number of shots in words, such as "1 shot"."""
-    return {0: "no shots", 1: "1 shot"}.get(shots, f"{shots} shots")
+    return count(shots, "shot") if shots else "no shots"

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from cache.errors import UserError
+from cache.errors import UserError, count
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,8 @@ class SupportSet:
         if empty:
             raise UserError(
                 f"every one of the {self.n_classes} classes needs an image; "
-                f"{len(empty)} have none, such as class {empty[0]}; leave them out or add some"
+                f"{count(len(empty), 'has', 'have')} none, such as class {empty[0]}; leave them "
+                "out or add some"
             )
 
     @property
@@ -112,7 +113,9 @@ def _check_features(name: str, features: Tensor, unit_norm: bool) -> None:
         raise UserError(f"{name} must be float32; got {features.dtype}; use {name}.float()")
     bad = int((~torch.isfinite(features)).any(dim=-1).sum())
     if bad:
-        raise UserError(f"{name} must be finite; {bad} rows are not; extract them again")
+        raise UserError(
+            f"{name} must be finite; {count(bad, 'row is', 'rows are')} not; extract them again"
+        )
     norms = features.norm(dim=-1).flatten()
     if unit_norm and len(norms) and float((norms - 1).abs().max()) > 1e-2:
         worst = int((norms - 1).abs().argmax())

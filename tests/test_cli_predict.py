@@ -63,7 +63,7 @@ def test_what_cannot_be_read_is_told_and_skipped(
     assert "cannot read photos/empty.jpg: the file is empty" in captured.err
     assert captured.err.splitlines()[-1] == "6 images classified, 1 unreadable and skipped"
     assert main(["predict", "a.safetensors", "photos/empty.jpg"]) == 2
-    assert "the one image could not be read" in capsys.readouterr().err
+    assert "the one image cannot be read" in capsys.readouterr().err
 
 
 def test_a_mistake_is_one_line_before_any_model_is_loaded(

@@ -370,7 +370,7 @@ HEADER = b"\x93NUMPY\x01\x00\x46\x00"
             "damaged at array train_features",
         ),
         ({"train_features": b"none"}, "damaged at array train_features"),
-        ({"train_labels": np.array([0, 0, 0, 0, 0, 3 * 10**7])}, "go up to 30,000,000 and there"),
+        ({"train_labels": np.array([0, 0, 0, 0, 0, 3 * 10**7])}, "images go up to 30,000,000; "),
         ({"train_labels": np.array([0, 0, 0, 0, 0, 2**63], np.uint64)}, "class ids below"),
         ({"classnames": np.array(3.5)}, "class names must be a list of texts"),
         ({"classnames": np.array([["a", "b", "c"]])}, "class names must be a list of texts"),

@@ -360,7 +360,7 @@ def test_the_command_tells_and_counts_what_it_cannot_read(saved: Path, photos: l
 def test_nothing_to_read_is_an_error(saved: Path, photos: list[str], form: str) -> None:
     for path in photos[:3]:
         Path(path).write_bytes(b"")
-    with pytest.raises(UserError, match=r"^none of the 3 images could be read; give others$"):
+    with pytest.raises(UserError, match=r"^none of the 3 images can be read; give others$"):
         command(saved, *photos[:3], form=form)
 
 

@@ -128,12 +128,12 @@ def test_only_chosen_rows_are_opened(tmp_path: Path) -> None:
         (
             {"train": (Item("a.png", 0), Item("b.png", 2), Item("c.png", 1))},
             ("ant", "bee"),
-            "1 train labels are out of range 0..1, first: 2 of b.png",
+            "1 train label is out of range 0..1, first: 2 of b.png",
         ),
         (
             {"train": (Item("a.png", 0), Item("c.png", 1)), "val": (Item("b.png", -1),)},
             ("ant", "bee"),
-            "1 val labels are out of range 0..1, first: -1 of b.png",
+            "1 val label is out of range 0..1, first: -1 of b.png",
         ),
         ({"train": (Item("a.png", 0),)}, ("ant",), "a classifier needs two classes at least"),
         (
@@ -190,7 +190,7 @@ def test_a_class_that_only_val_or_test_lacks_is_noted(tmp_path: Path) -> None:
 def test_rows_that_repeat_within_a_split_are_noted(tmp_path: Path) -> None:
     splits = {**SPLITS, "test": (*SPLITS["test"], Item("a4.png", 0))}
     assert check(source(tmp_path, splits)).notes == (
-        "1 test rows repeat an image of the same split",
+        "1 test row repeats an image of the same split",
     )
 
 

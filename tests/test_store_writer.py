@@ -231,7 +231,7 @@ def test_a_split_that_cannot_be_is_refused(
     ("shape", "ids", "match"),
     [
         ((3, 2 * DIM), [0, 1, 2], "text features are 32 wide and train features 16"),
-        ((3, DIM), [0, 1, 1], "nothing for 1 classes, the first is class 2"),
+        ((3, DIM), [0, 1, 1], "nothing for 1 class, the first is class 2"),
         ((3, DIM), [0, 1, 3], "prompt set templates: labels must be in 0..2"),
         ((2, DIM), [0, 1, 2], "got 2, 3 and 3"),
     ],

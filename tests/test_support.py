@@ -47,7 +47,7 @@ def test_a_subset_takes_the_views_along(rows: torch.Tensor) -> None:
 def test_features_of_any_norm_are_taken_where_they_should_be_as_the_encoder_gave_them() -> None:
     given = support(features=3 * FEATURES, views=0.5 * VIEWS, unit_norm=False)
     assert not given.subset(torch.tensor([0, 1, 2])).unit_norm
-    with pytest.raises(UserError, match="features must be finite; 1 rows are not"):
+    with pytest.raises(UserError, match="features must be finite; 1 row is not"):
         support(features=nan_in_row_two(), unit_norm=False)
 
 
@@ -63,13 +63,13 @@ def nan_in_row_two() -> torch.Tensor:
         ({"labels": LABELS[:5]}, r"got \(6, 4\) and \(5,\)"),
         ({"features": FEATURES[:, 0]}, r"features must be \(N, D\).*got \(6,\)"),
         ({"labels": LABELS[:, None]}, r"got \(6, 4\) and \(6, 1\)"),
-        ({"features": nan_in_row_two()}, "features must be finite; 1 rows are not"),
+        ({"features": nan_in_row_two()}, "features must be finite; 1 row is not"),
         ({"features": FEATURES.double()}, "features must be float32; got torch.float64"),
         ({"features": 2 * FEATURES}, r"unit norm; row \d has 2;"),
         ({"labels": LABELS.int()}, "labels must be int64; got torch.int32"),
         ({"labels": LABELS - 1}, r"labels must be 0\.\.2, for 3 classes; got -1"),
         ({"labels": LABELS + 1}, r"labels must be 0\.\.2, for 3 classes; got 3"),
-        ({"n_classes": 4}, "4 classes needs an image; 1 have none, such as class 3"),
+        ({"n_classes": 4}, "4 classes needs an image; 1 has none, such as class 3"),
         ({"labels": 0 * LABELS, "n_classes": 1}, "two classes are needed to tell apart; got 1"),
         ({"views": VIEWS[:, :5]}, r"views must be \(V, N, D\).*got \(2, 5, 4\)"),
         ({"views": FEATURES}, r"views must be \(V, N, D\).*got \(6, 4\)"),

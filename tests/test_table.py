@@ -152,7 +152,9 @@ def test_nesting_too_deep_is_one_line(tmp_path: Path) -> None:
 def test_numbers_among_names_are_names_and_that_is_said(tmp_path: Path) -> None:
     source = resolve_table(table(tmp_path, "path,label\na.png,911\nb.png,beetle\n"))
     assert source.classnames == ("911", "beetle")
-    assert source.notes == ("1 labels of rows.csv are numbers and the rest names: all names",)
+    assert source.notes == (
+        "in rows.csv, 1 label is a number and the rest names: all are taken as names",
+    )
 
 
 def test_without_splits_the_rule_is_ours(tmp_path: Path) -> None:

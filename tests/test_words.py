@@ -42,6 +42,16 @@ EXCEPTIONS = {
     "to `least` along": "the name of a parameter",
     "or licence": "the older spelling of a key of manifests, still read",
 }
+COUNTED = (
+    "cells", "class names", "classes", "columns", "datasets", "files", "folds", "groups", "images",
+    "labeled photos", "labels", "lines", "methods", "photos", "predictions", "problems", "prompts",
+    "results", "rows", "runs", "seeds", "shots", "stores", "templates", "values", "views",
+)  # fmt: skip
+# Numbers before such a noun that are two or more, or limits.
+NEVER_ONE = {
+    "self.n_classes", "manifest.n_classes", "limit.images:,", "limit.logits:,", "len(alike):,",
+    "len(datasets)", "len(x)",
+}  # fmt: skip
 STARTS = ("What ", "Whether ", "Those ", "Whose ", "Do nothing")
 
 
@@ -138,3 +148,20 @@ def test_no_exception_is_left_over() -> None:
     )
     pages = " ".join(path.read_text(encoding="utf-8") for path in PAGES)
     assert [right for right in EXCEPTIONS if right not in every + pages] == []
+
+
+def test_a_count_agrees_with_its_noun() -> None:
+    # "1 of 3 images" and "each of the 3 classes" are right, whatever the numbers.
+    counted = re.compile(
+        r"(?<!of )(?<!of the )\{([^{}]*(?:len\(|sum\(|\.size|n_|shots|total|bad|:,)[^{}]*)\} "
+        rf"(?:{'|'.join(COUNTED)})\b"
+    )
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {found[0]}"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.JoinedStr)
+        for found in counted.finditer(ast.unparse(node))
+        if found[1] not in NEVER_ONE
+    ]
+    assert wrong == [], "errors.count says 1 image and 2 images"

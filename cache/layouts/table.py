@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.errors import UserError, excerpt, printable
+from cache.errors import UserError, count, excerpt, printable
 from cache.image_search import folders
 from cache.layouts.conventions import COLUMNS, IMAGES, columns, extension, split_of
 from cache.layouts.split_file import read_declared
@@ -42,8 +42,8 @@ def read_table(file: Path, rename: Mapping[str, str] | None = None) -> Listing:
     rows, notes = _rows(file)
     rows, repeated = _once(rows)
     if repeated:
-        count = "1 row repeats" if repeated == 1 else f"{repeated:,} rows repeat"
-        notes.append(f"{count} an image of {file.name}, which counts once")
+        rows_repeat = count(repeated, "row repeats", "rows repeat")
+        notes.append(f"{rows_repeat} an image of {file.name}, which counts once")
     classes, about = _classes(file, rows)
     notes += about
     names = dict.fromkeys(classes, "")
@@ -145,7 +145,8 @@ def _classes(file: Path, rows: list[_Row]) -> tuple[list[str], list[str]]:
     numbers = {label for label in labels if re.fullmatch("[0-9]{1,9}", label)}
     if numbers < labels:
         n = sum(row.label in numbers for row in rows)
-        mixed = f"{n:,} labels of {file.name} are numbers and the rest names: all names"
+        some = count(n, "label is a number", "labels are numbers")
+        mixed = f"in {file.name}, {some} and the rest names: all are taken as names"
         return sorted(labels), [mixed] if numbers else []
     in_order = sorted(labels, key=lambda label: (int(label), label))
     if in_order == [str(i) for i in range(len(in_order))] or any(row.classname for row in rows):

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cache.errors import UserError
+from cache.errors import UserError, count
 
 UNKNOWN = "unknown"
 
@@ -70,7 +70,7 @@ class PredictionCounts:
 
     def __str__(self) -> str:
         """Such as `60 images classified, 3 of them unknown, 2 unreadable and skipped`."""
-        parts = [f"{self.classified:,} image{'s' * (self.classified != 1)} classified"]
+        parts = [f"{count(self.classified, 'image')} classified"]
         if self.unknown:
             parts.append(f"{self.unknown:,} of them unknown")
         if self.unreadable:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cache.decoding_memory import MAX_PIXELS
-from cache.errors import UserError, printable
+from cache.errors import UserError, none_can, printable
 from cache.progress import progress
 from fewshot.adapters import output
 from fewshot.adapters.adapter import Adapter, load_adapter
@@ -166,12 +166,7 @@ def run(
                 out.write(output.encodable(line, out.encoding))
                 out.flush()
     if not counts["classified"]:
-        none = (
-            "the one image could not"
-            if len(files) == 1
-            else f"none of the {len(files):,} images could"
-        )
-        raise UserError(f"{none} be read; give others")
+        raise UserError(f"{none_can(len(files), 'image')} be read; give others")
     return PredictionCounts(counts["classified"], counts["unknown"], counts["unreadable"])
 
 

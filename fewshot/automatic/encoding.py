@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cache.encoder import Encoder
-from cache.errors import UserError
+from cache.errors import UserError, none_can
 from cache.extract import default_workers, extract
 from cache.identity import Recipe, identity_of
 from cache.preflight import Preflight, check_files
@@ -50,7 +50,7 @@ def encode_unlabeled(
     unreadable = check_files(source).unreadable
     readable = source.without(image.path for image in unreadable)
     if not any(_decodes(source, item.path) for item in readable.splits["test"]):
-        say(f"none of the {len(source.splits['test']):,} images without a label can be read")
+        say(f"{none_can(len(source.splits['test']), 'image')} be read of those without a label")
         return None
     return _encode(readable, encoder, Recipe({}, left_out=unreadable), path, workers, say)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import nan
 
+from cache.errors import count
 from fewshot.metrics import harmonic_mean, mean_interval
 from fewshot.results.groups import UNTUNED, Row, average, by_dataset, cells, over_draws
 from fewshot.results.log import Result
@@ -74,7 +75,7 @@ def _names(row: Row) -> tuple[str, ...]:
         row.source,
         row.prompt_set or "",
         row.imbalance or "",
-        f"{row.n_views} views" if row.n_views > 1 else "",
+        count(row.n_views, "view") if row.n_views > 1 else "",
     )
 
 

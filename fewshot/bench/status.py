@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cache import progress
+from cache.errors import count
 from fewshot.bench.plan import Cell
 from fewshot.run import Run
 
@@ -118,4 +119,4 @@ class Display:
         finished = self.done == self.total
         if now - self.last >= progress.SECONDS_BETWEEN_LINES or finished:
             self.last = now
-            self.say(f"{self.done}/{self.total} cells{''.join(f', {word}' for word in words)}")
+            self.say(", ".join([f"{self.done}/{count(self.total, 'cell')}", *words]))

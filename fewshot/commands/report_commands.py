@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cache.errors import UserError
+from cache.errors import UserError, count
 from fewshot.commands.options import SEED, JsonOption, StoreOption, parse_ints, parse_names
 from fewshot.commands.terminal import say, show
 
@@ -100,4 +100,5 @@ def report(
         show(str(reports.write_page(made, html)))
     if out is not None:
         written = reports.write(made, out)
-        print(f"{written[0]} and {len(written) - 1} files of tables and figures beside it")
+        beside = count(len(written) - 1, "file")
+        print(f"{written[0]} and {beside} of tables and figures beside it")

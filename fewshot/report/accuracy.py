@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from cache.errors import count
 from fewshot.report.class_groups import base_new, base_new_average, imbalanced, imbalanced_average
 from fewshot.report.content import Curves, Section
 from fewshot.report.cost import cost, cost_scatters, hyperparameters
@@ -141,5 +142,5 @@ def _curves(rows: Cells, zero_shot: Cells) -> Iterator[Curves]:
         if all(dataset in levels for dataset in datasets):
             groups = [levels[dataset] for dataset in datasets]
             level["zero-shot"] = over_datasets(groups, datasets)[1]
-        title = f"average of {len(datasets)} datasets"
+        title = f"average of {count(len(datasets), 'dataset')}"
         yield Curves(title, {shown[row]: line for row, line in averages.items()}, level)

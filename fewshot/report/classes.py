@@ -93,7 +93,7 @@ def add_classes(section: Section, rows: Cells) -> None:
         for one in read:
             by_images.setdefault(one.images, []).append(one)
         for images, same in by_images.items():
-            label = f"{names[row]}, {shots} shots" if shots else names[row]
+            label = f"{names[row]}, {count(shots, 'shot')}" if shots else names[row]
             tables.setdefault((row.dataset, images), {})[label] = confusions(same)
     if problems:
         section.notes.append(

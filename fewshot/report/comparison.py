@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from cache.errors import count
 from fewshot.report import published
 from fewshot.report.class_groups import base_new_averages, mean_h
 from fewshot.report.content import Scatter, Section
@@ -168,7 +169,7 @@ def residual_section(rows: Cells, zero_shot: Cells) -> Section | None:
         if zero:
             difficulty = 1 / group[0].n_classes / zero
             cells = [Number(100 * zero), Number(difficulty, digits=4)]
-            label = f"{names[row]}, {shots} shots, {row.setting}, {row.model}"
+            label = f"{names[row]}, {count(shots, 'shot')}, {row.setting}, {row.model}"
             series.setdefault(label, []).append((label, difficulty, size, row.dataset))
         else:
             lacking.add(f"{row.dataset} with {row.model}")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from statistics import median
 
+from cache.errors import count
 from fewshot.outline import declared
 from fewshot.report.content import Scatter
 from fewshot.report.lines import largest, percent, series_names
@@ -48,7 +49,7 @@ def cost_scatters(rows: Cells) -> Iterator[tuple[str, Scatter]]:
         if len(here) < 2:
             continue
         seconds = [
-            (names[row], median(r.fit_seconds for r in g), percent(g).value, f"{shots} shots")
+            (names[row], median(r.fit_seconds for r in g), percent(g).value, count(shots, "shot"))
             for row, shots, g in here
         ]
         yield (
@@ -57,7 +58,7 @@ def cost_scatters(rows: Cells) -> Iterator[tuple[str, Scatter]]:
         )
         counts = [
             (names[row], g[0].measures.get("trained_parameters", 0.0), percent(g).value,
-             f"{shots} shots")
+             count(shots, "shot"))
             for row, shots, g in here
         ]  # fmt: skip
         if any(count for _, count, _, _ in counts):

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from markupsafe import Markup
 
+from cache.errors import count
 from fewshot.html import safe
 from fewshot.report.content import Curves, Maps, Scatter
 from fewshot.svg import (
@@ -68,8 +69,7 @@ def curves_svg(curves: Curves, styles: Mapping[str, int]) -> Markup:
                 percent += f" ± {100 * half:.1f}"
                 ends = [y(min(high, max(low, 100 * (mean + s * half)))) for s in (-1, 1)]
                 drawn.append(whisker(a, ends[0], ends[1], k))
-            count = "1 shot" if shots == 1 else f"{shots} shots"
-            drawn.append(point(a, b, k, f"{name}, {count}: {percent} %", str(shots)))
+            drawn.append(point(a, b, k, f"{name}, {count(shots, 'shot')}: {percent} %", str(shots)))
         parts.append(series(name, drawn))
     return chart(curves.title, parts)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from cache.errors import UserError
+from cache.errors import UserError, count
 from cache.location import find_store
 from cache.store import FeatureStore
 from fewshot.fitting import fit, query
@@ -84,7 +84,7 @@ def draw_maps(store: FeatureStore, result: Result) -> tuple[Maps, list[str]]:
         "image features": embed(features.numpy()[rows]),
         f"logits of {result.method}": embed(logits.numpy()[rows]),
     }
-    shots = f"{result.shots} shots, seed {result.seed}" if result.shots else "no shots"
+    shots = f"{count(result.shots, 'shot')}, seed {result.seed}" if result.shots else "no shots"
     title = f"{result.method} on {result.dataset}, {shots}"
     return Maps(title, panels, of, [store.classnames[k] for k in classes]), notes
 
@@ -144,7 +144,9 @@ def embed(points: NDArray[np.float32]) -> NDArray[np.float64]:
         UserError: Fewer points than a map needs.
     """
     if len(points) < 4:
-        raise UserError(f"{len(points)} test images are too few for a map")
+        raise UserError(
+            f"{count(len(points), 'test image is', 'test images are')} too few for a map"
+        )
     perplexity = min(30.0, (len(points) - 1) / 3)
     tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=SEED)
     return np.asarray(tsne.fit_transform(points), np.float64)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from cache.errors import count
 from fewshot.results.groups import Cells, Row, Value, by_dataset, labels, over_seeds
 from fewshot.results.log import Result
 from fewshot.sampling import shots_name
@@ -66,7 +67,7 @@ def of_part(name: str) -> Value:
 def over(datasets: Sequence[str]) -> str:
     """A note on what averages are over."""
     return (
-        f"Averages are over {len(datasets)} datasets, each with the same weight: "
+        f"Averages are over {count(len(datasets), 'dataset')}, each with the same weight: "
         f"{', '.join(datasets)}."
     )
 

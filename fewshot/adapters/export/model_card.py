@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cache.errors import count
 from fewshot.adapters.adapter import Adapter
 from fewshot.model_selection.calibration import Calibration
 from fewshot.tables import Table, markdown, markdown_text
@@ -76,7 +77,7 @@ def _front_matter(adapter: Adapter, library: str) -> str:
 def _what_it_is(adapter: Adapter) -> str:
     dataset = adapter.training.get("dataset")
     images = adapter.training.get("images")
-    learned = f"from {images} images" if images else "from the classes' names"
+    learned = f"from {count(images, 'image')}" if images else "from the classes' names"
     of = f" of {markdown_text(str(dataset))}" if dataset else ""
     model, method = markdown_text(str(identity(adapter)["name"])), markdown_text(adapter.method)
     return (
@@ -120,7 +121,7 @@ def _calibration(c: Calibration) -> Iterable[str]:
     }.get(c.source, markdown_text(str(c.source)))
     if c.accuracy is not None:
         within = f", 95 % interval {_percent(*c.interval)}" if c.interval else ""
-        yield f"- Accuracy: {_percent(c.accuracy)}{within}, {where} ({c.images} images)."
+        yield f"- Accuracy: {_percent(c.accuracy)}{within}, {where} ({count(c.images, 'image')})."
     if c.error is not None and c.error_before is not None:
         yield (
             f"- Expected calibration error on the same images: {_percent(c.error)} at the "
@@ -132,7 +133,7 @@ def _calibration(c: Calibration) -> Iterable[str]:
 def _test(training: Mapping[str, Any]) -> Iterable[str]:
     if (accuracy := training.get("test accuracy")) is not None:
         n = training.get("test images")
-        images = f" ({n} images)" if n else ""
+        images = f" ({count(n, 'image')})" if n else ""
         yield f"- Accuracy on the test split: {_percent(accuracy)}{images}."
 
 

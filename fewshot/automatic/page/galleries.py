@@ -184,7 +184,9 @@ def near_duplicates(
         text = count(len(rows), "photo") + (", " if conflict else "")
         blocks += [Paragraph(text, bold=conflict), Gallery(shown)]
     if len(ordered) > GROUPS:
-        blocks.append(Notes([f"And {len(ordered) - GROUPS:,} groups more, listed in report.json."]))
+        blocks.append(
+            Notes([f"And {count(len(ordered) - GROUPS, 'group')} more, listed in report.json."])
+        )
     return blocks
 
 

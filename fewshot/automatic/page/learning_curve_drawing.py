@@ -4,6 +4,7 @@ import math
 
 from markupsafe import Markup
 
+from cache.errors import count
 from fewshot.model_selection.learning_curve import LearningCurve
 from fewshot.svg import (
     BOTTOM,
@@ -69,7 +70,7 @@ def curve_svg(curve: LearningCurve, present: int, zero_shot: float | None) -> Ma
         parts.append(line(dashed, f"line expected c{EXPECTED}"))
     for points, color, kind in ((measured, MEASURED, "measured"), (expected, EXPECTED, "expected")):
         for images, share, (least, most) in points:
-            tip = f"{images:,.0f} labeled photos, {kind}: {100 * share:.1f} in 100 right"
+            tip = f"{count(round(images), 'labeled photo')}, {kind}: {100 * share:.1f} in 100 right"
             if most > least:
                 tip += f" ({100 * least:.1f} to {100 * most:.1f})"
             parts.append(whisker(x(images), y(least), y(most), color))
