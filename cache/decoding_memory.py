@@ -13,24 +13,27 @@ class DecodingMemory:
 
     What would not fit even alone is let in when nobody else is: a maximum for one image is another
     matter. No thread may hold twice, or two such threads could wait for one another.
+
+    Attributes:
+        held: Bytes that are held now.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._held = 0
+        self.held = 0
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
     def hold(self, size: int) -> Iterator[None]:
         """Hold `size` bytes inside the block, and wait for them before it."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._held or self._held + size <= self._size)
-            self._held += size
+            self._changed.wait_for(lambda: not self.held or self.held + size <= self._size)
+            self.held += size
         try:
             yield
         finally:
             with self._changed:
-                self._held -= size
+                self.held -= size
                 self._changed.notify_all()
 
 

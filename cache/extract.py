@@ -33,7 +33,7 @@ from cache.shards import (
     image_shards,
     text_shards,
 )
-from cache.skipped import Skipped
+from cache.skipped import cannot_read, listed
 from cache.source import Source
 from cache.store import FeatureStore
 from cache.store_writer import StoreWriter, create
@@ -73,7 +73,8 @@ def extract(
             assembly to a run without it.
         engine: "serial", "process" or "ray": who encodes the shards.
         processes: Worker processes or actors of the last two.
-        say: Called with the reason why a finished store is made again.
+        say: Called with the reason why a finished store is made again, and with each image that
+            does not decode and is not to be left out.
 
     Raises:
         UserError: The store exists and may not be touched, another process is writing it, or an
@@ -87,7 +88,7 @@ def extract(
         return False
     what = identity_of(source, encoder, recipe)
     home = store.with_name(f".{store.stem}.parts")
-    key = fingerprint({"identity": what, "batch_size": batch_size, "skip": skip_unreadable})
+    key = fingerprint({"identity": what, "batch_size": batch_size})
     if store.exists() and if_exists == "resume":
         FeatureStore.open(store).require(what)
         made = store.stat().st_mtime_ns
@@ -122,6 +123,11 @@ def extract(
                 f"{count(len(changed), 'image')} modified while the images were encoded, the first "
                 f"{changed[0]}; run the same command again"
             )
+        unread = [image for shard in mine for image in plan.skipped(shard).values()]
+        if unread and not skip_unreadable:
+            for line in listed(unread):
+                say(line)
+            raise cannot_read(unread)
         if part is not None:
             return True
         missing_text = [shard for shard in texts if not plan.parts.done(shard.name)]
@@ -171,13 +177,10 @@ def _assemble(
 ) -> None:
     """The store from its finished shards; rows that were skipped are left out of every split."""
     skipped = {
-        (shard.split, int(row)): reason
-        for shard in shards
-        for row, reason in plan.parts.note(shard.name)["skipped"].items()
+        (shard.split, row): image for shard in shards for row, image in plan.skipped(shard).items()
     }
-    splits = plan.source.splits
-    found = [Skipped(s, splits[s][row].path, why) for (s, row), why in skipped.items()]
-    if recipe.train_rows is not None and any(split == "train" for split, _ in skipped):
+    found = list(skipped.values())
+    if recipe.train_rows is not None and any(image.split == "train" for image in found):
         raise UserError(
             "leaving out train images that do not decode changes the few-shot sample; remove them "
             f"from the dataset and run this again: {'; '.join(map(str, found))}"
@@ -189,7 +192,7 @@ def _assemble(
         versions=versions() | _computed(plan, [*shards, *texts]),
         skipped=[*recipe.left_out, *found],
     ) as writer:
-        for split in splits:
+        for split in plan.source.splits:
             gone = {row for s, row in skipped if s == split}
             mine = [shard for shard in shards if shard.split == split]
             _write_split(writer, plan, recipe, split, gone, mine)

@@ -10,12 +10,11 @@ from statistics import median
 
 from cache.errors import UserError, count, none_can, printable
 from cache.progress import progress
-from cache.skipped import Skipped
+from cache.skipped import Skipped, cannot_read, listed
 from cache.source import Source
 
 _CHUNK = 256  # files per task of a thread
 _NAMED = 5  # of many classes, how many are named
-_LISTED = 20  # of many unreadable images, how many are listed
 MISSING = "no such file"
 
 
@@ -59,12 +58,7 @@ class Preflight:
         lines += [f"problem: {problem}" for problem in self.problems]
         lines += [f"note: {note}" for note in self.notes]
         if self.unreadable:
-            lines.append(f"unreadable: {count(len(self.unreadable), 'image')}")
-            lines += [
-                f"  {u.split} {printable(u.path)}: {u.reason}" for u in self.unreadable[:_LISTED]
-            ]
-            if len(self.unreadable) > _LISTED:
-                lines.append(f"  and {len(self.unreadable) - _LISTED:,} more")
+            lines += listed(self.unreadable)
         return "\n".join(lines)
 
     def passed(self, *, skip_unreadable: bool) -> tuple[Source, tuple[Skipped, ...]]:
@@ -77,12 +71,7 @@ class Preflight:
             problems = "; ".join(self.problems)
             raise UserError(f"{self.source.dataset} cannot be encoded: {problems}")
         if self.unreadable and not skip_unreadable:
-            split, path, reason = self.unreadable[0]
-            raise UserError(
-                f"{count(len(self.unreadable), 'image')} cannot be read, the first {split} "
-                f"{printable(path)} ({reason}); fix or remove them, or leave them out with "
-                "--skip-unreadable"
-            )
+            raise cannot_read(self.unreadable)
         return self.source.without(path for _, path, _ in self.unreadable), self.unreadable
 
     def table(self) -> str:

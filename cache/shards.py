@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache.encoder import Encoder
-from cache.errors import UserError
 from cache.images import Preprocess
 from cache.parts import Parts
 from cache.read_ahead import read_ahead
+from cache.skipped import Skipped
 from cache.source import Source
 
 ROWS = 512  # half a minute of a ViT-B on two cores: what a kill costs at most
@@ -64,7 +64,8 @@ class ShardPlan:
             product may depend on its shape.
         crop_scale: Minimum and maximum share of the area that an augmented view keeps.
         view_seed: Seed of the views.
-        skip_unreadable: Leave out images that do not decode, instead of stopping.
+        skip_unreadable: Leave out images that do not decode; else a shard with such is encoded
+            again each time, for they may have been fixed meanwhile.
     """
 
     source: Source
@@ -75,8 +76,16 @@ class ShardPlan:
     skip_unreadable: bool
 
     def done(self, shard: Shard) -> bool:
-        """True if the shard is encoded, and none of its images was modified since."""
-        return self.parts.done(shard.name) and not self.changed(shard)
+        """True if the shard is encoded as asked, and none of its images was modified since."""
+        if not self.parts.done(shard.name) or self.changed(shard):
+            return False
+        return self.skip_unreadable or not self.skipped(shard)
+
+    def skipped(self, shard: Shard) -> dict[int, Skipped]:
+        """The images of an encoded shard that do not decode, by row."""
+        items = self.source.splits[shard.split]
+        noted = {int(row): why for row, why in self.parts.note(shard.name)["skipped"].items()}
+        return {row: Skipped(shard.split, items[row].path, why) for row, why in noted.items()}
 
     def changed(self, shard: Shard) -> list[str]:
         """The paths of an encoded shard's images that were modified since its encoding began."""
@@ -128,7 +137,7 @@ def encode_shard(
 ) -> None:
     """Encode one shard and keep it: rows, features (n, D) and views (V, n, D), unnormalized.
 
-    The note of the piece says which rows were skipped and why.
+    The note of the piece says which rows do not decode and why.
 
     Args:
         plan: What it belongs to.
@@ -136,9 +145,6 @@ def encode_shard(
         encoder: The model.
         workers: Threads that read and resize images while the model runs.
         advance: Called with the number of images after each batch.
-
-    Raises:
-        UserError: An image does not decode and the plan does not skip such.
     """
     begun = time.time_ns()
     encoded: list[int] = []
@@ -146,15 +152,7 @@ def encode_shard(
     skipped: dict[int, str] = {}
     for batch in _crops(plan, shard, encoder.preprocess, workers):
         crops = {row: x for row, x in batch.items() if isinstance(x, Tensor)}
-        unread = {row: x for row, x in batch.items() if isinstance(x, str)}
-        if unread and not plan.skip_unreadable:
-            row, reason = next(iter(unread.items()))
-            path = plan.source.splits[shard.split][row].path
-            raise UserError(
-                f"cannot read {shard.split} image {plan.source.root / path}: {reason}; fix or "
-                "remove it, or leave such images out with --skip-unreadable"
-            )
-        skipped |= unread
+        skipped |= {row: x for row, x in batch.items() if isinstance(x, str)}
         encoded += crops
         if crops:
             flat = encoder.encode_images(torch.cat(list(crops.values())))

@@ -1,12 +1,15 @@
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from cache.decoding_memory import MEMORY
 from cache.errors import UserError
 from cache.images import Preprocess
 from cache.manifest import load_manifest
@@ -24,9 +27,11 @@ class Counted(Source):
 
     seen: list[str] = field(default_factory=list)
 
-    def read(self, path: str) -> Image.Image:
+    @contextlib.contextmanager
+    def opened(self, path: str) -> Iterator[Image.Image]:
         self.seen.append(path)
-        return super().read(path)
+        with super().opened(path) as image:
+            yield image
 
 
 @pytest.fixture
@@ -159,3 +164,27 @@ def test_images_that_are_not_there_are_counted_and_the_first_named(
 def test_images_that_come_with_a_package_are_there(tmp_path: Path) -> None:
     digits = resolve(load_manifest("digits"), tmp_path)
     require_images(replace(digits, root=tmp_path), [digits.splits["train"][0].path])
+
+
+@pytest.mark.parametrize("keep", [2**32, 0])
+def test_an_image_counts_as_decoded_until_its_crop_is_made(
+    source: Source, keep: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+
+    class Watched(Preprocess):
+        def view(self, *arguments: Any, **options: Any) -> torch.Tensor:
+            held.append(MEMORY.held)
+            return super().view(*arguments, **options)
+
+        def center(self, image: Image.Image) -> torch.Tensor:
+            held.append(MEMORY.held)
+            return super().center(image)
+
+    monkeypatch.setattr(photos_module, "KEEP", keep)
+    watched = Watched(16, (0.5,) * 3, (0.25,) * 3, "bicubic", "shortest")
+    batches = PhotoBatches(source, paths_of(source), watched, crop_scale=SCALE, seed=3, workers=1)
+    batches(torch.tensor([0]), 0)
+    list(center_crops(source, paths_of(source)[:1], watched, batch_size=1, workers=1))
+    assert held == [40 * 50 * 8] * 2
+    assert MEMORY.held == 0

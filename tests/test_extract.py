@@ -393,7 +393,7 @@ def test_an_image_that_breaks_off_stops_the_run_or_is_left_out_and_listed(
     bad = photos.splits["train"][2].path
     file = photos.root / bad
     file.write_bytes(file.read_bytes()[:400])
-    with pytest.raises(UserError, match=f"cannot read train image .*{bad}.*--skip-unreadable"):
+    with pytest.raises(UserError, match=f"1 image cannot be read.*{bad}.*--skip-unreadable"):
         extract(photos, encoder, recipe_of(photos), store)
     assert not store.exists()
     extract(photos, encoder, recipe_of(photos), store, skip_unreadable=True)
@@ -409,6 +409,34 @@ def test_an_image_that_breaks_off_stops_the_run_or_is_left_out_and_listed(
     np.testing.assert_allclose(
         made.features("train", [2], unit=False), expected, atol=1e-3 * abs(expected).max()
     )
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_all_images_that_do_not_decode_are_named_at_once_and_what_is_encoded_is_kept(
+    photos: Source, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = {row: photos.splits["train"][row].path for row in (1, 6, 9)}
+    sound = {path: (photos.root / path).read_bytes() for path in bad.values()}
+    for path, content in sound.items():
+        (photos.root / path).write_bytes(content[: len(content) // 2].ljust(len(content), b"\0"))
+    store, said = tmp_path / "s.h5", list[str]()
+    with pytest.raises(UserError, match=f"3 images cannot be read, the first train {bad[1]}"):
+        extract(photos, encoder, recipe_of(photos), store, say=said.append)
+    assert [line.split(":")[0] for line in said[1:]] == [f"  train {bad[row]}" for row in bad]
+    for path, content in sound.items():  # as from a backup, with the times of then
+        (photos.root / path).write_bytes(content)
+        os.utime(photos.root / path, (0, 0))
+    encoded: list[str] = []
+    encode = shards.encode_shard
+
+    def noted(plan: shards.ShardPlan, shard: shards.Shard, *rest: Any, **options: Any) -> None:
+        encoded.append(shard.name)
+        encode(plan, shard, *rest, **options)
+
+    monkeypatch.setattr(engines, "encode_shard", noted)
+    assert extract(photos, encoder, recipe_of(photos), store)
+    assert encoded == ["train-00000", "train-00001", "train-00002"]
+    assert FeatureStore.open(store).paths("train") == [i.path for i in photos.splits["train"]]
 
 
 def test_an_unreadable_support_image_is_never_skipped(

@@ -31,6 +31,17 @@ def test_flat_class_folders_are_split_by_class_then_path(tmp_path: Path) -> None
     assert source.splits["train"][0].path.startswith("ant_lion/")
 
 
+def test_hard_links_are_one_image_of_one_class(tmp_path: Path) -> None:
+    fill(tmp_path, ["cat/1.png", "cat/2.png", "dog/1.png"])
+    (tmp_path / "cat" / "again.png").hardlink_to(tmp_path / "cat" / "1.png")
+    (tmp_path / "outside.png").hardlink_to(tmp_path / "cat" / "2.png")
+    paths = [item.path for items in resolve_folder(tmp_path).splits.values() for item in items]
+    assert sorted(paths) == ["cat/1.png", "cat/2.png", "dog/1.png"]
+    (tmp_path / "dog" / "2.png").hardlink_to(tmp_path / "cat" / "1.png")
+    with pytest.raises(UserError, match=r"cat/1\.png and .*dog/2\.png are one file"):
+        resolve_folder(tmp_path)
+
+
 def test_small_classes_go_to_train_first_and_then_to_test(tmp_path: Path) -> None:
     fill(tmp_path, ["one/1.png", "two/1.png", "two/2.png"])
     source = resolve_folder(tmp_path)

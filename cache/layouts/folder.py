@@ -63,8 +63,11 @@ def read_folder(
             ignored += images.ignored
             for path, file in images.files.items():
                 item = Item(f"{parent}{name}/{path}", label)
-                _require_one_owner(root, owners.setdefault(file, item.path), item.path)
-                items.append(item)
+                first = owners.setdefault(_hard_linked(file) or file, item.path)
+                if first == item.path:
+                    items.append(item)
+                elif not first.startswith(f"{parent}{name}/"):
+                    raise _two_owners(root, first, item.path)
         splits[split] = tuple(items)
         ignored["outside any class folder"] += _files(root / parent)
     if not split_folders:
@@ -148,12 +151,20 @@ def _require_class_folders(root: Path, names: list[str]) -> None:
         )
 
 
-def _require_one_owner(root: Path, first: str, second: str) -> None:
-    if first != second:
-        raise UserError(
-            f"{root / first} and {root / second} are one file, reached by a link; an image has one "
-            "class and one split: remove one of the two"
-        )
+def _hard_linked(file: str) -> str:
+    """The device and inode of a file that has several names; empty for others."""
+    try:
+        found = Path(file).stat()
+    except OSError:  # the check of all files names it
+        return ""
+    return f"{found.st_dev}:{found.st_ino}" if found.st_nlink > 1 else ""
+
+
+def _two_owners(root: Path, first: str, second: str) -> UserError:
+    return UserError(
+        f"{root / first} and {root / second} are one file, reached by a link; an image has one "
+        "class and one split: remove one of the two"
+    )
 
 
 def _files(directory: Path) -> int:

@@ -12,7 +12,7 @@ from cache.images import Preprocess
 from cache.read_ahead import ERRORS, read_ahead, reason
 from cache.source import Source
 
-KEEP = 2**32  # bytes of decoded images held in memory; beyond it they are decoded anew
+KEEP = 2**32  # bytes of decoded images held in memory; beyond it they are decoded again
 
 
 class PhotoBatches:
@@ -53,20 +53,22 @@ class PhotoBatches:
     def _crop(self, row: int, epoch: int) -> Tensor:
         key = (self.seed, row, epoch)
         try:
-            image = self._image(row)
-            return self.preprocess.view(image, self.crop_scale, key, flip=self.flip)
+            if row in self._decoded:
+                return self._view(self._decoded[row], key)
+            with self.source.opened(self.paths[row]) as image:
+                self._keep(row, image)
+                return self._view(image, key)
         except ERRORS as error:
             raise _unreadable(self.source, self.paths[row], reason(error)) from None
 
-    def _image(self, row: int) -> Image.Image:
-        image = self._decoded.get(row)
-        if image is None:
-            image = self.source.read(self.paths[row])
-            size = 3 * image.width * image.height
-            if self._held + size <= KEEP:
-                self._held += size
-                self._decoded[row] = image
-        return image
+    def _view(self, image: Image.Image, key: tuple[int, int, int]) -> Tensor:
+        return self.preprocess.view(image, self.crop_scale, key, flip=self.flip)
+
+    def _keep(self, row: int, image: Image.Image) -> None:
+        size = 3 * image.width * image.height
+        if self._held + size <= KEEP:
+            self._held += size
+            self._decoded[row] = image
 
 
 def center_crops(
@@ -85,7 +87,8 @@ def center_crops(
     """
 
     def crop(path: str) -> Tensor:
-        return preprocess.center(source.read(path))
+        with source.opened(path) as image:
+            return preprocess.center(image)
 
     for batch in read_ahead(paths, crop, batch_size=batch_size, workers=workers):
         pixels = []
