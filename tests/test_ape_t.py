@@ -10,6 +10,7 @@ from cache.errors import UserError
 from fewshot.methods.ape import best_channels
 from fewshot.methods.ape_t import APET
 from fewshot.methods.tip_adapter import TipAdapter
+from fewshot.parts import support_affinities
 from tests.toys import task
 
 N_CLASSES = 5
@@ -55,6 +56,14 @@ def test_training_is_adamw_on_residuals_and_weights_by_a_cosine_per_step(n_views
         float((residual.detach().norm(dim=1) / t.norm(dim=1)).mean()), rel=1e-4
     )
     assert fitted.stats["residual_size"] > 0.01
+
+
+def test_affinities_that_are_not_kept_train_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    support, text, query = task(N_CLASSES, n_views=3, left_out=2)
+    kept = APET(epochs=4, batch_size=7).fit(support, text).logits(query)
+    monkeypatch.setattr(support_affinities, "KEPT", 0)
+    computed = APET(epochs=4, batch_size=7).fit(support, text).logits(query)
+    torch.testing.assert_close(computed, kept, rtol=1e-5, atol=1e-4)
 
 
 def test_untrained_on_all_channels_it_is_tip_adapter() -> None:

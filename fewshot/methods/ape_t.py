@@ -13,18 +13,20 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
 
 from fewshot.checks import fraction, non_negative, positive, whole
 from fewshot.method import Grid, PracticalSize
 from fewshot.methods.ape import SCALES, best_channels
 from fewshot.parts.cache_method import CacheMethod
 from fewshot.parts.key_value_cache import CacheClassifier, KeyValueCache, keys_of, on_channels
+from fewshot.parts.optimizers import Adam
+from fewshot.parts.softmax_heads import logit_gradient
+from fewshot.parts.support_affinities import SupportAffinities
 from fewshot.parts.tip_search import evenly
 from fewshot.published_recipe import PublishedRecipe, of_dataset
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
-from fewshot.training import cosine_by_step, minimize
+from fewshot.training import batches, cosine_by_step, views_of
 
 # Channels, of 1024, weight of the votes while training, learning rate and epochs of the authors.
 TRAINED = {
@@ -55,6 +57,10 @@ class APET(CacheMethod):
 
     goes down the cross-entropy of the support images, an augmented view at a time, from r = 0 and
     w = 1. Afterwards alpha and beta replace the pair that was trained with.
+
+    All keys of a class move alike, so exp(-train_beta (1 - f'.(F'_i + r_c))) is what it was before
+    training, E_i(f), times exp(train_beta f'.r_c): a step takes products with C residuals instead
+    of N keys.
 
     Attributes:
         alpha: Weight of the votes when classifying.
@@ -118,46 +124,60 @@ class APET(CacheMethod):
             views=10,
         )
 
+    @torch.no_grad()
     def fit(self, support: SupportSet, text: Text | None) -> CacheClassifier:
         """Train residuals and weights.
 
         Raises:
             UserError: There is no text.
         """
-        texts, labels = required(text, self.name), support.labels
-        classes = torch.arange(len(texts), device=labels.device)
-        chosen = best_channels(texts, texts, classes, self.channels, self.balance)
+        t, labels = required(text, self.name), support.labels
+        classes = torch.arange(len(t), device=labels.device)
+        chosen = best_channels(t, t, classes, self.channels, self.balance)
         keys = on_channels(keys_of(support), chosen)
-        residual = texts.new_zeros(len(texts), len(chosen)).requires_grad_()
-        weights = keys.new_ones(len(keys)).requires_grad_()
+        residual, weights = self._trained(support, t, keys, chosen)
+        cache = KeyValueCache(keys + residual[labels], labels, len(t), weights, chosen)
+        stats = {
+            "trained_parameters": residual.numel() + weights.numel(),
+            "residual_size": float((residual.norm(dim=1) / t.norm(dim=1)).mean()),
+        }
+        moved = self.logit_scale * t.index_add(1, chosen, residual)
+        return CacheClassifier(moved, cache, self.alpha, self.beta, stats)
 
-        def adapted() -> tuple[Tensor, KeyValueCache]:
-            moved = self.logit_scale * texts.index_add(1, chosen, residual)
-            shifted = keys + residual[labels]
-            return moved, KeyValueCache(shifted, labels, support.n_classes, weights, chosen)
-
-        def loss(features: Tensor, targets: Tensor) -> Tensor:
-            moved, cache = adapted()
-            votes = cache.votes(features, self.train_beta)
-            return cross_entropy(linear(features, moved) + self.train_alpha * votes, targets)
-
-        minimize(
-            loss,
-            torch.optim.AdamW(
-                [residual, weights], lr=self.lr, eps=1e-3, weight_decay=self.weight_decay
-            ),
+    def _trained(
+        self, support: SupportSet, t: Tensor, keys: Tensor, chosen: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The residuals r (C, Q) and the weights w (N,) of the (N, Q) keys."""
+        given = None if support.views is None else on_channels(support.views, chosen)
+        images = replace(support, features=keys, views=given)
+        affinities = SupportAffinities(images, keys, self.train_beta)
+        views = views_of(support)
+        zero_shot = self.logit_scale * views @ t.T  # (V, N, C)
+        scales = self.logit_scale * views[:, :, chosen].norm(dim=2, keepdim=True)  # (V, N, 1)
+        trained = Adam(
+            t.new_zeros(len(t), keys.shape[1]),
+            t.new_ones(affinities.turns, len(t)),
+            weight_decay=self.weight_decay,
+            decoupled=True,
+            eps=1e-3,
+        )
+        (r, w), (of_r, of_w) = trained.values, trained.gradients
+        for f, y, rows, view, lr in batches(
+            images,
             cosine_by_step(self.lr),
-            support,
             epochs=self.epochs,
             batch_size=self.batch_size,
             seed=self.seed,
-        )
-        with torch.no_grad():
-            moved, cache = adapted()
-            size = (residual.norm(dim=1) / texts.norm(dim=1)).mean()
-        cache = replace(cache, weights=weights.detach())
-        stats = {
-            "trained_parameters": residual.numel() + weights.numel(),
-            "residual_size": float(size),
-        }
-        return CacheClassifier(moved, cache, self.alpha, self.beta, stats)
+        ):
+            e, scale = affinities.of(f, rows, view), scales[view, rows]  # (B, T, C), (B, 1)
+            likeness = f @ r.T  # (B, C)
+            moved = torch.exp(self.train_beta * likeness)
+            votes = (e * w).sum(dim=1).mul_(moved)
+            logits = torch.addcmul(zero_shot[view, rows], scale, likeness)
+            gradient = logit_gradient(logits.add_(votes, alpha=self.train_alpha), y)
+            of_votes = self.train_alpha * gradient
+            of_likeness = gradient.mul_(scale).addcmul_(of_votes, votes, value=self.train_beta)
+            torch.mm(of_likeness.T, f, out=of_r)
+            torch.sum(e * of_votes.mul_(moved)[:, None], dim=0, out=of_w)
+            trained.step(lr)
+        return r, w.flatten()[affinities.place]

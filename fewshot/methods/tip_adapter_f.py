@@ -6,22 +6,22 @@ theirs keeps the epoch of best test accuracy and reports the better of two test 
 last epoch counts. All is single precision, and (alpha, beta) are tuned on a grid of its own.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
 
 from fewshot.checks import non_negative, positive, whole
 from fewshot.method import Grid, PracticalSize
 from fewshot.parts.cache_method import CacheMethod
 from fewshot.parts.key_value_cache import CacheClassifier, KeyValueCache, keys_of
+from fewshot.parts.optimizers import Adam
+from fewshot.parts.softmax_heads import logit_gradient
 from fewshot.parts.tip_search import published_grid
 from fewshot.published_recipe import PublishedRecipe, of_dataset
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
-from fewshot.training import cosine_by_step, minimize
+from fewshot.training import batches, cosine_by_step, views_of
 
 # Weight of the votes while training, and epochs, that the authors give for each dataset.
 TRAINED = {
@@ -100,6 +100,7 @@ class TipAdapterF(CacheMethod):
             views=10,
         )
 
+    @torch.no_grad()
     def fit(self, support: SupportSet, text: Text | None) -> CacheClassifier:
         """Train the keys.
 
@@ -107,22 +108,23 @@ class TipAdapterF(CacheMethod):
             UserError: There is no text.
         """
         weight = self.logit_scale * required(text, self.name)
-        keys = keys_of(support).clone().requires_grad_()
-        cache = KeyValueCache(keys, support.labels, support.n_classes)
-
-        def loss(features: Tensor, labels: Tensor) -> Tensor:
-            votes = cache.votes(features, self.train_beta)
-            return cross_entropy(linear(features, weight) + self.train_alpha * votes, labels)
-
-        minimize(
-            loss,
-            torch.optim.AdamW([keys], lr=self.lr, eps=1e-4, weight_decay=self.weight_decay),
-            cosine_by_step(self.lr),
+        trained = Adam(keys_of(support), weight_decay=self.weight_decay, decoupled=True, eps=1e-4)
+        (keys,), (gradient,) = trained.values, trained.gradients
+        zero_shot = views_of(support) @ weight.T  # (V, N, C)
+        for f, y, rows, view, lr in batches(
             support,
+            cosine_by_step(self.lr),
             epochs=self.epochs,
             batch_size=self.batch_size,
             seed=self.seed,
-        )
-        trained = replace(cache, keys=keys.detach())
-        stats = {"trained_parameters": keys.numel()}
-        return CacheClassifier(weight, trained, self.alpha, self.beta, stats)
+        ):
+            affinities = (keys @ f.T).sub_(1).mul_(self.train_beta).exp_()  # (N, B)
+            votes = f.new_zeros(len(weight), len(f)).index_add_(0, support.labels, affinities)
+            logits = torch.add(zero_shot[view, rows], votes.T, alpha=self.train_alpha)
+            of_votes = logit_gradient(logits, y).mul_(self.train_alpha * self.train_beta)
+            affinities.mul_(of_votes.T.contiguous()[support.labels])
+            torch.mm(affinities, f, out=gradient)
+            trained.step(lr)
+        cache = KeyValueCache(keys, support.labels, support.n_classes)
+        stats = {"trained_parameters": trained.count}
+        return CacheClassifier(weight, cache, self.alpha, self.beta, stats)

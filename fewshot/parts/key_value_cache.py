@@ -131,8 +131,8 @@ class CacheClassifier(BlockedClassifier):
 
 
 def on_channels(features: Tensor, channels: Tensor | None) -> Tensor:
-    """(M, Q) features on some channels at unit norm; as they are where all channels count."""
-    return features if channels is None else normalize(features[:, channels], dim=-1)
+    """(..., Q) features on some channels at unit norm; as they are where all channels count."""
+    return features if channels is None else normalize(features[..., channels], dim=-1)
 
 
 def keys_of(support: SupportSet) -> Tensor:
