@@ -64,6 +64,7 @@ TORCHVISION = (
     "SUN397",
 )
 _DIRECTORY = Path(__file__).resolve().parents[1] / "data_manifests"
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _CHECKSUM = r"(sha256:[0-9a-f]{64}|git-blob-sha1:[0-9a-f]{40})?"
 
 
@@ -209,7 +210,7 @@ def _read(file: Path) -> Manifest:
     sets = table.table("template_sets")
     sizes = table.table("sizes")
     manifest = Manifest(
-        name=table.text("name", required=True, pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*"),
+        name=table.text("name", required=True, pattern=_NAME),
         aliases=table.texts("aliases"),
         title=table.text("title", required=True),
         n_classes=table.integer("n_classes", at_least=2),
@@ -231,6 +232,9 @@ def _read(file: Path) -> Manifest:
         obtain=table.text("obtain").strip(),
         digest=hashlib.sha256(content).hexdigest(),
     )
+    for name in sets.content:
+        if not re.fullmatch(_NAME, name):
+            raise sets.error(name, f"a name like {_NAME}", name)
     if manifest.layout.kind in ("split-file", "table") and not manifest.layout.split_file:
         raise layout.error("split_file", f"the file a {manifest.layout.kind} layout reads", None)
     for part in (table, layout, classnames, sets, sizes):

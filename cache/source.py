@@ -147,7 +147,8 @@ def find(
     """The dataset that a user means, found on disk.
 
     Args:
-        dataset: A name or alias, a folder of images, or a table of them.
+        dataset: A name or alias, a folder of images, or a table of them; the last two also by the
+            name that they have here or in `root`, which is the name of their store.
         manifest: A manifest of the user's own; `dataset` may then be left out.
         root: Where named datasets lie; see `data_root`.
         download: Let torchvision download what is not there.
@@ -169,12 +170,20 @@ def _found(dataset: str | None, manifest: Path | None, root: Path | None, downlo
         return resolve_table(path)
     try:
         declared = load_manifest(dataset or "", manifest)
-    except UserError:
-        if manifest is None and path.is_dir():
-            return resolve_folder(path)
-        if manifest is None and path.name != dataset:
+    except UserError as error:
+        if manifest is not None:
+            raise
+        for place in (path, data_root(root) / path):
+            if place.is_dir():
+                return resolve_folder(place)
+            for table_of_it in (place.with_name(f"{place.name}{ending}") for ending in TABLES):
+                if table_of_it.is_file():
+                    return resolve_table(table_of_it)
+        if path.name != dataset:
             raise UserError(f"no folder or table at {dataset}; give one that there is") from None
-        raise
+        raise UserError(
+            f"{error}; nor is it a folder or table here or in {data_root(root)} (--data-root)"
+        ) from None
     return resolve(declared, data_root(root), download=download)
 
 

@@ -370,10 +370,23 @@ class Run:
         elif self.shots and not end_to_end:
             words += ["--tune", self.tune]
         for name, value in self.fixed.items():
-            words += ["--set", f"{name}={value}"]
+            words += _words(name, value)
         words += ["--prompts", self.prompt_set] if self.prompt_set else []
         words += [] if self.blend == "auto" else ["--blend", str(self.blend)]
         words += ["--base-to-new"] if self.setting.endswith("base-to-new") else []
         words += ["--store", str(store)]
         words += ["--out", str(out)] if end_to_end else ["--results", str(out / "results.jsonl")]
         return shlex.join(words)
+
+
+def _words(name: str, value: Plain | list[Plain]) -> list[str]:
+    """The option that sets it; what end-to-end methods record of images has options of its own."""
+    match name, value:
+        case "crop_scale", [least, most]:
+            return ["--crop-scale", str(least), str(most)]
+        case "flip", bool(flip):
+            return ["--flip" if flip else "--no-flip"]
+        case "sample", "val first":
+            return ["--official"]
+        case _:
+            return ["--set", f"{name}={value}"]

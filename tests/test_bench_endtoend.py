@@ -1,4 +1,5 @@
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,13 @@ def test_the_command_that_repeats_a_failed_run_has_the_options_of_train(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     asked = [*BENCH, *TRAINED, *CROPS, "--set", "lr=1e30", "--data-root", "my data"]
-    asked += ["--device", "cpu", "--precision", "fp32", "--save-memory"]
+    asked += ["--device", "cpu", "--precision", "fp32", "--save-memory", "--max-pixels", "9"]
     Path("my data").mkdir()
     assert main(asked) == 1
     [command] = [line for line in capsys.readouterr().err.splitlines() if "fewshot train" in line]
     assert command.endswith(
         "--out runs/bench --data-root 'my data' --device cpu --precision fp32 "
-        "--crop-scale 0.5 1.0 --no-flip --save-memory"
+        "--crop-scale 0.5 1.0 --no-flip --save-memory --max-pixels 9"
     )
     group: Any = typer.main.get_command(cli.app)
     _, name, *words = shlex.split(command)
@@ -122,9 +123,12 @@ def test_options_of_train_that_cannot_be_are_one_line(
 
 
 def test_options_of_train_stand_in_the_file_too(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("b.toml").write_text('[train]\nprecision = "bf16"\ncrop_scale = [0.5, 1]\nflip = false\n')
+    Path("b.toml").write_text(
+        '[train]\nprecision = "bf16"\ncrop_scale = [0.5, 1]\nflip = false\nmax_pixels = 9\n'
+    )
     train = configured({"train": {"precision": "fp32"}}, Path("b.toml")).train
     assert (train.precision, train.crop_scale, train.flip) == ("fp32", (0.5, 1.0), False)
+    assert train.max_pixels == 9
     for line, expected in (
         ("crop_scale = [1]", "expected two numbers"),
         ('flip = "no"', "expected true or false"),
@@ -133,3 +137,22 @@ def test_options_of_train_stand_in_the_file_too(capsys: pytest.CaptureFixture[st
         Path("b.toml").write_text(f"[train]\n{line}\n")
         with pytest.raises(UserError, match=expected):
             configured({}, Path("b.toml"))
+
+
+def test_a_folder_s_images_are_found_in_the_data_root_and_bounded(
+    draw_photos: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    photos = draw_photos(4, ("blue", "red"))
+    assert main(["extract", "--dataset", str(photos), "--model", "tiny", "--store", "s"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    asked = ["bench", *TRAINED, "--shots", "1", "--store", "../s", "--datasets", "photos"]
+    assert main(asked) == 1
+    assert "nor is it a folder or table here or in data (--data-root)" in capsys.readouterr().err
+    asked += ["--data-root", str(photos.parent)]
+    assert main([*asked, "--max-pixels", "9"]) == 1
+    assert "the maximum is 9" in capsys.readouterr().err
+    assert main(asked) == 0

@@ -212,3 +212,21 @@ def test_what_was_not_tuned_is_not_said_to_be(capsys: pytest.CaptureFixture[str]
     assert "B is ridge: few-shot, m, tuned by none" in capsys.readouterr().out.splitlines()
     assert main(["compare", "nearest-mean", "ridge"]) == 0
     assert "B is ridge: few-shot, m, tuned by cv, not at one shot" in capsys.readouterr().out
+
+
+def test_predictions_that_cannot_be_read_are_left_out_with_a_warning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = ["compare", "nearest-mean", "ridge", "--dataset", "mine", "--shots", "4", "--json"]
+    assert main(asked) == 0
+    before = [line for line in capsys.readouterr().out.splitlines() if '"seed": null' not in line]
+    damaged = Path(results("ridge", "mine", 4, 1).predictions or "")
+    damaged.write_bytes(b"no archive")
+    assert main(asked) == 0
+    captured = capsys.readouterr()
+    assert [line for line in before if line in captured.out] == before[1:]
+    assert captured.err.startswith(f"left out: {damaged} holds no predictions")
+    for file in Path(SAVED).glob("ridge-*.npz"):
+        file.unlink()
+    assert main(["compare", "nearest-mean", "ridge"]) == 2
+    assert "cannot read predictions from" in capsys.readouterr().err

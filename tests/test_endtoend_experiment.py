@@ -353,6 +353,8 @@ def test_the_checkpoint_of_another_run_is_refused(
             trained(method, encoder, here, store=its_store, checkpoint=checkpoint)
     with pytest.raises(UserError, match="is the checkpoint of another run"):
         run(COOP, encoder, source, shots=2, seed=6, store=store, checkpoint=checkpoint)
+    with pytest.raises(UserError, match="is the checkpoint of another run"):
+        trained(COOP, encoder, source, store=store, checkpoint=checkpoint, views=False)
     live = tmp_path / "live.safetensors"
     trained(LORA, encoder, source, checkpoint=live)
     squashing = load(f"local-dir:{random_vit}", device="cpu", resize="squash")

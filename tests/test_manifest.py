@@ -162,6 +162,11 @@ def test_a_manifest_of_ones_own_under_another_name_is_refused(tmp_path: Path) ->
     ("old", "new", "message"),
     [
         ('name = "mine"', "", r"bad.toml: name: expected a text, got nothing"),
+        (
+            "[layout]",
+            '[template_sets]\n"a/b" = ["a {}."]\n[layout]',
+            r"bad.toml: template_sets.a/b: expected a name like .*, got 'a/b'",
+        ),
         ('name = "mine"', 'name = "a b"', r"bad.toml: name: expected a text like .*, got 'a b'"),
         ("n_classes = 3", 'n_classes = "3"', r"n_classes: expected a whole number .*, got '3'"),
         ("n_classes = 3", "n_classes = 1", r"n_classes: expected .* of at least 2, got 1"),

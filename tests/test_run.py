@@ -171,3 +171,12 @@ def test_the_command_is_quoted_and_says_what_was_typed(tmp_path: Path) -> None:
         "--seed", "1", "--tune", "none", "--set", "alpha=2.0", "--store", "my stores",
         "--results", "out; rm x/results.jsonl",
     ]  # fmt: skip
+
+
+def test_the_command_of_a_trained_method_has_the_options_for_its_images() -> None:
+    run = replace(RESULT.run, method="coop", fixed={"crop_scale": [0.5, 1.0], "flip": False})
+    words = shlex.split(run.command(Path("s"), Path("o"), end_to_end=True))
+    assert words[-8:-4] == ["--crop-scale", "0.5", "1.0", "--no-flip"]
+    assert "--set" not in words
+    published = replace(run, fixed={"sample": "val first"})
+    assert "--official" in shlex.split(published.command(Path("s"), Path("o"), end_to_end=True))

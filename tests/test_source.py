@@ -12,7 +12,7 @@ from PIL import Image
 
 from cache.errors import UserError
 from cache.manifest import Layout, Manifest, load_manifest
-from cache.source import Item, Source, data_root, dataset_status, resolve
+from cache.source import Item, Source, data_root, dataset_status, find, resolve
 
 SPLIT = {
     "train": [["cat/1.png", 1, "a_cat"], ["ant/1.png", 0, "ant"]],
@@ -449,3 +449,18 @@ def test_a_source_can_be_made_by_hand() -> None:
     source = Source("x", Path(), ("a", "b"), {}, ("{}",), "hand")
     assert source.notes == ()
     assert not source.bundled
+
+
+def test_a_folder_and_a_table_of_ones_own_are_found_by_name_in_the_data_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(tmp_path / "root" / "beasts", ["cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"])
+    (tmp_path / "root" / "listed.csv").write_text(
+        "path,label\nbeasts/cat/1.png,cat\nbeasts/dog/1.png,dog\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in ("beasts", "listed"):
+        found = find(name, root=tmp_path / "root")
+        assert (found.dataset, found.classnames) == (name, ("cat", "dog"))
+    with pytest.raises(UserError, match=r"unknown dataset 'other'.*; nor is it .* here or in root"):
+        find("other", root=Path("root"))

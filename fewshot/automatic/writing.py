@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from cache.atomic import replacing
+from cache.atomic import remove_leftovers, replacing
 from cache.errors import UserError
 from fewshot.adapters.image_results import Prediction, distinct
 from fewshot.adapters.output import lines
@@ -74,12 +74,11 @@ def _photos_of(out: Path) -> str | None:
 def write(outcome: Outcome) -> None:
     """Every file, each whole or not at all; the page last, as it speaks of the others."""
     out = outcome.out
-    for leftover in out.glob(".*.tmp"):  # of a killed run
-        leftover.unlink(missing_ok=True)
     outcome.adapter.save(outcome.adapter_path)
     predictions = out / "predictions.csv"
     if outcome.unlabeled is None:
         predictions.unlink(missing_ok=True)  # of an earlier run
+        remove_leftovers(predictions)
     else:
         found = _predictions(outcome.unlabeled, outcome.store.classnames)
         _write_text(predictions, "".join(lines(found, "csv")))

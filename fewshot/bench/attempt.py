@@ -100,7 +100,7 @@ def _train(save: Path | None, cell: Cell, store: FeatureStore) -> Result:
     return run(
         method,
         _encoder(store.model, options.device, options.precision),
-        _source(store.dataset, options.data_root),
+        _source(store.dataset, options.data_root, options.max_pixels),
         cell.protocol,
         store=store,
         crop_scale=options.crop_scale,
@@ -118,5 +118,5 @@ def _encoder(model: str, device: str, precision: str) -> Encoder:
 
 
 @functools.lru_cache(maxsize=8)
-def _source(dataset: str, data_root: Path | None) -> Source:
-    return find(dataset, None, root=data_root)
+def _source(dataset: str, data_root: Path | None, max_pixels: int) -> Source:
+    return find(dataset, None, root=data_root, max_pixels=max_pixels)

@@ -60,8 +60,6 @@ def run(bench: Bench, plan: BenchPlan, say: Callable[[str], None]) -> BenchOutco
         failures: dict[str, list[Cell]] = {}
         report = bench.out / "failures.jsonl"
         report.unlink(missing_ok=True)
-        for leftover in (bench.out / "predictions").glob(".*.tmp"):  # of a killed run
-            leftover.unlink()
         pace = Pace((cell for task in tasks for cell in task), bench.jobs)
         for result in done.values():
             pace.learn(result, result.fit_seconds + result.predict_seconds)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from cache.decoding_memory import MAX_PIXELS
 from cache.errors import UserError
 from cache.toml_table import TomlTable
 from fewshot.endtoend.experiment import require_shares
@@ -22,6 +23,7 @@ class TrainOptions:
         flip: Mirror half of the crops; None for the paper's choice.
         official: Train with the published recipe exactly.
         save_memory: Compute activations twice instead of keeping them.
+        max_pixels: Width times height of the largest image that is decoded.
 
     Raises:
         UserError: The crop scale is no range of shares.
@@ -34,6 +36,7 @@ class TrainOptions:
     flip: bool | None = None
     official: bool = False
     save_memory: bool = False
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         require_shares(self.crop_scale)
@@ -52,6 +55,7 @@ class TrainOptions:
         words += [] if self.flip is None else ["--flip" if self.flip else "--no-flip"]
         words += ["--official"] if self.official else []
         words += ["--save-memory"] if self.save_memory else []
+        words += ["--max-pixels", str(self.max_pixels)] if self.max_pixels != MAX_PIXELS else []
         return words
 
 
@@ -69,6 +73,7 @@ def read_train_options(table: TomlTable) -> dict[str, Any]:
         "device": table.text("device", choices=("auto", "cpu", "cuda")),
         "precision": table.text("precision", choices=("auto", "fp32", "bf16", "fp16")),
         "crop_scale": scale,
+        "max_pixels": table.integer("max_pixels", at_least=1),
         **{name: table.boolean(name) for name in ("flip", "official", "save_memory")},
     }
     table.refuse_unread()

@@ -9,6 +9,7 @@ from fewshot.commands.options import (
     COMPUTING,
     DATA,
     FEW_SHOT,
+    MAX_PIXELS,
     OUTPUT,
     SEED,
     BlendOption,
@@ -17,6 +18,7 @@ from fewshot.commands.options import (
     FlipOption,
     ImageCropScaleOption,
     ImbalanceOption,
+    MaxPixelsOption,
     OfficialOption,
     PrecisionOption,
     SaveMemoryOption,
@@ -133,6 +135,7 @@ def bench(
     flip: FlipOption = None,
     official: OfficialOption = False,
     save_memory: SaveMemoryOption = False,
+    max_pixels: MaxPixelsOption = MAX_PIXELS,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs that are not done, and stop.")
     ] = False,
@@ -141,8 +144,8 @@ def bench(
 
     Prints mean accuracies. Runs that are done are skipped, so the same command continues after a
     stop. Runs that fail are reported at the end, with exit code 1; they do not stop the others.
-    --data-root, --device, --precision, --crop-scale, --flip, --official and --save-memory are for
-    methods of `fewshot train`.
+    --data-root, --device, --precision, --crop-scale, --flip, --official, --save-memory and
+    --max-pixels are for methods of `fewshot train`.
     """
     from fewshot.bench.benchmark import pending, run
     from fewshot.bench.config import configured, parse_settings
@@ -159,6 +162,7 @@ def bench(
         flip=flip,
         official=official,
         save_memory=save_memory,
+        max_pixels=max_pixels,
     )
     asked = configured(
         {

@@ -139,7 +139,7 @@ def run(
         fewest=sample.shots,
         n_views=0 if stored is None else max(1, stored.split("train").n_views * protocol.views),
     )
-    about = _about(method, plan, encoder, source, items, protocol.seed, stored)
+    about = _about(method, plan, encoder, source, items, protocol, stored)
     before = finished(checkpoint, about, planned)
     paths = [item.path for item in items]
     if stored is not None:
@@ -332,7 +332,7 @@ def _about(
     encoder: Encoder,
     source: Source,
     items: list[Item],
-    seed: int,
+    protocol: Protocol,
     store: FeatureStore | None,
 ) -> str:
     """All that a run's outcome depends on, as text."""
@@ -350,10 +350,12 @@ def _about(
         "device": encoder.device.type,
         "dataset": source.dataset,
         "data": hashlib.sha256(json.dumps(data).encode()).hexdigest(),
-        "seed": seed,
+        "seed": protocol.seed,
         "store": store.fingerprint if store else None,
         "crops": None if store else [*plan.crop_scale, plan.flip],
     }
+    if store is not None and not protocol.views:  # unsaid where views are, as it always was
+        what["views"] = False
     return json.dumps(what, sort_keys=True)
 
 

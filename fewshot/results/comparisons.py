@@ -99,10 +99,11 @@ def compare_runs(
         datasets: Only these; all without any.
         shots: Only these.
         seeds: Only these.
-        say: Called with a sentence for each line of the file that is no result.
+        say: Called with a sentence for each line of the file that is no result, and for each file
+            of predictions that cannot be read.
 
     Raises:
-        UserError: No such runs, none with predictions, or predictions that cannot be read.
+        UserError: No such runs, none with predictions, or none whose predictions can be read.
     """
     file = results / "results.jsonl" if results.is_dir() else results
     there = read(file, say)
@@ -112,13 +113,23 @@ def compare_runs(
     runs = cells(r for r in there if r.predictions and r.method in (a, b))
     names = _names(runs)
     contests: dict[tuple[tuple[str, str], tuple[str, str]], list[_Match]] = {}
+    unread: dict[str, UserError] = {}
     for one, other in _opponents(list(runs), a, b):
         for first, second in _matched(runs[one], runs[other]):
             drawn = first if first.shots else second
             asked = ((drawn.dataset, datasets), (drawn.shots, shots), (drawn.seed, seeds))
             if all(value in only for value, only in asked if only):
-                match = _Match(first, second, drawn, (_predictions(first), _predictions(second)))
+                try:
+                    pair = _predictions(first), _predictions(second)
+                except UserError as error:
+                    unread[str(error)] = error
+                    continue
+                match = _Match(first, second, drawn, pair)
                 contests.setdefault((names[one], names[other]), []).append(match)
+    if unread and not contests:
+        raise next(iter(unread.values()))
+    for why in unread:
+        say(f"left out: {why}")
     if not contests:
         raise UserError(
             f"no runs of {a} and {b} in {file} that agree in dataset, model, setting, shots and "
