@@ -10,7 +10,8 @@ from torch.nn.functional import normalize, one_hot
 from cache.errors import UserError
 from fewshot import SupportSet, ZeroShot
 from fewshot.classifier import classify
-from fewshot.methods import TransCLIP
+from fewshot.method import Method
+from fewshot.methods import NearestMean, TransCLIP
 from fewshot.parts import neighbors as neighbors
 from fewshot.parts.neighbors import nearest
 from fewshot.text import Text
@@ -30,6 +31,12 @@ def task(shots: int = 3, m: int = 40, dim: int = 12) -> tuple[SupportSet, Text, 
     return support, Text(normalize(centers + vectors(3, N_CLASSES, dim))), query
 
 
+def accuracy(method: Method, support: SupportSet, query: Tensor, labels: Tensor) -> float:
+    """Of the method without text."""
+    found = method.fit(support, None).logits(query).argmax(dim=1)
+    return float((found == labels).double().mean())
+
+
 def assignments_by_loop(
     support: SupportSet | None, text: Text | None, query: Tensor, *, weight: float, lmbda: float,
     scale: float = 100.0, n: int = 3, rounds: int = 10, steps: int = 5,
@@ -40,9 +47,13 @@ def assignments_by_loop(
     """
     x = query.double()
     m, dim = x.shape
-    y = torch.full((m, N_CLASSES), 1 / N_CLASSES).double()
     if text is not None:
         y = torch.softmax(scale * x @ text.features.double().T, dim=1)
+    else:
+        assert support is not None
+        of_class = [support.features[support.labels == k].double() for k in range(N_CLASSES)]
+        prototypes = normalize(torch.stack([images.mean(dim=0) for images in of_class]), dim=1)
+        y = torch.softmax(0.5 * scale * x @ prototypes.T, dim=1)
     everything, known = x, torch.zeros(0, N_CLASSES).double()
     if support is not None:
         everything = torch.cat([x, support.features.double()])
@@ -97,6 +108,19 @@ def test_with_few_shots_the_assignments_are_the_papers_by_a_loop(
     expected = assignments_by_loop(support, given, query, weight=weight, lmbda=0.5, scale=30)
     logits = method.fit(support, given).logits(query)
     torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_without_text_images_classified_together_help_one_another() -> None:
+    n_classes, dim = 100, 256
+    centers = vectors(0, n_classes, dim)
+    support = SupportSet(
+        normalize(centers + 2 * vectors(1, n_classes, dim)), torch.arange(n_classes), n_classes
+    )
+    truth = torch.arange(400) % n_classes
+    query = normalize(centers[truth] + 2 * vectors(4, 400, dim))
+    assert accuracy(TransCLIP(), support, query, truth) > 0.08 + accuracy(
+        NearestMean(), support, query, truth
+    )
 
 
 def test_every_number_of_neighbors_and_iterations_and_any_lambda_are_as_given() -> None:
@@ -233,6 +257,20 @@ def test_on_ucf101_classifying_all_at_once_is_worth_four_percent(shared: Path) -
         for method in (ZeroShot(), TransCLIP())
     ]
     assert accuracies[1] > accuracies[0] + 0.04
+
+
+def test_on_ucf101_one_shot_without_text_is_worth_more_than_the_nearest_mean(shared: Path) -> None:
+    with np.load(shared / "features" / "ucf101_openai_vitb16.npz") as arrays:
+        train, query = (
+            normalize(torch.from_numpy(arrays[name].astype(np.float32)))
+            for name in ("train16_x", "val_x")
+        )
+        labels, truth = torch.from_numpy(arrays["train16_y"]), torch.from_numpy(arrays["val_y"])
+    first = torch.stack([torch.nonzero(labels == k)[0, 0] for k in range(101)])
+    support = SupportSet(train[first], labels[first], 101)
+    assert accuracy(TransCLIP(), support, query, truth) > 0.05 + accuracy(
+        NearestMean(), support, query, truth
+    )
 
 
 def test_every_inner_step_starts_from_the_one_before() -> None:
