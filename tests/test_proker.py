@@ -70,6 +70,18 @@ def test_the_published_correction_of_cosines_is_the_authors_but_for_scale_and_sh
     torch.testing.assert_close(centered(logits).double(), centered(expected), rtol=1e-5, atol=1e-4)
 
 
+def test_single_precision_does_until_the_condition_number_asks_for_double() -> None:
+    support, text, query = task()
+    fitted = {lmbda: ProKeR(lmbda=lmbda).fit(support, text) for lmbda in (1e-5, 0.1)}
+    assert fitted[0.1].samples.dtype == fitted[0.1].coefficients.dtype == torch.float32
+    assert fitted[1e-5].samples.dtype == fitted[1e-5].coefficients.dtype == torch.float64
+    # A sweep goes by the smallest lambda.
+    for variant, logits in ProKeR().sweep({"lmbda": (0.1, 1e-5)}, support, text, query):
+        expected = fitted[variant.lmbda].logits(query)
+        assert logits.dtype == query.dtype
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize(("correction", "lmbda"), [("published", 1e-9), ("exact", 1e9)])
 def test_zero_shot_is_the_limit_of_lambda(correction: str, lmbda: float) -> None:
     support, text, query = task()

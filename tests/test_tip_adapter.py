@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -9,6 +10,7 @@ from torch.nn.functional import linear, one_hot
 from cache.errors import UserError
 from fewshot import METHODS, SupportSet, ZeroShot
 from fewshot.methods.tip_adapter import TipAdapter
+from fewshot.parts import key_value_cache
 from fewshot.parts.key_value_cache import KeyValueCache
 from fewshot.parts.tip_search import SCALES, published_grid, search_pair
 from tests.toys import task, vectors
@@ -39,13 +41,23 @@ def test_alpha_zero_is_zero_shot() -> None:
     torch.testing.assert_close(logits, ZeroShot().fit(None, text).logits(query))
 
 
-def test_a_query_of_many_blocks_is_classified_as_one_of_few(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("limits", [{"KEYS": 4}, {"QUERIES": 7}, {"KEYS": 4, "SUMS": 1}])
+def test_keys_and_queries_in_blocks_vote_as_all_at_once(
+    limits: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     support, text, query = task(N_CLASSES, left_out=2)
-    whole = TipAdapter().fit(support, text).logits(query)
-    monkeypatch.setattr("fewshot.parts.key_value_cache.BLOCK", 7 * len(support.labels))
-    torch.testing.assert_close(TipAdapter().fit(support, text).logits(query), whole)
+    cache = KeyValueCache(support.features, support.labels, N_CLASSES)
+    weights = torch.stack([torch.ones(len(support.labels)), torch.rand(len(support.labels))])
+    betas = (1.0, 5.0)
+    for name, value in limits.items():
+        monkeypatch.setattr(key_value_cache, name, value)
+    votes = cache.all_votes(query, betas, weights)
+    for k, beta in enumerate(betas):
+        for g, weight in enumerate(weights):
+            expected = replace(cache, weights=weight).votes(query, beta)
+            torch.testing.assert_close(votes[k, g], expected)
+    classifier = TipAdapter().fit(support, text)
+    torch.testing.assert_close(classifier.logits(query), classifier.block_logits(query))
 
 
 @pytest.mark.parametrize("order", [("alpha", "beta", "logit_scale"), ("logit_scale", "beta")])
@@ -83,7 +95,7 @@ def naive_search(
 def test_the_published_search_finds_the_first_best_pair_of_the_naive_loop(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fewshot.parts.key_value_cache.BLOCK", 500)
+    monkeypatch.setattr(key_value_cache, "QUERIES", 7)
     support, _, query = task(N_CLASSES, left_out=2)
     query = vectors(10 + seed, 300, 12).double()
     text = 8 * vectors(20 + seed, N_CLASSES, 12).double()

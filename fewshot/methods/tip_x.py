@@ -20,7 +20,7 @@ from torch.nn.functional import linear, log_softmax
 from fewshot.checks import non_negative, positive
 from fewshot.classifier import BlockedClassifier
 from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
-from fewshot.parts.key_value_cache import KeyValueCache, keys_of
+from fewshot.parts.key_value_cache import KEYS, QUERIES, KeyValueCache, keys_of
 from fewshot.parts.tip_search import evenly, search_pair
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
@@ -62,12 +62,19 @@ class TipXClassifier(BlockedClassifier):
 
     @property
     def block(self) -> int:
-        """Queries whose affinities number `key_value_cache.BLOCK`."""
-        return self.cache.block
+        """Queries at a time."""
+        return QUERIES
 
     def block_logits(self, features: Tensor) -> Tensor:
         """(M, C) logits of (M, D) features."""
-        votes = self.cache.votes(features, self.beta)
+        return self._with(features, self.cache.votes(features, self.beta))
+
+    @torch.no_grad()
+    def logits(self, features: Tensor) -> Tensor:
+        """(M, C) logits of (M, D) features, from blocks of keys too."""
+        return self._with(features, self.cache.all_votes(features, (self.beta,))[0, 0])
+
+    def _with(self, features: Tensor, votes: Tensor) -> Tensor:
         logits = torch.add(self.zero_shot(features), votes, alpha=self.alpha)
         return torch.add(logits, self.divergence_votes(features), alpha=self.gamma)
 
@@ -194,8 +201,9 @@ class TipX(Method):
         p = log_p.exp() / len(texts)
         entropy = (p * log_p).sum(dim=1, keepdim=True)
         least, most = 1.0, 0.0
-        for start in range(0, len(cache.keys), cache.block):
-            block = slice(start, start + cache.block)
+        step = max(1, KEYS * QUERIES // len(cache.keys))
+        for start in range(0, len(cache.keys), step):
+            block = slice(start, start + step)
             least = min(least, float((support.features[block] @ cache.keys.T).min()))
             most = max(most, float((entropy[block] - p[block] @ log_q.T).max()))
         return (1 - least) / most if most > 0 else 0.0

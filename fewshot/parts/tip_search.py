@@ -73,17 +73,16 @@ def search_pair(
     betas, alphas = grid["beta"], grid["alpha"]
     candidates = features.new_tensor(alphas)
     hits = torch.zeros(len(betas), len(alphas), dtype=torch.int64, device=features.device)
-    leads, own = features.new_zeros(0), labels
-    for block, k, _, votes in cache.votes_by_beta(features, betas):
-        if k == 0:
-            own = labels[None, block]
-            logits = zero_shot[block].T  # (C, block)
-            leads = logits.gather(0, own) - logits
-        gains = votes.gather(0, own) - votes
-        # A class of equal votes never catches up: its ratio is minus or plus infinity, by its lead.
-        ratios = torch.div(leads, gains).neg_().scatter_(0, own, -torch.inf)
-        least = ratios.masked_fill(gains < 0, -torch.inf).amax(dim=0)
-        most = ratios.masked_fill_(gains >= 0, torch.inf).amin(dim=0)
-        hits[k] += ((least[:, None] < candidates) & (candidates < most[:, None])).sum(dim=0)
+    for block, by_beta in cache.votes_in_blocks(features, betas):
+        own = labels[None, block]
+        logits = zero_shot[block].T  # (C, block)
+        leads = logits.gather(0, own) - logits
+        for k, votes in enumerate(by_beta[:, 0]):
+            gains = votes.gather(0, own) - votes
+            # A class of equal votes never catches up: its ratio is infinite, signed by its lead.
+            ratios = torch.div(leads, gains).neg_().scatter_(0, own, -torch.inf)
+            least = ratios.masked_fill(gains < 0, -torch.inf).amax(dim=0)
+            most = ratios.masked_fill_(gains >= 0, torch.inf).amin(dim=0)
+            hits[k] += ((least[:, None] < candidates) & (candidates < most[:, None])).sum(dim=0)
     best = int(hits.flatten().argmax())
     return AlphaBeta(alphas[best % len(alphas)], betas[best // len(alphas)], int(hits.max()))
