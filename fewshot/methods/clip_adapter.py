@@ -8,89 +8,27 @@ the visual adapter and ratio 0.2; the paper has the other variants, and a ratio 
 dataset.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear, normalize
+from torch.nn.functional import linear
 
 from cache.errors import UserError
 from fewshot.checks import fraction, non_negative, one_of, positive, whole
 from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
+from fewshot.parts.feature_adapters import Adapters
+from fewshot.parts.optimizers import SGD
+from fewshot.parts.softmax_heads import logit_gradient
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet, labeled
 from fewshot.text import Text, required
-from fewshot.training import cosine_by_epoch, minimize, published_epochs
+from fewshot.training import batches, cosine_by_epoch, published_epochs
 
 Adapted = Literal["visual", "text", "both"]
 Published = Literal["published"]
-
-
-@dataclass(frozen=True, eq=False)
-class Adapters:
-    """G adapters of width H that take the same features.
-
-    Attributes:
-        down: (D, G H), the transposed W1 side by side, one matrix product for all.
-        up: (G, H, D), each W2 transposed.
-        ratio: (G, 1, 1), or its logit where `learned`.
-        learned: Whether the ratio is trained.
-    """
-
-    down: Tensor
-    up: Tensor
-    ratio: Tensor
-    learned: bool
-
-    kind: ClassVar[str] = "adapters"
-
-    @classmethod
-    def random(
-        cls,
-        t: Tensor,
-        reduction: int,
-        ratios: Sequence[float],
-        learned: bool,
-        generator: torch.Generator,
-    ) -> Self:
-        """Untrained adapters of the features (C, D) t, one for each ratio, of equal weights.
-
-        These are uniform within 1 / sqrt(inputs), which is what torch's linear layers begin with.
-        """
-        dim = t.shape[1]
-        width = max(1, dim // reduction)
-
-        def weights(outputs: int, inputs: int) -> Tensor:
-            bound = 1 / math.sqrt(inputs)
-            return torch.empty(outputs, inputs).uniform_(-bound, bound, generator=generator).to(t)
-
-        down, up = weights(width, dim), weights(dim, width)
-        ratio = torch.tensor(ratios).to(t).view(-1, 1, 1)
-        return cls(
-            down=down.T.repeat(1, len(ratios)),
-            up=up.T.repeat(len(ratios), 1, 1),
-            ratio=ratio.logit() if learned else ratio,
-            learned=learned,
-        )
-
-    def parameters(self) -> list[Tensor]:
-        """The trained parameters."""
-        return [self.down, self.up, *([self.ratio] if self.learned else [])]
-
-    def only(self, i: int) -> "Adapters":
-        """The i-th, without gradients."""
-        down = self.down.detach().view(self.down.shape[0], len(self.up), -1)[:, i]
-        up, ratio = self.up.detach()[i : i + 1], self.ratio.detach()[i : i + 1]
-        return Adapters(down, up, ratio, self.learned)
-
-    def __call__(self, f: Tensor) -> Tensor:
-        """(G, N, D) adapted features f', unit norm, of (N, D) features f."""
-        hidden = torch.relu(f @ self.down).view(len(f), len(self.up), -1).transpose(0, 1)
-        ratio = self.ratio.sigmoid() if self.learned else self.ratio
-        return normalize(torch.lerp(f, torch.relu(hidden @ self.up), ratio), dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +50,7 @@ class AdapterClassifier:
     def logits(self, features: Tensor) -> Tensor:
         """(M, C) logits of (M, D) features."""
         if self.visual is not None:
-            features = self.visual(features)[0]
+            features = self.visual(features).features[0]
         return linear(features, self.weight)
 
 
@@ -217,13 +155,13 @@ class CLIPAdapter(Method):
 
         return sweep_prepared(self, grid, ("ratio",), prepare)
 
+    @torch.no_grad()
     def _train(
         self, support: SupportSet, t: Tensor, ratios: Sequence[float]
     ) -> dict[str, Adapters]:
         """The trained adapters, G of each kind, of the given G ratios.
 
-        They start from the same weights and see the same batches; the loss is the sum of theirs,
-        so that none minds the others.
+        They start from the same weights and see the same batches.
         """
         generator = torch.Generator().manual_seed(self.seed)
         adapters = {
@@ -231,37 +169,45 @@ class CLIPAdapter(Method):
             for kind in ("visual", "text")
             if self.adapter in (kind, "both")
         }
-        parameters = [p for a in adapters.values() for p in a.parameters()]
-        for parameter in parameters:
-            parameter.requires_grad_()
-
-        def loss(features: Tensor, labels: Tensor) -> Tensor:
-            f = adapters["visual"](features) if "visual" in adapters else features
-            weight = self.logit_scale * (adapters["text"](t) if "text" in adapters else t)
-            logits = (f @ weight.mT).flatten(0, 1)  # (G B, C)
-            return len(ratios) * cross_entropy(logits, labels.repeat(len(ratios)))
-
+        trained = SGD(
+            *(p for a in adapters.values() for p in a.parameters()),
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+        )
+        size = len(trained.values) // len(adapters)
+        gradients = {}
+        for i, (kind, one) in enumerate(adapters.items()):
+            own = slice(i * size, (i + 1) * size)
+            adapters[kind] = one.with_parameters(trained.values[own])
+            gradients[kind] = trained.gradients[own]
+        visual, textual = adapters.get("visual"), adapters.get("text")
         epochs = self.epochs
         if isinstance(epochs, str):
             epochs = published_epochs(len(support.labels) / support.n_classes)
-        minimize(
-            loss,
-            torch.optim.SGD(
-                parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
-            ),
-            cosine_by_epoch(self.lr, epochs),
+        for f, y, _, _, lr in batches(
             support,
+            cosine_by_epoch(self.lr, epochs),
             epochs=epochs,
             batch_size=self.batch_size,
             seed=self.seed,
             drop_last=True,
-        )
+        ):
+            images = visual(f) if visual else None
+            texts = textual(t) if textual else None
+            x = images.features if images else f
+            w = self.logit_scale * (texts.features if texts else t)
+            g = logit_gradient(x @ w.mT, y)  # (G, B, C)
+            if visual and images:
+                visual.backward(f, images, g @ w, gradients["visual"])
+            if textual and texts:
+                textual.backward(t, texts, self.logit_scale * g.mT @ x, gradients["text"])
+            trained.step(lr)
         return adapters
 
     def _classifier(self, adapters: Mapping[str, Adapters], i: int, t: Tensor) -> AdapterClassifier:
         """Of the i-th adapters and any (C, D) class text t."""
         with torch.no_grad():
             one = {kind: several.only(i) for kind, several in adapters.items()}
-            weight = self.logit_scale * (one["text"](t)[0] if "text" in one else t)
+            weight = self.logit_scale * (one["text"](t).features[0] if "text" in one else t)
         count = sum(p.numel() for a in one.values() for p in a.parameters())
         return AdapterClassifier(weight, one.get("visual"), {"trained_parameters": float(count)})

@@ -8,23 +8,25 @@ and where alone alpha and the learning rate mean what they do. Their code has no
 and no learned alpha; these follow the paper.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear, normalize
+from torch.nn.functional import linear, normalize
 
 from cache.errors import UserError
 from fewshot.checks import non_negative, one_of, positive, whole
 from fewshot.classifier import Classifier, LinearClassifier
-from fewshot.method import Grid, Method, PracticalSize
+from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
 from fewshot.parts.enhanced_base import tower_end, tune_projection
+from fewshot.parts.optimizers import Adam
+from fewshot.parts.softmax_heads import TINY, across, cosine_gradient
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet, labeled
 from fewshot.text import Text, required
-from fewshot.training import cosine_by_epoch, minimize, published_epochs
+from fewshot.training import batches, cosine_by_epoch, published_epochs
 
 Residual = Literal["text", "image", "both"]
 Base = Literal["regular", "enhanced"]
@@ -135,8 +137,26 @@ class TaskRes(Method):
         """
         projection = self._projection(support, text)
         t = self._base(text, projection)
-        moved, shift, count = self._train(support, t)
-        return self._classifier(t, moved, shift, count + _size(projection))
+        moved, shift, count = self._train(support, t, (self.alpha,))
+        return self._classifier(t, moved[0], shift[0], count + _size(projection))
+
+    def sweep(
+        self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
+    ) -> Iterator[tuple[Self, Tensor]]:
+        """Train the residuals of all alphas side by side, on the same batches."""
+        alphas = grid.get("alpha", (self.alpha,))
+
+        def prepare(fitted: Self) -> Callable[[Self], Tensor]:
+            t = fitted._base(text, fitted._projection(support, text))
+            moved, shift, _ = fitted._train(support, t, alphas)
+
+            def logits(v: Self) -> Tensor:
+                i = alphas.index(v.alpha)
+                return v._classifier(t, moved[i], shift[i], 0).logits(query)
+
+            return logits
+
+        return sweep_prepared(self, grid, ("alpha",), prepare)
 
     def fit_new_classes(
         self, support: SupportSet | None, text: Text | None, new: Text
@@ -153,9 +173,9 @@ class TaskRes(Method):
             )
         support = labeled(support, self.name)
         projection = self._projection(support, text)
-        _, shift, count = self._train(support, self._base(text, projection))
+        _, shift, count = self._train(support, self._base(text, projection), (self.alpha,))
         t = self._base(new, projection)
-        return self._classifier(t, torch.zeros_like(t), shift, count + _size(projection))
+        return self._classifier(t, torch.zeros_like(t), shift[0], count + _size(projection))
 
     def _projection(self, support: SupportSet, text: Text | None) -> Tensor | None:
         """The tuned (W, D) projection of the enhanced base; None for the regular one."""
@@ -183,42 +203,65 @@ class TaskRes(Method):
         norm = t.norm(dim=1).mean()
         return t if norm > 1.01 else t * (self.norm / norm)
 
-    def _train(self, support: SupportSet, t: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Alpha x_k (C, D), alpha x (D,) for images of norm 1, and how many numbers were trained.
+    @torch.no_grad()
+    def _train(
+        self, support: SupportSet, t: Tensor, alphas: Sequence[float]
+    ) -> tuple[Tensor, Tensor, int]:
+        """Residuals for each of A alphas, trained side by side.
 
         Args:
             support: The images.
             t: (C, D) class text.
+            alphas: Of each residual, or where it starts.
+
+        Returns:
+            Alpha x_k (A, C, D), alpha x (A, D) for images of norm 1, and how many numbers are
+            trained for an alpha.
         """
-        of_text, of_images = torch.zeros_like(t), torch.zeros_like(t[0])
-        alpha = torch.tensor(self.alpha).to(t)
-        trained = {"text": [of_text], "image": [of_images], "both": [of_text, of_images]}
-        parameters = trained[self.residual] + [alpha] * self.learn_alpha
-        for parameter in parameters:
-            parameter.requires_grad_()
-
-        def loss(features: Tensor, labels: Tensor) -> Tensor:
-            if self.residual != "text":
-                features = normalize(features + alpha / self.norm * of_images)
-            weight = self.logit_scale * normalize(t + alpha * of_text)
-            return cross_entropy(linear(features, weight), labels)
-
+        kinds = {"both": ("text", "image")}.get(self.residual, (self.residual,))
+        starts = {
+            "text": t.new_zeros(len(alphas), *t.shape),
+            "image": t.new_zeros(len(alphas), 1, t.shape[1]),
+            "alpha": t.new_tensor(alphas)[:, None, None],
+        }
+        names = (*kinds, "alpha") if self.learn_alpha else kinds
+        trained = Adam(
+            *(starts[name] for name in names), weight_decay=self.weight_decay, decoupled=False
+        )
+        gradients = dict(zip(names, trained.gradients, strict=True))
+        values = starts | dict(zip(names, trained.values, strict=True))
+        x, x_image, alpha = values["text"], values["image"], values["alpha"]
         shots = len(support.labels) / support.n_classes
         published = max(100, published_epochs(shots))  # CoOp's, but 100 at one shot too
         epochs = published if isinstance(self.epochs, str) else self.epochs
-        minimize(
-            loss,
-            torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.weight_decay),
-            cosine_by_epoch(self.lr, epochs),
+        for f, y, _, _, lr in batches(
             support,
+            cosine_by_epoch(self.lr, epochs),
             epochs=epochs,
             batch_size=self.batch_size,
             seed=self.seed,
             drop_last=True,
-        )
-        with torch.no_grad():
-            count = sum(parameter.numel() for parameter in parameters)
-            return alpha * of_text, alpha / self.norm * of_images, count
+        ):
+            if "image" in kinds:
+                f = torch.addcmul(f, alpha / self.norm, x_image)  # (A, B, D)
+                length = torch.linalg.vector_norm(f, dim=-1, keepdim=True).clamp_min_(TINY)
+                f.div_(length)
+            moved = torch.addcmul(t, alpha, x)  # t' (A, C, D)
+            g = cosine_gradient(f, moved, y, self.logit_scale)  # (A, B, C)
+            of_moved = {}  # gradients with respect to alpha times a residual
+            if "text" in kinds:
+                of_moved["text"] = across(g.mT @ f, moved)
+            if "image" in kinds:
+                of_images = across(g @ moved, f).div_(length)
+                of_moved["image"] = of_images.sum(dim=1, keepdim=True).div_(self.norm)
+            for kind, of in of_moved.items():
+                torch.mul(of, alpha, out=gradients[kind])
+            if self.learn_alpha:
+                of_alpha = [(of * values[kind]).sum(dim=(1, 2)) for kind, of in of_moved.items()]
+                torch.sum(torch.stack(of_alpha), dim=0, out=gradients["alpha"][:, 0, 0])
+            trained.step(lr)
+        shift = (alpha / self.norm * x_image)[:, 0]
+        return alpha * x, shift, int(trained.count) // len(alphas)
 
     def _classifier(self, t: Tensor, moved: Tensor, shift: Tensor, count: int) -> Classifier:
         weight = self.logit_scale * normalize(t + moved)
