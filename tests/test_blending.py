@@ -13,6 +13,7 @@ from fewshot import GDA, METHODS, SupportSet, Text, configure, evaluate, fit
 from fewshot.adapters.classifiers import put_together, take_apart
 from fewshot.adapters.export.onnx_graph import formula
 from fewshot.classifier import LinearClassifier
+from fewshot.model_selection import blending
 from fewshot.model_selection.blending import (
     Blend,
     BlendedClassifier,
@@ -38,6 +39,19 @@ def test_doubt_is_the_part_of_a_labels_entropy_that_zero_shot_leaves_open() -> N
     expected = total / len(support.labels) / math.log(5)
     assert 0.01 < expected < 1
     assert doubt(support, SCALE * text.features) == pytest.approx(expected, rel=1e-4)
+
+
+def test_doubt_of_a_large_support_set_is_of_some_of_its_images_in_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    support, text, _ = task(5, shots=4)
+    zero_shot = SCALE * text.features
+    whole = doubt(support, zero_shot)
+    monkeypatch.setattr(blending, "LOGITS", 3 * 5)
+    assert doubt(support, zero_shot) == pytest.approx(whole, rel=1e-6)
+    half = doubt(support.subset(torch.arange(0, 20, 2)), zero_shot)
+    monkeypatch.setattr(blending, "JUDGED", 10)
+    assert doubt(support, zero_shot) == pytest.approx(half, rel=1e-6) != whole
 
 
 def test_doubt_is_1_where_zero_shot_says_less_than_nothing() -> None:

@@ -54,6 +54,13 @@ def test_the_fit_is_scikit_learns_ridge_on_what_the_text_leaves_of_the_targets(
     torch.testing.assert_close(logits.double(), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_samples_in_blocks_give_the_weights_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    support, text, _ = task(8, 10)
+    whole = Ridge().fit(support, text).weight
+    monkeypatch.setattr("fewshot.methods.ridge.BLOCK", 7)
+    torch.testing.assert_close(Ridge().fit(support, text).weight, whole)
+
+
 @more_samples_and_more_dimensions
 def test_an_endless_penalty_is_zero_shot(shots: int, dim: int, n_views: int) -> None:
     support, text, query = task(shots, dim, n_views)

@@ -22,6 +22,8 @@ from fewshot.method import Grid, Method, sweep_prepared
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
+BLOCK = 2**16  # samples at a time, 256 MiB of them in double precision at 512 dimensions
+
 
 @dataclass(frozen=True)
 class Ridge(Method):
@@ -113,15 +115,21 @@ class Ridge(Method):
             XX' = U e U':  X'(XX' + penalty)^-1 Y = X'U (e + penalty)^-1 U'Y    N < D
         """
         features, labels = support.samples()
-        x, share = features.double(), 1 / support.n_views
-        n, dim = x.shape
+        share = 1 / support.n_views
+        n, dim = features.shape
         if n >= dim:
-            gram = share * x.T @ x
-            spectrum, basis = torch.linalg.eigh(gram)
             # X'Y from the sums of each class, (C, D): Y would be the largest matrix of all.
-            sums = share * x.new_zeros(support.n_classes, dim).index_add_(0, labels, x)
+            gram, sums = anchor.new_zeros(dim, dim), torch.zeros_like(anchor)
+            for part, y in zip(
+                torch.split(features, BLOCK), torch.split(labels, BLOCK), strict=True
+            ):
+                x = part.double()
+                gram.addmm_(x.T, x, alpha=share)
+                sums.index_add_(0, y, x, alpha=share)
+            spectrum, basis = torch.linalg.eigh(gram)
             hot = basis.T @ (sums - sums.mean(dim=0)).T
             return basis, spectrum, hot, basis.T @ (anchor @ gram).T
+        x = features.double()
         spectrum, vectors = torch.linalg.eigh(share * x @ x.T)
         hot = vectors.T @ (one_hot(labels, support.n_classes).double() - 1 / support.n_classes)
         return share * x.T @ vectors, spectrum, hot, vectors.T @ linear(x, anchor)

@@ -10,7 +10,7 @@ from fewshot.classifier import Classifier
 from fewshot.method import AnyMethod, Grid, variants
 from fewshot.model_selection.blending import Blend, blend_of
 from fewshot.model_selection.choosing import Score, best, continued
-from fewshot.model_selection.folds import folds, held_out
+from fewshot.model_selection.folds import folds, held_out, spread
 from fewshot.model_selection.protocols import PROTOCOLS, Share
 from fewshot.support import SupportSet
 from fewshot.text import Text
@@ -156,8 +156,7 @@ def _judged_parts(
         return [(support, *validation)]
     parts, left = [], ENOUGH
     for train, rows in held_out(support, cv_folds(support) if fold is None else fold):
-        if len(rows) > left:  # evenly, so of every class where they lie class by class
-            rows = rows[torch.linspace(0, len(rows) - 1, left).long()]
+        rows = rows[spread(len(rows), left)]
         parts.append((train, support.features[rows], support.labels[rows]))
         left -= len(rows)
         if not left:
