@@ -2,8 +2,8 @@
 
 python benchmarks/tuning_rule.py features/ucf101/ViT-B-16-openai.h5 [STORE ...]
 
-Draws K shots of the train split, scores the method's grid by cross-validation on them, and judges
-every setting on the val split, or on the train images that were not drawn. Never on a test split.
+Scores the method's grid by cross-validation on the few shots of the tasks of `few_shot_tasks`, and
+judges every setting on the tasks' other images. Never on a test split.
 """
 
 import math
@@ -11,11 +11,9 @@ import sys
 from collections import defaultdict
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor
-
+from benchmarks.few_shot_tasks import Task, tasks
 from cache.store import FeatureStore
-from fewshot import METHODS, SupportSet, configure, draw
+from fewshot import METHODS, configure
 from fewshot.fitting import class_text
 from fewshot.method import Method
 from fewshot.model_selection.choosing import Score, best
@@ -35,37 +33,21 @@ def within_one_error(scores: Mapping[Method, Score]) -> Method:
     return min((m for m in scores if right[m] >= top - error), key=lambda m: scores[m].loss)
 
 
-def task(store: FeatureStore, shots: int, seed: int) -> tuple[SupportSet, Tensor, Tensor]:
-    """Few shots of the train split, and images (M, D) with labels (M,) to judge by."""
-    train = store.split("train")
-    rows = draw(train.labels, store.classnames, shots=shots, seed=seed).train
-    features = torch.from_numpy(train.features(unit=True))
-    labels = torch.from_numpy(train.labels)
-    support = SupportSet(features[rows], labels[rows], store.n_classes)
-    if "val" in store.splits:
-        val = store.split("val")
-        return support, torch.from_numpy(val.features(unit=True)), torch.from_numpy(val.labels)
-    rest = torch.ones(len(labels), dtype=torch.bool)
-    rest[rows] = False
-    return support, features[rest], labels[rest]
-
-
-def lost(store: FeatureStore, name: str, shots: int, seed: int) -> dict[str, float]:
+def lost(store: FeatureStore, name: str, task: Task) -> dict[str, float]:
     """The accuracy that each rule loses against the best setting of the grid."""
     own = configure(name, logit_scale=store.logit_scale)
-    text = class_text(store, own, None, range(store.n_classes))
+    text = class_text(store, own, None, task.classes)
     grid = {
         field: tuple(dict.fromkeys((*values, getattr(own, field))))
         for field, values in own.grid.items()
     }
-    support, query, labels = task(store, shots, seed)
-    scores: dict[Method, Score] = defaultdict(Score)
+    support, scores = task.support, defaultdict[Method, Score](Score)
     for train, rows in held_out(support, cv_folds(support)):
         for variant, logits in own.sweep(grid, train, text, support.features[rows]):
             scores[variant].add(logits, support.labels[rows])
     accuracy = {
-        variant: float((logits.argmax(dim=1) == labels).float().mean())
-        for variant, logits in own.sweep(grid, support, text, query)
+        variant: float((logits.argmax(dim=1) == task.labels).float().mean())
+        for variant, logits in own.sweep(grid, support, text, task.query)
     }
     chosen = {
         "this rule": best(scores, own),
@@ -81,12 +63,14 @@ def main(paths: list[str]) -> None:
     """Print, for each method and rule, the mean and the maximum loss in %."""
     for name in NAMES:
         assert name in METHODS
-        losses: dict[str, list[float]] = defaultdict(list)
+        by_task = defaultdict[tuple[str, int], list[dict[str, float]]](list)
         for store in map(FeatureStore.open, paths):
-            for shots in SHOTS:
-                every = [lost(store, name, shots, seed) for seed in SEEDS]
-                for rule in every[0]:
-                    losses[rule].append(sum(one[rule] for one in every) / len(every))
+            for task in tasks(store, SHOTS, SEEDS):
+                by_task[task.name, task.shots].append(lost(store, name, task))
+        losses: dict[str, list[float]] = defaultdict(list)
+        for every in by_task.values():
+            for rule in every[0]:
+                losses[rule].append(sum(one[rule] for one in every) / len(every))
         cells = (f"{r} {100 * sum(v) / len(v):.2f} {100 * max(v):.1f}" for r, v in losses.items())
         print(f"{name:12s}", " | ".join(cells))
 

@@ -23,7 +23,7 @@ before, and 5.1 %.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -106,9 +106,10 @@ class Blend:
     share: float
     doubt: float
 
-    def logits(self, features: Tensor, adapted: Tensor) -> Tensor:
-        """(M, C) blended logits of (M, D) features, given the method's."""
-        return torch.lerp(linear(features, self.zero_shot), adapted, self.share)
+    def on(self, features: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return what blends (M, C) logits of the method on (M, D) features; zero-shot's, once."""
+        zero_shot = linear(features, self.zero_shot)
+        return lambda adapted: torch.lerp(zero_shot, adapted, self.share)
 
     def classifier(self, adapted: Classifier) -> Classifier:
         """Return the blend of a fitted classifier with zero-shot; linear where that is linear."""

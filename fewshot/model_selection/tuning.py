@@ -91,8 +91,9 @@ def tune(
         for train, features, labels in parts:
             block = max(1, LOGITS // support.n_classes)
             for x, y in zip(torch.split(features, block), torch.split(labels, block), strict=True):
+                blended = None if blend is None else blend.on(x)
                 for variant, logits in method.sweep(grid, train, text, x):
-                    scores[variant].add(logits if blend is None else blend.logits(x, logits), y)
+                    scores[variant].add(logits if blended is None else blended(logits), y)
         return scores
 
     tried = {name: _with_own(values, getattr(method, name)) for name, values in grid.items()}
