@@ -36,7 +36,7 @@ def task(noise: float = 1.2) -> tuple[SupportSet, Text]:
 
 def out_of_fold(method: Method, fold: Tensor, *, tuned: bool = True) -> OutOfFold:
     support, text = task()
-    found = cross_validate(method, lambda _: support, lambda _: text, fold, tune=tuned)
+    *_, found = cross_validate(method, lambda _: support, lambda _: text, fold, tune=tuned)
     assert isinstance(found, OutOfFold)
     return found
 
@@ -132,7 +132,7 @@ def test_every_method_is_asked_for_its_own_features_and_text() -> None:
         asked.append(method.text_recipe)
         return text
 
-    found = cross_validate(
+    *_, found = cross_validate(
         LinearProbe(C=30.0), support_of, text_for, folds(support.labels, seed=1), tune=False
     )
     assert isinstance(found, OutOfFold)
@@ -154,7 +154,7 @@ def test_groups_reach_the_tuning_within_each_fold(monkeypatch: pytest.MonkeyPatc
         return method
 
     monkeypatch.setattr("fewshot.model_selection.tuning.tune", watched)
-    cross_validate(GDA(), lambda _: support, lambda _: text, fold, groups=groups)
+    *_, _ = cross_validate(GDA(), lambda _: support, lambda _: text, fold, groups=groups)
     assert len(seen) == len(torch.unique(fold[fold >= 0]))
     for train, inner in seen:
         whose = [int((support.features == row).all(dim=1).nonzero()) for row in train.features]
@@ -191,7 +191,7 @@ def test_a_method_that_fails_says_why() -> None:
     }
     for how, why in expected.items():
         fold = folds(support.labels, seed=1)
-        found = cross_validate(Broken(how), lambda _: support, lambda _: text, fold)
+        *_, found = cross_validate(Broken(how), lambda _: support, lambda _: text, fold)
         assert isinstance(found, Failed)
         assert (found.name, found.why) == ("broken", why)
         assert found.seconds >= 0
@@ -215,7 +215,7 @@ def test_the_accuracy_foretold_for_ucf101_is_that_on_its_test_videos(shared: Pat
     support, text = SupportSet(real["train16_x"], labels, 101), Text(real["text"])
     groups = scenes(support.features, labels)  # many of the frames are of one scene
     fold = folds(labels, groups=groups, seed=1)
-    found = cross_validate(GDA(), lambda _: support, lambda _: text, fold, groups=groups)
+    *_, found = cross_validate(GDA(), lambda _: support, lambda _: text, fold, groups=groups)
     assert isinstance(found, OutOfFold)
     foretold = float(found.correct.sum() / found.judged.sum())
     inner = folds(labels, groups=groups, n_folds=4, seed=1)

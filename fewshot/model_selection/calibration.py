@@ -103,7 +103,7 @@ def calibrate_by_folds(
         return Calibration()
     labels = support.labels
     fold = folds(labels, groups=scenes(support.features, labels), seed=1)
-    found = cross_validate(
+    *_, found = cross_validate(
         method,
         lambda _: support,
         lambda _: text,

@@ -6,7 +6,7 @@ when using cross-validation for model selection", 2006, https://doi.org/10.1186/
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +33,10 @@ class OutOfFold:
     Attributes:
         name: Name of the method.
         settings: For each fold, the hyper-parameters that were tuned.
-        judged: (N,) bool, true for images that were held out.
+        judged: (N,) bool, true for images that were held out, so far.
         correct: (N,) bool, true for held-out images that were classified as labeled.
         logits: (N, C) float32; NaN for images that were not held out.
-        seconds: Tuning, fitting and classifying, in all folds.
+        seconds: Tuning, fitting and classifying, in all these folds.
     """
 
     name: str
@@ -49,6 +49,11 @@ class OutOfFold:
     def probabilities(self, temperature: float) -> Tensor:
         """(N, C) softmax(logits / T); NaN of images not judged."""
         return torch.softmax(self.logits / temperature, dim=1)
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 on the images that were held out."""
+        return int(self.correct.sum()) / max(1, int(self.judged.sum()))
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,8 @@ def cross_validate(
     tune: bool = True,
     logit_scale: float = 100.0,
     share: Share = "auto",
-) -> OutOfFold | Failed:
-    """Classify each image by the method, tuned and fitted on the folds that it is not in.
+) -> Iterator[OutOfFold | Failed]:
+    """Classify each fold by the method, tuned and fitted on the others; yield all so far.
 
     Args:
         method: Has the hyper-parameters that tuning starts from.
@@ -89,13 +94,16 @@ def cross_validate(
         logit_scale: CLIP's inverse temperature.
         share: The method's share of the logits; see `blending.blend_of`.
 
-    Returns:
-        The logits; or the reason why the method cannot be fitted to these images.
+    Yields:
+        The logits so far, in the end of all images that are held out; or, as the last, the reason
+        why the method cannot be fitted to these images.
     """
     start = time.perf_counter()
+    seconds = 0.0
     try:
         support, text = support_of(method), text_for(method)
         logits = torch.full((len(fold), support.n_classes), torch.nan)
+        judged = torch.zeros(len(fold), dtype=torch.bool)
         settings = []
         for train, rows in held_out(support, fold):
             inner = None
@@ -116,9 +124,12 @@ def cross_validate(
                 raise UserError(f"{method.name} gave logits that are no numbers; leave it out")
             logits[rows] = found
             settings.append({name: getattr(chosen, name) for name in method.grid})
+            judged[rows] = True
+            correct = judged & (logits.argmax(dim=1) == support.labels)
+            seconds += time.perf_counter() - start
+            yield OutOfFold(
+                method.name, tuple(settings), judged.clone(), correct, logits.clone(), seconds
+            )
+            start = time.perf_counter()  # others may have had a turn
     except (UserError, LinAlgError) as error:
-        return Failed(method.name, str(error), time.perf_counter() - start)
-    judged = fold >= 0
-    correct = judged & (logits.argmax(dim=1) == support.labels)
-    seconds = time.perf_counter() - start
-    return OutOfFold(method.name, tuple(settings), judged, correct, logits, seconds)
+        yield Failed(method.name, str(error), seconds + time.perf_counter() - start)

@@ -111,10 +111,8 @@ def select(
     """
     if not tried:
         raise UserError("no method could be tried; see why each failed")
-    rows = torch.nonzero(tried[0].judged).flatten()
+    rows, group = _units(tried[0], groups)
     truth = labels[rows]
-    group = rows if groups is None else groups[rows]
-    group = torch.unique(group, return_inverse=True)[1]
     n_groups = int(group.max()) + 1 if len(group) else 0
     if n_groups < 2:
         raise UserError(
@@ -122,8 +120,7 @@ def select(
             "label a second photo of some classes, and not a near-duplicate"
         )
     found = [_calibrated(one, rows, truth, seed) for one in tried]
-    right = torch.stack([one.correct[rows] for one in tried], dim=1).double().numpy()
-    losses = np.stack([log_losses(one.logits, rows, truth) for one in tried], axis=1)
+    right, losses = _judged(tried, rows, truth)
     accuracy = right.mean(axis=0)
     winner = int(_choices(accuracy[None], losses.mean(axis=0)[None], n_groups)[0])
     drawn = bootstrap(right, losses, group.numpy(), seed)
@@ -153,6 +150,34 @@ def select(
         n_images=len(rows),
         n_groups=n_groups,
     )
+
+
+def leading(
+    tried: Sequence[OutOfFold], labels: Tensor, *, groups: Tensor | None = None
+) -> OutOfFold:
+    """Return the method that `select` would choose, all having judged the same images."""
+    rows, group = _units(tried[0], groups)
+    right, losses = _judged(tried, rows, labels[rows])
+    n_groups = int(group.max()) + 1
+    return tried[int(_choices(right.mean(axis=0)[None], losses.mean(axis=0)[None], n_groups)[0])]
+
+
+def chances(
+    tried: Sequence[OutOfFold], labels: Tensor, *, groups: Tensor | None = None, seed: int = 1
+) -> list[float]:
+    """Return each method's share of the resamples in which it is chosen among these.
+
+    Args:
+        tried: Methods, of which the images that the last has judged so far are compared.
+        labels: (N,) class ids.
+        groups: (N,) near-duplicates; each image is its own group without it.
+        seed: Of the resamples.
+    """
+    rows, group = _units(tried[-1], groups)
+    right, losses = _judged(tried, rows, labels[rows])
+    choices = bootstrap(right, losses, group.numpy(), seed).choices
+    times = np.bincount(choices, minlength=len(tried))
+    return [float(n) for n in times / max(1, len(choices))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,6 +225,18 @@ def bootstrap(right: Array, losses: Array, group: NDArray[np.int64], seed: int =
         scores = np.take_along_axis(left @ right, choices[:, None], 1)[:, 0] / (left @ size)
         parts.append((choices, scores, accuracies))
     return Resamples(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _units(one: OutOfFold, groups: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(M,) rows of the images judged, and the group of each, numbered from 0."""
+    rows = torch.nonzero(one.judged).flatten()
+    return rows, torch.unique(rows if groups is None else groups[rows], return_inverse=True)[1]
+
+
+def _judged(tried: Sequence[OutOfFold], rows: Tensor, truth: Tensor) -> tuple[Array, Array]:
+    """(M, R) 1 where a method is right of an image, and (M, R, T) log-losses."""
+    right = torch.stack([one.correct[rows] for one in tried], dim=1).double().numpy()
+    return right, np.stack([log_losses(one.logits, rows, truth) for one in tried], axis=1)
 
 
 def log_losses(logits: Tensor, rows: Tensor, truth: Tensor) -> Array:
