@@ -55,7 +55,7 @@ CONTINUES = {
     "extract": "the same command continues where it stopped",
     "bench": "the same command continues where it stopped",
     "train": "the same command with --resume continues from its last checkpoint",
-    "auto": "the same command uses the features that are encoded and starts over from there",
+    "auto": "a first answer stays; the same command uses the features that are encoded",
 }
 app = typer.Typer(
     name="fewshot",

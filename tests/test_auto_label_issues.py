@@ -63,7 +63,9 @@ def test_flipped_labels_are_found_and_little_else() -> None:
     labels = truth.clone()
     labels[flipped] = (truth[flipped] + torch.randint(1, 6, (30,), generator=g)) % 6
     support = SupportSet(features, labels, 6)
-    *_, found = cross_validate(NearestMean(), lambda _: support, lambda _: None, folds(labels, seed=1))
+    *_, found = cross_validate(
+        NearestMean(), lambda _: support, lambda _: None, folds(labels, seed=1)
+    )
     assert isinstance(found, OutOfFold)
     p = found.probabilities(temperature(found.logits, labels))
     issues = find_label_issues(p, labels, found.judged)

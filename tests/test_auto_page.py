@@ -184,7 +184,7 @@ def many_classes(root: Path, n_classes: int) -> Outcome:
     )
     source = Source("many-all", root, tuple(names), {"train": items}, (), "made up")
     support_of, text_for = inputs(store)
-    validation = judge(store, to_try(["zero-shot", "gda"], 1, 1), support_of, text_for)
+    *_, validation = judge(store, to_try(["zero-shot", "gda"], 1, 1), support_of, text_for)
     fitted = refit(store, validation, support_of, text_for)
     method = fitted.method
     steps = commands(store, method, dataset="many", adapter=Path("a.safetensors"),

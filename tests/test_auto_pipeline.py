@@ -18,7 +18,8 @@ from cli import main
 from fewshot.adapters.adapter import load_adapter
 from fewshot.adapters.export.model_card import model_card
 from fewshot.adapters.opened_adapter import open_adapter
-from fewshot.automatic import pipeline
+from fewshot.automatic import judging, pipeline
+from fewshot.automatic.candidates import Candidates
 from fewshot.automatic.commands import Command, quoted, script, settings
 from fewshot.automatic.judging import inputs, refit, to_try
 from fewshot.automatic.outcome import Outcome
@@ -29,6 +30,7 @@ from fewshot.automatic.writing import claimed
 from fewshot.method import variants
 from fewshot.methods import METHODS
 from fewshot.metrics import wilson
+from fewshot.model_selection import race
 from fewshot.model_selection.folds import folds
 from fewshot.model_selection.tuning import tune
 from fewshot.parts import memory
@@ -373,6 +375,51 @@ def test_two_classes_of_two_photos_are_judged_with_an_interval_to_match(tmp_path
     low, high = wilson(found.validation.selection.accuracy, 4)
     assert found.interval[0] <= low
     assert found.interval[1] >= high
+
+
+def test_what_is_interrupted_after_the_first_answer_leaves_it_and_it_says_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    photos = draw_digits(tmp_path / "photos", {"zero": 4, "one": 4})
+    monkeypatch.setattr(METHODS["text-probe"], "fit", interrupted)
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        quickly(photos, methods=["gda", "text-probe"], say=said.append)
+    out = tmp_path / "out"
+    assert said[-1].startswith("first answer: gda: about ")
+    assert said[-1].endswith(f"it is in {out}, and stays if you stop here; 1 further method to try")
+    assert json.loads((out / "report.json").read_text())["still_to_be_tried"] == ["text-probe"]
+    assert "This is a first answer" in (out / "report.html").read_text()
+    saved = load_adapter(out / "adapter.safetensors")
+    assert saved.training["still to be tried"] == ["text-probe"]
+    monkeypatch.undo()
+    found = quickly(photos, methods=["gda", "text-probe"], thorough=True)
+    assert [one.name for one in found.validation.tried] == ["gda", "text-probe"]
+    assert json.loads((out / "report.json").read_text())["still_to_be_tried"] == []
+    assert "This is a first answer" not in found.page_path.read_text()
+    assert "still to be tried" not in load_adapter(found.adapter_path).training
+    assert " --thorough" in found.commands[0].line
+
+
+def test_what_cannot_win_is_fitted_to_fewer_folds_unless_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = draw_digits(tmp_path / "photos", {"zero": 8, "one": 8})
+    few = Candidates(("gda", "linear-probe"), {})
+    monkeypatch.setattr(judging, "candidates", lambda *_: few)
+    monkeypatch.setattr(race, "chance", lambda *_: 0.0)
+    found = quickly(photos, methods=None)
+    assert [one.name for one in found.validation.tried] == ["gda"]
+    [given_up] = found.validation.given_up
+    assert (given_up.name, given_up.ahead) == ("linear-probe", "gda")
+    assert given_up.images < 16
+    assert "as they could not win any more: linear-probe, " in found.page_path.read_text()
+    whole = quickly(photos, methods=None, thorough=True)
+    assert [one.name for one in whole.validation.tried] == ["gda", "linear-probe"]
+    assert whole.validation.given_up == ()
 
 
 def test_the_users_own_test_photos_are_scored_once_by_the_saved_adapter(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def extracted(photos: Path, model: Path, *more: str) -> Path:
         ("extract", "the same command continues where it stopped"),
         ("bench", "the same command continues where it stopped"),
         ("train", "the same command with --resume continues from its last checkpoint"),
-        ("auto", "the same command uses the features that are encoded and starts over from there"),
+        ("auto", "a first answer stays; the same command uses the features that are encoded"),
         ("fit", "the same command starts over"),
     ],
 )

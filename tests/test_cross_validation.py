@@ -200,8 +200,10 @@ def test_a_method_that_fails_says_why() -> None:
 def test_a_bug_is_no_failure_to_record() -> None:
     support, text = task()
     with pytest.raises(ZeroDivisionError):
-        cross_validate(
-            Broken("bug"), lambda _: support, lambda _: text, folds(support.labels, seed=1)
+        next(
+            cross_validate(
+                Broken("bug"), lambda _: support, lambda _: text, folds(support.labels, seed=1)
+            )
         )
 
 

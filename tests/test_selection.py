@@ -8,10 +8,11 @@ from torch.nn.functional import cross_entropy
 
 from cache.errors import UserError
 from fewshot.metrics import wilson
-from fewshot.model_selection import selection
+from fewshot.model_selection import resampling
 from fewshot.model_selection.calibration import log_loss, temperature
 from fewshot.model_selection.cross_validation import OutOfFold
-from fewshot.model_selection.selection import TEMPERATURES, bootstrap, log_losses, select
+from fewshot.model_selection.resampling import TEMPERATURES, bootstrap, log_losses
+from fewshot.model_selection.selection import select
 
 
 def tried(name: str, logits: Tensor, labels: Tensor, judged: Tensor | None = None) -> OutOfFold:
@@ -49,7 +50,7 @@ def resampled(methods: list[OutOfFold], labels: Tensor) -> tuple[float, float, f
 def test_the_best_of_many_coins_promises_too_much_and_the_corrected_accuracy_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(selection, "RESAMPLES", 200)
+    monkeypatch.setattr(resampling, "RESAMPLES", 200)
     found = np.array([resampled(*coins(seed, 60, [0.5] * 12)) for seed in range(200)])
     naive, corrected, low, high = found.T
     assert naive.mean() > 0.58
@@ -61,7 +62,7 @@ def test_the_best_of_many_coins_promises_too_much_and_the_corrected_accuracy_doe
 def test_a_single_method_gets_its_own_accuracy_and_an_interval_that_holds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(selection, "RESAMPLES", 200)
+    monkeypatch.setattr(resampling, "RESAMPLES", 200)
     found = np.array([resampled(*coins(seed, 100, [0.8])) for seed in range(200)])
     own, corrected, low, high = found.T
     assert np.abs(own - corrected).max() < 0.02
@@ -110,7 +111,7 @@ def test_the_corrected_accuracy_is_that_of_a_loop_over_resamples(n_groups: int) 
 def test_resamples_in_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     methods, labels = coins(3, 40, [0.6, 0.65, 0.7])
     whole = select(methods, labels)
-    monkeypatch.setattr(selection, "BLOCK", 40 * 7)
+    monkeypatch.setattr(resampling, "BLOCK", 40 * 7)
     assert select(methods, labels) == whole
 
 

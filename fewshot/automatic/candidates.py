@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from fewshot.methods import METHODS
 
+QUICK = 1.0  # seconds of a `PracticalSize`: training-free methods take no more
+FIRST = ("stack",)  # of other methods, those that the first answer waits for
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -19,6 +22,15 @@ class Candidates:
     names: tuple[str, ...]
     left_out: Mapping[str, str]
     named: bool = False
+
+    @property
+    def quick(self) -> tuple[str, ...]:
+        """The methods of the first answer, the quickest first."""
+        return tuple(
+            name
+            for name in self.names
+            if name in FIRST or METHODS[name].practical_size.seconds <= QUICK
+        )
 
 
 def candidates(n_images: int, n_classes: int) -> Candidates:

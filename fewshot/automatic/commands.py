@@ -76,7 +76,7 @@ def commands(
         temperature: Of the adapter's probabilities.
         root: The folder of stores, if it is not the default one.
         seed: Random seed of folds and training.
-        encoding: Option -> value for whatever encodes; None for one left out.
+        encoding: Option -> value for whatever encodes; None for one left out, True for a flag.
         again: The same for the `fewshot auto` that does all of it.
         skip: Whether there were images that cannot be read.
     """
@@ -111,7 +111,12 @@ def commands(
 
 
 def _options(values: Mapping[str, object]) -> list[str]:
-    return [word for name, value in values.items() if value for word in (name, str(value))]
+    return [
+        word
+        for name, value in values.items()
+        if value
+        for word in ((name,) if value is True else (name, str(value)))
+    ]
 
 
 def script(steps: Sequence[Command], directory: Path) -> str:

@@ -1,13 +1,12 @@
 """The methods on labeled images: each judged by cross-validation, the best fitted to all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cache.errors import UserError, unknown
-from cache.progress import progress
 from cache.store import FeatureStore
 from fewshot.automatic.candidates import Candidates, candidates
 from fewshot.fitting import Fitted, class_text, fit, query
@@ -23,6 +22,7 @@ from fewshot.model_selection.cross_validation import (
 )
 from fewshot.model_selection.folds import folds
 from fewshot.model_selection.near_duplicates import scenes
+from fewshot.model_selection.race import GivenUp, Tried, race, try_all
 from fewshot.model_selection.selection import Selection, select
 from fewshot.settings import configure
 from fewshot.support import SupportSet
@@ -48,6 +48,8 @@ class CrossValidation:
         fold: (N,) fold in which an image was held out, or -1.
         tried: The methods that could be cross-validated.
         failed: The methods that could not.
+        given_up: The methods that could not win any more.
+        pending: The methods still to be tried: this is the first answer then.
         left_out: Name of a method -> why it was not tried.
         selection: The winner; None where no image could be held out.
         method: The winner, or the method that is taken on trust, before tuning.
@@ -58,6 +60,8 @@ class CrossValidation:
     fold: Tensor
     tried: tuple[OutOfFold, ...]
     failed: tuple[Failed, ...]
+    given_up: tuple[GivenUp, ...]
+    pending: tuple[str, ...]
     left_out: Mapping[str, str]
     selection: Selection | None
     method: Method
@@ -119,16 +123,22 @@ def judge(
     support_of: SupportOf,
     text_for: TextFor,
     *,
+    thorough: bool = False,
     seed: int = 1,
-) -> CrossValidation:
-    """Cross-validate every method on the same folds, and choose the best.
+) -> Iterator[CrossValidation]:
+    """Cross-validate the methods on the same folds, and choose the best.
 
     Args:
         store: The store whose train split has the labeled images.
         asked: The methods to try.
         support_of: Gives the labeled images; see `inputs`.
         text_for: Gives the classes' text; see `inputs`.
+        thorough: Try those on all folds that cannot win any more, too. Methods that the user named
+            always are.
         seed: Random seed for the folds and for the resamples that judge the choice.
+
+    Yields:
+        The first answer, of the quick methods, if others follow; then the last answer.
 
     Raises:
         UserError: Every method failed.
@@ -138,29 +148,39 @@ def judge(
     fold = folds(labels, groups=groups, seed=seed)
     if len(torch.unique(groups[fold >= 0])) < 2:
         trusted = configure(_on_trust(asked), logit_scale=store.logit_scale)
-        return CrossValidation(labels, groups, fold, (), (), {}, None, trusted)
-    methods = [configure(name, logit_scale=store.logit_scale) for name in asked.names]
-    tried: list[OutOfFold] = []
-    failed: list[Failed] = []
-    costs = [method.practical_size.seconds for method in methods]
-    with progress("methods", len(methods), costs=costs) as advance:
-        for method, after in zip(methods, [*asked.names[1:], ""], strict=True):
-            found = cross_validate(
-                method, support_of, text_for, fold, groups=groups, logit_scale=store.logit_scale
-            )
-            if isinstance(found, OutOfFold):
-                tried.append(found)
-            else:
-                failed.append(found)
-            advance(1, after and f"now {after}")
-    if not tried:
-        why = "; ".join(f"{one.name}: {one.why}" for one in failed)
+        yield CrossValidation(labels, groups, fold, (), (), (), (), {}, None, trusted)
+        return
+    methods = {name: configure(name, logit_scale=store.logit_scale) for name in asked.names}
+
+    def trial(name: str) -> Iterator[OutOfFold | Failed]:
+        return cross_validate(
+            methods[name], support_of, text_for, fold,
+            groups=groups, logit_scale=store.logit_scale,
+        )  # fmt: skip
+
+    def costs(names: Sequence[str]) -> list[float]:
+        return [methods[name].practical_size.seconds for name in names]
+
+    def answer(tried: Tried, pending: Sequence[str] = ()) -> CrossValidation:
+        selection = select(tried.finished, labels, groups=groups, seed=seed)
+        return CrossValidation(
+            labels, groups, fold, tried.finished, tried.failed, tried.given_up, tuple(pending),
+            asked.left_out, selection, methods[selection.winner],
+        )  # fmt: skip
+
+    quick = asked.quick
+    others = [name for name in asked.names if name not in quick]
+    tried = try_all("quick methods" if others else "methods", quick, trial, costs(quick))
+    if others and tried.finished:
+        yield answer(tried, others)
+    if others and tried.finished and not (thorough or asked.named):
+        tried = race(others, trial, costs(others), tried, labels, fold, groups=groups, seed=seed)
+    elif others:
+        tried += try_all("other methods", others, trial, costs(others))
+    if not tried.finished:
+        why = "; ".join(f"{one.name}: {one.why}" for one in tried.failed)
         raise UserError(f"no method could be tried ({why}); try others with --methods")
-    selection = select(tried, labels, groups=groups, seed=seed)
-    winner = next(method for method in methods if method.name == selection.winner)
-    return CrossValidation(
-        labels, groups, fold, tuple(tried), tuple(failed), asked.left_out, selection, winner
-    )
+    yield answer(tried)
 
 
 def _on_trust(asked: Candidates) -> str:

@@ -139,6 +139,14 @@ class Outcome:
         """The outcome in a few lines."""
         return "\n".join(_summary(self))
 
+    def first_answer(self) -> str:
+        """The first answer in two lines, while other methods are tried."""
+        more = count(len(self.validation.pending), "further method")
+        return (
+            f"first answer: {_summary(self)[0]}\n"
+            f"it is in {self.out}, and stays if you stop here; {more} to try"
+        )
+
 
 def _summary(outcome: Outcome) -> list[str]:
     selection, interval = outcome.validation.selection, outcome.interval

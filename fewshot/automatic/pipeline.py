@@ -19,12 +19,12 @@ from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.making import of_fitted
 from fewshot.automatic.commands import commands
-from fewshot.automatic.diagnostics import diagnose
+from fewshot.automatic.diagnostics import Diagnostics, diagnose
 from fewshot.automatic.encoding import Say, encode_labeled, encode_unlabeled
 from fewshot.automatic.gather import gather
 from fewshot.automatic.judging import CrossValidation, inputs, judge, refit, to_try
 from fewshot.automatic.outcome import Outcome, Tested
-from fewshot.automatic.unlabeled import classify_unlabeled
+from fewshot.automatic.unlabeled import Unlabeled, classify_unlabeled
 from fewshot.automatic.writing import claimed, write
 from fewshot.classifier import classify
 from fewshot.fitting import Fitted, query
@@ -42,6 +42,7 @@ def auto(
     store: Path | str | None = None,
     unlabeled: Path | str | None = None,
     methods: Sequence[str] | None = None,
+    thorough: bool = False,
     device: str = "auto",
     precision: str = "auto",
     seed: int = 1,
@@ -52,7 +53,10 @@ def auto(
     """Find the method that suits the photos, say honestly how good it is, and fit it to all.
 
     What an interrupted run has encoded is not encoded again; the rest is computed again. Nothing of
-    a test split that the user keeps apart is looked at before the winner is fitted.
+    a test split that the user keeps apart is looked at before the last winner is fitted.
+
+    Where there is more to try than quick methods, everything is written twice: as the first answer,
+    which says that it is one, and in the end.
 
     Args:
         dataset: A folder of class folders, a CSV or JSON lines of paths and labels, or a dataset's
@@ -62,6 +66,7 @@ def auto(
         store: Where feature stores lie; `location.default_root()` without it.
         unlabeled: A folder of images without labels; see `gather`.
         methods: Names of those to try; without it those that suit so many images and classes.
+        thorough: Try every method to the end, those that cannot win any more too.
         device: As in `encoder.load`.
         precision: As in `encoder.load`.
         seed: Of folds, resamples and training.
@@ -101,63 +106,65 @@ def auto(
                 path = store_path(root, found.unlabeled.dataset, model)
                 others = encode_unlabeled(found.unlabeled, encoder, path, workers=workers, say=say)
         support_of, text_for = inputs(opened)
-        with _timed(seconds, "trying methods"):
-            validation = judge(opened, asked, support_of, text_for, seed=seed)
-        with _timed(seconds, "fitting the winner", say):
-            fitted = refit(opened, validation, support_of, text_for, seed=seed)
-            method = fitted.method
+        answers = judge(opened, asked, support_of, text_for, thorough=thorough, seed=seed)
+        examined: dict[str, tuple[Fitted, Diagnostics, Unlabeled | None]] = {}  # by the winner
+        for validation in _each_timed(seconds, "trying methods", answers):
             calibration = _calibration(validation)
-        with _timed(seconds, "looking at labels"):
-            diagnostics = diagnose(
-                validation,
-                method,
-                calibration.temperature,
-                support_of(method),
-                text_for(method),
-                seed=seed,
+            if validation.method.name not in examined:
+                with _timed(seconds, "fitting the winner", say):
+                    fitted = refit(opened, validation, support_of, text_for, seed=seed)
+                method, temperature = fitted.method, calibration.temperature
+                with _timed(seconds, "looking at labels"):
+                    diagnostics = diagnose(
+                        validation, method, temperature, support_of(method), text_for(method),
+                        seed=seed,
+                    )  # fmt: skip
+                    beside = None
+                    if found.unlabeled is not None and others is not None:
+                        beside = classify_unlabeled(fitted, temperature, others, found.unlabeled)
+                examined[validation.method.name] = fitted, diagnostics, beside
+            fitted, diagnostics, beside = examined[validation.method.name]
+            tested = None
+            if "test" in opened.splits and not validation.pending:
+                tested = _tested(opened, fitted)
+            outcome = Outcome(
+                dataset=str(dataset),
+                out=out,
+                source=source,
+                report=report,
+                store=opened,
+                validation=validation,
+                adapter=_adapter(fitted, opened, validation, calibration, tested),
+                diagnostics=diagnostics,
+                tested=tested,
+                unlabeled=beside,
+                commands=commands(
+                    opened,
+                    fitted.method,
+                    dataset=_as_typed(dataset),
+                    adapter=out / "adapter.safetensors",
+                    temperature=calibration.temperature,
+                    root=None if root == Path("features") else root,
+                    seed=seed,
+                    encoding={
+                        "--device": None if device == "auto" else device,
+                        "--precision": None if precision == "auto" else precision,
+                        "--max-pixels": None if max_pixels == MAX_PIXELS else max_pixels,
+                    },
+                    again={
+                        "--out": out,
+                        "--unlabeled": unlabeled,
+                        "--methods": methods and ",".join(methods),
+                        "--thorough": thorough,
+                        "--seed": None if seed == 1 else seed,
+                    },
+                    skip=bool(opened.skipped),
+                ),
+                seconds=seconds,
             )
-            beside = None
-            if found.unlabeled is not None and others is not None:
-                beside = classify_unlabeled(
-                    fitted, calibration.temperature, others, found.unlabeled
-                )
-        tested = _tested(opened, fitted) if "test" in opened.splits else None
-
-        outcome = Outcome(
-            dataset=str(dataset),
-            out=out,
-            source=source,
-            report=report,
-            store=opened,
-            validation=validation,
-            adapter=_adapter(fitted, opened, validation, calibration, tested),
-            diagnostics=diagnostics,
-            tested=tested,
-            unlabeled=beside,
-            commands=commands(
-                opened,
-                method,
-                dataset=_as_typed(dataset),
-                adapter=out / "adapter.safetensors",
-                temperature=calibration.temperature,
-                root=None if root == Path("features") else root,
-                seed=seed,
-                encoding={
-                    "--device": None if device == "auto" else device,
-                    "--precision": None if precision == "auto" else precision,
-                    "--max-pixels": None if max_pixels == MAX_PIXELS else max_pixels,
-                },
-                again={
-                    "--out": out,
-                    "--unlabeled": unlabeled,
-                    "--methods": methods and ",".join(methods),
-                    "--seed": None if seed == 1 else seed,
-                },
-                skip=bool(opened.skipped),
-            ),
-            seconds=seconds,
-        )
-        write(outcome)
+            write(outcome)
+            if validation.pending:
+                say(outcome.first_answer())
         return outcome
 
 
@@ -189,6 +196,7 @@ def _adapter(
     more: dict[str, Any] = {
         "tune": "cv" if fitted.method.grid and validation.winner is not None else "none",
         "tried": [one.name for one in validation.tried],
+        **({"still to be tried": list(validation.pending)} if validation.pending else {}),
         "expected accuracy": selection and selection.accuracy,
         "expected accuracy, 95 % interval": selection and selection.interval,
     }
@@ -212,4 +220,16 @@ def _timed(seconds: dict[str, float], stage: str, say: Say | None = None) -> Ite
         say(stage)
     start = time.perf_counter()
     yield
-    seconds[stage] = time.perf_counter() - start
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def _each_timed(
+    seconds: dict[str, float], stage: str, answers: Iterator[CrossValidation]
+) -> Iterator[CrossValidation]:
+    """Yield each answer, and record how long they all take."""
+    while True:
+        with _timed(seconds, stage):
+            answer = next(answers, None)
+        if answer is None:
+            return
+        yield answer

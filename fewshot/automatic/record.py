@@ -29,6 +29,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "interval": outcome.interval,
         "tried": [asdict(one) for one in selection.scores] if selection else [],
         "failed": [asdict(one) for one in outcome.validation.failed],
+        "given_up": [asdict(one) for one in outcome.validation.given_up],
+        "still_to_be_tried": list(outcome.validation.pending),
         "calibration": asdict(outcome.adapter.calibration),
         "tested": outcome.tested and asdict(outcome.tested),
         "per_class": [

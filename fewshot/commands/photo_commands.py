@@ -44,6 +44,10 @@ def auto(
             metavar="M[,M…]", help="Methods to try. [default: those practical for this many photos]"
         ),
     ] = None,
+    thorough: Annotated[
+        bool,
+        typer.Option("--thorough", help="Try methods to the end that cannot win any more, too."),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder to write to. [default: runs/auto/NAME]")
     ] = None,
@@ -67,6 +71,7 @@ def auto(
         store=store,
         unlabeled=unlabeled,
         methods=parse_names(methods),
+        thorough=thorough,
         device=device,
         precision=precision,
         seed=seed,

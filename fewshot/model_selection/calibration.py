@@ -103,6 +103,8 @@ def calibrate_by_folds(
         return Calibration()
     labels = support.labels
     fold = folds(labels, groups=scenes(support.features, labels), seed=1)
+    if not (fold >= 0).any():
+        return Calibration()
     *_, found = cross_validate(
         method,
         lambda _: support,

@@ -7,7 +7,6 @@ https://arxiv.org/abs/1708.07180 (BBC-CV): resample the judged images, choose by
 the choice on those not drawn. Nothing is fitted again.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,20 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from cache.errors import UserError
 from fewshot.metrics import per_class_accuracy, wilson
 from fewshot.model_selection.calibration import expected_calibration_error, log_loss, temperature
 from fewshot.model_selection.cross_validation import OutOfFold
+from fewshot.model_selection.resampling import bootstrap, judged
 
-RESAMPLES = 1000
 CALIBRATING = 10_000  # images that a temperature is found on: one number needs no more
-# Among which a resample finds its own: one found on all images would tell it of those not drawn,
-# and of twelve coins right half of the time make one look right 53 % of the time.
-TEMPERATURES = tuple(2.0 ** (i / 2) for i in range(-8, 9))
-BLOCK = 2**22  # numbers of a block of resamples, or of logits
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -111,19 +104,17 @@ def select(
     """
     if not tried:
         raise UserError("no method could be tried; see why each failed")
-    rows, group = _units(tried[0], groups)
+    found = judged(tried, labels, groups)
+    rows, n_groups = found.rows, found.n_groups
     truth = labels[rows]
-    n_groups = int(group.max()) + 1 if len(group) else 0
     if n_groups < 2:
         raise UserError(
             f"methods are compared on images held out, and there are {n_groups} to hold out; "
             "label a second photo of some classes, and not a near-duplicate"
         )
-    found = [_calibrated(one, rows, truth, seed) for one in tried]
-    right, losses = _judged(tried, rows, truth)
-    accuracy = right.mean(axis=0)
-    winner = int(_choices(accuracy[None], losses.mean(axis=0)[None], n_groups)[0])
-    drawn = bootstrap(right, losses, group.numpy(), seed)
+    calibrated = [_calibrated(one, rows, truth, seed) for one in tried]
+    accuracy, winner = found.right.mean(axis=0), found.chosen
+    drawn = bootstrap(found.right, found.losses, found.group, seed)
     share = np.bincount(drawn.choices, minlength=len(tried)) / len(drawn.choices)
     scores = [
         MethodScore(
@@ -131,9 +122,9 @@ def select(
             accuracy=float(accuracy[m]),
             interval=wilson(float(accuracy[m]), n_groups),
             balanced_accuracy=per_class_accuracy(one.logits[rows].argmax(dim=1), truth),
-            temperature=found[m][0],
-            log_loss=found[m][1],
-            calibration_error=found[m][2],
+            temperature=calibrated[m][0],
+            log_loss=calibrated[m][1],
+            calibration_error=calibrated[m][2],
             behind=_interval(drawn.accuracies[:, winner] - drawn.accuracies[:, m]),
             chosen=float(share[m]),
             seconds=one.seconds,
@@ -152,125 +143,7 @@ def select(
     )
 
 
-def leading(
-    tried: Sequence[OutOfFold], labels: Tensor, *, groups: Tensor | None = None
-) -> OutOfFold:
-    """Return the method that `select` would choose, all having judged the same images."""
-    rows, group = _units(tried[0], groups)
-    right, losses = _judged(tried, rows, labels[rows])
-    n_groups = int(group.max()) + 1
-    return tried[int(_choices(right.mean(axis=0)[None], losses.mean(axis=0)[None], n_groups)[0])]
-
-
-def chances(
-    tried: Sequence[OutOfFold], labels: Tensor, *, groups: Tensor | None = None, seed: int = 1
-) -> list[float]:
-    """Return each method's share of the resamples in which it is chosen among these.
-
-    Args:
-        tried: Methods, of which the images that the last has judged so far are compared.
-        labels: (N,) class ids.
-        groups: (N,) near-duplicates; each image is its own group without it.
-        seed: Of the resamples.
-    """
-    rows, group = _units(tried[-1], groups)
-    right, losses = _judged(tried, rows, labels[rows])
-    choices = bootstrap(right, losses, group.numpy(), seed).choices
-    times = np.bincount(choices, minlength=len(tried))
-    return [float(n) for n in times / max(1, len(choices))]
-
-
-@dataclass(frozen=True, eq=False)
-class Resamples:
-    """B resamples.
-
-    Attributes:
-        choices: (B,) the method chosen in each.
-        scores: (B,) its accuracy on the images not drawn.
-        accuracies: (B, R) every method's on the images drawn.
-    """
-
-    choices: NDArray[np.int64]
-    scores: Array
-    accuracies: Array
-
-
-def bootstrap(right: Array, losses: Array, group: NDArray[np.int64], seed: int = 1) -> Resamples:
-    """Groups drawn with replacement, a choice by those drawn, its score by the others.
-
-    Resamples that draw all groups have no others and are left out.
-
-    Args:
-        right: (M, R) 1 where a method was right of an image, else 0.
-        losses: (M, R, T) log-losses at `TEMPERATURES`.
-        group: (M,) from 0 to G - 1.
-        seed: Of the resamples.
-    """
-    rng = np.random.default_rng(seed)
-    n_groups = int(group.max()) + 1
-    # Sums over groups are all that a resample needs.
-    size = np.bincount(group).astype(float)
-    right, flat = _sums(right, group, n_groups), _sums(losses, group, n_groups)
-    parts = []
-    for draws in np.array_split(np.arange(RESAMPLES), math.ceil(RESAMPLES * n_groups / BLOCK)):
-        drawn = rng.integers(0, n_groups, (len(draws), n_groups))
-        drawn += np.arange(len(draws))[:, None] * n_groups
-        times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(float)
-        left = (times == 0).astype(float)
-        times, left = times[left.any(axis=1)], left[left.any(axis=1)]
-        n = (times @ size)[:, None]
-        accuracies = times @ right / n
-        loss = (times @ flat / n).reshape(*accuracies.shape, -1)
-        choices = _choices(accuracies, loss, n_groups)
-        scores = np.take_along_axis(left @ right, choices[:, None], 1)[:, 0] / (left @ size)
-        parts.append((choices, scores, accuracies))
-    return Resamples(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-
-
-def _units(one: OutOfFold, groups: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(M,) rows of the images judged, and the group of each, numbered from 0."""
-    rows = torch.nonzero(one.judged).flatten()
-    return rows, torch.unique(rows if groups is None else groups[rows], return_inverse=True)[1]
-
-
-def _judged(tried: Sequence[OutOfFold], rows: Tensor, truth: Tensor) -> tuple[Array, Array]:
-    """(M, R) 1 where a method is right of an image, and (M, R, T) log-losses."""
-    right = torch.stack([one.correct[rows] for one in tried], dim=1).double().numpy()
-    return right, np.stack([log_losses(one.logits, rows, truth) for one in tried], axis=1)
-
-
-def log_losses(logits: Tensor, rows: Tensor, truth: Tensor) -> Array:
-    """(M, T) -log p of the labels at `TEMPERATURES`.
-
-    Args:
-        logits: (N, C).
-        rows: (M,) which of them.
-        truth: (M,) their labels.
-    """
-    losses = np.empty((len(rows), len(TEMPERATURES)))
-    for block in torch.split(torch.arange(len(rows)), max(1, BLOCK // logits.shape[1])):
-        some, labels = logits[rows[block]], truth[block]
-        for i, t in enumerate(TEMPERATURES):
-            losses[block, i] = cross_entropy(some / t, labels, reduction="none").numpy()
-    return losses
-
-
-def _choices(accuracy: Array, loss: Array, n: int) -> NDArray[np.int64]:
-    """(B,) the method to use, of (B, R) accuracies and (B, R, T) log-losses on n images."""
-    top = accuracy.max(axis=1, keepdims=True)
-    close = accuracy >= top - np.sqrt(top * (1 - top) / n)
-    return np.asarray(np.where(close, loss.min(axis=2), np.inf).argmin(axis=1), np.int64)
-
-
-def _sums(values: Array, group: NDArray[np.int64], n_groups: int) -> Array:
-    """(G, ...) sums over each group of (M, ...) values, all but the groups flattened."""
-    flat = values.reshape(len(values), -1)
-    sums = np.zeros((n_groups, flat.shape[1]))
-    np.add.at(sums, group, flat)
-    return sums
-
-
-def _interval(values: Array) -> tuple[float, float]:
+def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
     low, high = np.quantile(values, (0.025, 0.975))
     return float(low), float(high)
 

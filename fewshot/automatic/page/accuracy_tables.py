@@ -10,6 +10,7 @@ from cache.errors import count
 from fewshot.automatic.confusions import ClassMetrics
 from fewshot.html import safe
 from fewshot.model_selection.cross_validation import Failed
+from fewshot.model_selection.race import GivenUp
 from fewshot.model_selection.selection import MethodScore, Selection
 from fewshot.tables import Cell, Number, Table
 
@@ -17,6 +18,7 @@ from fewshot.tables import Cell, Number, Table
 def methods_table(
     selection: Selection,
     failed: Sequence[Failed],
+    given_up: Sequence[GivenUp],
     left_out: Mapping[str, str],
     summaries: Mapping[str, str],
 ) -> Table:
@@ -25,6 +27,7 @@ def methods_table(
     Args:
         selection: The scores.
         failed: Methods that could not be fitted.
+        given_up: Methods that could not win any more.
         left_out: Method -> why it was not tried.
         summaries: Method -> one sentence on it.
     """
@@ -43,6 +46,16 @@ def methods_table(
         ),
     ]
     notes += [f"Could not be tried: {one.name}, {one.why}." for one in failed]
+    if given_up:
+        behind = (
+            f"{one.name}, {100 * one.accuracy:.0f} % right of {count(one.images, 'photo')} where "
+            f"{one.ahead} had {100 * one.accuracy_ahead:.0f} %"
+            for one in given_up
+        )
+        notes.append(
+            f"Not tried to the end, as they could not win any more: {'; '.join(behind)}. "
+            "With --thorough they are."
+        )
     if left_out:
         notes.append(f"Not tried: {'; '.join(f'{name}, {why}' for name, why in left_out.items())}.")
     return Table(

@@ -80,6 +80,7 @@ def limits(
     *,
     guessing: float,
     skipped: int,
+    pending: Sequence[str] = (),
 ) -> Iterator[str]:
     """Say what the answer does not cover.
 
@@ -91,7 +92,13 @@ def limits(
         conflicts: Near-duplicates of more than one class.
         guessing: The accuracy of always predicting the most frequent class.
         skipped: How many photos could not be read.
+        pending: The methods still to be tried.
     """
+    if pending:
+        yield (
+            "This is a first answer, of the quickest methods. Still to be tried when it was "
+            f"written: {', '.join(pending)}. The same command tries them."
+        )
     if selection is not None:
         yield (
             "This holds for photos like those in the folder: the same kinds of scenes and cameras, "

@@ -45,6 +45,7 @@ def page(outcome: Outcome) -> str:
                 diagnostics.conflicts,
                 guessing=chance,
                 skipped=len(outcome.store.skipped),
+                pending=outcome.validation.pending,
             )
         ),
         command=outcome.commands[-1].line,
@@ -66,7 +67,11 @@ def _parts(outcome: Outcome) -> Iterator[Part]:
     labeled = LabeledPhotos(outcome.source, outcome.paths, labels, names, thumbnails)
     if validation.selection is not None and p is not None:
         methods = methods_table(
-            validation.selection, validation.failed, validation.left_out, summaries
+            validation.selection,
+            validation.failed,
+            validation.given_up,
+            validation.left_out,
+            summaries,
         )
         yield Part("tried", "What was tried", [methods])
         confused = most_confused(p, validation.labels, validation.fold >= 0)
