@@ -7,6 +7,7 @@ is left empty. Nothing here fits anything.
 """
 
 import ast
+import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
@@ -39,14 +40,15 @@ class Elsewhere(metaclass=_Empty):
     """Stands for whatever comes from a library that is not loaded."""
 
 
-@cache
 def declared(package: str) -> Mapping[str, type["MethodInfo"]]:
-    """The `METHODS` of a package, their classes without functions of their own.
+    """The `METHODS` of a package: themselves where it is imported anyway, else their outlines.
 
     Args:
         package: `fewshot.methods` or `fewshot.endtoend.methods`.
     """
-    methods: Mapping[str, type[MethodInfo]] = _outline(package, "METHODS")
+    imported = sys.modules.get(package)
+    found = _outline(package, "METHODS") if imported is None else imported.METHODS
+    methods: Mapping[str, type[MethodInfo]] = found
     return methods
 
 

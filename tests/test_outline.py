@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -15,8 +16,9 @@ PACKAGES = [("fewshot.methods", METHODS), ("fewshot.endtoend.methods", TRAINED)]
 
 @pytest.mark.parametrize(("package", "methods"), PACKAGES)
 def test_the_outline_says_of_every_method_what_its_class_says(
-    package: str, methods: Mapping[str, type[MethodInfo]]
+    package: str, methods: Mapping[str, type[MethodInfo]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delitem(sys.modules, package)
     found = declared(package)
     assert list(found) == list(methods)
     for name, method in methods.items():
@@ -32,5 +34,10 @@ def facts(method: type[MethodInfo]) -> dict[str, Any]:
     return said | {field.name: (field.type, field.default) for field in fields(method)}
 
 
-def test_no_method_of_an_outline_can_fit() -> None:
+def test_no_method_of_an_outline_can_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "fewshot.methods")
     assert not hasattr(declared("fewshot.methods")["gda"], "fit")
+
+
+def test_methods_that_are_imported_anyway_stand_for_themselves() -> None:
+    assert declared("fewshot.methods") is METHODS
