@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, replace
 from itertools import product
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, runtime_checkable
@@ -178,6 +178,27 @@ class SupportsNewClasses(Protocol):
             support: Labeled images of the base classes; None where the method learns from none.
             text: The base classes' text.
             new: The new classes' text.
+        """
+        ...
+
+
+Held = tuple[SupportSet, Tensor, Tensor]
+
+
+@runtime_checkable
+class TunesItself(Protocol):
+    """A method that finds its settings on held-out images, where others try a grid's values."""
+
+    def tuned(
+        self, free: Collection[str], support: SupportSet, text: Text | None, held: Iterable[Held]
+    ) -> Self:
+        """Return the method with settings found.
+
+        Args:
+            free: The settings to find; the others stay as they are.
+            support: All labeled images.
+            text: The classes' text or None.
+            held: Parts: what to learn from, and features (M, D) and labels (M,) to judge by.
         """
         ...
 

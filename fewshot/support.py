@@ -107,6 +107,16 @@ def labeled(support: SupportSet | None, method: str) -> SupportSet:
     return support
 
 
+def spread(n: int, most: int) -> Tensor:
+    """At most so many of n rows, evenly spread: of every class where they lie class by class.
+
+    Args:
+        n: The number of rows.
+        most: The maximum to return.
+    """
+    return torch.arange(n) if n <= most else torch.arange(most) * n // most
+
+
 def _check_features(name: str, features: Tensor, unit_norm: bool) -> None:
     """Raise unless the features are float32, finite and, if they should be, of unit norm."""
     if features.dtype != torch.float32:

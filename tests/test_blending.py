@@ -13,16 +13,16 @@ from fewshot import GDA, METHODS, SupportSet, Text, configure, evaluate, fit
 from fewshot.adapters.classifiers import put_together, take_apart
 from fewshot.adapters.export.onnx_graph import formula
 from fewshot.classifier import LinearClassifier
-from fewshot.model_selection import blending
 from fewshot.model_selection.blending import (
     Blend,
     BlendedClassifier,
     blend_of,
-    doubt,
     share_of,
 )
 from fewshot.model_selection.protocols import Share
 from fewshot.model_selection.tuning import fit_tuned, tune
+from fewshot.parts import doubt as doubts
+from fewshot.parts.doubt import doubt
 from fewshot.results.log import Result
 from tests.small_stores import write_store
 from tests.toys import in_turn, task, vectors
@@ -47,10 +47,10 @@ def test_doubt_of_a_large_support_set_is_of_some_of_its_images_in_blocks(
     support, text, _ = task(5, shots=4)
     zero_shot = SCALE * text.features
     whole = doubt(support, zero_shot)
-    monkeypatch.setattr(blending, "LOGITS", 3 * 5)
+    monkeypatch.setattr(doubts, "LOGITS", 3 * 5)
     assert doubt(support, zero_shot) == pytest.approx(whole, rel=1e-6)
     half = doubt(support.subset(torch.arange(0, 20, 2)), zero_shot)
-    monkeypatch.setattr(blending, "JUDGED", 10)
+    monkeypatch.setattr(doubts, "JUDGED", 10)
     assert doubt(support, zero_shot) == pytest.approx(half, rel=1e-6) != whole
 
 

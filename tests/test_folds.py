@@ -5,7 +5,7 @@ from torch.nn.functional import normalize
 
 from cache.errors import UserError
 from fewshot import SupportSet
-from fewshot.model_selection.folds import folds, held_out, spread
+from fewshot.model_selection.folds import folds, held_out
 
 
 def random_labels(seed: int) -> Tensor:
@@ -149,13 +149,3 @@ def test_without_a_seed_each_class_is_dealt_in_the_given_order_from_the_first_fo
 def test_one_fold_is_an_error() -> None:
     with pytest.raises(UserError, match="two folds are needed, one to learn from"):
         folds(torch.tensor([0, 0]), n_folds=1, seed=1)
-
-
-@pytest.mark.parametrize(("n", "most"), [(7, 9), (9, 9), (10, 3), (100_003, 997)])
-def test_rows_are_spread_evenly_and_no_more_than_asked(n: int, most: int) -> None:
-    rows = spread(n, most)
-    assert len(rows) == min(n, most)
-    gaps = rows.diff()
-    assert int(gaps.max()) - int(gaps.min()) <= 1
-    assert int(rows[0]) == 0
-    assert n - int(gaps.max()) - 1 <= int(rows[-1]) < n

@@ -22,6 +22,7 @@ N_PROMPTS = 3
 # Methods whose logits are not linear in the logit scale, each with the reason; beside those that
 # are trained, through a softmax of logits that have the scale in them.
 NOT_LINEAR_IN_THE_LOGIT_SCALE = {
+    "stack": "its weights follow from zero-shot's log-loss",
     "gda-em": "its responsibilities are a softmax of the text's logits",
     "transclip": "its guesses at labels start from a softmax of the text's logits",
 }

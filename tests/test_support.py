@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 from cache.errors import UserError
-from fewshot.support import SupportSet
+from fewshot.support import SupportSet, spread
 
 FEATURES = normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=1)
 LABELS = torch.tensor([0, 1, 2, 0, 1, 0])
@@ -86,3 +86,13 @@ def test_what_does_not_fit_is_refused_with_what_came(changes: dict[str, Any], me
 def test_an_empty_set_lacks_every_class() -> None:
     with pytest.raises(UserError, match="3 have none, such as class 0"):
         support(features=FEATURES[:0], labels=LABELS[:0])
+
+
+@pytest.mark.parametrize(("n", "most"), [(7, 9), (9, 9), (10, 3), (100_003, 997)])
+def test_rows_are_spread_evenly_and_no_more_than_asked(n: int, most: int) -> None:
+    rows = spread(n, most)
+    assert len(rows) == min(n, most)
+    gaps = rows.diff()
+    assert int(gaps.max()) - int(gaps.min()) <= 1
+    assert int(rows[0]) == 0
+    assert n - int(gaps.max()) - 1 <= int(rows[-1]) < n

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def fit(
-    method: MethodArgument,
+    method: MethodArgument = "stack",
     dataset: Annotated[
         str | None,
         typer.Option(

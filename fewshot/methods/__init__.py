@@ -13,6 +13,7 @@ from fewshot.methods.lp_plus_plus import LPPlusPlus
 from fewshot.methods.nearest_mean import NearestMean
 from fewshot.methods.proker import ProKeR
 from fewshot.methods.ridge import Ridge
+from fewshot.methods.stack import Stack
 from fewshot.methods.taskres import TaskRes
 from fewshot.methods.text_probe import TextProbe
 from fewshot.methods.tip_adapter import TipAdapter
@@ -37,6 +38,7 @@ __all__ = [
     "NearestMean",
     "ProKeR",
     "Ridge",
+    "Stack",
     "TaskRes",
     "TextProbe",
     "TipAdapter",
@@ -48,6 +50,7 @@ __all__ = [
 
 METHODS: dict[str, type[Method]] = {
     "zero-shot": ZeroShot,
+    "stack": Stack,
     "nearest-mean": NearestMean,
     "gda": GDA,
     "gda-em": GDAEM,

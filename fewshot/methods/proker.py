@@ -41,8 +41,9 @@ class KernelClassifier(BlockedClassifier):
         samples: (N, D) of the type in which it computes.
         coefficients: (N, C) of the same type.
         beta: The kernel's.
-        anchor: (C, D) zero-shot weights of the same type, or None.
+        anchor: (C, D) weights of the same type, zero-shot's as ProKeR has it, or None.
         stats: See `Classifier`.
+        bias: (C,) of the same type that goes with the anchor, or None.
     """
 
     samples: Tensor
@@ -50,6 +51,7 @@ class KernelClassifier(BlockedClassifier):
     beta: float
     anchor: Tensor | None
     stats: Mapping[str, float] = field(default_factory=dict)
+    bias: Tensor | None = None
 
     kind: ClassVar[str] = "kernel"
 
@@ -63,7 +65,7 @@ class KernelClassifier(BlockedClassifier):
         x = features.to(self.samples)
         logits = _kernel(x @ self.samples.T, self.beta) @ self.coefficients
         if self.anchor is not None:
-            logits = logits + linear(x, self.anchor)
+            logits = logits + linear(x, self.anchor, self.bias)
         return logits.to(features)
 
 

@@ -22,47 +22,27 @@ ended 4.3 % below zero-shot at worst before, and 0.5 % with this share; on avera
 before, and 5.1 %.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear, normalize
+from torch.nn.functional import linear, normalize
 
 from fewshot.classifier import Classifier, LinearClassifier
 from fewshot.method import Method
-from fewshot.model_selection.folds import spread
 from fewshot.model_selection.protocols import Share, check_share
+from fewshot.parts.doubt import doubt, trust
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
 FULL_DOUBT = 0.22  # at this doubt one shot is trusted in full
-JUDGED = 20_000  # images that say it, at most: by then the mean log-loss is sure to 1 % of log C
-LOGITS = 2**24  # zero-shot's, 64 MiB at a time
-
-
-def doubt(support: SupportSet, zero_shot: Tensor) -> float:
-    """Zero-shot's mean log-loss on the support set as a fraction of log C; 0 to 1.
-
-    Of a large support set, on `JUDGED` images of it.
-
-    Args:
-        support: N labeled images at unit norm.
-        zero_shot: (C, D) class texts at unit norm times CLIP's inverse temperature.
-    """
-    rows = spread(len(support.labels), JUDGED)
-    loss = 0.0
-    for part in torch.split(rows, max(1, LOGITS // support.n_classes)):
-        logits = linear(support.features[part], zero_shot)
-        loss += float(cross_entropy(logits, support.labels[part], reduction="sum"))
-    return min(1.0, loss / len(rows) / math.log(support.n_classes))
 
 
 def share_of(doubt: float, shots: int) -> float:
     """The method's share of the logits at K shots, 0 to 1."""
-    return min(1.0, math.sqrt(shots) * (doubt / FULL_DOUBT) ** 2)
+    return trust(doubt, shots, FULL_DOUBT)
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,16 +56,6 @@ def held_out(support: SupportSet, fold: Tensor) -> Iterator[tuple[SupportSet, Te
             yield support.subset(~held), torch.nonzero(held).flatten()
 
 
-def spread(n: int, most: int) -> Tensor:
-    """At most so many of n rows, evenly spread: of every class where they lie class by class.
-
-    Args:
-        n: The number of rows.
-        most: The maximum to return.
-    """
-    return torch.arange(n) if n <= most else torch.arange(most) * n // most
-
-
 def turns(labels: Tensor, seed: int | None = None) -> Tensor:
     """(N,) place of each image in the order of its class, from 0.
 

@@ -1,18 +1,18 @@
 """Choose hyper-parameters without the test split, by one of the four protocols of `protocols`."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from cache.errors import UserError, unknown
 from fewshot.classifier import Classifier
-from fewshot.method import AnyMethod, Grid, variants
+from fewshot.method import AnyMethod, Grid, Method, TunesItself, variants
 from fewshot.model_selection.blending import Blend, blend_of
 from fewshot.model_selection.choosing import Score, best, continued
-from fewshot.model_selection.folds import folds, held_out, spread
+from fewshot.model_selection.folds import folds, held_out
 from fewshot.model_selection.protocols import PROTOCOLS, Share
-from fewshot.support import SupportSet
+from fewshot.support import SupportSet, spread
 from fewshot.text import Text
 
 MAX_FOLDS = 4
@@ -53,8 +53,8 @@ def tune(
     nothing. Of a large support set no more than `ENOUGH` images are held out, which the first folds
     may give.
 
-    The rule is `choosing.best`. A choice at an end of the grid continues beyond it, by
-    `choosing.continued`.
+    A method that tunes itself does so. Else the rule is `choosing.best`, and a choice at an end of
+    the grid continues beyond it, by `choosing.continued`.
 
     Args:
         method: A candidate, and the one to beat. Fields that the grid does not name stay as they
@@ -85,6 +85,9 @@ def tune(
     parts = _judged_parts(support, protocol, validation, fold)
     if not parts:
         return method
+    own: Method = method  # of a type variable, mypy finds that no method could be both
+    if isinstance(own, TunesItself):
+        return cast(AnyMethod, own.tuned(grid, support, text, parts))
 
     def judged(grid: Grid) -> dict[AnyMethod, Score]:
         scores = {variant: Score() for variant in variants(method, grid)}

@@ -36,10 +36,11 @@ def logistic_path(
     n_classes: int,
     strengths: Sequence[float],
     *,
+    offset: Tensor | None = None,
     tol: float = 1e-4,
     max_iter: int = 1000,
 ) -> Iterator[Solution]:
-    """For each strength c, what minimizes |W|^2 / 2 + c sum_i CE(W x_i + b, y_i).
+    """For each strength c, what minimizes |W|^2 / 2 + c sum_i CE(W x_i + b + o_i, y_i).
 
     But for the tolerance, a solution does not depend on the path that led there. Three things
     make it fast. Centered features, rotated to their principal axes, have the same optimum: b takes
@@ -54,6 +55,7 @@ def logistic_path(
         labels: (N,).
         n_classes: C.
         strengths: Ascending, no two alike.
+        offset: (N, C) logits o to which those of the solution are added; none without it.
         tol: A solution's gradient, in the norm of the Hessian's inverse diagonal, is at most this
             times the root of the objective; so its objective is above the minimum by a share of
             about the tolerance squared.
@@ -68,7 +70,7 @@ def logistic_path(
     else:
         _, singular, axes = torch.linalg.svd(centered, full_matrices=False)
         basis, largest = axes.T, float(singular[0] ** 2)
-    problem = _Problem(centered @ basis, labels, n_classes)
+    problem = _Problem(centered @ basis, labels, n_classes, offset)
     # Up to here the penalty is most of the curvature, and zero is near enough to start from.
     reached = 30 / max(largest, 1e-30) / FACTOR
     path: list[tuple[float, Tensor]] = []
@@ -92,17 +94,21 @@ class _Problem:
     Parameters are (R + 1, C): the weights of R features and, last, the biases.
     """
 
-    def __init__(self, features: Tensor, labels: Tensor, n_classes: int) -> None:
+    def __init__(
+        self, features: Tensor, labels: Tensor, n_classes: int, offset: Tensor | None
+    ) -> None:
         self.n = len(features)
         self.shape = features.shape[1] + 1, n_classes
         ones = torch.ones_like(features[:, :1])
         rows = max(1, BLOCK // n_classes)
+        offsets = features.new_zeros(self.n, 1) if offset is None else offset
         # Both layouts, as products with a transposed matrix are much slower.
         self.blocks = [
-            (part, part.T.contiguous(), part.float(), part.float().T.contiguous(), truth)
-            for part, truth in zip(
+            (part, part.T.contiguous(), part.float(), part.float().T.contiguous(), truth, added)
+            for part, truth, added in zip(
                 torch.split(torch.cat([features, ones], dim=1), rows),
                 torch.split(labels, rows),
+                torch.split(offsets, rows),
                 strict=True,
             )
         ]
@@ -116,8 +122,8 @@ class _Problem:
     def value(self, w: Tensor, penalty: Tensor) -> tuple[float, Tensor, list[Tensor]]:
         """Objective, gradient, and each block's probabilities (n, C) in single precision."""
         loss, gradient, probabilities = 0.0, penalty * w, []
-        for rows, columns, _, _, labels in self.blocks:
-            log_p = torch.log_softmax(rows @ w, dim=1)
+        for rows, columns, _, _, labels, offset in self.blocks:
+            log_p = torch.log_softmax(rows @ w + offset, dim=1)
             own = labels[:, None]
             loss -= float(log_p.gather(1, own).sum()) / self.n
             p = log_p.exp_()
@@ -129,7 +135,7 @@ class _Problem:
     def curvature(self, direction: Tensor, probabilities: list[Tensor]) -> Tensor:
         """The cross-entropy's Hessian times a direction, (R + 1, C), in single precision."""
         result = torch.zeros_like(direction)
-        for (_, _, rows, columns, _), p in zip(self.blocks, probabilities, strict=True):
+        for (_, _, rows, columns, _, _), p in zip(self.blocks, probabilities, strict=True):
             change = rows @ direction
             change -= (p * change).sum(dim=1, keepdim=True)
             result += columns @ change.mul_(p)
@@ -138,7 +144,7 @@ class _Problem:
     def diagonal(self, probabilities: list[Tensor]) -> Tensor:
         """The diagonal of that Hessian, (R + 1, C)."""
         result = probabilities[0].new_zeros(self.shape)
-        for (_, _, _, columns, _), p in zip(self.blocks, probabilities, strict=True):
+        for (_, _, _, columns, _, _), p in zip(self.blocks, probabilities, strict=True):
             result += columns.square() @ (p * (1 - p))
         return result / self.n
 
