@@ -12,7 +12,7 @@ from fewshot.parts.softmax_heads import TINY
 
 
 class Adapted(NamedTuple):
-    """What G adapters make of (B, D) features f.
+    """The output of G adapters for (B, D) features f.
 
     Attributes:
         hidden: (G, B, H) ReLU(W1 f).
