@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,6 +29,7 @@ class Job:
         call: At which of its calls the process stops.
         about: Counts only calls among whose arguments this text is.
         how: By which signal.
+        after: Seconds after which the process is stopped, wherever it is; never without them.
     """
 
     home: str
@@ -36,12 +38,15 @@ class Job:
     call: int = 1
     about: str = ""
     how: int = signal.SIGKILL
+    after: float = 0.0
 
 
 def run(jobs: list[Job]) -> list[list[int]]:
     """Exit codes of each job's runs, of which an undisturbed one has one; signals are negative."""
     names = ("first.txt", "again.txt")
-    return [[_forked(job, name) for name in names[: 2 if job.at else 1]] for job in jobs]
+    return [
+        [_forked(job, name) for name in names[: 2 if job.at or job.after else 1]] for job in jobs
+    ]
 
 
 def as_json(jobs: Iterable[Job]) -> str:
@@ -52,6 +57,9 @@ def as_json(jobs: Iterable[Job]) -> str:
 def _forked(job: Job, errors: str) -> int:
     process = os.fork()
     if process:
+        if job.after and errors == "first.txt":
+            time.sleep(job.after)
+            os.kill(process, job.how)  # ended or not, it is still there to be waited for
         return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)

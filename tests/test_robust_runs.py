@@ -7,15 +7,20 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
 from cache.errors import UserError
+from cache.loading import load
 from cache.store import FeatureStore
 from tests.auto_photos import digit
 from tests.nasty_photos import User, contents, two_classes
+from tests.small_stores import write_store
 from tests.stopped_runs import Job, as_json
+from tests.toy_adapters import fitted_adapter
 
 ENCODE = "cache.encoder:Encoder.encode_images"
 PROMPTS = "cache.encoder:Encoder.encode_text_pooled"
@@ -24,9 +29,13 @@ ASSEMBLE = "cache.store_writer:StoreWriter.write"
 FLUSH = "cache.atomic:_flush"
 JUDGE = "fewshot.automatic.judging:cross_validate"
 PAGE = "fewshot.automatic.writing:page"
-EXTRACT = ("extract", "--dataset", "../photos", "--all-train", "--model", "tiny", "--store", "s")
-AUTO = ("auto", "../photos", "--model", "tiny", "--methods", "zero-shot,nearest-mean",
+EXTRACT = ("extract", "--dataset", "../../photos", "--all-train", "--model", "tiny", "--store", "s")
+AUTO = ("auto", "../../photos", "--model", "tiny", "--methods", "zero-shot,nearest-mean",
         "--store", "s", "--out", "out")  # fmt: skip
+FIT = ("fit", "gda", "--dataset", "toys", "--shots", "4", "--store", "../../stores",
+       "--save", "out/a.safetensors", "--results", "out/results.jsonl")  # fmt: skip
+IMPORT = ("import", "../../toys.npz", "--dataset", "toys", "--model", "tiny", "--store", "s")
+EXPORT = ("export", "../../a.safetensors", "--to", "open_clip", "--out", "out/exported")
 KILL, INT = signal.SIGKILL, signal.SIGINT
 STOPPED: Mapping[int, int] = {KILL: -KILL, INT: 130}  # exit codes
 STOPS: Mapping[str, Mapping[str, tuple[tuple[str, ...], str, int, str, int]]] = {
@@ -49,8 +58,24 @@ STOPS: Mapping[str, Mapping[str, tuple[tuple[str, ...], str, int, str, int]]] = 
         "killed before it renames": (AUTO, FLUSH, 1, "adapter", KILL),
         "Ctrl-C while it writes": (AUTO, FLUSH, 1, "adapter", INT),
     },
+    "fit": {
+        "undisturbed": (FIT, "", 1, "", KILL),
+        "killed before it renames": (FIT, FLUSH, 1, "a.safetensors", KILL),
+        "killed before it says so": (FIT, "fewshot.results.log:append", 1, "", KILL),
+    },
+    "import": {
+        "undisturbed": (IMPORT, "", 1, "", KILL),
+        "killed while it writes": (IMPORT, ASSEMBLE, 2, "", KILL),
+        "killed before it renames": (IMPORT, FLUSH, 1, "tiny.h5", KILL),
+    },
+    "export": {
+        "undisturbed": (EXPORT, "", 1, "", KILL),
+        "killed while it writes": (EXPORT, "cache.atomic_folder:_flush", 2, "", KILL),
+        "killed before it renames": (EXPORT, "cache.atomic_folder:_move_onto", 1, "", KILL),
+    },
 }
-TELL_OF_THIS_RUN = ("report.html", "report.json", "commands.sh")  # its folder, and its seconds
+# Its folder, and its seconds.
+TELL_OF_THIS_RUN = ("report.html", "report.json", "commands.sh", "results.jsonl")
 
 
 @pytest.fixture
@@ -71,35 +96,47 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
+def write_arrays(path: Path) -> None:
+    """Features of three classes, for `import`."""
+    rng, ids = np.random.default_rng(0), np.arange(12) % 3
+    arrays: dict[str, Any] = {"text_features": rng.normal(size=(3, 8))}
+    for split in ("train", "test"):
+        arrays |= {f"{split}_features": rng.normal(size=(12, 8)), f"{split}_labels": ids}
+    np.savez(path, **arrays)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
-@pytest.mark.parametrize("command", ["extract", "auto"])
 def test_a_run_stopped_at_any_moment_and_typed_again_leaves_what_an_undisturbed_one_does(
-    command: str, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     two_classes(tmp_path / "photos", 6)
+    write_store(tmp_path / "stores", "toys")
+    write_arrays(tmp_path / "toys.npz")
+    fitted_adapter(load("tiny", device="cpu"), "gda").save(tmp_path / "a.safetensors")
     photos = contents(tmp_path / "photos")
     jobs = {}
-    for what, (arguments, at, call, about, how) in STOPS[command].items():
-        (tmp_path / what).mkdir()
-        jobs[what] = Job(str(tmp_path / what), arguments, at, call, about, how)
+    for command, stops in STOPS.items():
+        for what, (arguments, at, call, about, how) in stops.items():
+            home = tmp_path / command / what
+            home.mkdir(parents=True)
+            jobs[home] = Job(str(home), arguments, at, call, about, how)
     ran = subprocess.run(
         [sys.executable, "-m", "tests.stopped_runs", as_json(jobs.values())],
         cwd=Path(__file__).parents[1], env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    wanted = files(tmp_path / "undisturbed")
-    for (what, job), codes in zip(jobs.items(), json.loads(ran.stdout), strict=True):
-        said = (tmp_path / what / "first.txt").read_text()
-        assert codes == ([STOPPED[job.how], 0] if job.at else [0]), (what, said)
+    for (home, job), codes in zip(jobs.items(), json.loads(ran.stdout), strict=True):
+        said = (home / "first.txt").read_text()
+        assert codes == ([STOPPED[job.how], 0] if job.at else [0]), (home, said)
         assert "Traceback" not in said
         if codes[0] == 130:
             assert said.splitlines()[-1].startswith("fewshot: interrupted; the same command ")
-        left = files(tmp_path / what)
-        assert set(left) == set(wanted), what
+        left, wanted = files(home), files(home.with_name("undisturbed"))
+        assert set(left) == set(wanted), home
         for name in wanted:
             if Path(name).name not in TELL_OF_THIS_RUN:
-                assert left[name] == wanted[name], (what, name)
+                assert left[name] == wanted[name], (home, name)
     assert contents(tmp_path / "photos") == photos
 
 

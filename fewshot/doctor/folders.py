@@ -80,7 +80,7 @@ def _locks(name: str, folder: Path) -> Iterator[Finding]:
         found = f"{folder} will lie on a network disk ({kind}), whose locks cannot be tried yet"
         yield Finding(name, "ok", found)
         return
-    trial = folder / f".doctor-{os.getpid()}.lock"
+    trial = folder / ".doctor.lock"
     try:
         with FileLock(trial, timeout=0):
             pass
