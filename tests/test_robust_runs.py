@@ -126,7 +126,7 @@ def test_a_run_stopped_at_any_moment_and_typed_again_leaves_what_an_undisturbed_
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    for (home, job), codes in zip(jobs.items(), json.loads(ran.stdout), strict=True):
+    for (home, job), codes in zip(jobs.items(), json.loads(ran.stdout)[0], strict=True):
         said = (home / "first.txt").read_text()
         assert codes == ([STOPPED[job.how], 0] if job.at else [0]), (home, said)
         assert "Traceback" not in said
