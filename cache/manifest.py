@@ -34,13 +34,12 @@ Every key there is; those marked * must be given:
 import functools
 import hashlib
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cache.errors import UserError, unknown
-from cache.toml_table import TomlTable
+from cache.toml_table import parse_toml
 
 SPLITS = ("train", "val", "test")
 LAYOUTS = (
@@ -198,13 +197,7 @@ def _read(file: Path) -> Manifest:
         content = file.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the manifest {file}: {error.strerror}") from error
-    try:
-        tree = tomllib.loads(content.decode())
-    except RecursionError:
-        raise UserError(f"{file}: expected flat TOML, got too deep a nesting") from None
-    except ValueError as error:
-        raise UserError(f"{file} is not a valid TOML file: {error}") from error
-    table = TomlTable(tree, str(file))
+    table = parse_toml(content, str(file))
     layout = table.table("layout", required=True)
     classnames = table.table("classnames")
     sets = table.table("template_sets")

@@ -139,6 +139,11 @@ class FeatureStore:
         _refuse(path, id_problems(contents, store.n_classes))
         return store
 
+    @classmethod
+    def of(cls, store: "FeatureStore | Path | str") -> "FeatureStore":
+        """The store itself, or the one at a path."""
+        return store if isinstance(store, FeatureStore) else cls.open(store)
+
     @property
     def path(self) -> Path:
         """The HDF5 file."""

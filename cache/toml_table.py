@@ -1,6 +1,7 @@
 """Reading a TOML table key by key, with an error that names file, key, expected and got."""
 
 import re
+import tomllib
 from collections.abc import Sequence
 from typing import Any
 
@@ -131,3 +132,21 @@ class TomlTable:
 
     def _known(self) -> list[str]:
         return [self._prefix + key for key in self._asked]
+
+
+def parse_toml(content: bytes, where: str) -> TomlTable:
+    """The outermost table of a file.
+
+    Args:
+        content: The file's bytes.
+        where: The file's name, for messages.
+
+    Raises:
+        UserError: They are not TOML.
+    """
+    try:
+        return TomlTable(tomllib.loads(content.decode()), where)
+    except RecursionError:
+        raise UserError(f"{where}: expected flat TOML, got too deep a nesting") from None
+    except ValueError as error:  # of the decoding as well
+        raise UserError(f"{where} is not a valid TOML file: {error}") from error

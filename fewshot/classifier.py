@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional
+
+from fewshot.arrays import as_tensor
 
 
 class Classifier(Protocol):
@@ -70,7 +73,7 @@ class LinearClassifier:
         return functional.linear(features, self.weight, self.bias)
 
 
-def classify(classifier: Classifier, features: Tensor, block: int = 4096) -> Tensor:
+def classify(classifier: Classifier, features: ArrayLike | Tensor, block: int = 4096) -> Tensor:
     """(M,) int64 predicted classes of (M, D) features; never holds more than a block's logits."""
-    parts = torch.split(features, block)
+    parts = torch.split(as_tensor(features), block)
     return torch.cat([classifier.logits(part).argmax(dim=1) for part in parts])

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    store: FeatureStore,
+    store: FeatureStore | Path | str,
     method: Method | str,
     protocol: Protocol | None = None,
     *,
-    save: Path | None = None,
+    save: Path | str | None = None,
     **asked: Unpack[Asked],
 ) -> Result:
     """Draw the few shots, tune and fit on them, and only then classify the test split.
@@ -48,7 +48,7 @@ def evaluate(
     result has the accuracies over classes of many, medium and few images as well.
 
     Args:
-        store: The features.
+        store: The features, or the file of them.
         method: A method, or its name, as in `fitting.fit`.
         protocol: What is asked; the default `Protocol()` without it.
         save: A folder to write the predictions into.
@@ -57,6 +57,7 @@ def evaluate(
     Raises:
         UserError: What `fit` raises, or no test split.
     """
+    store = FeatureStore.of(store)
     method, protocol = settled(store, method, protocol, asked)
     if protocol.setting == "base-to-new":
         return _base_to_new(store, method, protocol, save)
@@ -64,7 +65,7 @@ def evaluate(
     return _score(fit(store, method, protocol), store, test, save)
 
 
-def score(fitted: Fitted, store: FeatureStore, *, save: Path | None = None) -> Result:
+def score(fitted: Fitted, store: FeatureStore, *, save: Path | str | None = None) -> Result:
     """The accuracy on the test split of what was fitted to the store's few shots.
 
     Args:
@@ -78,7 +79,7 @@ def score(fitted: Fitted, store: FeatureStore, *, save: Path | None = None) -> R
     return _score(fitted, store, _test_split(store), save)
 
 
-def _score(fitted: Fitted, store: FeatureStore, test: Split, save: Path | None) -> Result:
+def _score(fitted: Fitted, store: FeatureStore, test: Split, save: Path | str | None) -> Result:
     tested = _test(fitted.classifier, fitted.method, query(test, fitted.method))
     labels = torch.from_numpy(test.labels)
     accuracies = {}
@@ -92,11 +93,11 @@ def _score(fitted: Fitted, store: FeatureStore, test: Split, save: Path | None) 
 
 
 def base_to_new(
-    store: FeatureStore,
+    store: FeatureStore | Path | str,
     method: Method | str,
     protocol: Protocol | None = None,
     *,
-    save: Path | None = None,
+    save: Path | str | None = None,
     **asked: Unpack[Asked],
 ) -> Result:
     """Learn the base classes, then test these among themselves and the new classes likewise.
@@ -107,7 +108,7 @@ def base_to_new(
     `new`.
 
     Args:
-        store: The features.
+        store: The features, or the file of them.
         method: A method, or its name, as in `fitting.fit`.
         protocol: What is asked; the default `Protocol()` without it.
         save: A folder to write the predictions into.
@@ -116,12 +117,13 @@ def base_to_new(
     Raises:
         UserError: As `evaluate`, and for a method that cannot classify classes without images.
     """
+    store = FeatureStore.of(store)
     method, protocol = settled(store, method, protocol, {**asked, "setting": "base-to-new"})
     return _base_to_new(store, method, protocol, save)
 
 
 def _base_to_new(
-    store: FeatureStore, method: Method, protocol: Protocol, save: Path | None
+    store: FeatureStore, method: Method, protocol: Protocol, save: Path | str | None
 ) -> Result:
     _require_new_classes(method, "base-to-new")
     test = _test_split(store)
@@ -156,12 +158,12 @@ def _base_to_new(
 
 
 def transfer(
-    source: FeatureStore,
-    targets: Collection[FeatureStore],
+    source: FeatureStore | Path | str,
+    targets: Collection[FeatureStore | Path | str],
     method: Method | str,
     protocol: Protocol | None = None,
     *,
-    save: Path | None = None,
+    save: Path | str | None = None,
     **asked: Unpack[Asked],
 ) -> list[Result]:
     """Fit on one dataset, then test on others; a result for each.
@@ -172,7 +174,7 @@ def transfer(
 
     Args:
         source: The store that the few shots are drawn from.
-        targets: Stores of the same model with a test split each.
+        targets: Stores of the same model with a test split each, or their files.
         method: A method, or its name, as in `fitting.fit`.
         protocol: What is asked; the default `Protocol()` without it. Its prompt set makes the text
             features of source and targets. The setting is the targets'.
@@ -183,9 +185,10 @@ def transfer(
         UserError: As `evaluate`; stores of different models; or, across datasets, a method that
             cannot classify classes without images.
     """
+    source, opened = FeatureStore.of(source), [FeatureStore.of(target) for target in targets]
     method, protocol = settled(source, method, protocol, {**asked, "setting": "cross-dataset"})
     columns, tests = {}, {}
-    for target in targets:
+    for target in opened:
         if target.model != source.model:
             raise UserError(
                 f"{target.path} holds features of {target.model} and {source.path} of "
@@ -197,7 +200,7 @@ def transfer(
             _require_new_classes(method, "cross-dataset")
     fitted = fit(source, method, protocol)
     results = []
-    for target in targets:
+    for target in opened:
         chosen = columns[target.path]
         classifier: Classifier
         if chosen is None:
@@ -310,7 +313,7 @@ def _result(
     rows: "NDArray[np.int64] | None" = None,
     accuracies: dict[str, float] | None = None,
     overall: float | None = None,
-    save: Path | None = None,
+    save: Path | str | None = None,
 ) -> Result:
     """The result on these rows, or all, of the store's test split."""
     rows = np.arange(len(test)) if rows is None else rows
@@ -342,7 +345,7 @@ def result_of(
     *,
     accuracies: dict[str, float] | None = None,
     overall: float | None = None,
-    save: Path | None = None,
+    save: Path | str | None = None,
     **took: Any,
 ) -> Result:
     """The result that predictions on a test split are, which are written into the folder if any.
@@ -358,7 +361,7 @@ def result_of(
         save: A folder to write the predictions into.
         **took: What it took: the other attributes of `Result`.
     """
-    path = None if save is None else save / run.file_name
+    path = None if save is None else Path(save) / run.file_name
     if path is not None:
         content = Predictions(predicted.numpy(), labels.numpy(), tuple(classnames), images)
         write_predictions(path, content)

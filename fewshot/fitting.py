@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
@@ -50,7 +51,7 @@ class Fitted:
 
 
 def fit(
-    store: FeatureStore,
+    store: FeatureStore | Path | str,
     method: Method | str,
     protocol: Protocol | None = None,
     *,
@@ -62,7 +63,7 @@ def fit(
     For methods that use no labels, shots and seed are recorded as 0.
 
     Args:
-        store: The features.
+        store: The features, or the file of them.
         method: A method with the hyper-parameters that tuning starts from, whose logit scale is
             used as it is; or a method's name, which takes the store's logit scale.
         protocol: What is asked; the default `Protocol()` without it.
@@ -75,6 +76,7 @@ def fit(
             split where there is none, a method that needs text where there is none, or what the
             store itself objects to.
     """
+    store = FeatureStore.of(store)
     method, protocol = settled(store, method, protocol, asked)
     classes = range(store.n_classes) if classes is None else classes
     tune, recipe = protocol.tune, None

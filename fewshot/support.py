@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 
 from cache.errors import UserError, count
+from fewshot.arrays import as_tensor
 
 
 @dataclass(frozen=True, eq=False)
 class SupportSet:
     """N labeled images of C classes, checked once, here, so that no method has to.
+
+    Arrays and lists are taken for tensors as well.
 
     Attributes:
         features: (N, D) float32, unit norm: one center crop of each image.
@@ -34,6 +37,9 @@ class SupportSet:
     kind: ClassVar[str] = "support set"
 
     def __post_init__(self) -> None:
+        for name in ("features", "labels", "views"):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, as_tensor(given))
         n, shape = len(self.labels), tuple(self.features.shape)
         if self.features.ndim != 2 or self.labels.ndim != 1 or len(self.features) != n:
             raise UserError(

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from cache.errors import UserError
+from fewshot.arrays import as_tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """Text features of C classes.
+    """Text features of C classes. Arrays and lists are taken for tensors as well.
 
     Attributes:
         features: (C, D) float32, one row per class, made by the recipe that the method asks for;
@@ -35,6 +36,11 @@ class Text:
     names: tuple[str, ...] | None = None
 
     kind: ClassVar[str] = "text"
+
+    def __post_init__(self) -> None:
+        for name in ("features", "prompts", "labels", "pooled", "projection"):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, as_tensor(given))
 
     def samples(self) -> tuple[Tensor, Tensor]:
         """Each prompt as a sample of its class: (P, D) unit norm and (P,) labels.

@@ -72,7 +72,8 @@ BAD_FILES = [
     ("jobs = 0", "jobs: expected a whole number of at least 1, got 0"),
     ("[set]\nalpha = []", "set.alpha: expected a value or a list of values"),
     ("[set]\ngda.alpha.x = 1", "set.gda.alpha: expected a value"),
-    ("methods = ", "is not TOML"),
+    ("methods = ", "is not a valid TOML file"),
+    (f"methods = {100_000 * '['}", "too deep a nesting"),
 ]
 
 

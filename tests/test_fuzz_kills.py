@@ -100,6 +100,7 @@ def job(tmp_path: Path) -> Callable[..., Job]:
     return make
 
 
+@pytest.mark.timeout(0)  # as long as it takes
 def test_whatever_is_killed_at_any_moment_ends_as_if_it_had_not_been(
     job: Callable[..., Job], tmp_path: Path
 ) -> None:

@@ -6,8 +6,10 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -18,7 +20,8 @@ from cache.image_search import describe_ignored, find_images
 from cache.images import Preprocess
 from cache.read_ahead import read_ahead
 
-Given = str | os.PathLike[str] | Image.Image
+Taken = str | os.PathLike[str] | Image.Image  # in hand, to be decoded
+Given = Taken | NDArray[np.uint8]
 
 
 def image_files(
@@ -63,27 +66,39 @@ def image_files(
 
 
 def every(images: Given | Iterable[Given]) -> Iterator[str | Image.Image]:
-    """One image or many, names as `image_files` takes them.
+    """One image or many: PIL images, arrays of their pixels, or names as `image_files` takes them.
 
     Raises:
         UserError: Nothing matches a name, or something is no image.
     """
-    if isinstance(images, str | os.PathLike | Image.Image):
-        images = [images]
-    for image in images:
+    several = not isinstance(images, str | os.PathLike | Image.Image | np.ndarray)
+    several |= isinstance(images, np.ndarray) and images.ndim > 3
+    given: Any = images if several else [images]
+    for image in given:
         if isinstance(image, Image.Image):
             yield image
+        elif isinstance(image, np.ndarray):
+            yield _of_pixels(image)
         elif isinstance(image, str | os.PathLike):
             yield from image_files([os.fspath(image)])
         else:
             raise UserError(
-                f"an image must be a path or a PIL image; got {type(image).__name__}; "
-                "PIL.Image.fromarray makes one of an array"
+                f"an image must be a path, a PIL image or an array of uint8 (H, W, 3); got "
+                f"{type(image).__name__}"
             )
 
 
+def _of_pixels(pixels: NDArray[Any]) -> Image.Image:
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or pixels.shape[2:] in ((3,), (4,))):
+        raise UserError(
+            f"an image as an array must be uint8 (H, W, 3); got {pixels.dtype} {pixels.shape}; "
+            "scale it to 0..255 and put the channels last"
+        )
+    return Image.fromarray(pixels)
+
+
 def decoded(
-    images: Iterable[Given],
+    images: Iterable[Taken],
     preprocess: Preprocess,
     *,
     exif: bool,
@@ -103,7 +118,7 @@ def decoded(
     """
     lazy = threading.Lock()  # a PIL image may be here twice, and its file not yet read
 
-    def pixels(named: tuple[str, Given]) -> Tensor:
+    def pixels(named: tuple[str, Taken]) -> Tensor:
         _, image = named
         own = lazy if isinstance(image, Image.Image) else contextlib.nullcontext()
         given = image if isinstance(image, Image.Image) else Path(image)
@@ -115,7 +130,7 @@ def decoded(
         yield [(path, x) for (path, _), x in batch]
 
 
-def _path(i: int, image: Given) -> str:
+def _path(i: int, image: Taken) -> str:
     """What the user knows an image by."""
     if isinstance(image, Image.Image):
         return os.fsdecode(getattr(image, "filename", "")) or f"images[{i}]"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.images import Preprocess
 from cache.loading import load
-from fewshot.adapters.adapter import Adapter
+from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.classifiers import put_together
 from fewshot.methods import METHODS
 
@@ -48,12 +49,16 @@ class Predictor:
 
 
 def open_adapter(
-    adapter: Adapter, *, model: str | None = None, device: str = "auto", precision: str = "auto"
+    adapter: Adapter | Path | str,
+    *,
+    model: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
 ) -> Predictor:
     """The adapter and its model, ready to classify.
 
     Args:
-        adapter: What was learned.
+        adapter: What was learned, or its file.
         model: The model under another name, such as `local-dir:` of the same weights.
         device: As in `encoder.load`.
         precision: As in `encoder.load`.
@@ -61,6 +66,8 @@ def open_adapter(
     Raises:
         UserError: The model cannot be had, or is another than the adapter was made with.
     """
+    if not isinstance(adapter, Adapter):
+        adapter = load_adapter(adapter)
     encoder = load(model or adapter.model_name, device=device, precision=precision)
     return with_encoder(adapter, encoder)
 

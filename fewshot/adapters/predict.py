@@ -23,7 +23,7 @@ from fewshot.adapters.image_results import (
     distinct,
     require_form,
 )
-from fewshot.adapters.inputs import Given, decoded, every, image_files
+from fewshot.adapters.inputs import Given, Taken, decoded, every, image_files
 from fewshot.adapters.opened_adapter import Predictor, open_adapter
 
 _Batch = list[tuple[str, Tensor | str]]
@@ -64,8 +64,7 @@ def predict(
     require_form(top, min_confidence)
     files = list(every(images))
     if not isinstance(adapter, Predictor):
-        learned = adapter if isinstance(adapter, Adapter) else load_adapter(adapter)
-        adapter = open_adapter(learned, model=model, device=device, precision=precision)
+        adapter = open_adapter(adapter, model=model, device=device, precision=precision)
     found = stream(
         adapter, files, top=top, min_confidence=min_confidence, batch_size=batch_size,
         workers=workers, max_pixels=max_pixels,
@@ -75,7 +74,7 @@ def predict(
 
 def stream(
     predictor: Predictor,
-    images: Iterable[Given],
+    images: Iterable[Taken],
     *,
     top: int = 5,
     min_confidence: float = 0.0,
@@ -147,7 +146,7 @@ def run(
     """
     require_form(top, min_confidence)
     output.require_format(form)
-    learned = load_adapter(adapter)
+    learned = load_adapter(adapter)  # damage shows before images are looked for
     files = image_files(images, stdin, say)
     predictor = open_adapter(learned, model=model, device=device, precision=precision)
     terminal = out.isatty()
@@ -186,7 +185,7 @@ def _counted(
 
 def _batches(
     predictor: Predictor,
-    images: Iterable[Given],
+    images: Iterable[Taken],
     batch_size: int,
     workers: int,
     max_pixels: int,

@@ -41,7 +41,7 @@ def auto(
     out: Path | str | None = None,
     store: Path | str | None = None,
     unlabeled: Path | str | None = None,
-    methods: Sequence[str] | None = None,
+    methods: Sequence[str] | str | None = None,
     thorough: bool = False,
     device: str = "auto",
     precision: str = "auto",
@@ -65,7 +65,8 @@ def auto(
         out: The folder to write into; `runs/auto/NAME` without it.
         store: Where feature stores lie; `location.default_root()` without it.
         unlabeled: A folder of images without labels; see `gather`.
-        methods: Names of those to try; without it those that suit so many images and classes.
+        methods: The name or names of those to try; without it those that suit so many images and
+            classes.
         thorough: Try every method to the end, those that cannot win any more too.
         device: As in `encoder.load`.
         precision: As in `encoder.load`.
@@ -93,6 +94,7 @@ def auto(
     report = check_files(found.labeled)
     say(report.report())
     source, _ = report.passed(skip_unreadable=True)
+    methods = [methods] if isinstance(methods, str) else methods
     asked = to_try(methods, len(source.splits["train"]), len(source.classnames))
 
     with claimed(out, source.root):

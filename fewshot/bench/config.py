@@ -18,7 +18,6 @@ A file has the keys
 and every one can be left out, as can those that are named like flags and not shown here.
 """
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -27,7 +26,7 @@ from typing import Any
 
 from cache.errors import UserError, unknown
 from cache.location import default_root
-from cache.toml_table import TomlTable
+from cache.toml_table import TomlTable, parse_toml
 from fewshot.bench.trained import TrainOptions, read_train_options
 from fewshot.model_selection.protocols import Share
 from fewshot.run import SETTINGS, TRANSFERS, Protocol, Setting
@@ -140,11 +139,9 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        table = TomlTable(tomllib.loads(file.read_text(encoding="utf-8")), str(file))
+        table = parse_toml(file.read_bytes(), str(file))
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not TOML: {error}") from None
     values: dict[str, Any] = {
         **{key: _names(table, key) for key in ("methods", "datasets", "models", "prompts")},
         **{key: table.integers(key) for key in ("shots", "seeds")},
