@@ -101,3 +101,25 @@ def require_outside(photos: Path, places: Mapping[str, Path]) -> None:
                 f"{path} lies in the folder of photos, and would be taken for a class; "
                 f"give {option} another place"
             )
+
+
+def require_writable(places: Mapping[str, Path | None]) -> None:
+    """Raise unless files and folders can be made at these places; called before the work.
+
+    Args:
+        places: Option -> where it says that something is written, which need not be there yet.
+
+    Raises:
+        UserError: A folder of one of these is read-only, or is a file.
+    """
+    for option, path in places.items():
+        if path is None:
+            continue
+        there = next(one for one in (path, *path.absolute().parents) if one.exists())
+        why = ""
+        if there.is_file() and there != path:
+            why = f"{there} is a file"
+        elif not os.access(there.parent if there.is_file() else there, os.W_OK | os.X_OK):
+            why = f"{there} is read-only"
+        if why:
+            raise UserError(f"cannot write {path}: {why}; give {option} another place")

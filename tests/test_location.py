@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 
 from cache.errors import UserError
-from cache.location import find_store
+from cache.location import find_store, require_writable
+from cli import main
+from tests.small_stores import write_store
 
 
 @pytest.fixture
@@ -61,3 +63,43 @@ def test_a_folder_or_a_table_means_its_store(
     for dataset in ("mine", "./mine", "mine/", str(work / "mine"), "../work/mine"):
         assert find_store(root, dataset) == (root / "mine/tiny.h5", False)
     assert find_store(root, "dtd.csv", "tiny") == (root / "dtd/tiny.h5", False)
+
+
+def test_a_place_must_be_writable_though_it_is_not_there_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    require_writable({"--a": tmp_path / "new" / "a", "--b": tmp_path / "file", "--c": None})
+    with pytest.raises(UserError, match=r"write .*file/a: .*file is a file; give --a another"):
+        require_writable({"--a": tmp_path / "file" / "a"})
+    monkeypatch.setattr("os.access", lambda path, _: path != tmp_path)  # root may write anywhere
+    for place in (tmp_path / "new" / "a", tmp_path / "file", tmp_path):
+        with pytest.raises(UserError, match=r"is read-only; give --a another place"):
+            require_writable({"--a": place})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["fit", "gda", "--results", "o/r.jsonl"], "--results"),
+        (["fit", "gda", "--save", "o/a.safetensors", "--results", "r.jsonl"], "--save"),
+        (["train", "coop", "--dataset", "digits", "--out", "o"], "--out"),
+        (["bench", "--out", "o"], "--out"),
+        (["report", "--out", "o"], "--out"),
+        (["extract", "--dataset", "digits", "--model", "none/such", "--store", "o"], "--store"),
+        (["export", "none.safetensors", "--to", "onnx", "--out", "o"], "--out"),
+    ],
+)
+def test_commands_look_at_where_they_write_before_the_work(
+    arguments: list[str],
+    option: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEWSHOT_STORE", str(write_store(tmp_path / "s", "toys").parents[1]))
+    Path("o").mkdir()
+    monkeypatch.setattr("os.access", lambda path, how: Path(path).name != "o" or not how & os.W_OK)
+    assert main(arguments) == 2
+    assert f"o is read-only; give {option} another place" in capsys.readouterr().err

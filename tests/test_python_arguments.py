@@ -117,7 +117,7 @@ def test_images_are_given_as_files_pictures_or_pixels(form: str, places: Path) -
 
 
 def test_pixels_of_another_kind_are_refused(places: Path) -> None:
-    for pixels in (np.zeros((4, 4, 3)), np.zeros((3, 4, 4), np.uint8)):
+    for pixels in (np.zeros((4, 4, 3)), np.zeros((3, 5, 5), np.uint8)):
         with pytest.raises(UserError, match=r"an array must be uint8 \(H, W, 3\); got"):
             fewshot.predict(places / "a.safetensors", pixels)
 

@@ -235,8 +235,7 @@ def test_a_place_that_cannot_be_written_is_one_line(user: User, tmp_path: Path) 
     photos = two_classes(tmp_path / "photos")
     (tmp_path / "extracted").write_text("a file")
     refusal = user.extracts(photos).refusal
-    assert refusal.startswith("fewshot: Not a directory at ")
-    assert "extracted" in refusal
+    assert re.search("fewshot: cannot write .*extracted is a file; give --store another", refusal)
     assert (tmp_path / "extracted").read_text() == "a file"
 
 

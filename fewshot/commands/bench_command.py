@@ -147,6 +147,7 @@ def bench(
     --data-root, --device, --precision, --crop-scale, --flip, --official, --save-memory and
     --max-pixels are for methods of `fewshot train`.
     """
+    from cache.location import require_writable
     from fewshot.bench.benchmark import pending, run
     from fewshot.bench.config import configured, parse_settings
     from fewshot.bench.mean_table import mean_table
@@ -191,6 +192,7 @@ def bench(
         for task in pending(asked, planned, say):
             print(*(cell.run.label for cell in task), sep="\n")
         return 0
+    require_writable({"--out": asked.out})
     outcome = run(asked, planned, say)
     print(text(mean_table(outcome.runs)))
     return 1 if outcome.failures else 0

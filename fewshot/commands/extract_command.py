@@ -160,7 +160,7 @@ def extract(
     from cache.extract import default_workers
     from cache.extract import extract as extract_to
     from cache.identity import Recipe
-    from cache.location import default_root, require_outside, store_path
+    from cache.location import default_root, require_outside, require_writable, store_path
     from cache.prompts import prompt_sets
     from cache.source import find, pooled
 
@@ -193,6 +193,7 @@ def extract(
         return
     from cache.loading import load
 
+    require_writable({"--store": path})
     encoder = load(model, device=device, precision=precision, resize=resize)
     built = extract_to(
         source,

@@ -134,6 +134,7 @@ def fit(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a method on a few labeled images per class, and test it."""
+    from cache.location import require_writable
     from cache.store import FeatureStore
     from fewshot.evaluation import evaluate, transfer
     from fewshot.results.log import append
@@ -154,6 +155,14 @@ def fit(
         raise UserError("--official decides itself what is tuned on; leave --tune out")
     texts = parse_pairs("--set", settings)
     chosen = configure(method, texts)  # a mistake in it shows before a store is looked for
+    require_writable(
+        {
+            "--results": results,
+            "--save": save,
+            "--save-predictions": save_predictions,
+            "--export-sample": export_sample,
+        }
+    )
     asked = Protocol(
         tune=OFFICIAL if official else tune,
         fixed={name: getattr(chosen, name) for name in texts},

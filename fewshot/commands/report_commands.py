@@ -80,9 +80,10 @@ def report(
     store: StoreOption = None,
 ) -> None:
     """Show results as tables, figures and one HTML page."""
-    from cache.location import default_root
+    from cache.location import default_root, require_writable
     from fewshot.report import build as reports
 
+    require_writable({"--out": out, "--html": html})
     read = reports.read(runs or [Path("runs")])
     made = reports.make(
         read.results,

@@ -88,6 +88,7 @@ def train(
     """Train through the model (CoOp, CLIP-LoRA, …), and test."""
     from cache.extract import default_workers
     from cache.loading import load
+    from cache.location import require_writable
     from cache.source import find
     from fewshot.endtoend.display import shown
     from fewshot.endtoend.experiment import crops_asked, require_published, run, store_of
@@ -102,6 +103,7 @@ def train(
 
         require_suffix(save)
     require_method(method, "train")
+    require_writable({"--out": out, "--save": save})
     fixed = parse_pairs("--set", settings)
     chosen = configure(method, fixed, seed=seed)
     if official:

@@ -7,6 +7,7 @@ from pathlib import Path
 from cache.atomic_folder import replacing_folder
 from cache.errors import UserError, unknown
 from cache.loading import load
+from cache.location import require_writable
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.export.clip_lora_folder import require_pairs, write_clip_lora_folder
 from fewshot.adapters.export.folding import require_towers
@@ -48,10 +49,12 @@ def export(
     if not isinstance(adapter, Adapter):
         adapter = Path(adapter)
         out = out or adapter.with_name(f"{adapter.stem}-{to}")
-        adapter = load_adapter(adapter)
     if out is None:
         raise UserError("an adapter in memory has no name to export under; give out, a folder")
     out = Path(out)
+    require_writable({"--out": out})
+    if isinstance(adapter, Path):
+        adapter = load_adapter(adapter)
     _require_replaceable(out)
     _require_method(adapter)
     if to == "onnx":
