@@ -253,6 +253,16 @@ def test_what_was_trained_is_kept_and_tells_test_images_as_it_did(
     torch.testing.assert_close(predicted, trained)
 
 
+def test_what_was_trained_is_kept_though_a_class_has_too_few_images_to_validate(
+    draw_photos: Callable[..., Path],
+) -> None:
+    photos = ["--dataset", str(draw_photos(6)), "--model", "tiny", "--shots", "2"]
+    short = ["--set", "iterations_per_shot=1", "--save", "mine.safetensors"]
+    assert main(["train", "vpt-deep", *photos, *short]) == 0
+    calibration = load_adapter("mine.safetensors").calibration
+    assert (calibration.source, calibration.images) == ("val", 3)
+
+
 def open_trained(adapter: Adapter, pixels: torch.Tensor) -> torch.Tensor:
     """Predictions of the method attached anew, its parameters set one by one."""
     clip = Clip.of(load("tiny", device="cpu"))

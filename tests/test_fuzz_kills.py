@@ -131,5 +131,6 @@ def test_whatever_is_killed_at_any_moment_ends_as_if_it_had_not_been(
             if found != wanted:
                 differing = {name for name in found | wanted if found.get(name) != wanted.get(name)}
                 faults.append(f"{home}: differs in {sorted(differing)}")
-    sys.stdout.write(f"{hits} of {number} kills hit\n")  # shown by pytest -s
+        # Shown by pytest -s.
+        sys.stdout.write(f"{hits} of {number} kills hit, {len(faults)} with faults\n")
     assert faults == []

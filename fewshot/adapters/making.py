@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from fewshot.method import Method
 from fewshot.model_selection.calibration import Calibration, calibrate, calibrate_by_folds
 from fewshot.results.log import Result, program_version
 from fewshot.run import Asked, Protocol
-from fewshot.sampling import draw
+from fewshot.sampling import VAL_SHOTS, draw
 
 
 def of_fitted(
@@ -88,7 +89,8 @@ def of_trained(
     """The adapter of a method that was trained end to end.
 
     It is calibrated on min(K, 4) validation images of each class, drawn beside the few shots as
-    CoOp draws them; where there is no val split, it is not.
+    CoOp draws them, or on the first of each where a class has fewer; where there is no val split,
+    it is not.
 
     Args:
         trained: What `run` gave.
@@ -153,14 +155,16 @@ def _validation(
     learner, clip = trained.learner, trained.clip
     if not val:
         return torch.zeros(0, len(source.classnames)), torch.zeros(0, dtype=torch.int64)
-    rows = draw(
-        [item.label for item in source.splits["train"]],
-        source.classnames,
-        shots=trained.result.shots,
-        seed=trained.result.seed,
-        val_labels=[item.label for item in val],
-    ).val
-    assert rows is not None
+    labels, shots = [item.label for item in val], trained.result.shots
+    of_class = [np.flatnonzero(np.equal(labels, k)) for k in range(len(source.classnames))]
+    if min(map(len, of_class)) < min(shots, VAL_SHOTS):  # after hours of training: what there is
+        rows = np.concatenate([rows[:VAL_SHOTS] for rows in of_class]).tolist()
+    else:
+        train = [item.label for item in source.splits["train"]]
+        seed = trained.result.seed
+        drawn = draw(train, source.classnames, shots=shots, seed=seed, val_labels=labels).val
+        assert drawn is not None
+        rows = drawn.tolist()
     items = [val[row] for row in rows]
     paths = [item.path for item in items]
     require_images(source, paths, workers=workers)
