@@ -1,5 +1,6 @@
 import os
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -66,6 +67,23 @@ def test_a_limit_on_the_process_counts_as_well() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0 < int(done.stdout) < 5 * 2**30
+
+
+@pytest.mark.parametrize("limited", [resource.RLIMIT_AS, resource.RLIMIT_DATA])
+def test_a_limit_on_addresses_or_on_data_counts_as_well(
+    limited: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none, mine = (resource.RLIM_INFINITY,) * 2, 2**40
+    monkeypatch.setattr(memory, "MEMINFO", Path("none"))
+    monkeypatch.setattr(os, "sysconf", lambda name: 2**40)  # more than any limit
+    monkeypatch.setattr(
+        resource, "getrlimit", lambda kind: (mine, mine) if kind == limited else none
+    )
+    left = available_memory()
+    assert left is not None
+    assert mine - 2**38 < left < mine  # what this process has already is less
+    mine = 1
+    assert available_memory() == 0
 
 
 @pytest.mark.parametrize("ask", [lambda: torch.empty(2**53), lambda: np.empty(2**53, np.uint8)])

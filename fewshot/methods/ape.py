@@ -91,7 +91,7 @@ class APE(Method):
     saved_as: ClassVar[tuple[type, ...]] = (CacheClassifier, KeyValueCache)
     grid: ClassVar[Grid] = {
         "beta": (0.1, 0.3, 1.0, 2.0, 4.0, 5.5, 8.0, 11.0, 16.0),
-        "gamma": (0.0, 0.1, 0.2, 0.4),
+        "gamma": (0.0, 0.1, 0.4),
         "alpha": (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0),
     }
 

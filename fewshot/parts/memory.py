@@ -14,7 +14,7 @@ def available_memory() -> int | None:
     """Return the bytes that this process can have without swapping; None where nobody says.
 
     That is what the system has available, or all it has where it does not say, within the limit on
-    the process's address space (`ulimit -v`).
+    the process's address space (`ulimit -v`) and on its data (`ulimit -d`).
     """
     known = [n for n in (_available_to_the_system(), _left_of_the_limit()) if n is not None]
     return min(known, default=None)
@@ -37,13 +37,15 @@ def _left_of_the_limit() -> int | None:
     try:
         import resource
 
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit == resource.RLIM_INFINITY:
-            return None
-        used = int(STATM.read_text().split()[0]) * resource.getpagesize()
+        pages = STATM.read_text().split()  # the whole address space, ..., data and stack
+        left = []
+        for kind, used in ((resource.RLIMIT_AS, pages[0]), (resource.RLIMIT_DATA, pages[5])):
+            limit = resource.getrlimit(kind)[0]
+            if limit != resource.RLIM_INFINITY:
+                left.append(max(0, limit - int(used) * resource.getpagesize()))
     except (ImportError, OSError, ValueError, IndexError):  # not on this system
         return None
-    return max(0, limit - used)
+    return min(left, default=None)
 
 
 def memory_refused(error: Exception) -> str | None:
