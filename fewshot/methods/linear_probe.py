@@ -27,6 +27,9 @@ from fewshot.text import Text
 
 CUnit = Literal["feature", "published"]
 BISECTIONS = 8
+# How much looser tuning solves than the fit. On UCF101 at 16 shots each of the seven C has as many
+# held-out images right at a tolerance of 1e-3 as at 1e-4, in three quarters of the time.
+TUNING_LOOSER = 10
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,12 @@ class LinearProbe(Method):
     def sweep(
         self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
     ) -> Iterator[tuple[Self, Tensor]]:
-        """Solve from the smallest C to the largest, each from the ones before it."""
+        """Solve from the smallest C to the largest, each from the ones before it, loosely."""
         ascending = sorted(set(grid.get("C", (self.C,))))
 
         def prepare(fitted: Self) -> Callable[[Self], Tensor]:
-            solutions = zip(ascending, fitted._path(support, ascending), strict=True)
+            loose = replace(fitted, tol=TUNING_LOOSER * fitted.tol)
+            solutions = zip(ascending, loose._path(support, ascending), strict=True)
             logits = {c: _classifier(found, support).logits(query) for c, found in solutions}
             return lambda v: logits[v.C]
 

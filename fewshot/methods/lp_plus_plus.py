@@ -5,8 +5,8 @@ https://arxiv.org/abs/2404.02285. Step sizes and starting points come from the d
 authors' code there are a bias and momentum, and the multipliers take a step every ten epochs.
 Unlike it, the bias starts at zero rather than at random, and the multipliers' gradient is that of
 their epoch: the code never clears it, so that it sums up over the whole training, which
-`alpha_gradient` can bring back. Nor is the best epoch picked on validation images as it goes;
-`epochs` can be tuned like any other setting.
+`alpha_gradient` can bring back. Nor is the best epoch picked on validation images as it goes: all
+of them are trained.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,7 +38,9 @@ class LPPlusPlus(Method):
         w_k = sum of f_i over class k         steps of 4 N / lambda_max(F'F), with momentum
         alpha_k = 250 mean_k mean_i f_i.t_k   steps of N / (4 max_k sum_i (f_i.t_k)^2)
 
-    The views of an image are samples, and share its weight in the sum that w starts as.
+    The views of an image are samples, and share its weight in the sum that w starts as. As w starts
+    and stays among sums of samples, fewer samples than features are rotated to N axes, in which
+    every step is the same.
 
     Attributes:
         epochs: Steps of w and b.
@@ -58,7 +60,9 @@ class LPPlusPlus(Method):
     practical_size: ClassVar[PracticalSize] = PracticalSize(
         images=2000, logits=200_000, seconds=5.3
     )
-    grid: ClassVar[Grid] = {"epochs": (1, 3, 10, 30, 100, 200, 300)}
+    # Nothing is tuned. On WHU-RS19, digits and EuroSAT at 1 to 8 shots, 300 epochs are within 0.8 %
+    # of the best of 1, 3, 10, 30, 100, 200 and 300 wherever training helps at all. Which of them a
+    # few held-out images like best is chance: an early stop cost 5.5 % on WHU-RS19 at 2 shots.
 
     def __post_init__(self) -> None:
         whole(self, "epochs")
@@ -100,10 +104,14 @@ class LPPlusPlus(Method):
         """The classifier after each of these numbers of epochs."""
         anchors = required(text, self.name)
         features, labels = support.samples()
-        columns, n = features.T.contiguous(), len(features)
         hot = one_hot(labels, support.n_classes).to(features)
-        sums = linear(hot.T, columns)  # (C, D)
         cosines = linear(features, anchors)  # (N, C)
+        n, dim = features.shape
+        axes = torch.linalg.qr(features.double().T)[0].to(features) if n < dim else None
+        if axes is not None:
+            features = features @ axes  # (N, N)
+        columns = features.T.contiguous()
+        sums = linear(hot.T, columns)  # (C, D), or (C, N) on the axes
         own = (hot * cosines).sum(dim=0) / hot.sum(dim=0)
         weight = sums / support.n_views
         alpha = (250 * own.mean()).expand(support.n_classes).clone()
@@ -124,8 +132,9 @@ class LPPlusPlus(Method):
             if epoch % ALPHA_EVERY == 0:
                 alpha = alpha - lr_alpha * gradient
             if epoch in stops:
-                stats = {"trained_parameters": float(weight.numel() + 2 * len(alpha))}
-                mixed = weight + alpha[:, None] * anchors
+                stats = {"trained_parameters": float(anchors.numel() + 2 * len(alpha))}
+                learned = weight if axes is None else weight @ axes.T
+                mixed = learned + alpha[:, None] * anchors
                 found[epoch] = LinearClassifier(mixed, bias, stats)
         return found
 
