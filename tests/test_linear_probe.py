@@ -139,7 +139,7 @@ def test_c_means_the_same_with_every_image_listed_twice_as_a_view(unit: Any) -> 
 def test_a_sweep_keeps_the_grids_order_and_equals_fitting_each() -> None:
     support, query = task()
     grid = {"C_unit": ("published", "feature"), "C": (100.0, 0.1, 3.0, 1e6)}
-    swept = list(LinearProbe(tol=1e-5).sweep(grid, support, None, query))
+    swept = list(LinearProbe(tol=1e-5, tuning_tol=1e-5).sweep(grid, support, None, query))
     assert [(m.C_unit, m.C) for m, _ in swept] == [
         (unit, c) for unit in grid["C_unit"] for c in grid["C"]
     ]
