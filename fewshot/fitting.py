@@ -21,6 +21,7 @@ from fewshot.sampling import Rows, Sample, restrict
 from fewshot.settings import configure, fixed_of
 from fewshot.support import SupportSet
 from fewshot.text import Text
+from fewshot.threads import few_threads
 
 Labeled = tuple[Tensor, Tensor]  # features (M, D) float32 and labels (M,)
 
@@ -112,9 +113,10 @@ def fit(
             validation=validation, grid=grid,
         )  # fmt: skip
     else:
-        if validation is not None:
-            method = method.search_published(recipe.grid, support, text, *validation)
-        classifier = method.fit(support, text)
+        with few_threads(support):
+            if validation is not None:
+                method = method.search_published(recipe.grid, support, text, *validation)
+            classifier = method.fit(support, text)
     return Fitted(
         run=run,
         method=method,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fewshot.support import SupportSet
+from fewshot.threads import few_threads
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (B, D) features and (B,) labels -> a scalar
 Schedule = Callable[[int, float], float]  # epoch, and share of all steps done -> learning rate
@@ -106,14 +107,16 @@ def minimize(
         seed: Of the permutations.
         drop_last: Leave an epoch's last batch out where it is not full.
     """
-    for batch in batches(
+    steps = batches(
         support, schedule, epochs=epochs, batch_size=batch_size, seed=seed, drop_last=drop_last
-    ):
-        for group in optimizer.param_groups:
-            group["lr"] = batch.lr
-        optimizer.zero_grad()
-        loss(batch.features, batch.labels).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    )
+    with few_threads(support):
+        for batch in steps:
+            for group in optimizer.param_groups:
+                group["lr"] = batch.lr
+            optimizer.zero_grad()
+            loss(batch.features, batch.labels).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
 
 
 def published_epochs(shots: float) -> int:

@@ -30,7 +30,7 @@ def processor(cores: int | None = None) -> Iterator[Finding]:
         cores: Number of these cores; without it, as the system counts them.
     """
     threads, cores = torch.get_num_threads(), cores or available_cores()
-    found = f"torch computes with {threads} of {cores} cores"
+    found = f"torch encodes with {threads} of {cores} cores; small tasks are trained on one"
     if threads == 1 < cores:
         limits = [name for name in THREAD_LIMITS if name in os.environ]
         fix = f"unset {' '.join(limits)}" if limits else f"export OMP_NUM_THREADS={cores}"
@@ -39,7 +39,7 @@ def processor(cores: int | None = None) -> Iterator[Finding]:
         yield Finding(
             "processor",
             "warning",
-            f"torch computes with {threads} threads on {cores} cores, which wait for one another",
+            f"torch encodes with {threads} threads on {cores} cores, which wait for one another",
             f"export OMP_NUM_THREADS={cores}",
         )
     else:

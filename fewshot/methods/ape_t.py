@@ -26,6 +26,7 @@ from fewshot.parts.tip_search import evenly
 from fewshot.published_recipe import PublishedRecipe, of_dataset
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
+from fewshot.threads import closed_form
 from fewshot.training import batches, cosine_by_step, views_of
 
 # Channels, of 1024, weight of the votes while training, learning rate and epochs of the authors.
@@ -124,7 +125,7 @@ class APET(CacheMethod):
             views=10,
         )
 
-    @torch.no_grad()
+    @closed_form
     def fit(self, support: SupportSet, text: Text | None) -> CacheClassifier:
         """Train residuals and weights.
 

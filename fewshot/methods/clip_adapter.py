@@ -25,6 +25,7 @@ from fewshot.parts.softmax_heads import logit_gradient
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet, labeled
 from fewshot.text import Text, required
+from fewshot.threads import closed_form
 from fewshot.training import batches, cosine_by_epoch, published_epochs
 
 Adapted = Literal["visual", "text", "both"]
@@ -155,7 +156,7 @@ class CLIPAdapter(Method):
 
         return sweep_prepared(self, grid, ("ratio",), prepare)
 
-    @torch.no_grad()
+    @closed_form
     def _train(
         self, support: SupportSet, t: Tensor, ratios: Sequence[float]
     ) -> dict[str, Adapters]:

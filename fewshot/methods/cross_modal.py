@@ -22,6 +22,7 @@ from fewshot.parts.optimizers import Adam
 from fewshot.parts.softmax_heads import inner, logit_gradient
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
+from fewshot.threads import closed_form
 from fewshot.training import batches, cosine_by_step
 
 Init = Literal["zeroshot", "random"]
@@ -102,7 +103,7 @@ class CrossModal(Method):
 
         return sweep_prepared(self, grid, ("blend",), prepare)
 
-    @torch.no_grad()
+    @closed_form
     def _trained(self, support: SupportSet, text: Text | None) -> Tensor:
         """(C, D) logit_scale times the trained weights."""
         features = required(text, self.name)

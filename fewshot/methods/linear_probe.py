@@ -24,6 +24,7 @@ from fewshot.parts.logistic import Solution, logistic_path
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
 from fewshot.text import Text
+from fewshot.threads import closed_form
 
 CUnit = Literal["feature", "published"]
 BISECTIONS = 8
@@ -87,6 +88,7 @@ class LinearProbe(Method):
             tune="val",
         )
 
+    @closed_form
     def fit(self, support: SupportSet, text: Text | None = None) -> LinearClassifier:
         """Fit to the tolerance; text is not looked at."""
         (solution,) = self._path(support, [self.C])

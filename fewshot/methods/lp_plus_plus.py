@@ -23,6 +23,7 @@ from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
+from fewshot.threads import closed_form
 
 AlphaGradient = Literal["epoch", "sum"]
 ALPHA_EVERY = 10
@@ -98,6 +99,7 @@ class LPPlusPlus(Method):
 
         return sweep_prepared(self, grid, ("epochs",), prepare)
 
+    @closed_form
     def _train(
         self, support: SupportSet, text: Text | None, stops: set[int]
     ) -> dict[int, LinearClassifier]:

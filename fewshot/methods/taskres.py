@@ -26,6 +26,7 @@ from fewshot.parts.softmax_heads import TINY, across, cosine_gradient
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet, labeled
 from fewshot.text import Text, required
+from fewshot.threads import closed_form
 from fewshot.training import batches, cosine_by_epoch, published_epochs
 
 Residual = Literal["text", "image", "both"]
@@ -203,7 +204,7 @@ class TaskRes(Method):
         norm = t.norm(dim=1).mean()
         return t if norm > 1.01 else t * (self.norm / norm)
 
-    @torch.no_grad()
+    @closed_form
     def _train(
         self, support: SupportSet, t: Tensor, alphas: Sequence[float]
     ) -> tuple[Tensor, Tensor, int]:

@@ -23,6 +23,7 @@ from fewshot.parts.optimizers import Adam
 from fewshot.parts.softmax_heads import inner, logit_gradient
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
+from fewshot.threads import closed_form
 from fewshot.training import batches, cosine_by_step
 
 Init = Literal["text", "random"]
@@ -73,7 +74,7 @@ class TextProbe(Method):
         non_negative(self, "weight_decay")
         whole(self, "epochs", "batch_size")
 
-    @torch.no_grad()
+    @closed_form
     def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
         """Train; what comes out is linear, with one projection or two.
 

@@ -21,6 +21,7 @@ from fewshot.parts.tip_search import published_grid
 from fewshot.published_recipe import PublishedRecipe, of_dataset
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
+from fewshot.threads import closed_form
 from fewshot.training import batches, cosine_by_step, views_of
 
 # Weight of the votes while training, and epochs, that the authors give for each dataset.
@@ -100,7 +101,7 @@ class TipAdapterF(CacheMethod):
             views=10,
         )
 
-    @torch.no_grad()
+    @closed_form
     def fit(self, support: SupportSet, text: Text | None) -> CacheClassifier:
         """Train the keys.
 

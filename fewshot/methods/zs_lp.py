@@ -22,6 +22,7 @@ from fewshot.parts.softmax_heads import across, cosine_gradient
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
+from fewshot.threads import closed_form
 from fewshot.training import batches, cosine_by_epoch
 
 TYPICAL_NORM = 10.0  # of what CLIP's text tower puts out, about 7 to 11
@@ -88,7 +89,7 @@ def raw_text(features: Tensor) -> Tensor:
     return TYPICAL_NORM * features if float(features.norm(dim=1).mean()) < 2 else features
 
 
-@torch.no_grad()
+@closed_form
 def learn_prototypes(
     support: SupportSet,
     start: Tensor,

@@ -14,6 +14,7 @@ from fewshot.model_selection.folds import folds, held_out
 from fewshot.model_selection.protocols import PROTOCOLS, Share
 from fewshot.support import SupportSet, spread
 from fewshot.text import Text
+from fewshot.threads import few_threads
 
 MAX_FOLDS = 4
 ENOUGH = 4000  # held-out images: by then a standard error of accuracy is 0.8 % at most
@@ -134,11 +135,12 @@ def fit_tuned(
         UserError: What `tune`, `Method.fit` and `blend_of` raise.
     """
     blend = blend_of(method, support, text, logit_scale=logit_scale, share=share)
-    method = tune(
-        method, support, text,
-        protocol=protocol, validation=validation, grid=grid, fold=fold, blend=blend,
-    )  # fmt: skip
-    classifier = method.fit(support, text)
+    with few_threads(support):
+        method = tune(
+            method, support, text,
+            protocol=protocol, validation=validation, grid=grid, fold=fold, blend=blend,
+        )  # fmt: skip
+        classifier = method.fit(support, text)
     return method, classifier if blend is None else blend.classifier(classifier)
 
 

@@ -15,6 +15,7 @@ from fewshot.parts.optimizers import Adam
 from fewshot.parts.softmax_heads import across, cosine_gradient
 from fewshot.support import SupportSet
 from fewshot.text import Text
+from fewshot.threads import closed_form
 from fewshot.training import batches, cosine_by_epoch
 
 
@@ -33,7 +34,7 @@ def tower_end(text: Text | None, method: str) -> tuple[Tensor, Tensor]:
     return text.pooled, text.projection
 
 
-@torch.no_grad()
+@closed_form
 def tune_projection(
     support: SupportSet,
     pooled: Tensor,
