@@ -6,6 +6,12 @@ The store is noise of 101 classes, 512 dimensions and 3,783 test images, unless 
 for every method the seconds of all its fits with their tuning and tests, of the dearest fit, and
 its accuracy at the most shots; then the sums, over all methods and over those that train nothing.
 What a method refuses is printed and left out.
+
+    python benchmarks/methods_grid.py --against REF [--store FILE] [--methods taskres] [--rounds 2]
+
+compares this checkout with another commit, on one thread and one seed: CPU seconds, their ratio,
+the share of equal predictions, the largest difference of a logit, and how far the seconds are from
+those of the method's own matrix products alone.
 """
 
 import argparse
@@ -16,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.against import compare
 from benchmarks.noise_store import write
 from cache.errors import UserError
 from cache.store import FeatureStore
@@ -80,6 +87,8 @@ def main() -> None:
     parser.add_argument("--shots", default="1,2,4,8,16")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--tune", help="the default protocol without it")
+    parser.add_argument("--against", metavar="REF", help="compare with this commit")
+    parser.add_argument("--rounds", type=int, default=2, help="of each commit, with --against")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--classes", type=int, default=101)
     parser.add_argument("--dim", type=int, default=512)
@@ -104,6 +113,10 @@ def main() -> None:
                 views=options.views,
             )
         )
+        if options.against:
+            names = options.methods.split(",")
+            compare(options.against, store.path, names, shots, options.tune, options.rounds)
+            return
         everything, closed = 0.0, 0.0
         for name in options.methods.split(","):
             method = configure(name, logit_scale=store.logit_scale)
