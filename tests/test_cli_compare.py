@@ -122,7 +122,7 @@ def test_a_method_meets_itself_with_other_settings(
 ) -> None:
     [line] = compared("ridge", "ridge")
     assert line["a"].startswith("ridge: few-shot, m, tuned by cv")
-    assert line["b"].startswith("ridge (penalty=30.0): few-shot, m, tuned by none")
+    assert line["b"].startswith("ridge (penalty=30.0): few-shot, m, tuned by cv")
     assert (line["dataset"], line["shots"], line["seed"]) == ("mine", 4, 1)
 
 
