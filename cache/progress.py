@@ -9,6 +9,7 @@ from typing import Protocol
 from cache.errors import printable
 
 SECONDS_BETWEEN_LINES = 10.0
+_showing = False  # work within work is silent: a terminal has one bar at a time
 
 
 class Advance(Protocol):
@@ -21,28 +22,43 @@ class Advance(Protocol):
 
 @contextlib.contextmanager
 def progress(
-    what: str, total: int, done: int = 0, *, costs: Sequence[float] | None = None
+    what: str,
+    total: int,
+    done: int = 0,
+    *,
+    costs: Sequence[float] | None = None,
+    patience: float = 0.0,
 ) -> Iterator[Advance]:
     """Yield a function to call with the number of items just finished.
 
-    Shows how many of `total` there are, the rate, and the time left.
+    Shows how many of `total` there are, the rate, and the time left. Within another progress it
+    shows nothing.
 
     Args:
         what: The name of the work.
         total: Number of items.
         done: Items that were there before; they count as finished but not toward the rate.
         costs: The cost of each item in any unit, where they differ: the time left goes by costs.
+        patience: Seconds in which nothing is shown, for work that is mostly done by then.
     """
-    what = printable(what)
-    if sys.stderr.isatty():
-        with _bar(what, total, _Pace(total, done, costs)) as advance:
-            yield advance
-    else:
-        yield _lines(what, _Pace(total, done, costs))
+    global _showing
+    if _showing:
+        yield lambda _n, _note="": None
+        return
+    what, pace = printable(what), _Pace(total, done, costs)
+    _showing = True
+    try:
+        if sys.stderr.isatty():
+            with _bar(what, pace, patience) as advance:
+                yield advance
+        else:
+            yield _lines(what, pace, patience)
+    finally:
+        _showing = False
 
 
 @contextlib.contextmanager
-def _bar(what: str, total: int, pace: "_Pace") -> Iterator[Advance]:
+def _bar(what: str, pace: "_Pace", patience: float) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -59,23 +75,32 @@ def _bar(what: str, total: int, pace: "_Pace") -> Iterator[Advance]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[pace]}", markup=False),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(what, total=total, completed=pace.done, pace="")
+    bars = Progress(*columns, console=Console(stderr=True))
+    task = bars.add_task(what, total=pace.total, completed=pace.done, pace="")
+    if not patience:
+        bars.start()
 
-        def advance(n: int, note: str = "", /) -> None:
-            bars.update(task, advance=n, pace=f"{pace.after(n)} {printable(note)}")
+    def advance(n: int, note: str = "", /) -> None:
+        bars.update(task, advance=n, pace=f"{pace.after(n)} {printable(note)}")
+        if not bars.live.is_started and pace.seconds >= patience:
+            bars.start()
 
+    try:
         yield advance
+    finally:
+        if bars.live.is_started:
+            bars.stop()
 
 
-def _lines(what: str, pace: "_Pace") -> Advance:
+def _lines(what: str, pace: "_Pace", patience: float) -> Advance:
     last = time.monotonic()
 
     def advance(n: int, note: str = "", /) -> None:
         nonlocal last
         text = pace.after(n)
         now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LINES or pace.done == pace.total:
+        finished = pace.done == pace.total and pace.seconds >= patience
+        if now - last >= SECONDS_BETWEEN_LINES or finished:
             last = now
             line = f"{what} {pace.done}/{pace.total} {text} {printable(note)}".rstrip()
             sys.stderr.write(f"{line}\n")
@@ -91,10 +116,12 @@ class _Pace:
         self.total, self.done, self.before = total, done, done
         self.costs = costs
         self.start = time.monotonic()
+        self.seconds = 0.0  # up to the last item
 
     def after(self, n: int) -> str:
         self.done += n
-        seconds = max(time.monotonic() - self.start, 1e-9)
+        self.seconds = time.monotonic() - self.start
+        seconds = max(self.seconds, 1e-9)
         rate = (self.done - self.before) / seconds
         spent, ahead = self._cost(self.before, self.done), self._cost(self.done, self.total)
         left = seconds * ahead / max(spent, 1e-9)

@@ -80,3 +80,30 @@ def test_the_time_left_goes_by_costs_where_items_differ(
     with progress("methods", 3, costs=[1.0, 9.0, 30.0]) as advance:
         advance(1, "now slow")
     assert capsys.readouterr().err == "methods 1/3 0.5/s, 1m18s left now slow\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_work_that_is_done_within_the_patience_shows_nothing(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    with progress("tuning", 2, patience=60.0) as advance:
+        advance(2)
+    assert capsys.readouterr().err == ""
+    with progress("tuning", 2, patience=1e-9) as advance:
+        advance(2)
+    assert "2/2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_work_within_work_shows_nothing(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    with progress("methods", 1) as outer:
+        with progress("tuning", 7) as inner:
+            inner(7, "a note")
+        outer(1)
+    written = capsys.readouterr().err
+    assert "1/1" in written
+    assert "tuning" not in written

@@ -1,13 +1,15 @@
 """Choose hyper-parameters without the test split, by one of the four protocols of `protocols`."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from cache.errors import UserError, unknown
+from cache.progress import Advance, progress
 from fewshot.classifier import Classifier
-from fewshot.method import AnyMethod, Grid, Method, TunesItself, variants
+from fewshot.method import AnyMethod, Grid, Held, Method, TunesItself, variants
 from fewshot.model_selection.blending import Blend, blend_of
 from fewshot.model_selection.choosing import Score, best, continued
 from fewshot.model_selection.folds import folds, held_out
@@ -18,6 +20,7 @@ from fewshot.threads import few_threads
 
 MAX_FOLDS = 4
 ENOUGH = 4000  # held-out images: by then a standard error of accuracy is 0.8 % at most
+PATIENCE = 2.0  # seconds of tuning before its progress is shown
 LOGITS = 2**25  # of one variant at a time, 128 MiB; beyond, the queries come in blocks
 
 
@@ -88,17 +91,25 @@ def tune(
         return method
     own: Method = method  # of a type variable, mypy finds that no method could be both
     if isinstance(own, TunesItself):
-        return cast(AnyMethod, own.tuned(grid, support, text, parts))
+        with progress("tuning", len(parts), patience=PATIENCE) as advance:
+            return cast(AnyMethod, own.tuned(grid, support, text, _counted(parts, advance)))
 
     def judged(grid: Grid) -> dict[AnyMethod, Score]:
         scores = {variant: Score() for variant in variants(method, grid)}
-        for train, features, labels in parts:
-            block = max(1, LOGITS // support.n_classes)
-            for x, y in zip(torch.split(features, block), torch.split(labels, block), strict=True):
+        blocks = [
+            (train, x, y)
+            for train, features, labels in parts
+            for x, y in zip(torch.split(features, block), torch.split(labels, block), strict=True)
+        ]
+        with progress("tuning", len(blocks) * len(scores), patience=PATIENCE) as advance:
+            for train, x, y in blocks:
                 blended = None if blend is None else blend.on(x)
                 for variant, logits in method.sweep(grid, train, text, x):
                     scores[variant].add(logits if blended is None else blended(logits), y)
+                    advance(1)
         return scores
+
+    block = max(1, LOGITS // support.n_classes)
 
     tried = {name: _with_own(values, getattr(method, name)) for name, values in grid.items()}
     scores = judged(tried)
@@ -142,6 +153,13 @@ def fit_tuned(
         )  # fmt: skip
         classifier = method.fit(support, text)
     return method, classifier if blend is None else blend.classifier(classifier)
+
+
+def _counted(parts: Sequence[Held], advance: Advance) -> Iterator[Held]:
+    """The parts, each counted when the next is asked for."""
+    for part in parts:
+        yield part
+        advance(1)
 
 
 def _with_own(values: tuple[Any, ...], own: Any) -> tuple[Any, ...]:
