@@ -21,13 +21,11 @@ from fewshot.checks import non_negative, one_of, positive, whole
 from fewshot.classifier import Classifier, LinearClassifier
 from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
 from fewshot.parts.enhanced_base import tower_end, tune_projection
-from fewshot.parts.optimizers import Adam
-from fewshot.parts.softmax_heads import TINY, across, cosine_gradient
+from fewshot.parts.residuals import learn_residuals
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet, labeled
 from fewshot.text import Text, required
-from fewshot.threads import closed_form
-from fewshot.training import batches, cosine_by_epoch, published_epochs
+from fewshot.training import published_epochs
 
 Residual = Literal["text", "image", "both"]
 Base = Literal["regular", "enhanced"]
@@ -204,65 +202,26 @@ class TaskRes(Method):
         norm = t.norm(dim=1).mean()
         return t if norm > 1.01 else t * (self.norm / norm)
 
-    @closed_form
     def _train(
         self, support: SupportSet, t: Tensor, alphas: Sequence[float]
     ) -> tuple[Tensor, Tensor, int]:
-        """Residuals for each of A alphas, trained side by side.
-
-        Args:
-            support: The images.
-            t: (C, D) class text.
-            alphas: Of each residual, or where it starts.
-
-        Returns:
-            Alpha x_k (A, C, D), alpha x (A, D) for images of norm 1, and how many numbers are
-            trained for an alpha.
-        """
-        kinds = {"both": ("text", "image")}.get(self.residual, (self.residual,))
-        starts = {
-            "text": t.new_zeros(len(alphas), *t.shape),
-            "image": t.new_zeros(len(alphas), 1, t.shape[1]),
-            "alpha": t.new_tensor(alphas)[:, None, None],
-        }
-        names = (*kinds, "alpha") if self.learn_alpha else kinds
-        trained = Adam(
-            *(starts[name] for name in names), weight_decay=self.weight_decay, decoupled=False
-        )
-        gradients = dict(zip(names, trained.gradients, strict=True))
-        values = starts | dict(zip(names, trained.values, strict=True))
-        x, x_image, alpha = values["text"], values["image"], values["alpha"]
-        shots = len(support.labels) / support.n_classes
-        published = max(100, published_epochs(shots))  # CoOp's, but 100 at one shot too
-        epochs = published if isinstance(self.epochs, str) else self.epochs
-        for f, y, _, _, lr in batches(
+        """Residuals for each of A alphas, as `learn_residuals` returns them."""
+        published = max(100, published_epochs(len(support.labels) / support.n_classes))
+        epochs = published if isinstance(self.epochs, str) else self.epochs  # 100 at one shot too
+        return learn_residuals(
             support,
-            cosine_by_epoch(self.lr, epochs),
+            t,
+            alphas,
+            kinds=("text", "image") if self.residual == "both" else (self.residual,),
+            learn_alpha=self.learn_alpha,
+            norm=self.norm,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
             epochs=epochs,
             batch_size=self.batch_size,
             seed=self.seed,
-            drop_last=True,
-        ):
-            if "image" in kinds:
-                f = torch.addcmul(f, alpha / self.norm, x_image)  # (A, B, D)
-                length = torch.linalg.vector_norm(f, dim=-1, keepdim=True).clamp_min_(TINY)
-                f.div_(length)
-            moved = torch.addcmul(t, alpha, x)  # t' (A, C, D)
-            g = cosine_gradient(f, moved, y, self.logit_scale)  # (A, B, C)
-            of_moved = {}  # gradients with respect to alpha times a residual
-            if "text" in kinds:
-                of_moved["text"] = across(g.mT @ f, moved)
-            if "image" in kinds:
-                of_images = across(g @ moved, f).div_(length)
-                of_moved["image"] = of_images.sum(dim=1, keepdim=True).div_(self.norm)
-            for kind, of in of_moved.items():
-                torch.mul(of, alpha, out=gradients[kind])
-            if self.learn_alpha:
-                of_alpha = [(of * values[kind]).sum(dim=(1, 2)) for kind, of in of_moved.items()]
-                torch.sum(torch.stack(of_alpha), dim=0, out=gradients["alpha"][:, 0, 0])
-            trained.step(lr)
-        shift = (alpha / self.norm * x_image)[:, 0]
-        return alpha * x, shift, int(trained.count) // len(alphas)
+            logit_scale=self.logit_scale,
+        )
 
     def _classifier(self, t: Tensor, moved: Tensor, shift: Tensor, count: int) -> Classifier:
         weight = self.logit_scale * normalize(t + moved)
