@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 FACTOR = math.sqrt(10)  # two solutions further apart than this get some in between to start from
-LOOSE = 1e-2  # tolerance of those
+# Tolerance of those. On 1,616 images of UCF101 a cold C of 30, 300 and 3000 takes 86, 143 and 229
+# passes; at 1e-2 it took 99, 183 and 257.
+LOOSE = 1e-1
 BLOCK = 2**24  # logits worked on at once
 MAX_HALVINGS = 30
 
