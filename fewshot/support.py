@@ -9,6 +9,8 @@ from torch import Tensor
 from cache.errors import UserError, count
 from fewshot.arrays import as_tensor
 
+BLOCK = 2**16  # rows checked at a time
+
 
 @dataclass(frozen=True, eq=False)
 class SupportSet:
@@ -127,12 +129,14 @@ def _check_features(name: str, features: Tensor, unit_norm: bool) -> None:
     """Raise unless the features are float32, finite and, if they should be, of unit norm."""
     if features.dtype != torch.float32:
         raise UserError(f"{name} must be float32; got {features.dtype}; use {name}.float()")
-    bad = int((~torch.isfinite(features)).any(dim=-1).sum())
+    # In blocks: the check of a million images at once takes more memory than the images.
+    parts = torch.split(features.flatten(0, -2), BLOCK)
+    bad = sum(int((~torch.isfinite(part)).any(dim=1).sum()) for part in parts)
     if bad:
         raise UserError(
             f"{name} must be finite; {count(bad, 'row is', 'rows are')} not; extract them again"
         )
-    norms = features.norm(dim=-1).flatten()
+    norms = torch.cat([part.norm(dim=1) for part in parts])
     if unit_norm and len(norms) and float((norms - 1).abs().max()) > 1e-2:
         worst = int((norms - 1).abs().argmax())
         raise UserError(
