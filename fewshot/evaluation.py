@@ -3,6 +3,7 @@
     evaluate       learn and test on one dataset: few-shot, zero-shot, imbalanced, unsupervised
     base_to_new    learn half of the classes, test both halves, each among its own
     transfer       learn one dataset, test others
+    open set       by `evaluate`: learn the known classes, test these among unknown ones
 
 The setting is written into the result, and results of different settings are never averaged.
 """
@@ -24,6 +25,7 @@ from fewshot.classifier import Classifier, classify
 from fewshot.fitting import Fitted, class_text, fit, query, settled
 from fewshot.method import Method, SupportsNewClasses
 from fewshot.metrics import accuracy, harmonic_mean, per_class_accuracy
+from fewshot.open_set import auroc, checked_known, classify_and_score, fpr_at_95, known_classes
 from fewshot.results.log import Result, program_version
 from fewshot.results.prediction_files import Predictions, digest_of_images, write_predictions
 from fewshot.run import CLASS_GROUPS, Asked, Protocol, Run, setting_name
@@ -47,6 +49,11 @@ def evaluate(
     what is asked by keywords, or by a `Protocol` that several calls share. With unequal classes the
     result has the accuracies over classes of many, medium and few images as well.
 
+    With `known`, a number of classes or their names, the others' test images are unknown. The
+    result has `known`, the accuracy on known images; `auroc`, of known against unknown by `score`;
+    and `fpr95`, the share of unknown images that pass where 95 % of the known ones do. Its accuracy
+    is the harmonic mean of the first two.
+
     Args:
         store: The features, or the file of them.
         method: A method, or its name, as in `fitting.fit`.
@@ -61,6 +68,8 @@ def evaluate(
     method, protocol = settled(store, method, protocol, asked)
     if protocol.setting == "base-to-new":
         return _base_to_new(store, method, protocol, save)
+    if protocol.setting == "open-set":
+        return _open_set(store, method, protocol, save)
     test = _test_split(store)
     return _score(fit(store, method, protocol), store, test, save)
 
@@ -153,6 +162,42 @@ def _base_to_new(
         rows=np.concatenate(rows),
         accuracies=accuracies,
         overall=harmonic_mean(accuracies["base"], accuracies["new"]),
+        save=save,
+    )
+
+
+def _open_set(
+    store: FeatureStore, method: Method, protocol: Protocol, save: Path | str | None
+) -> Result:
+    test = _test_split(store)
+    assert protocol.known is not None
+    known = np.array(known_classes(store.classnames, checked_known(protocol.known)))
+    ours = np.isin(test.labels, known)
+    if ours.all() or not ours.any():
+        kind = "unknown" if ours.all() else "known"
+        raise UserError(f"{store.path} has no test image of {kind} classes; name other classes")
+    fitted = fit(store, method, protocol)
+    features = query(test, method)
+    start = time.perf_counter()
+    block = len(features) if method.transductive else 4096
+    predicted, scores = classify_and_score(
+        fitted.classifier, features, protocol.score, store.logit_scale, block
+    )
+    seconds = time.perf_counter() - start
+    rows = np.flatnonzero(ours)
+    named = torch.from_numpy(known)[predicted[rows]]
+    right = accuracy(named, torch.from_numpy(test.labels[rows]))
+    area = auroc(scores[ours], scores[~ours])
+    passing = fpr_at_95(scores[ours], scores[~ours])
+    return _result(
+        fitted,
+        fitted.run,
+        store,
+        test,
+        _Tested(named, seconds),
+        rows=rows,
+        accuracies={"known": right, "auroc": area, "fpr95": passing},
+        overall=harmonic_mean(right, area),
         save=save,
     )
 

@@ -1,6 +1,7 @@
 """A method fitted to a store's few shots: drawn, tuned and fitted, the test split never read."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -15,6 +16,7 @@ from cache.store import FeatureStore
 from fewshot.classifier import Classifier
 from fewshot.method import Method, MethodInfo
 from fewshot.model_selection import tuning
+from fewshot.open_set import checked_known, known_classes
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.run import OFFICIAL, Asked, Protocol, Run
 from fewshot.sampling import Rows, Sample, restrict
@@ -56,7 +58,7 @@ def fit(
     method: Method | str,
     protocol: Protocol | None = None,
     *,
-    classes: range | None = None,
+    classes: Sequence[int] | None = None,
     **asked: Unpack[Asked],
 ) -> Fitted:
     """Draw the few shots, tune on them, and fit: `fit(store, "gda", shots=4, seed=1)`.
@@ -68,7 +70,8 @@ def fit(
         method: A method with the hyper-parameters that tuning starts from, whose logit scale is
             used as it is; or a method's name, which takes the store's logit scale.
         protocol: What is asked; the default `Protocol()` without it.
-        classes: The run of classes to learn, cut out of the sample of all; all without it.
+        classes: The ids of the classes to learn, in ascending order, cut out of the sample of all;
+            without it the known ones of an open set, else all.
         **asked: Fields of a `Protocol`, which take the place of the protocol's own. `fixed` may
             also be the names of the method's fields that keep their values.
 
@@ -79,7 +82,7 @@ def fit(
     """
     store = FeatureStore.of(store)
     method, protocol = settled(store, method, protocol, asked)
-    classes = range(store.n_classes) if classes is None else classes
+    classes = _classes(store, protocol) if classes is None else classes
     tune, recipe = protocol.tune, None
     if protocol.tune == OFFICIAL:
         recipe = _recipe(store, method)
@@ -127,6 +130,13 @@ def fit(
         n_validation=len(validation[1]) if validation else 0,
         seconds=time.perf_counter() - start,
     )
+
+
+def _classes(store: FeatureStore, protocol: Protocol) -> Sequence[int]:
+    """The ids of the classes to learn: the known ones of an open set, else all."""
+    if protocol.known is None:
+        return range(store.n_classes)
+    return known_classes(store.classnames, checked_known(protocol.known))
 
 
 def _recipe(store: FeatureStore, method: Method) -> PublishedRecipe:
@@ -178,7 +188,7 @@ def asked_of(method: MethodInfo, protocol: Protocol | None, asked: Asked) -> Pro
 
 
 def class_text(
-    store: FeatureStore, method: Method, prompt_set: str | None, classes: range
+    store: FeatureStore, method: Method, prompt_set: str | None, classes: Sequence[int]
 ) -> Text | None:
     """The classes' text by the method's recipe; None where the store has none."""
     if not store.text_sets and prompt_set is None:
@@ -200,13 +210,21 @@ def query(split: Split, method: Method, rows: Rows | None = None) -> Tensor:
 
 
 def _fit_unlabeled(
-    store: FeatureStore, method: Method, protocol: Protocol, text: Text | None, classes: range
+    store: FeatureStore,
+    method: Method,
+    protocol: Protocol,
+    text: Text | None,
+    classes: Sequence[int],
 ) -> Fitted:
-    """Fit to the text alone, or to all train images of the classes without their labels."""
+    """Fit to the text alone, or to all train images of the classes without their labels.
+
+    From an open set the images of unknown classes are among them, for no label says which they are.
+    """
     given = None
     if method.unsupervised():
         train = store.split("train")
-        kept, _ = restrict(train.labels[train.encoded], classes)
+        there = classes if protocol.known is None else range(store.n_classes)
+        kept, _ = restrict(train.labels[train.encoded], there)
         given = query(train, method, train.encoded[kept])
     start = time.perf_counter()
     classifier = method.fit_unlabeled(given, text)
@@ -238,7 +256,7 @@ def _run(
 
 
 def _support(
-    train: Split, method: Method, sample: Sample, classes: range, views: bool
+    train: Split, method: Method, sample: Sample, classes: Sequence[int], views: bool
 ) -> SupportSet:
     """The few shots' features, with their views where they are wanted and there are some."""
     kept, labels = restrict(train.labels[sample.train], classes)
@@ -253,7 +271,9 @@ def _support(
     )
 
 
-def _validation(val: Split, method: Method, sample: Sample, tune: str, classes: range) -> Labeled:
+def _validation(
+    val: Split, method: Method, sample: Sample, tune: str, classes: Sequence[int]
+) -> Labeled:
     """The validation images that the protocol tunes on, and their labels."""
     rows = np.arange(len(val)) if tune == "full-val" else sample.val
     if rows is None:

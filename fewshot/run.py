@@ -18,14 +18,22 @@ from cache.errors import UserError, unknown
 from cache.identity import canonical_json
 from cache.names import safe_name
 from fewshot.model_selection.protocols import PROTOCOLS, Share, check_share, default_protocol
+from fewshot.open_set import SCORES, Known, Score, checked_known
 from fewshot.sampling import Sample, draw, draw_imbalanced, everything, parse_profile
 
 if TYPE_CHECKING:
     from fewshot.method import MethodInfo
 
-Setting = Literal["few-shot", "base-to-new", "domain-generalization", "cross-dataset"]
+Setting = Literal[
+    "few-shot", "base-to-new", "domain-generalization", "cross-dataset", "open-set"
+]  # fmt: skip
 SETTINGS: tuple[Setting, ...] = get_args(Setting)
 TRANSFERS: tuple[Setting, ...] = ("domain-generalization", "cross-dataset")
+# Accuracies on parts of the test split, of which a result's accuracy is the harmonic mean of two.
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "base-to-new": ("base", "new"),
+    "open-set": ("known", "auroc", "fpr95"),
+}
 JOINTLY = "transductive "  # begins the setting of a result whose test images were joint
 # Images of a class in the train split by which long-tailed recognition groups its test accuracy.
 CLASS_GROUPS = {"many": range(101, 2**62), "medium": range(20, 101), "few": range(20)}
@@ -46,6 +54,8 @@ class Asked(TypedDict, total=False):
     imbalance: str | None
     views: bool
     setting: Setting
+    known: int | Sequence[str] | None
+    score: Score
     blend: Share
 
 
@@ -72,7 +82,10 @@ class Protocol:
             same as all shots.
         views: Learn from the store's augmented views where it has some, else from center crops.
         setting: Which classes are tested: those learned, or base and new ones, or another
-            dataset's.
+            dataset's, or known among unknown ones.
+        known: From open set, the number of classes, from the first, or the names of those that are
+            known; the others' images are unknown. It makes the setting `open-set`.
+        score: How sure a classifier is that an image is of a known class; see `open_set.knownness`.
         blend: The method's share of the logits, 0 to 1, where zero-shot has the rest; or `auto`,
             by how much zero-shot leaves open. See `model_selection.blending`.
 
@@ -89,6 +102,8 @@ class Protocol:
     imbalance: str | None = None
     views: bool = True
     setting: Setting = "few-shot"
+    known: int | Sequence[str] | None = None
+    score: Score = "mcm"
     blend: Share = "auto"
 
     def __post_init__(self) -> None:
@@ -104,6 +119,17 @@ class Protocol:
         if type(self.seed) is not int or not -(2**63) <= self.seed < 2**63:
             raise UserError(f"seed must be a whole number of 64 bits; got {self.seed!r:.60}")
         check_share(self.blend)
+        if self.known is not None:
+            object.__setattr__(self, "known", checked_known(self.known))
+            if self.setting == "few-shot":
+                object.__setattr__(self, "setting", "open-set")
+        if (self.known is None) == (self.setting == "open-set"):
+            raise UserError(
+                "open-set needs the known classes, and no other setting has some; "
+                f"got known {self.known!r:.60} and {self.setting}"
+            )
+        if self.score not in SCORES:
+            raise unknown("score of known images", self.score, SCORES)
         self._require_one_kind_of_sample()
         self._require_official_alone()
         values: dict[str, object] = {"fixed": dict(self.fixed)}
@@ -225,9 +251,9 @@ class Run:
         dataset: The dataset that was tested.
         model: The CLIP model's name.
         setting: Which task it was; results of different settings are never averaged. One of
-            zero-shot, few-shot, imbalanced, unsupervised, base-to-new, domain-generalization and
-            cross-dataset, with `transductive` before it where the test images were classified
-            together.
+            zero-shot, few-shot, imbalanced, unsupervised, base-to-new, domain-generalization,
+            cross-dataset and open-set, with `transductive` before it where the test images were
+            classified together.
         fitted_on: The dataset that was learned from.
         shots: K, images per class that the method learned from, or of the largest class where they
             differ; 0 without labels.
@@ -240,6 +266,9 @@ class Run:
         blend: The method's share of the logits that was asked for; `auto` also where it stands
             alone.
         fingerprint: The fingerprint of the store that was tested on.
+        known: The known classes, by number or by name; None where all are.
+        score: The score that separated images of known classes from others; None where all are
+            known.
     """
 
     method: str
@@ -256,6 +285,8 @@ class Run:
     n_views: Count
     blend: Share
     fingerprint: str
+    known: Known | None = None
+    score: Score | None = None
 
     @classmethod
     def planned(
@@ -305,6 +336,8 @@ class Run:
             n_views=n_views if support else 0,
             blend=protocol.blend if support and method.blends else "auto",
             fingerprint=fingerprint,
+            known=None if protocol.known is None else checked_known(protocol.known),
+            score=None if protocol.known is None else protocol.score,
         )
 
     @property
@@ -322,6 +355,14 @@ class Run:
         """The dataset that was learned from where it is not the one tested, else empty."""
         return self.fitted_on if plain_setting(self.setting) in TRANSFERS else ""
 
+    @property
+    def detail(self) -> str:
+        """The task beyond the setting's name: how unequal classes are, or which are known."""
+        if self.known is None:
+            return self.imbalance or ""
+        known = self.known if isinstance(self.known, int) else ", ".join(self.known)
+        return f"{known} known by {self.score}"
+
     def anywhere(self) -> Self:
         """The same on no dataset in particular: equal for runs that an average may be over."""
         return replace(self, dataset="", fitted_on=self.source, fingerprint="")
@@ -338,12 +379,13 @@ class Run:
         words = [self.name, self.dataset, self.model]
         words += [f"prompts {self.prompt_set}"] if self.prompt_set else []
         words += [f"{self.shots} shot{'s' * (self.shots > 1)}, seed {self.seed}"] * (self.shots > 0)
-        return " ".join(words)
+        return " ".join([*words, self.detail] if self.known else words)
 
     @property
     def file_name(self) -> str:
         """A name for its predictions, which differs for whatever differs in two runs."""
-        values = {one.name: getattr(self, one.name) for one in fields(Run)}
+        given = [one for one in fields(Run) if getattr(self, one.name) != one.default]
+        values = {one.name: getattr(self, one.name) for one in given}
         digest = hashlib.sha256(canonical_json(values).encode()).hexdigest()[:12]
         return f"{safe_name(f'{self.method}-{self.dataset}')}-{digest}.npz"
 
@@ -374,6 +416,9 @@ class Run:
         words += ["--prompts", self.prompt_set] if self.prompt_set else []
         words += [] if self.blend == "auto" else ["--blend", str(self.blend)]
         words += ["--base-to-new"] if self.setting.endswith("base-to-new") else []
+        if self.known is not None:
+            known = str(self.known) if isinstance(self.known, int) else ",".join(self.known)
+            words += ["--known", known, "--score", str(self.score)]
         words += ["--store", str(store)]
         words += ["--out", str(out)] if end_to_end else ["--results", str(out / "results.jsonl")]
         return shlex.join(words)

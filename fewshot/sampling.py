@@ -179,11 +179,16 @@ def base_new(n_classes: int) -> tuple[range, range]:
     return range(middle), range(middle, n_classes)
 
 
-def restrict(labels: ArrayLike, classes: range) -> tuple[Rows, Rows]:
-    """The (n,) positions whose label is one of a run of classes, and their labels from 0 on."""
-    ids = np.asarray(labels, np.int64)
-    rows = np.flatnonzero((ids >= classes.start) & (ids < classes.stop))
-    return rows, ids[rows] - classes.start
+def restrict(labels: ArrayLike, classes: Sequence[int]) -> tuple[Rows, Rows]:
+    """The (n,) positions whose label is one of some classes, and their labels from 0 on.
+
+    Args:
+        labels: Class ids.
+        classes: Ids in ascending order; they become 0, 1, …
+    """
+    ids, chosen = np.asarray(labels, np.int64), np.asarray(classes, np.int64)
+    rows = np.flatnonzero(np.isin(ids, chosen))
+    return rows, np.searchsorted(chosen, ids[rows])
 
 
 def _draw_split(

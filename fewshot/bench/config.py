@@ -29,6 +29,7 @@ from cache.location import default_root
 from cache.toml_table import TomlTable, parse_toml
 from fewshot.bench.trained import TrainOptions, read_train_options
 from fewshot.model_selection.protocols import Share
+from fewshot.open_set import Known, Score
 from fewshot.run import SETTINGS, TRANSFERS, Protocol, Setting
 
 ALL = ("all",)
@@ -49,6 +50,8 @@ class Bench:
         prompts: Prompt sets of the stores; none for the datasets' own.
         protocol: One of `run.SETTINGS`.
         source: The dataset to learn, where learning is transferred.
+        known: The known classes of an open set, by number or by name; see `run.Protocol`.
+        score: The score that separates their images from others; see `run.Protocol`.
         imbalance: How unequal the classes are to be; see `sampling.draw_imbalanced`.
         blend: The method's share of the logits; see `run.Protocol`.
         jobs: Worker processes.
@@ -71,6 +74,8 @@ class Bench:
     prompts: tuple[str, ...] = ()
     protocol: Setting = "few-shot"
     source: str | None = None
+    known: Known | None = None
+    score: Score = "mcm"
     imbalance: str | None = None
     blend: Share = "auto"
     jobs: int = 1
@@ -90,6 +95,8 @@ class Bench:
         if (self.source is None) == (self.protocol in TRANSFERS):
             wants = "needs a source" if self.source is None else "takes no source"
             raise UserError(f"{self.protocol} {wants}, the dataset that is learned for others")
+        if self.known is not None and self.protocol == "few-shot":
+            object.__setattr__(self, "protocol", "open-set")
         for shots, seed in product(self.shots, self.seeds):
             Protocol(
                 shots=shots,
@@ -97,6 +104,8 @@ class Bench:
                 tune=self.tune,
                 imbalance=self.imbalance,
                 setting=self.protocol,
+                known=self.known,
+                score=self.score,
                 blend=self.blend,
             )
 
@@ -145,8 +154,9 @@ def _read(file: Path) -> dict[str, Any]:
     values: dict[str, Any] = {
         **{key: _names(table, key) for key in ("methods", "datasets", "models", "prompts")},
         **{key: table.integers(key) for key in ("shots", "seeds")},
-        **{key: table.text(key) for key in ("tune", "protocol", "source", "imbalance")},
+        **{key: table.text(key) for key in ("tune", "protocol", "source", "imbalance", "score")},
         **{key: Path(table.text(key)) for key in ("out", "store") if table.text(key)},
+        "known": _known(table),
         "blend": table.number_or("auto", "blend"),
         "jobs": table.integer("jobs", at_least=1),
         "predictions": table.boolean("predictions"),
@@ -156,6 +166,13 @@ def _read(file: Path) -> dict[str, Any]:
     table.refuse_unread()
     asked = {*table.content, "settings"}
     return {key: value for key, value in values.items() if key in asked and value != ""}
+
+
+def _known(table: TomlTable) -> Known | str | None:
+    """The known classes: a number, or names; empty where there are none."""
+    if isinstance(table.content.get("known"), int):
+        return table.integer("known", at_least=2)
+    return _names(table, "known") or ""
 
 
 def _names(table: TomlTable, key: str) -> tuple[str, ...]:

@@ -13,12 +13,11 @@ from cache.errors import count
 from fewshot.metrics import harmonic_mean, mean_interval
 from fewshot.results.groups import UNTUNED, Row, average, by_dataset, cells, over_draws
 from fewshot.results.log import Result
-from fewshot.run import Run
+from fewshot.run import PARTS, Run, plain_setting
 from fewshot.sampling import shots_name
 from fewshot.tables import Cell, Number, Table
 
-COLUMNS = ("method", "model", "setting", "learned on", "prompts", "imbalance", "views")
-PARTS = ("base", "new", "H")
+COLUMNS = ("method", "model", "setting", "learned on", "prompts", "imbalance", "known", "views")
 
 
 def mean_table(runs: Sequence[Run]) -> Table:
@@ -41,22 +40,25 @@ def mean_table(runs: Sequence[Run]) -> Table:
     told = [
         i for i in range(1, len(COLUMNS)) if len({name[i] for name in names.values()} - {""}) > 1
     ]
-    halves = any(map(_has_parts, rows))
-    header = ["method", *(COLUMNS[i] for i in told), "tuned by", *(["classes"] if halves else [])]
+    parted = any(map(_parts, rows))
+    header = ["method", *(COLUMNS[i] for i in told), "tuned by", *(["classes"] if parted else [])]
     lines: list[list[Cell]] = []
     for row, by_shots in rows.items():
         first = [names[row][0], *(names[row][i] for i in told), _tuned_by(tunes[row])]
-        for part in PARTS if _has_parts(row) else ("",):
-            means = [_mean(by_shots.get(k, {}), part, len(datasets)) for k in all_shots]
-            lines.append([*first, *([part] if halves else []), *means])
+        for part in (*_parts(row), "H") if _parts(row) else ("",):
+            halves = _parts(row)[:2] if part == "H" else (part,)
+            means = [_mean(by_shots.get(k, {}), halves, len(datasets)) for k in all_shots]
+            lines.append([*first, *([part] if parted else []), *means])
     common = [max(n[i] for n in names.values()) for i in range(1, len(COLUMNS)) if i not in told]
     title = ", ".join(filter(None, common))
     notes = [f"{title}: {_what_is_averaged(datasets)}"]
     if any("±" in str(cell) for line in lines for cell in line):
         of_what = ", of the mean over datasets" if len(datasets) > 1 else ""
         notes.append(f"±: 95 % interval over seeds (Student's t){of_what}.")
-    if halves:
+    if "base-to-new" in {plain_setting(row.setting) for row in rows}:
         notes.append("H: harmonic mean of the mean base and the mean new accuracy, as CoCoOp's.")
+    if "open-set" in {plain_setting(row.setting) for row in rows}:
+        notes.append("Open set: H is the harmonic mean of the mean known accuracy and mean AUROC.")
     if any(tune > {"none"} for tune in tunes.values()):
         notes.append(UNTUNED)
     done = [run for run in runs if isinstance(run, Result)]
@@ -75,12 +77,13 @@ def _names(row: Row) -> tuple[str, ...]:
         row.source,
         row.prompt_set or "",
         row.imbalance or "",
+        row.detail if row.known else "",
         count(row.n_views, "view") if row.n_views > 1 else "",
     )
 
 
-def _has_parts(row: Row) -> bool:
-    return row.setting.endswith("base-to-new")
+def _parts(row: Row) -> tuple[str, ...]:
+    return PARTS.get(plain_setting(row.setting), ())
 
 
 def _tuned_by(tunes: set[str]) -> str:
@@ -94,25 +97,27 @@ def _what_is_averaged(datasets: Sequence[str]) -> str:
     return f"accuracy on the test split in %, mean over {len(datasets)} datasets ({names})."
 
 
-def _mean(runs: Mapping[str, Sequence[Run]], part: str, n_datasets: int) -> str:
-    """A cell, of one part of the classes where one is named; says how much of it is missing."""
+def _mean(runs: Mapping[str, Sequence[Run]], parts: tuple[str, ...], n_datasets: int) -> str:
+    """A cell, of the part of the classes that is named if any; says how much of it is missing."""
     if not runs:
         return ""
     done = [[run for run in seeds if isinstance(run, Result)] for seeds in runs.values()]
     there = [results for results in done if results]
     if not there:
         return "failed"
-    draws = over_draws(there, lambda groups: _average(groups, part))
+    draws = over_draws(there, lambda groups: _average(groups, parts))
     half = mean_interval(draws)[1] if draws else nan
-    text = str(Number(100 * _average(there, part), 100 * half))
+    text = str(Number(100 * _average(there, parts), 100 * half))
     if len(there) < n_datasets:
         return f"{text} ({len(there)} of {n_datasets} datasets)"
     asked, got = sum(map(len, runs.values())), sum(map(len, there))
     return text if got == asked else f"{text} ({got} of {asked} runs)"
 
 
-def _average(groups: Sequence[Sequence[Result]], part: str) -> float:
-    """The mean over datasets of the means over results; of H, that of the two means."""
-    if part == "H":
-        return harmonic_mean(_average(groups, "base"), _average(groups, "new"))
-    return average(groups, lambda r: r.accuracies[part] if part else r.accuracy)
+def _average(groups: Sequence[Sequence[Result]], parts: tuple[str, ...]) -> float:
+    """The mean over datasets of the means over results; of two parts, the harmonic mean."""
+    one, *other = (
+        average(groups, lambda r, part=part: r.accuracies[part] if part else r.accuracy)  # type: ignore[misc]  # mypy infers no lambda with a default
+        for part in parts
+    )
+    return harmonic_mean(one, *other) if other else one

@@ -26,6 +26,7 @@ from fewshot.endtoend.methods import configure as configure_trained
 from fewshot.evaluation import shared_classes
 from fewshot.method import MethodInfo, SupportsNewClasses
 from fewshot.methods import METHODS
+from fewshot.open_set import checked_known, known_classes
 from fewshot.run import TRANSFERS, Protocol, Run
 from fewshot.settings import configure, parse
 
@@ -105,6 +106,8 @@ def plan(bench: Bench) -> BenchPlan:
                 prompt_set=prompts,
                 imbalance=bench.imbalance,
                 setting=bench.protocol,
+                known=bench.known,
+                score=bench.score,
                 blend=bench.blend,
             )
             ask = _Ask(bench, method, protocol, pair)
@@ -200,6 +203,11 @@ class _Ask:
         prompts = self.protocol.prompt_set
         if setting == "base-to-new" and learned.n_classes < 4:
             return f"{learned.dataset} has fewer than four classes, so it is not for base-to-new"
+        if self.protocol.known is not None:
+            try:
+                known_classes(learned.classnames, checked_known(self.protocol.known))
+            except UserError as error:
+                return f"{learned.dataset}: {error}"
         if self.pair.shares == (setting == "cross-dataset"):
             has = "no classes but those of" if self.pair.shares else "classes that are not in"
             return f"{tested.dataset} has {has} {learned.dataset}, so it is not for {setting}"

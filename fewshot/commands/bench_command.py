@@ -18,10 +18,12 @@ from fewshot.commands.options import (
     FlipOption,
     ImageCropScaleOption,
     ImbalanceOption,
+    KnownOption,
     MaxPixelsOption,
     OfficialOption,
     PrecisionOption,
     SaveMemoryOption,
+    ScoreOption,
     StoreOption,
     TuneOption,
     parse_ints,
@@ -93,7 +95,8 @@ def bench(
         ),
     ] = None,
     protocol: Annotated[
-        Literal["few-shot", "base-to-new", "domain-generalization", "cross-dataset"] | None,
+        Literal["few-shot", "base-to-new", "domain-generalization", "cross-dataset", "open-set"]
+        | None,
         typer.Option(help="What to measure. [default: few-shot]", rich_help_panel=FEW_SHOT),
     ] = None,
     source: Annotated[
@@ -105,6 +108,8 @@ def bench(
             rich_help_panel=FEW_SHOT,
         ),
     ] = None,
+    known: KnownOption = None,
+    score: ScoreOption = None,
     imbalance: ImbalanceOption = None,
     blend: BlendOption = None,
     jobs: Annotated[
@@ -153,6 +158,7 @@ def bench(
     from fewshot.bench.mean_table import mean_table
     from fewshot.bench.plan import plan
     from fewshot.bench.trained import TrainOptions
+    from fewshot.open_set import parse_known
     from fewshot.tables import text
 
     train = TrainOptions(
@@ -177,6 +183,8 @@ def bench(
             "prompts": parse_names(prompts),
             "protocol": protocol,
             "source": source,
+            "known": None if known is None else parse_known(known),
+            "score": score,
             "imbalance": imbalance,
             "blend": None if blend is None else parse_share(blend),
             "jobs": jobs,

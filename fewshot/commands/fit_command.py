@@ -16,8 +16,10 @@ from fewshot.commands.options import (
     BlendOption,
     ImbalanceOption,
     JsonOption,
+    KnownOption,
     MethodArgument,
     SaveAdapterOption,
+    ScoreOption,
     SettingsOption,
     StoreOption,
     TuneOption,
@@ -107,6 +109,8 @@ def fit(
             rich_help_panel=FEW_SHOT,
         ),
     ] = None,
+    known: KnownOption = None,
+    score: ScoreOption = None,
     imbalance: ImbalanceOption = None,
     blend: BlendOption = None,
     save_predictions: Annotated[
@@ -137,6 +141,7 @@ def fit(
     from cache.location import require_writable
     from cache.store import FeatureStore
     from fewshot.evaluation import evaluate, transfer
+    from fewshot.open_set import parse_known
     from fewshot.results.log import append
     from fewshot.results.summaries import accuracy_table
     from fewshot.run import OFFICIAL, Protocol
@@ -145,10 +150,17 @@ def fit(
 
     if base_to_new and test_on:
         raise UserError("--base-to-new and --test-on exclude one another; give one")
-    if (sample or export_sample) and (base_to_new or test_on or imbalance or shots == "all"):
+    if known is not None and (base_to_new or test_on):
+        raise UserError("--known excludes --base-to-new and --test-on; give one")
+    if score is not None and known is None:
+        raise UserError("--score separates known images from unknown ones; give --known as well")
+    if (sample or export_sample) and (
+        base_to_new or test_on or known is not None or imbalance or shots == "all"
+    ):
         raise UserError(
             "--sample and --export-sample are of equal classes, all of them tested: they and "
-            "--base-to-new, --test-on, --imbalance and --shots all exclude one another; give one"
+            "--base-to-new, --test-on, --known, --imbalance and --shots all exclude one another; "
+            "give one"
         )
     require_method(method, "fit")
     if official and tune is not None:
@@ -169,6 +181,8 @@ def fit(
         prompt_set=prompts,
         imbalance=imbalance,
         setting="base-to-new" if base_to_new else "cross-dataset" if test_on else "few-shot",
+        known=None if known is None else parse_known(known),
+        score=score or "mcm",
         blend="auto" if blend is None else parse_share(blend),
     )
     every = [
@@ -191,7 +205,7 @@ def fit(
         if asked.setting != "few-shot" or len(every) > 1:
             raise UserError(
                 "--save keeps one adapter of all classes; give one --shots and one --seed, "
-                "and neither --base-to-new nor --test-on"
+                "and none of --base-to-new, --test-on and --known"
             )
         from fewshot.adapters.making import fit_and_save
 

@@ -94,6 +94,22 @@ ImbalanceOption = Annotated[
         rich_help_panel=FEW_SHOT,
     ),
 ]
+KnownOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="K|NAMES",
+        help="Open set: learn the first K classes, or those named with commas between; the others' "
+        "test images are unknown.",
+        rich_help_panel=FEW_SHOT,
+    ),
+]
+ScoreOption = Annotated[
+    Literal["mcm", "max-softmax", "max-logit", "energy"] | None,
+    typer.Option(
+        help="Score that separates known images from unknown ones. [default: mcm]",
+        rich_help_panel=FEW_SHOT,
+    ),
+]
 ImageCropScaleOption = Annotated[
     tuple[float, float] | None,
     typer.Option(

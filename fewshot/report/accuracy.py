@@ -3,7 +3,13 @@
 from collections.abc import Iterator
 
 from cache.errors import count
-from fewshot.report.class_groups import base_new, base_new_average, imbalanced, imbalanced_average
+from fewshot.report.class_groups import (
+    base_new,
+    base_new_average,
+    imbalanced,
+    imbalanced_average,
+    open_set,
+)
 from fewshot.report.content import Curves, Section
 from fewshot.report.cost import cost, cost_scatters, hyperparameters
 from fewshot.report.lines import (
@@ -46,6 +52,10 @@ def section(task: Task, rows: Cells, zero_shot: Cells) -> Section:
         made.blocks["accuracy"] = base_new(rows)
         if several:
             made.blocks["average"] = base_new_average(rows)
+    elif kind == "open-set":
+        made.blocks["accuracy"] = open_set(rows)
+        if several:
+            made.blocks["average"] = _average(rows)
     elif kind == "imbalanced":
         made.blocks["accuracy"] = imbalanced(rows)
         if several:

@@ -15,7 +15,7 @@ from fewshot.report.lines import (
 )
 from fewshot.results.groups import Cells, Value, datasets_of, over_datasets, over_seeds
 from fewshot.results.log import Result
-from fewshot.run import CLASS_GROUPS
+from fewshot.run import CLASS_GROUPS, PARTS
 from fewshot.tables import Cell, Number, Table
 
 CONVENTIONS = (
@@ -70,6 +70,29 @@ def base_new_average(rows: Cells) -> Table:
         *incomplete.notes(),
     )
     return Table("Average over datasets", header, lines, notes)
+
+
+def open_set(rows: Cells) -> Table:
+    """On known images, and how well these are separated from unknown ones."""
+    parts = PARTS["open-set"]
+    lines = [
+        (
+            *head, shots, *(percent(group, of_part(part)) for part in parts), percent(group),
+            len(group),
+        )
+        for row, head in heads(rows)
+        for shots, group in rows[row].items()
+    ]  # fmt: skip
+    return Table(
+        "Accuracy on known classes, and known against unknown images",
+        ("dataset", "method", "tuned by", "shots", "known", "AUROC", "FPR95", "H", "seeds"),
+        lines,
+        (
+            INTERVAL,
+            "AUROC judges the score at all thresholds; FPR95 is better when lower.",
+            "H is the harmonic mean of the accuracy and AUROC.",
+        ),
+    )
 
 
 def mean_h(group: Sequence[Result]) -> float:

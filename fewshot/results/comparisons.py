@@ -216,7 +216,7 @@ def _same_task(one: Row, other: Row) -> bool:
     usual = ("few-shot", "imbalanced", *WITHOUT_LABELS)
     if {s, t} & set(WITHOUT_LABELS) and {s, t} <= set(usual):
         return True
-    return (s, one.imbalance, one.source) == (t, other.imbalance, other.source)
+    return (s, one.detail, one.source) == (t, other.detail, other.source)
 
 
 def _matched(

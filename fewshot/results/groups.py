@@ -24,13 +24,13 @@ class Task(NamedTuple):
 
     setting: str
     model: str
-    imbalance: str
+    detail: str  # how unequal classes are, or which are known
     source: str  # that was learned from, where it is another dataset than the one tested
 
     def __str__(self) -> str:
         source = f" from {self.source}" if self.source else ""
-        imbalance = f", {self.imbalance}" if self.imbalance else ""
-        return f"{self.setting}{source}{imbalance}, {self.model}"
+        detail = f", {self.detail}" if self.detail else ""
+        return f"{self.setting}{source}{detail}, {self.model}"
 
 
 Row = Run  # without shots and seed: equal for results that may share a row
@@ -40,7 +40,7 @@ Cells = dict[Row, dict[int, list[Result]]]  # row -> shots -> the results of its
 
 def task_of(row: Row) -> Task:
     """The task that the row's results did."""
-    return Task(row.setting, row.model, row.imbalance or "", row.source)
+    return Task(row.setting, row.model, row.detail, row.source)
 
 
 def cells(runs: Iterable[AnyRun]) -> dict[Row, dict[int, list[AnyRun]]]:

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from cache.errors import UserError, printable
 from cache.validation import problem
-from fewshot.run import Count, Plain, Run
+from fewshot.run import PARTS, Count, Plain, Run, plain_setting
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -31,9 +31,11 @@ class Result(Run):
     """A run, and what came of it on the dataset's test split.
 
     Attributes:
-        accuracy: Top-1 over the whole test split, 0..1; from base to new, the harmonic mean.
+        accuracy: Top-1 over the whole test split, 0..1; from base to new and from open set, the
+            harmonic mean of the first two `accuracies`.
         per_class_accuracy: Mean over the classes of the accuracy within each, 0..1.
-        accuracies: Those of parts of the test split: `base` and `new`, or `many`, `medium`, `few`.
+        accuracies: Those of parts of the test split: `base` and `new`, or `many`, `medium`, `few`;
+            or `known`, with `auroc` and `fpr95` of known against unknown images.
         hyperparameters: The method's fields, as tuned.
         measures: Numbers about the classifier itself, such as `trained_parameters`.
         text_recipe: How text features were made of the prompts: by a recipe of the store's, `live`
@@ -41,7 +43,7 @@ class Result(Run):
         n_classes: C of the test split.
         n_support: N, images that were learned from.
         n_validation: Labeled images besides the support set that tuning looked at.
-        n_test: Images of the test split.
+        n_test: Images of the test split; from open set, those of known classes.
         fit_seconds: Tuning and fitting, from features in memory.
         predict_seconds: Classifying the test split, from features in memory.
         predictions: The file of predictions, where they were saved.
@@ -109,10 +111,10 @@ def _checked(line: str) -> Result:
         result = _lines().validate_json(line)
     except ValidationError as error:
         raise UserError(f"not a result; {problem(error)}") from None
-    parts = {"base", "new"} if result.setting.endswith("base-to-new") else set()
-    if not parts <= result.accuracies.keys():
+    parts = PARTS.get(plain_setting(result.setting), ())
+    if not set(parts) <= result.accuracies.keys():
         raise UserError(
-            "not a result; accuracies: expected base and new, "
+            f"not a result; accuracies: expected {' and '.join(parts)}, "
             f"got {sorted(result.accuracies)!s:.60}"
         )
     return result

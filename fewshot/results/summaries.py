@@ -1,10 +1,11 @@
 """Accuracies averaged over seeds, against shots: as points, and as a table."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from fewshot.results.groups import Cells, Point, Row, Value, cells, labels, over_seeds, untuned
 from fewshot.results.log import Result
-from fewshot.run import CLASS_GROUPS
+from fewshot.run import CLASS_GROUPS, PARTS, plain_setting
 from fewshot.sampling import shots_name
 from fewshot.tables import Cell, Number, Table, text
 
@@ -32,8 +33,8 @@ def accuracy_table(results: Sequence[Result]) -> str:
     parted = any(_parts(found) for found in rows.values())
     lines = []
     for row, found in rows.items():
-        task = [f"{row.setting} {row.imbalance or row.source}".rstrip()] if told else []
-        whole = "H" if row.setting == "base-to-new" else "all"
+        task = [f"{row.setting} {row.detail or row.source}".rstrip()] if told else []
+        whole = "H" if plain_setting(row.setting) in PARTS else "all"
         for part in (*_parts(found), whole):
             line = [over_seeds(group, _accuracy_of(part)) for group in found.values()]
             classes = [part] if parted else []
@@ -48,7 +49,9 @@ def _parts(found: Mapping[int, Sequence[Result]]) -> tuple[str, ...]:
     """The parts of the test split of which every result has an accuracy."""
     every = [set(result.accuracies) for group in found.values() for result in group]
     return tuple(
-        part for part in ("base", "new", *CLASS_GROUPS) if all(part in one for one in every)
+        part
+        for part in (*chain(*PARTS.values()), *CLASS_GROUPS)
+        if all(part in one for one in every)
     )
 
 
