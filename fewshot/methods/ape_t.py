@@ -93,7 +93,7 @@ class APET(CacheMethod):
 
     name: ClassVar[str] = "ape-t"
     summary: ClassVar[str] = "As ape, with a small correction for each class found by training."
-    practical_size: ClassVar[PracticalSize] = PracticalSize(images=500, seconds=8.9)
+    practical_size: ClassVar[PracticalSize] = PracticalSize(images=500, seconds=1.0)
     grid: ClassVar[Grid] = {
         "beta": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
         "alpha": (0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0),

@@ -119,7 +119,7 @@ class ProKeR(Method):
     summary: ClassVar[str] = (
         "Learns from your photos where the class names go wrong, and corrects for that."
     )
-    practical_size: ClassVar[PracticalSize] = PracticalSize(images=2000, seconds=0.4)
+    practical_size: ClassVar[PracticalSize] = PracticalSize(images=2000, seconds=0.5)
     saved_as: ClassVar[tuple[type, ...]] = (KernelClassifier,)
     grid: ClassVar[Grid] = {"beta": (1.0, 2.0, 4.0, 8.0), "lmbda": (0.1, 0.4, 1.6)}
 

@@ -84,7 +84,7 @@ class Stack(Method):
     blends: ClassVar[bool] = False  # zero-shot is one of the bases
     grid: ClassVar[Grid] = dict.fromkeys(CLEAR, ("prior",))  # tuning finds them; see `tuned`
     practical_size: ClassVar[PracticalSize] = PracticalSize(
-        images=2000, logits=100_000, seconds=2.5
+        images=2000, logits=100_000, seconds=1.8
     )
     saved_as: ClassVar[tuple[type, ...]] = (LinearClassifier, KernelClassifier)
 

@@ -45,7 +45,7 @@ class TipAdapter(CacheMethod):
         "Lets your photos vote for their classes, by their likeness to the new one, on top of the "
         "class names."
     )
-    practical_size: ClassVar[PracticalSize] = PracticalSize(images=20_000, seconds=0.9)
+    practical_size: ClassVar[PracticalSize] = PracticalSize(images=20_000, seconds=0.3)
     grid: ClassVar[Grid] = {
         "beta": (0.1, 0.3, 1.0, 2.0, 4.0, 5.5, 8.0, 11.0, 16.0, 22.0, 32.0, 45.0),
         "alpha": (0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0),

@@ -79,7 +79,7 @@ class TipAdapterF(CacheMethod):
 
     name: ClassVar[str] = "tip-adapter-f"
     summary: ClassVar[str] = "As tip-adapter, with the remembered photos adjusted by training."
-    practical_size: ClassVar[PracticalSize] = PracticalSize(images=1000, seconds=4)
+    practical_size: ClassVar[PracticalSize] = PracticalSize(images=1000, seconds=0.6)
     grid: ClassVar[Grid] = {
         "beta": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
         "alpha": (0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0),

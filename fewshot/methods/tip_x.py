@@ -121,7 +121,7 @@ class TipX(Method):
         "As tip-adapter, with a second vote by how photos relate to the class names."
     )
     practical_size: ClassVar[PracticalSize] = PracticalSize(
-        images=10_000, logits=1_000_000, seconds=1
+        images=10_000, logits=1_000_000, seconds=1.0
     )
     saved_as: ClassVar[tuple[type, ...]] = (TipXClassifier, KeyValueCache)
     grid: ClassVar[Grid] = {
