@@ -21,6 +21,7 @@ def test_what_needs_the_whole_query_or_no_labels_is_never_tried() -> None:
     found = candidates(2, 2)
     assert found.left_out == {
         "gda-em": "learns from images without labels",
+        "ueo": "learns from images without labels",
         "transclip": "classifies images together, not one by one",
     }
     assert found.names[:4] == ("zero-shot", "nearest-mean", "gda", "ridge")

@@ -25,6 +25,7 @@ N_PROMPTS = 3
 NOT_LINEAR_IN_THE_LOGIT_SCALE = {
     "stack": "its weights follow from zero-shot's log-loss",
     "gda-em": "its responsibilities are a softmax of the text's logits",
+    "ueo": "its entropies are of a softmax of the text's logits",
     "transclip": "its guesses at labels start from a softmax of the text's logits",
 }
 

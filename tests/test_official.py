@@ -18,7 +18,7 @@ from fewshot.run import Protocol
 from tests.small_stores import write_store
 
 DATASET = {"proker": "sun397"}  # the one that its grid is known of
-WITHOUT = {"nearest-mean", "ridge", "gda-em", "text-probe", "cross-modal"}
+WITHOUT = {"nearest-mean", "ridge", "stack", "gda-em", "ueo", "text-probe", "cross-modal"}
 FOLLOWED = [name for name in METHODS if name not in WITHOUT]
 
 

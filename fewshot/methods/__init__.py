@@ -20,6 +20,7 @@ from fewshot.methods.tip_adapter import TipAdapter
 from fewshot.methods.tip_adapter_f import TipAdapterF
 from fewshot.methods.tip_x import TipX
 from fewshot.methods.transclip import TransCLIP
+from fewshot.methods.ueo import UEO
 from fewshot.methods.zero_shot import ZeroShot
 from fewshot.methods.zs_lp import ZSLP
 
@@ -30,6 +31,7 @@ __all__ = [
     "GDA",
     "GDAEM",
     "METHODS",
+    "UEO",
     "ZSLP",
     "CLIPAdapter",
     "CrossModal",
@@ -54,6 +56,7 @@ METHODS: dict[str, type[Method]] = {
     "nearest-mean": NearestMean,
     "gda": GDA,
     "gda-em": GDAEM,
+    "ueo": UEO,
     "ridge": Ridge,
     "proker": ProKeR,
     "tip-adapter": TipAdapter,

@@ -1,0 +1,135 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from cache.errors import UserError
+from fewshot import SupportSet, ZeroShot
+from fewshot.methods import UEO
+from fewshot.methods.ueo import Residual, objective
+from fewshot.text import Text
+from tests.toys import vectors
+
+SCALE = 10.0
+Array = NDArray[np.float64]
+
+
+def task(n: int = 40, known: int = 3, unknown: int = 2) -> tuple[Tensor, Text]:
+    """Unlabeled images of known and unknown classes, and the known ones' text."""
+    centers = vectors(0, known + unknown, 8)
+    images = normalize(centers[torch.arange(n) % len(centers)] + 0.6 * vectors(1, n, 8))
+    return images, Text(normalize(centers[:known] + 0.5 * vectors(2, known, 8)))
+
+
+def loss(text: Array, images: Array, weights: Array, marginal: float) -> float:
+    """The objective image by image, of class texts of any length."""
+    entropy = total = inverse = 0.0
+    average = np.zeros(len(text))
+    for f, w in zip(images, weights, strict=True):
+        z = np.array([SCALE * f @ t / math.sqrt(t @ t) for t in text])
+        p = np.exp(z) / np.exp(z).sum()
+        entropy += w * -sum(one * math.log(one + 1e-5) for one in p)
+        average += p / w
+        total, inverse = total + w, inverse + 1 / w
+    q = average / inverse
+    return float(entropy / total + marginal * sum(one * math.log(one + 1e-5) for one in q))
+
+
+@pytest.mark.parametrize("marginal", [0.0, 1.0, 2.5])
+def test_the_objective_is_that_of_the_definition_image_by_image(marginal: float) -> None:
+    images, text = task()
+    weights = torch.rand(len(images), generator=torch.Generator().manual_seed(3)) + 0.1
+    got = objective(SCALE * images @ text.features.T, weights, marginal).loss
+    expected = loss(
+        text.features.double().numpy(), images.double().numpy(), weights.numpy(), marginal
+    )
+    assert float(got) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("residual", ["shared", "class"])
+def test_a_step_is_against_the_numerical_gradient(residual: Residual) -> None:
+    images, text = task()
+    method = UEO(
+        residual=residual, lr=0.02, epochs=1, batch_size=100, marginal=1.5, logit_scale=SCALE
+    )
+    got = method.fit_unlabeled(images, text).weight.double().numpy() / SCALE
+    x, t = images.double().numpy(), text.features.double().numpy()
+    certainty = np.exp(SCALE * x @ t.T)
+    weights = (certainty / certainty.sum(axis=1, keepdims=True)).max(axis=1)
+    gradient, h = np.zeros_like(t), 1e-6
+    for k, d in np.ndindex(*t.shape):
+        shift = np.zeros_like(t)
+        shift[(k, d) if residual == "class" else (slice(None), d)] = h
+        sides = (loss(t + shift, x, weights, 1.5), loss(t - shift, x, weights, 1.5))
+        gradient[k, d] = (sides[0] - sides[1]) / (2 * h)
+    moved = t - 0.02 * gradient
+    np.testing.assert_allclose(got, moved / np.linalg.norm(moved, axis=1, keepdims=True), atol=1e-5)
+    assert np.abs(got - t).max() > 1e-4
+
+
+def test_equal_weights_make_it_information_maximization() -> None:
+    images, text = task()
+    logits = SCALE * images @ text.features.T
+    p = torch.softmax(logits, dim=1)
+    entropy = -(p * (p + 1e-5).log()).sum(dim=1).mean()
+    of_mean = -(p.mean(dim=0) * (p.mean(dim=0) + 1e-5).log()).sum()
+    for weight in (1.0, 0.2):
+        got = objective(logits, torch.full((len(images),), weight)).loss
+        torch.testing.assert_close(got, entropy - of_mean)
+    even, none = UEO(weight_temperature=1e6), UEO(weighting="none")
+    torch.testing.assert_close(
+        even.fit_unlabeled(images, text).weight, none.fit_unlabeled(images, text).weight
+    )
+
+
+def test_the_surer_the_weight_the_less_an_image_counts_in_the_average() -> None:
+    p = torch.tensor([[4.0, 0.0], [0.0, 4.0]])
+    even, uneven = (objective(p, torch.tensor(w), 1.0).loss for w in ([1.0, 1.0], [1.0, 1e-3]))
+    # The average then is almost the unsure image's own, whose entropy is small.
+    assert float(even) < float(uneven)
+    assert float(uneven) == pytest.approx(0.0, abs=5e-3)
+
+
+def test_no_epochs_are_zero_shot() -> None:
+    images, text = task()
+    support = SupportSet(images, torch.arange(len(images)) % 3, 3)
+    for method in (UEO(epochs=0), UEO(lr=1e-12)):
+        got = method.fit(support, text).logits(images)
+        expected = ZeroShot().fit(support, text).logits(images)
+        torch.testing.assert_close(got, expected, atol=1e-3, rtol=0)
+
+
+def test_an_oracle_that_knows_the_unknown_images_learns_otherwise() -> None:
+    images, text = task()
+    weights = torch.where(torch.arange(len(images)) % 5 < 3, 1.0, 1e-3)
+    method = UEO(logit_scale=SCALE)
+    oracle = method.fit_weighted(images, text, weights)
+    assert (oracle.weight - method.fit_unlabeled(images, text).weight).abs().max() > 1e-3
+
+
+def test_the_seed_orders_the_images_and_nothing_else() -> None:
+    images, text = task()
+    one, same, other = (
+        UEO(seed=seed, batch_size=16, logit_scale=SCALE).fit_unlabeled(images, text).weight
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    whole = [UEO(seed=seed, batch_size=40).fit_unlabeled(images, text).weight for seed in (1, 2)]
+    torch.testing.assert_close(*whole)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    images, text = task()
+    with pytest.raises(UserError, match="needs two unlabeled images; got 1"):
+        UEO().fit_unlabeled(images[:1], text)
+    with pytest.raises(UserError, match="needs text features"):
+        UEO().fit_unlabeled(images, None)
+    with pytest.raises(UserError, match="weight_temperature must be more than 0"):
+        UEO(weight_temperature=0.0)
+    with pytest.raises(UserError, match="unknown residual"):
+        UEO(residual="both")  # type: ignore[arg-type]
