@@ -41,20 +41,27 @@ def progress(
         costs: The cost of each item in any unit, where they differ: the time left goes by costs.
         patience: Seconds in which nothing is shown, for work that is mostly done by then.
     """
-    global _showing
     if _showing:
         yield lambda _n, _note="": None
         return
     what, pace = printable(what), _Pace(total, done, costs)
-    _showing = True
-    try:
+    with silent_within():
         if sys.stderr.isatty():
             with _bar(what, pace, patience) as advance:
                 yield advance
         else:
             yield _lines(what, pace, patience)
+
+
+@contextlib.contextmanager
+def silent_within() -> Iterator[None]:
+    """Show no progress of what is done within: for work that shows its own."""
+    global _showing
+    before, _showing = _showing, True
+    try:
+        yield
     finally:
-        _showing = False
+        _showing = before
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 import pytest
 
 from cache import progress as module
-from cache.progress import clock, progress
+from cache.progress import clock, progress, silent_within
 
 
 def test_plain_lines_where_there_is_no_terminal(
@@ -107,3 +107,14 @@ def test_work_within_work_shows_nothing(
     written = capsys.readouterr().err
     assert "1/1" in written
     assert "tuning" not in written
+
+
+def test_work_that_shows_its_own_silences_what_is_within(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with silent_within(), progress("tuning", 1) as advance:
+        advance(1)
+    assert capsys.readouterr().err == ""
+    with progress("tuning", 1) as advance:
+        advance(1)
+    assert "1/1" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from pathlib import Path
 from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.loading import load
+from cache.progress import silent_within
 from cache.source import Source, find
 from cache.store import FeatureStore
 from fewshot.bench.plan import Cell
@@ -42,7 +43,8 @@ def attempt(save: Path | None, cells: Sequence[Cell]) -> tuple[Sequence[Result |
         cells: Cells that one fit serves: all alike but in what they test.
     """
     start = time.monotonic()
-    return _outcomes(save, cells), time.monotonic() - start
+    with silent_within():  # the benchmark shows its cells
+        return _outcomes(save, cells), time.monotonic() - start
 
 
 def _outcomes(save: Path | None, cells: Sequence[Cell]) -> Sequence[Result | Failure]:
