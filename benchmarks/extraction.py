@@ -1,11 +1,11 @@
 """Extraction from JPEG files against the bare forward pass on tensors already in memory.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/extraction.py [--images 384] [--batch-size 64]
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/extraction.py [--images 384] [--batch-size 8]
 
 with that policy because the command line sets it.
 
 Both run the same ViT-B/32 (random weights) at the same batch size, in turns, on the same images of
-500 x 375 pixels; extraction also reads, decodes, resizes, and writes its shard. Prints the ratio of
+500 x 375 pixels; extraction also reads, decodes, and resizes. Prints the ratio of
 the two rates, per round and best against best.
 """
 
@@ -22,8 +22,7 @@ from PIL import Image
 
 from cache.encoder import Encoder, wrap
 from cache.extract import default_workers
-from cache.parts import Parts
-from cache.shards import Shard, ShardPlan, encode_shard
+from cache.shards import CENTER, Cropping, Shard, Wanted, encode_shard
 from cache.source import resolve_folder
 
 
@@ -39,7 +38,7 @@ def draw(folder: Path, count: int) -> None:
         Image.fromarray(pixels).save(path, quality=90)
 
 
-def seconds(work: Callable[[], None]) -> float:
+def seconds(work: Callable[[], object]) -> float:
     """Wall time of one call."""
     start = time.perf_counter()
     work()
@@ -56,7 +55,7 @@ def main() -> None:
     """Print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--images", type=int, default=384)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     model = open_clip.create_model("ViT-B-32")
@@ -71,15 +70,15 @@ def main() -> None:
         print(f"{len(items)} JPEG files of {size / 1e3:.0f} kB, batch {options.batch_size}")
         pixels = torch.stack([encoder.preprocess.center(source.read(i.path)) for i in items])
         batches = list(torch.split(pixels, options.batch_size))
-        shard = Shard("train", 0, tuple(range(len(items))), 0)
-        plan = ShardPlan(source, Parts(Path(directory)), options.batch_size, (0.5, 1.0), 0, False)
+        shard = Shard(0, tuple(Wanted(item.path, (CENTER,)) for item in items))
+        cropping = Cropping(source, options.batch_size, (0.5, 1.0), 0)
         workers = default_workers()
         bare(encoder, batches[:1])
         rates = []
         for round_ in range(options.rounds):
             alone = len(items) / seconds(lambda: bare(encoder, batches))
             whole = len(items) / seconds(
-                lambda: encode_shard(plan, shard, encoder, workers=workers)
+                lambda: encode_shard(cropping, shard, encoder, workers=workers)
             )
             rates.append((alone, whole))
             print(

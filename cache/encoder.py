@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,17 @@ class Encoder:
             features, pooled = _encode_tokens(self.model, tokens)
         return features.float().cpu(), None if pooled is None else pooled.float().cpu()
 
+    def text_lengths(self, prompts: Sequence[str]) -> list[int]:
+        """The number of positions that the text tower runs on for each prompt alone.
+
+        A prompt's feature depends to the last bit on it, so on the other prompts only if these are
+        longer.
+        """
+        tokens = self.tokenizer(list(prompts))
+        if not _is_clips(self.model):
+            return [tokens.shape[1]] * len(tokens)
+        return [_length(end, tokens.shape[1]) for end in tokens.argmax(dim=1).tolist()]
+
     @contextlib.contextmanager
     def _autocast(self) -> Iterator[None]:
         enabled = self.precision != "fp32"
@@ -128,7 +139,7 @@ def _encode_tokens(model: Any, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         return model.encode_text(tokens), None
     causal = model.attn_mask
     end = tokens.argmax(dim=1)  # end-of-text has the highest id
-    length = int(end.max()) + 1
+    length = _length(int(end.max()), tokens.shape[1])
     x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
     x = model.ln_final(model.transformer(x, attn_mask=causal[:length, :length]))
     pooled: Tensor = x[torch.arange(len(x), device=x.device), end]
@@ -137,6 +148,11 @@ def _encode_tokens(model: Any, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         return pooled, None
     features: Tensor = last(pooled) if isinstance(last, nn.Module) else pooled @ last
     return features, None if _projection(model) is None else pooled
+
+
+def _length(end: int, context: int) -> int:
+    """Positions to run on for a text that ends at `end`: few lengths, so that batches are full."""
+    return min(-(-(end + 1) // 8) * 8, context)
 
 
 def _is_clips(model: Any) -> bool:

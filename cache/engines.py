@@ -1,13 +1,15 @@
 """Who encodes the shards: this process, several processes, or Ray actors.
 
-All of them map the same function over the missing shards of a plan, so all give the same store.
+All of them map the same function over the shards of new images, and one process keeps the results,
+so all give the same store.
 """
 
 import importlib
 import signal
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing import get_context
 from typing import Any
 
@@ -17,7 +19,7 @@ from cache.encoder import Encoder
 from cache.errors import UserError, unknown
 from cache.loading import load
 from cache.orphans import end_with_parent
-from cache.shards import Shard, ShardPlan, encode_shard
+from cache.shards import Cropping, Encoded, Shard, encode_shard
 
 ENGINES = ("serial", "process", "ray")
 
@@ -44,9 +46,10 @@ class EncoderSpec:
 
 
 def run(
-    plan: ShardPlan,
-    shards: list[Shard],
+    cropping: Cropping,
+    shards: Iterator[Shard],
     encoder: Encoder,
+    keep: Callable[[Encoded], None],
     advance: Callable[[int], None],
     workers: int,
     engine: str = "serial",
@@ -55,45 +58,62 @@ def run(
     """Encode these shards.
 
     Args:
-        plan: What they belong to.
-        shards: Those that are missing.
+        cropping: How their images become crops.
+        shards: Those that are missing, taken as they are needed.
         encoder: The model; other processes load their own by its name.
+        keep: Called in this process with each finished shard, in any order.
         advance: Called with numbers of images finished.
         workers: Decoding threads, of all processes together.
         engine: "serial", "process" or "ray".
         processes: Worker processes or actors.
 
     Raises:
-        UserError: Unknown engine, Ray is not installed, or the cluster is too small.
+        UserError: Ray is not installed, or the cluster is too small.
+    """
+    if engine == "serial":
+        for shard in shards:
+            keep(encode_shard(cropping, shard, encoder, workers=workers, advance=advance))
+        return
+    first = next(shards, None)
+    if first is None:  # no process loads a model for nothing
+        return
+
+    def take(encoded: Encoded) -> None:
+        keep(encoded)
+        advance(len(encoded.contents))
+
+    run_in = {"process": _run_processes, "ray": _run_ray}[engine]
+    setup = (cropping, EncoderSpec.of(encoder), workers, processes, threads(engine, processes))
+    run_in(chain([first], shards), take, setup)
+
+
+def threads(engine: str, processes: int) -> int:
+    """The threads of each process that encodes.
+
+    Raises:
+        UserError: Unknown engine.
     """
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
-    if engine == "serial":
-        for shard in shards:
-            encode_shard(plan, shard, encoder, workers=workers, advance=advance)
-        return
-    run_in = {"process": _run_processes, "ray": _run_ray}[engine]
-    threads = max(1, torch.get_num_threads() // processes)
-    run_in(shards, advance, (plan, EncoderSpec.of(encoder), workers, processes, threads))
+    return max(1, torch.get_num_threads() // (1 if engine == "serial" else processes))
 
 
-Setup = tuple[ShardPlan, EncoderSpec, int, int, int]  # what a `Worker` is made of
+Setup = tuple[Cropping, EncoderSpec, int, int, int]  # what a `Worker` is made of
 
 
 class Worker:
-    """The state of one process or actor: the plan and its own copy of the model."""
+    """The state of one process or actor: the crops to make and its own copy of the model."""
 
     def __init__(
-        self, plan: ShardPlan, spec: EncoderSpec, workers: int, processes: int, threads: int
+        self, cropping: Cropping, spec: EncoderSpec, workers: int, processes: int, threads: int
     ) -> None:
         torch.set_num_threads(threads)
-        self.plan, self.encoder = plan, spec.load()
+        self.cropping, self.encoder = cropping, spec.load()
         self.workers = max(1, workers // processes)
 
-    def encode(self, shard: Shard) -> int:
-        """Encode the shard; its number of images."""
-        encode_shard(self.plan, shard, self.encoder, workers=self.workers)
-        return len(shard.rows)
+    def encode(self, shard: Shard) -> Encoded:
+        """Encode the shard."""
+        return encode_shard(self.cropping, shard, self.encoder, workers=self.workers)
 
 
 _worker: Worker  # of a worker process, made by its initializer
@@ -106,27 +126,34 @@ def _start(*arguments: Any) -> None:
     _worker = Worker(*arguments)
 
 
-def _work(shard: Shard) -> int:
+def _work(shard: Shard) -> Encoded:
     return _worker.encode(shard)
 
 
-def _run_processes(shards: list[Shard], advance: Callable[[int], None], setup: Setup) -> None:
+def _run_processes(shards: Iterator[Shard], take: Callable[[Encoded], None], setup: Setup) -> None:
     processes = setup[3]
     with ProcessPoolExecutor(processes, get_context("spawn"), _start, setup) as pool:
         try:
-            for future in as_completed([pool.submit(_work, shard) for shard in shards]):
-                advance(future.result())
+            at_work: set[Future[Encoded]] = set()
+            for shard in shards:
+                at_work.add(pool.submit(_work, shard))
+                if len(at_work) > processes:  # one waits, so that nobody else does
+                    done, at_work = wait(at_work, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        take(future.result())
+            for future in as_completed(at_work):
+                take(future.result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _run_ray(shards: list[Shard], advance: Callable[[int], None], setup: Setup) -> None:
+def _run_ray(shards: Iterator[Shard], take: Callable[[Encoded], None], setup: Setup) -> None:
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError:
         raise UserError("--engine ray needs Ray; pip install 'fewshot-clip[ray]'") from None
-    plan, spec, workers, processes, threads = setup
+    cropping, spec, workers, processes, each = setup
     started = not ray.is_initialized()
     if started:
         ray.init(include_dashboard=False, log_to_driver=False)
@@ -136,10 +163,14 @@ def _run_ray(shards: list[Shard], advance: Callable[[int], None], setup: Setup) 
         _check_room(ray.cluster_resources(), {"CPU": cpus * processes, "GPU": gpus * processes})
         resources = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 2, "max_task_retries": 2}
         remote = ray.remote(**resources)(Worker)
-        arguments = (ray.put(plan), spec, workers, processes, threads)
+        arguments = (ray.put(cropping), spec, workers, processes, each)
         pool = ray.util.ActorPool([remote.remote(*arguments) for _ in range(processes)])
-        for count in pool.map_unordered(lambda actor, shard: actor.encode.remote(shard), shards):
-            advance(count)
+        for shard in shards:
+            while not pool.has_free():
+                take(pool.get_next_unordered())
+            pool.submit(lambda actor, shard: actor.encode.remote(shard), shard)
+        while pool.has_next():
+            take(pool.get_next_unordered())
     except UserError as error:  # wrapped by Ray, with the actor's traceback in its text
         raise getattr(error, "cause", error) from None
     finally:

@@ -1,43 +1,39 @@
 """A dataset and a frozen CLIP into a feature store, resumable at any moment.
 
-Shards are encoded one by one into a directory beside the store, then the store is assembled from
-them and takes its name last. The directory is named after everything that changes a byte, so shards
-of another model, of other templates or of other images are never taken for these.
+What is not in the bank yet is encoded and put there, a shard at a time; then the store is assembled
+from the bank and takes its name last.
 """
 
 import contextlib
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
+from numpy.typing import NDArray
 
 from cache import engines
+from cache.bank import Bank
+from cache.digests import Digests
 from cache.encoder import Encoder
 from cache.errors import UserError, count, unknown
-from cache.identity import Recipe, fingerprint, identity_of
-from cache.parts import Parts
+from cache.identity import Recipe, identity_of
+from cache.new_images import NewImages, groups
 from cache.progress import progress
 from cache.prompts import require_readable
-from cache.shards import (
-    Shard,
-    ShardPlan,
-    TextShard,
-    encode_text_shard,
-    image_shards,
-    text_shards,
-)
+from cache.shards import Cropping, computed_on, encode_prompts, fitting_batch, prompt_key
 from cache.skipped import cannot_read, listed
 from cache.source import Source
 from cache.store import FeatureStore
-from cache.store_writer import StoreWriter, create
+from cache.store_assembly import assemble
 
+COMPUTING = ("torch", "torchvision", "open_clip_torch", "pillow", "numpy")  # features
 IF_EXISTS = ("resume", "skip", "overwrite", "error")
 
 
@@ -47,7 +43,9 @@ def extract(
     recipe: Recipe,
     store: Path,
     *,
-    batch_size: int = 64,
+    bank: Path | None = None,
+    rehash: bool = False,
+    batch_size: int | None = None,
     workers: int = 2,
     if_exists: str = "resume",
     skip_unreadable: bool = False,
@@ -63,18 +61,22 @@ def extract(
         encoder: The model.
         recipe: What to encode.
         store: Where the store goes.
-        batch_size: Crops per forward pass.
+        bank: File of features that are kept for other stores. Without it none are known, and those
+            made here are kept until the store is finished.
+        rehash: Read every image; else one that has the size and the time of modification it had
+            when it was read last is taken to be the same.
+        batch_size: Crops per forward pass; 8 on a CPU and 64 elsewhere without it.
         workers: Threads that decode images.
         if_exists: "resume" (finish what was begun; a finished store of the same identity is left
-            alone unless images were modified since, one of another identity is an error), "skip"
+            alone unless images were replaced since, one of another identity is an error), "skip"
             (leave any store alone), "overwrite" or "error".
         skip_unreadable: Leave out images that do not decode, and list them in the store.
         part: (i, n): encode only every n-th shard from the i-th (1-based) on, and leave the
             assembly to a run without it.
         engine: "serial", "process" or "ray": who encodes the shards.
         processes: Worker processes or actors of the last two.
-        say: Called with the reason why a finished store is made again, and with each image that
-            does not decode and is not to be left out.
+        say: Called with the reason why a finished store is made again, with the number of images
+            that are known, and with each image that does not decode and is not to be left out.
 
     Raises:
         UserError: The store exists and may not be touched, another process is writing it, or an
@@ -87,58 +89,147 @@ def extract(
     if store.exists() and if_exists == "skip":
         return False
     what = identity_of(source, encoder, recipe)
-    home = store.with_name(f".{store.stem}.parts")
-    key = fingerprint({"identity": what, "batch_size": batch_size})
     if store.exists() and if_exists == "resume":
-        FeatureStore.open(store).require(what)
-        made = store.stat().st_mtime_ns
-        rows = recipe.rows(source)
-        changed = [
-            path for split in rows for path in source.changed_since(made, split, rows[split])
-        ]
-        if not changed:
-            _remove_parts(store, home / key[:16])
+        made = FeatureStore.open(store)
+        made.require(what)
+        with Bank.opened(bank or Path(":memory:")) as kept:
+            digests = Digests(source, recipe.rows(source), kept, trust=not rehash)
+            replaced = _replaced(made, digests, workers)
+        if not replaced:
             return False
-        say(
-            f"{count(len(changed), 'image')} modified since {store} was made, the first "
-            f"{changed[0]}; encoding all again (--if-exists skip keeps the store)"
-        )
+        say(replaced)
     for prompts in recipe.prompts.values():  # before any image is encoded
         require_readable(encoder.tokenizer, prompts.prompts)
-    plan = ShardPlan(
-        source, Parts(home / key[:16]), batch_size, recipe.crop_scale, recipe.view_seed,
-        skip_unreadable,
-    )  # fmt: skip
-    images = image_shards(recipe.rows(source), recipe.views)
-    texts = text_shards({name: p.prompts for name, p in recipe.prompts.items()})
-    with _alone(store, part):
-        mine = images if part is None else images[part[0] - 1 :: part[1]]
-        missing = [shard for shard in mine if not plan.done(shard)]
-        total, left = (sum(len(shard.rows) for shard in shards) for shards in (mine, missing))
-        with progress(f"{source.dataset}: images", total, total - left) as advance:
-            engines.run(plan, missing, encoder, advance, workers, engine, processes)
-        changed = [path for shard in mine for path in plan.changed(shard)]
-        if changed:
-            raise UserError(
-                f"{count(len(changed), 'image')} modified while the images were encoded, the first "
-                f"{changed[0]}; run the same command again"
-            )
-        unread = [image for shard in mine for image in plan.skipped(shard).values()]
-        if unread and not skip_unreadable:
-            for line in listed(unread):
-                say(line)
-            raise cannot_read(unread)
-        if part is not None:
-            return True
-        missing_text = [shard for shard in texts if not plan.parts.done(shard.name)]
-        total, left = (sum(len(s.prompts) for s in shards) for shards in (texts, missing_text))
-        with progress(f"{source.dataset}: prompts", total, total - left) as advance:
-            for shard in missing_text:
-                encode_text_shard(plan.parts, shard, encoder)
-                advance(len(shard.prompts))
-        _assemble(store, what, plan, recipe, images, texts, encoder.text_projection)
-        shutil.rmtree(home)
+    passing = store.with_name(f".{store.stem}.bank.sqlite")
+    with _alone(store, part), Bank.opened(bank or passing) as kept:
+        done = _encode_and_assemble(
+            source, encoder, recipe, store, what, kept,
+            trust=not rehash, batch_size=batch_size or fitting_batch(encoder), workers=workers,
+            skip_unreadable=skip_unreadable, part=part, engine=engine, processes=processes, say=say,
+        )  # fmt: skip
+        if done:
+            passing.unlink(missing_ok=True)
+            shutil.rmtree(store.with_name(f".{store.stem}.parts"), ignore_errors=True)  # of old
     return True
+
+
+def _encode_and_assemble(
+    source: Source,
+    encoder: Encoder,
+    recipe: Recipe,
+    store: Path,
+    what: dict[str, Any],
+    bank: Bank,
+    *,
+    trust: bool,
+    batch_size: int,
+    workers: int,
+    skip_unreadable: bool,
+    part: tuple[int, int] | None,
+    engine: str,
+    processes: int,
+    say: Callable[[str], None],
+) -> bool:
+    """The store of what is in the bank and what is new; False if it is only a part of it."""
+    begun = time.time_ns()
+    machine = {
+        **computed_on(encoder, engines.threads(engine, processes)),
+        "batch_size": str(batch_size),
+    }
+    number = bank.encoder(str(encoder.identity["name"]), _encoding(encoder, machine))
+    cropping = Cropping(source, batch_size, recipe.crop_scale, recipe.view_seed)
+    digests = Digests(source, recipe.rows(source), bank, trust=trust)
+    images = NewImages(cropping, digests, bank, number, recipe.views)
+    every = groups(digests)
+    mine = every if part is None else every[part[0] - 1 :: part[1]]
+    known, total = images.find_known(mine), sum(len(places) for _, places in mine)
+    if known:
+        say(
+            f"{known:,} of {count(total, 'image')} encoded before, by size and time of "
+            "modification (--rehash reads them)"
+        )
+    with progress(f"{source.dataset}: images", total, known) as advance:
+        shards = images.shards(mine, workers, advance)
+        engines.run(cropping, shards, encoder, images.keep, advance, workers, engine, processes)
+    changed = [
+        path
+        for split, places in mine
+        for path in source.changed_since(begun, split, digests.rows[split][places].tolist())
+    ]
+    if changed:
+        raise UserError(
+            f"{count(len(changed), 'image')} modified while the images were encoded, the first "
+            f"{changed[0]}; run the same command again"
+        )
+    unread = list(images.skipped.values())
+    if unread and not skip_unreadable:
+        for line in listed(unread):
+            say(line)
+        raise cannot_read(unread)
+    if part is not None:
+        return False
+    text = _text(source, encoder, recipe, bank, number)
+    made_by = {**versions(), **machine, "manifest": source.manifest_digest[:12]}
+    made_by["images"] = digests.total()
+    projection = encoder.text_projection
+    used = (key for group in every for keys in images.keys(*group).values() for key in keys)
+    bank.use(store, number, chain(used, map(prompt_key, text)))  # before, lest it be pruned
+    assemble(store, what, made_by, source, recipe, images, every, text, projection)
+    return True
+
+
+def _text(
+    source: Source, encoder: Encoder, recipe: Recipe, bank: Bank, number: int
+) -> dict[str, NDArray[np.float32]]:
+    """Each prompt with its embedding (D,) and, where the tower ends in a matrix, pooled (W,)."""
+    prompts = list(dict.fromkeys(p for s in recipe.prompts.values() for p in s.prompts))
+    kept = bank.get(number, map(prompt_key, prompts))
+    text = {p: kept[prompt_key(p)] for p in prompts if prompt_key(p) in kept}
+    with progress(f"{source.dataset}: prompts", len(prompts), len(text)) as advance:
+        new = [prompt for prompt in prompts if prompt not in text]
+        for some, vectors in encode_prompts(new, encoder):
+            bank.put(number, "prompt", list(map(prompt_key, some)), vectors)
+            text |= zip(some, vectors, strict=True)
+            advance(len(some))
+    return text
+
+
+def _encoding(encoder: Encoder, machine: dict[str, str]) -> dict[str, Any]:
+    """All that changes a byte of a feature, besides the crop or the prompt."""
+    model = {k: v for k, v in encoder.identity.items() if k not in ("name", "tag")}
+    libraries = versions()
+    return {
+        "model": model,
+        "preprocessing": encoder.preprocess.identity(),
+        "precision": encoder.precision,
+        "machine": machine,
+        "libraries": {name: libraries[name] for name in COMPUTING if name in libraries},
+    }
+
+
+def _replaced(store: FeatureStore, digests: Digests, workers: int) -> str:
+    """Why a finished store is to be made again; empty if its images are those it was made of."""
+    made_of = store.versions.get("images")
+    if made_of is not None and digests.read_all(workers).total() == made_of:
+        return ""
+    modified = [
+        path
+        for split, rows in digests.rows.items()
+        for path in digests.source.changed_since(
+            store.path.stat().st_mtime_ns, split, rows.tolist()
+        )
+    ]
+    if modified:
+        return (
+            f"{count(len(modified), 'image')} modified since {store.path} was made, the first "
+            f"{modified[0]}; making it again (--if-exists skip keeps the store)"
+        )
+    if made_of is None:  # a store of an earlier version, which can be asked no more
+        return ""
+    return (
+        f"the images are not those that {store.path} was made of; making it again (--if-exists "
+        "skip keeps the store)"
+    )
 
 
 @contextlib.contextmanager
@@ -156,104 +247,10 @@ def _alone(store: Path, part: tuple[int, int] | None) -> Iterator[None]:
         ) from None
 
 
-def _remove_parts(store: Path, parts: Path) -> None:
-    """Remove what a finished store was made of, which a run killed just then left behind."""
-    if not parts.exists():
-        return
-    with contextlib.suppress(UserError), _alone(store, None):  # unless somebody is at it
-        shutil.rmtree(parts)
-        with contextlib.suppress(OSError):  # parts of another identity are there as well
-            parts.parent.rmdir()
-
-
-def _assemble(
-    store: Path,
-    what: dict[str, Any],
-    plan: ShardPlan,
-    recipe: Recipe,
-    shards: list[Shard],
-    texts: list[TextShard],
-    projection: Tensor | None,
-) -> None:
-    """The store from its finished shards; rows that were skipped are left out of every split."""
-    skipped = {
-        (shard.split, row): image for shard in shards for row, image in plan.skipped(shard).items()
-    }
-    found = list(skipped.values())
-    if recipe.train_rows is not None and any(image.split == "train" for image in found):
-        raise UserError(
-            "leaving out train images that do not decode changes the few-shot sample; remove them "
-            f"from the dataset and run this again: {'; '.join(map(str, found))}"
-        )
-    with create(
-        store,
-        identity=what,
-        classnames=plan.source.classnames,
-        versions=versions() | _computed(plan, [*shards, *texts]),
-        skipped=[*recipe.left_out, *found],
-    ) as writer:
-        for split in plan.source.splits:
-            gone = {row for s, row in skipped if s == split}
-            mine = [shard for shard in shards if shard.split == split]
-            _write_split(writer, plan, recipe, split, gone, mine)
-        for name, prompts in recipe.prompts.items():
-            pieces = [plan.parts.load(t.name) for t in texts if t.prompt_set == name]
-            embeddings = torch.cat([piece["embeddings"] for piece in pieces]).numpy()
-            labels, sentences = np.array(prompts.labels), list(prompts.prompts)
-            pooled = None
-            if projection is not None:
-                pooled = torch.cat([piece["pooled"] for piece in pieces]).numpy()
-            writer.text(name, embeddings, labels, sentences, pooled)
-        if projection is not None and recipe.prompts:
-            writer.text_projection(projection.numpy())
-
-
-def _write_split(
-    writer: StoreWriter,
-    plan: ShardPlan,
-    recipe: Recipe,
-    split: str,
-    gone: set[int],
-    shards: list[Shard],
-) -> None:
-    items = plan.source.splits[split]
-    kept = [row for row in range(len(items)) if row not in gone]
-    encoded = [row for shard in shards for row in shard.rows if row not in gone]
-    rows = None if encoded == kept else np.searchsorted(kept, encoded)
-    views = recipe.views if split == "train" else 0
-    writer.split(
-        split,
-        labels=np.array([items[row].label for row in kept], dtype=np.int64),
-        paths=[items[row].path for row in kept],
-        dim=int(writer.identity["model"]["dim"]),
-        rows=rows,
-        n_views=views,
-    )
-    start = 0
-    for shard in shards:
-        tensors = plan.parts.load(shard.name)
-        writer.write(split, start, tensors["features"].numpy())
-        if views:
-            writer.write_views(split, start, tensors["views"].numpy())
-        start += len(tensors["rows"])
-
-
-def _computed(plan: ShardPlan, shards: Sequence[Shard | TextShard]) -> dict[str, str]:
-    """What a store records of how it was computed, besides versions; several where they differ."""
-    notes = [plan.parts.note(shard.name) for shard in shards]
-    on = {
-        key: ", ".join(sorted({note.get(key, "unknown") for note in notes}))
-        for key in ("processor", "threads")
-    }
-    digest = plan.source.manifest_digest[:12]
-    return {**on, "batch_size": str(plan.batch_size), "manifest": digest}
-
-
 def versions() -> dict[str, str]:
-    """Versions of what computed the features."""
-    names = ("torch", "torchvision", "open_clip_torch", "pillow", "numpy", "h5py", "fewshot-clip")
+    """Versions of what computed the features and wrote them."""
     found = {}
-    for name in names:
+    for name in (*COMPUTING, "h5py", "fewshot-clip"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

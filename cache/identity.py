@@ -65,7 +65,12 @@ def identity_of(source: "Source", encoder: "Encoder", recipe: Recipe) -> dict[st
     splits = source.splits
     items = [(split, item) for split, items in splits.items() for item in items]
     encoded = [splits[split][row] for split, rows in recipe.rows(source).items() for row in rows]
-    views = {"count": recipe.views, "crop_scale": recipe.crop_scale, "seed": recipe.view_seed}
+    views = {
+        "count": recipe.views,
+        "crop_scale": recipe.crop_scale,
+        "seed": recipe.view_seed,
+        "drawn_for": "content",  # of the image; before, for its row
+    }
     what: dict[str, Any] = {
         "dataset": {
             "name": source.dataset,

@@ -36,6 +36,11 @@ def store_path(root: Path, dataset: str, model: str) -> Path:
     return root / safe_name(dataset) / f"{safe_name(model)}.h5"
 
 
+def bank_path(root: Path) -> Path:
+    """The file beside the stores that keeps features apart from any of them."""
+    return root / ".bank.sqlite"
+
+
 def find_stores(root: Path) -> list[Path]:
     """Every store under `root`, the newest first."""
     return sorted(root.glob("*/*.h5"), key=lambda path: (-path.stat().st_mtime_ns, path))

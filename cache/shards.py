@@ -1,196 +1,197 @@
-"""The unit of extraction: a fixed slice of one split, encoded and kept as one piece.
+"""The unit of extraction: some images that are not encoded yet, and prompts likewise.
 
-A plan is a pure function of what is to be encoded, so killing a run at any moment costs one shard,
-and whoever encodes a shard, here, in another process or on another machine, writes the same bytes.
+Every forward pass has one and the same shape: a batch that is not full is filled up. So a feature
+is a function of its crop alone, whatever images are encoded with it, here or in another process.
 """
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
+from cache.bank import Stamp
+from cache.digests import content, unchanged
 from cache.encoder import Encoder
+from cache.identity import canonical_json
 from cache.images import Preprocess
-from cache.parts import Parts
 from cache.read_ahead import read_ahead
-from cache.skipped import Skipped
 from cache.source import Source
 
-ROWS = 512  # half a minute of a ViT-B on two cores: what a kill costs at most
-PROMPTS_PER_BATCH = 64
+T = TypeVar("T")
+PROMPTS_PER_BATCH = 32
+CENTER = -1  # the number of the center crop, beside views 0, 1, ...
+
+
+class Wanted(NamedTuple):
+    """An image, and the numbers of those of its crops that are not encoded yet."""
+
+    path: str
+    crops: tuple[int, ...]
+
+
+class Shard(NamedTuple):
+    """Images that are encoded together, under a number that tells shards apart."""
+
+    number: int
+    images: tuple[Wanted, ...]
+
+
+class Encoded(NamedTuple):
+    """A shard's features.
+
+    Attributes:
+        number: The shard's.
+        contents: Stamp and digest of each image as it was read, None where there is no file.
+        reasons: Index among the images -> why it does not decode.
+        keys: n keys of crops.
+        vectors: (n, D) float32, unnormalized.
+    """
+
+    number: int
+    contents: tuple[tuple[Stamp, bytes] | None, ...]
+    reasons: dict[int, str]
+    keys: tuple[bytes, ...]
+    vectors: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Rows of one split that are encoded together, each with `views` augmented crops."""
-
-    split: str
-    index: int
-    rows: tuple[int, ...]
-    views: int
-
-    @property
-    def name(self) -> str:
-        """Under which the parts keep it."""
-        return f"{self.split}-{self.index:05d}"
-
-
-@dataclass(frozen=True)
-class TextShard:
-    """Prompts of one set that are encoded together."""
-
-    prompt_set: str
-    index: int
-    prompts: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """Under which the parts keep it."""
-        return f"prompts-{self.prompt_set}-{self.index:05d}"
-
-
-@dataclass(frozen=True)
-class ShardPlan:
-    """How an image becomes pixels, and where encoded shards are kept.
+class Cropping:
+    """How images become crops; plain data, so that it goes to other processes.
 
     Attributes:
         source: The images.
-        parts: The finished shards.
-        batch_size: Crops per forward pass. Part of the plan because the last bit of a matrix
-            product may depend on its shape.
+        batch_size: Crops per forward pass; the last bit of a matrix product depends on its shape.
         crop_scale: Minimum and maximum share of the area that an augmented view keeps.
         view_seed: Seed of the views.
-        skip_unreadable: Leave out images that do not decode; else a shard with such is encoded
-            again each time, for they may have been fixed meanwhile.
     """
 
     source: Source
-    parts: Parts
     batch_size: int
     crop_scale: tuple[float, float]
     view_seed: int
-    skip_unreadable: bool
 
-    def done(self, shard: Shard) -> bool:
-        """True if the shard is encoded as asked, and none of its images was modified since."""
-        if not self.parts.done(shard.name) or self.changed(shard):
-            return False
-        return self.skip_unreadable or not self.skipped(shard)
+    def key(self, digest: bytes, crop: int) -> bytes:
+        """The key of an image's crop: all that says which pixels the encoder gets."""
+        view = None if crop == CENTER else [self.view_seed, *self.crop_scale, crop]
+        spelled = canonical_json({"exif": self.source.exif, "view": view})
+        return hashlib.sha256(digest + spelled.encode()).digest()
 
-    def skipped(self, shard: Shard) -> dict[int, Skipped]:
-        """The images of an encoded shard that do not decode, by row."""
-        items = self.source.splits[shard.split]
-        noted = {int(row): why for row, why in self.parts.note(shard.name)["skipped"].items()}
-        return {row: Skipped(shard.split, items[row].path, why) for row, why in noted.items()}
-
-    def changed(self, shard: Shard) -> list[str]:
-        """The paths of an encoded shard's images that were modified since its encoding began."""
-        begun = int(self.parts.note(shard.name).get("begun", 0))
-        return self.source.changed_since(begun, shard.split, shard.rows)
-
-
-def image_shards(rows: Mapping[str, NDArray[np.int64]], views: int) -> list[Shard]:
-    """The shards of each split's rows, in store order; views are of train images alone."""
-    return [
-        Shard(split, i, tuple(part.tolist()), views if split == "train" else 0)
-        for split, chosen in rows.items()
-        for i, part in enumerate(np.split(chosen, range(ROWS, len(chosen), ROWS)))
-    ]
-
-
-def text_shards(prompts: Mapping[str, tuple[str, ...]]) -> list[TextShard]:
-    """The shards of each prompt set, in store order."""
-    return [
-        TextShard(name, i // ROWS, all_prompts[i : i + ROWS])
-        for name, all_prompts in prompts.items()
-        for i in range(0, len(all_prompts), ROWS)
-    ]
-
-
-def encode_text_shard(parts: Parts, shard: TextShard, encoder: Encoder) -> None:
-    """Encode prompts and keep their unnormalized embeddings (P, D).
-
-    With them, where the text tower ends in a projection, what it projected: pooled (P, W).
-    """
-    batches = [
-        encoder.encode_text_pooled(list(shard.prompts[i : i + PROMPTS_PER_BATCH]))
-        for i in range(0, len(shard.prompts), PROMPTS_PER_BATCH)
-    ]
-    tensors = {"embeddings": torch.cat([embeddings for embeddings, _ in batches])}
-    pooled = [before for _, before in batches if before is not None]
-    if pooled:
-        tensors["pooled"] = torch.cat(pooled)
-    parts.save(shard.name, tensors, _computed_on(encoder))
+    def pixels(
+        self, preprocess: Preprocess, image: Image.Image, digest: bytes, crop: int
+    ) -> Tensor:
+        """The crop (3, H, W); a view is drawn for its seed, the image's content and its number."""
+        if crop == CENTER:
+            return preprocess.center(image)
+        drawn_for = (self.view_seed, int.from_bytes(digest[:16], "big"), crop)
+        return preprocess.view(image, self.crop_scale, drawn_for)
 
 
 def encode_shard(
-    plan: ShardPlan,
+    cropping: Cropping,
     shard: Shard,
     encoder: Encoder,
     *,
     workers: int = 2,
     advance: Callable[[int], None] = lambda n: None,
-) -> None:
-    """Encode one shard and keep it: rows, features (n, D) and views (V, n, D), unnormalized.
-
-    The note of the piece says which rows do not decode and why.
+) -> Encoded:
+    """Encode the images of one shard.
 
     Args:
-        plan: What it belongs to.
-        shard: Which rows.
+        cropping: How they become crops.
+        shard: Which.
         encoder: The model.
         workers: Threads that read and resize images while the model runs.
         advance: Called with the number of images after each batch.
     """
-    begun = time.time_ns()
-    encoded: list[int] = []
-    features: list[Tensor] = []
-    skipped: dict[int, str] = {}
-    for batch in _crops(plan, shard, encoder.preprocess, workers):
-        crops = {row: x for row, x in batch.items() if isinstance(x, Tensor)}
-        skipped |= {row: x for row, x in batch.items() if isinstance(x, str)}
-        encoded += crops
-        if crops:
-            flat = encoder.encode_images(torch.cat(list(crops.values())))
-            features.append(flat.view(len(crops), 1 + shard.views, -1))
-        advance(len(batch))
-    stacked = torch.cat(features) if features else torch.empty(0, 1 + shard.views, encoder.dim)
-    tensors = {
-        "rows": torch.tensor(encoded, dtype=torch.int64),
-        "features": stacked[:, 0].contiguous(),
-        "views": stacked[:, 1:].transpose(0, 1).contiguous(),
-    }
-    note = {"skipped": skipped, "begun": begun, **_computed_on(encoder)}
-    plan.parts.save(shard.name, tensors, note)
+    images, source, size = shard.images, cropping.source, cropping.batch_size
+    contents: list[tuple[Stamp, bytes] | None] = [None] * len(images)
+
+    def crops(i: int) -> Tensor:
+        path, numbers = images[i]
+        contents[i] = stamp, digest = content(source, path)
+        with source.opened(path) as image:
+            made = [cropping.pixels(encoder.preprocess, image, digest, n) for n in numbers]
+        if not unchanged(source, path, stamp):
+            contents[i] = None
+            raise OSError("it was modified while it was read; run the same command again")
+        return torch.stack(made)
+
+    keys: list[bytes] = []
+    reasons: dict[int, str] = {}
+
+    def decoded() -> Iterator[Tensor]:
+        most = max((len(image.crops) for image in images), default=1)
+        ahead = max(1, size // most)
+        for batch in read_ahead(range(len(images)), crops, batch_size=ahead, workers=workers):
+            for i, x in batch:
+                known = contents[i]
+                if isinstance(x, str) or known is None:
+                    reasons[i] = str(x)
+                    continue
+                keys.extend(cropping.key(known[1], n) for n in images[i].crops)
+                yield from x
+            advance(len(batch))
+
+    vectors = [
+        encoder.encode_images(torch.stack(filled))[:n].numpy()
+        for filled, n in full(decoded(), size)
+    ]
+    stacked = np.concatenate(vectors) if vectors else np.empty((0, encoder.dim), np.float32)
+    return Encoded(shard.number, tuple(contents), reasons, tuple(keys), stacked)
 
 
-def _crops(
-    plan: ShardPlan, shard: Shard, preprocess: Preprocess, workers: int
-) -> Iterator[dict[int, Tensor | str]]:
-    """Batches of row -> its crops (1 + V, 3, H, W), or why the image could not be read."""
-    items = plan.source.splits[shard.split]
+def full(items: Iterable[T], size: int) -> Iterator[tuple[list[T], int]]:
+    """Batches of exactly `size`, each with the number of those that count.
 
-    def crops(row: int) -> Tensor:
-        with plan.source.opened(items[row].path) as image:
-            views = [
-                preprocess.view(image, plan.crop_scale, (plan.view_seed, row, v))
-                for v in range(shard.views)
-            ]
-            return torch.stack([preprocess.center(image), *views])
-
-    per_batch = plan.batch_size // (1 + shard.views)
-    return map(dict, read_ahead(shard.rows, crops, batch_size=per_batch, workers=workers))
+    The last batch is filled up with its last item.
+    """
+    remaining = iter(items)
+    while batch := list(islice(remaining, size)):
+        yield batch + [batch[-1]] * (size - len(batch)), len(batch)
 
 
-def _computed_on(encoder: Encoder) -> dict[str, str]:
-    """What the last bits of a feature depend on, besides the batch: no part of the identity."""
+def prompt_key(prompt: str) -> bytes:
+    """The key of a prompt."""
+    return hashlib.sha256(canonical_json({"prompt": prompt}).encode()).digest()
+
+
+def encode_prompts(
+    prompts: Sequence[str], encoder: Encoder
+) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+    """Batches of prompts with their embeddings (P, D), unnormalized.
+
+    Beside them, where the text tower ends in a projection, what it projected: (P, D + W). A
+    batch holds prompts on which the tower runs for the same number of tokens.
+    """
+    by_length: dict[int, list[str]] = {}
+    for prompt, length in zip(prompts, encoder.text_lengths(prompts), strict=True):
+        by_length.setdefault(length, []).append(prompt)
+    for group in by_length.values():
+        for filled, n in full(group, PROMPTS_PER_BATCH):
+            features, pooled = encoder.encode_text_pooled(filled)
+            parts = [features] if pooled is None else [features, pooled]
+            yield filled[:n], torch.cat(parts, dim=1)[:n].numpy()
+
+
+def computed_on(encoder: Encoder, threads: int) -> dict[str, str]:
+    """The part of the machine that the last bits of a feature depend on."""
     if encoder.device.type == "cuda":
         return {"processor": torch.cuda.get_device_name(encoder.device), "threads": "1"}
+    if encoder.device.type != "cpu":
+        return {"processor": encoder.device.type, "threads": "1"}
     return {
         "processor": f"CPU, {torch.backends.cpu.get_cpu_capability()}",
-        "threads": str(torch.get_num_threads()),
+        "threads": str(threads),
     }
+
+
+def fitting_batch(encoder: Encoder) -> int:
+    """Crops per forward pass where nobody says: a CPU is as fast with few, and none are wasted."""
+    return 8 if encoder.device.type == "cpu" else 64

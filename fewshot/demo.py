@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cache.errors import UserError
 from cache.layouts import digits
-from cache.location import store_path
+from cache.location import bank_path, store_path
 from cache.manifest import load_manifest
 from cache.store import FeatureStore
 from fewshot.evaluation import evaluate
@@ -35,7 +35,7 @@ def extract_digits(root: Path) -> tuple[FeatureStore, int]:
     path = store_path(root, "digits", "tiny")
     source = resolve(load_manifest("digits"), data_root(None))
     recipe = Recipe(prompt_sets(source.classnames, source.templates))
-    extract(source, load("tiny"), recipe, path, workers=default_workers())
+    extract(source, load("tiny"), recipe, path, bank=bank_path(root), workers=default_workers())
     return FeatureStore.open(path), sum(map(len, source.splits.values()))
 
 

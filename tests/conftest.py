@@ -2,6 +2,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,3 +100,19 @@ def draw_photos(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / "photos"
 
     return draw
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths of images in the order in which this process encodes them."""
+    from cache import engines, shards
+
+    paths: list[str] = []
+    encode = shards.encode_shard
+
+    def noted(cropping: Any, shard: Any, *rest: Any, **options: Any) -> Any:
+        paths.extend(image.path for image in shard.images)
+        return encode(cropping, shard, *rest, **options)
+
+    monkeypatch.setattr(engines, "encode_shard", noted)
+    return paths

@@ -109,12 +109,12 @@ def _stop_at(job: Job) -> None:
 def _main(text: str) -> None:
     import torch
 
-    from cache import loading, shards
+    from cache import loading, new_images
 
     for heavy in ("open_clip", "h5py", "fewshot.automatic.pipeline"):
         importlib.import_module(heavy)
     torch.set_num_threads(1)  # a thread pool would not survive the fork
-    shards.ROWS = ROWS
+    new_images.ROWS = ROWS
     loading.load("tiny", device="cpu")
     values: list[Mapping[str, Any]] = json.loads(text)
     codes = run([Job(**value) for value in values])

@@ -96,14 +96,14 @@ def test_a_text_tower_that_ends_in_no_matrix_has_no_pooled_text(
     assert torch.isfinite(features).all()
 
 
-def test_text_runs_only_up_to_the_last_end_of_text(vit: Encoder) -> None:
+def test_text_runs_only_up_to_the_last_end_of_text_in_steps_of_eight(vit: Encoder) -> None:
     lengths = []
     hook = vit.model.transformer.register_forward_hook(
         lambda module, args, output: lengths.append(args[0].shape[1])
     )
     vit.encode_text(["a"])
     hook.remove()
-    assert lengths == [3]  # start, "a", end
+    assert lengths == [8]  # start, "a", end, and five more; of 77
 
 
 def test_the_identity_tells_what_the_model_is(vit: Encoder) -> None:

@@ -1,6 +1,9 @@
+import contextlib
+import hashlib
 import io
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -17,7 +20,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from cache import engines, shards
+from cache import engines, new_images
 from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.extract import extract
@@ -42,7 +45,7 @@ def photos(draw_photos: Callable[..., Path]) -> Source:
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "ROWS", 4)
+    monkeypatch.setattr(new_images, "ROWS", 4)
 
 
 def recipe_of(source: Source, **settings: object) -> Recipe:
@@ -112,7 +115,7 @@ def test_a_model_whose_text_tower_ends_in_no_matrix_makes_a_store_without(
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_views_are_those_of_their_seed_row_and_number(
+def test_views_are_those_of_their_seed_content_and_number(
     photos: Source, encoder: Encoder, tmp_path: Path
 ) -> None:
     store = tmp_path / "s.h5"
@@ -122,10 +125,12 @@ def test_views_are_those_of_their_seed_row_and_number(
     assert made.split("train").n_views == 3
     assert made.split("test").n_views == 0
     rows = [11, 2]
+    paths = [photos.splits["train"][row].path for row in rows]
+    content = [hashlib.sha256((photos.root / path).read_bytes()).hexdigest() for path in paths]
     crops = [
-        encoder.preprocess.view(photos.read(photos.splits["train"][r].path), (0.3, 0.6), (7, r, v))
+        encoder.preprocess.view(photos.read(path), (0.3, 0.6), (7, int(digest[:32], 16), v))
         for v in range(3)
-        for r in rows
+        for path, digest in zip(paths, content, strict=True)
     ]
     expected = encoder.encode_images(torch.stack(crops)).view(3, 2, -1).numpy()
     got = made.split("train").views(rows, unit=False)
@@ -143,7 +148,7 @@ def test_parts_encoded_apart_assemble_to_the_same_bytes(
         assert not apart.exists()
     extract(photos, encoder, recipe_of(photos, views=2), apart)
     assert apart.read_bytes() == whole.read_bytes()
-    assert not list(tmp_path.glob("*.parts")), "finished parts are cleared away"
+    assert not list(tmp_path.glob("*.sqlite")), "what is not to be kept is cleared away"
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -163,8 +168,18 @@ def command(store: Path, model: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "cli", *arguments, "--store", str(store), *more]
 
 
+def n_kept(bank: Path) -> int:
+    """How many vectors a bank holds, whose tables need not be there yet."""
+    with (
+        contextlib.suppress(sqlite3.OperationalError),
+        contextlib.closing(sqlite3.connect(f"file:{bank}?mode=ro", uri=True)) as database,
+    ):
+        return int(database.execute("SELECT COUNT(*) FROM vectors").fetchone()[0])
+    return 0
+
+
 def started_and_stopped(arguments: list[str], store: Path, how: signal.Signals) -> tuple[int, str]:
-    """Run until the first shard is there, then send the signal; exit code and stderr."""
+    """Run until the first shard is kept, then send the signal; exit code and stderr."""
     root = Path(__file__).parents[1]
     process = subprocess.Popen(
         arguments,
@@ -175,7 +190,7 @@ def started_and_stopped(arguments: list[str], store: Path, how: signal.Signals) 
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
     )
     deadline = time.monotonic() + 120
-    while not list(store.glob("digits/.*.parts/*/*.json")):
+    while not n_kept(store / ".bank.sqlite"):
         assert process.poll() is None, "ended before it could be stopped"
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -214,18 +229,17 @@ def test_a_run_that_was_stopped_resumes_to_the_same_bytes(
 
 @pytest.mark.usefixtures("small_shards")
 def test_a_resumed_run_encodes_only_what_is_missing(
-    photos: Source, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Source, encoder: Encoder, tmp_path: Path, encoded: list[str]
 ) -> None:
-    store = tmp_path / "s.h5"
-    extract(photos, encoder, recipe_of(photos), store, part=(1, 2))
-    (parts,) = tmp_path.glob(".s.parts/*")
-    before = {p.name: p.stat().st_mtime_ns for p in parts.iterdir()}
-    torn = parts / "train-00000.safetensors"
-    torn.write_bytes(torn.read_bytes()[:-1])
-    extract(photos, encoder, recipe_of(photos), store, part=(1, 2))
-    after = {p.name: p.stat().st_mtime_ns for p in parts.iterdir()}
-    changed = {name for name in after if after[name] != before[name]}
-    assert changed == {"train-00000.safetensors", "train-00000.json"}
+    age(photos.root)
+    extract(photos, encoder, recipe_of(photos), tmp_path / "s.h5", part=(1, 2))
+    first = encoded.copy()
+    extract(photos, encoder, recipe_of(photos), tmp_path / "s.h5", part=(1, 2))
+    assert encoded == first
+    extract(photos, encoder, recipe_of(photos), tmp_path / "s.h5")
+    every = [item.path for items in photos.splits.values() for item in items]
+    assert sorted(encoded) == sorted(every)
+    assert len(first) < len(every)
 
 
 def test_a_second_writer_is_turned_away(photos: Source, encoder: Encoder, tmp_path: Path) -> None:
@@ -296,18 +310,32 @@ def test_an_image_replaced_by_one_of_equal_size_is_noticed(
     assert not extract(photos, encoder, recipe_of(photos), store, if_exists="skip")
     assert extract(photos, encoder, recipe_of(photos), store, say=said.append)
     (line,) = said
-    assert line.startswith(f"1 image modified since {store} was made, the first {path}; encoding")
+    assert line.startswith(f"1 image modified since {store} was made, the first {path}; making")
     changed = abs(FeatureStore.open(store).features("train") - first).max(axis=1) > 1e-3
     assert changed.nonzero()[0].tolist() == [3]
     assert not extract(photos, encoder, recipe_of(photos), store)
 
 
-def test_a_modification_yet_to_come_encodes_nothing_again(
+@pytest.mark.parametrize("seconds", [3600, -3600])
+def test_an_image_replaced_with_any_other_time_is_noticed_by_its_content(
+    photos: Source, encoder: Encoder, tmp_path: Path, seconds: int
+) -> None:
+    age(photos.root)
+    store, said = tmp_path / "s.h5", list[str]()
+    extract(photos, encoder, recipe_of(photos), store)
+    replace_by_equal_size(photos, 3, seconds)
+    assert extract(photos, encoder, recipe_of(photos), store, say=said.append)
+    assert said[0].startswith(f"the images are not those that {store} was made of; making")
+
+
+def test_a_file_that_was_only_touched_changes_nothing(
     photos: Source, encoder: Encoder, tmp_path: Path
 ) -> None:
-    extract(photos, encoder, recipe_of(photos), tmp_path / "s.h5")
-    replace_by_equal_size(photos, 3, seconds=3600)
-    assert not extract(photos, encoder, recipe_of(photos), tmp_path / "s.h5")
+    store = tmp_path / "s.h5"
+    extract(photos, encoder, recipe_of(photos), store)
+    age(store)
+    (photos.root / photos.splits["train"][3].path).touch()
+    assert not extract(photos, encoder, recipe_of(photos), store)
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -413,7 +441,7 @@ def test_an_image_that_breaks_off_stops_the_run_or_is_left_out_and_listed(
 
 @pytest.mark.usefixtures("small_shards")
 def test_all_images_that_do_not_decode_are_named_at_once_and_what_is_encoded_is_kept(
-    photos: Source, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Source, encoder: Encoder, tmp_path: Path, encoded: list[str]
 ) -> None:
     bad = {row: photos.splits["train"][row].path for row in (1, 6, 9)}
     sound = {path: (photos.root / path).read_bytes() for path in bad.values()}
@@ -426,16 +454,9 @@ def test_all_images_that_do_not_decode_are_named_at_once_and_what_is_encoded_is_
     for path, content in sound.items():  # as from a backup, with the times of then
         (photos.root / path).write_bytes(content)
         os.utime(photos.root / path, (0, 0))
-    encoded: list[str] = []
-    encode = shards.encode_shard
-
-    def noted(plan: shards.ShardPlan, shard: shards.Shard, *rest: Any, **options: Any) -> None:
-        encoded.append(shard.name)
-        encode(plan, shard, *rest, **options)
-
-    monkeypatch.setattr(engines, "encode_shard", noted)
+    encoded.clear()
     assert extract(photos, encoder, recipe_of(photos), store)
-    assert encoded == ["train-00000", "train-00001", "train-00002"]
+    assert sorted(encoded) == sorted(bad.values())
     assert FeatureStore.open(store).paths("train") == [i.path for i in photos.splits["train"]]
 
 
@@ -480,33 +501,6 @@ def test_ray_actors_give_the_same_bytes(photos: Source, encoder: Encoder, tmp_pa
     finally:
         ray.shutdown()
     assert actors.read_bytes() == serial.read_bytes()
-
-
-@pytest.mark.usefixtures("small_shards")
-def test_shards_cover_each_row_once_in_order_with_views_of_train_alone() -> None:
-    rows = {"train": np.arange(10), "test": np.array([1, 5])}
-    made = shards.image_shards(rows, views=3)
-    assert [(s.name, s.rows, s.views) for s in made] == [
-        ("train-00000", (0, 1, 2, 3), 3),
-        ("train-00001", (4, 5, 6, 7), 3),
-        ("train-00002", (8, 9), 3),
-        ("test-00000", (1, 5), 0),
-    ]
-
-
-@pytest.mark.usefixtures("small_shards")
-def test_parts_that_a_run_killed_after_the_assembly_left_are_removed(
-    photos: Source, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, parts = tmp_path / "s.h5", tmp_path / ".s.parts"
-    with monkeypatch.context() as killed:
-        killed.setattr("shutil.rmtree", lambda path: None)
-        extract(photos, encoder, recipe_of(photos), store)
-    (parts / "another").mkdir()
-    assert len(list(parts.iterdir())) == 2
-    assert not extract(photos, encoder, recipe_of(photos), store)
-    assert [path.name for path in parts.iterdir()] == ["another"]
-    (parts / "another").rmdir()
 
 
 def test_an_image_gone_since_the_dataset_was_listed_is_named(

@@ -51,7 +51,9 @@ COMMANDS = {
     "doctor": ("doctor", "--store", "s"),
 }  # fmt: skip
 # What says how long something took, when, or where.
-VOLATILE = re.compile(r"(\.jsonl|\.html|\.lock|report\.json|commands\.sh|checkpoints/.*\.json)$")
+VOLATILE = re.compile(
+    r"(\.jsonl|\.sqlite|\.html|\.lock|report\.json|commands\.sh|checkpoints/.*\.json)$"
+)
 
 
 def forked(jobs: list[Job]) -> Iterator[tuple[list[int], float]]:

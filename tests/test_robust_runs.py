@@ -23,6 +23,7 @@ from tests.stopped_runs import Job, as_json
 from tests.toy_adapters import fitted_adapter
 
 ENCODE = "cache.encoder:Encoder.encode_images"
+KEEP = "cache.bank:Bank.put"
 PROMPTS = "cache.encoder:Encoder.encode_text_pooled"
 DECODE = "cache.decode:opened"
 ASSEMBLE = "cache.store_writer:StoreWriter.write"
@@ -41,7 +42,7 @@ STOPPED: Mapping[int, int] = {KILL: -KILL, INT: 130}  # exit codes
 STOPS: Mapping[str, Mapping[str, tuple[tuple[str, ...], str, int, str, int]]] = {
     "extract": {
         "undisturbed": (EXTRACT, "", 1, "", KILL),
-        "killed while it keeps a shard": (EXTRACT, FLUSH, 2, "train-00001", KILL),
+        "killed while it keeps a shard": (EXTRACT, KEEP, 2, "image", KILL),
         "killed while it assembles": (EXTRACT, ASSEMBLE, 2, "", KILL),
         "killed before it renames": (EXTRACT, FLUSH, 1, "tiny.h5", KILL),
         "Ctrl-C while it decodes": (EXTRACT, DECODE, 6, "", INT),
@@ -75,7 +76,7 @@ STOPS: Mapping[str, Mapping[str, tuple[tuple[str, ...], str, int, str, int]]] = 
     },
 }
 # Its folder, and its seconds.
-TELL_OF_THIS_RUN = ("report.html", "report.json", "commands.sh", "results.jsonl")
+TELL_OF_THIS_RUN = ("report.html", "report.json", "commands.sh", "results.jsonl", ".bank.sqlite")
 
 
 @pytest.fixture
@@ -131,7 +132,9 @@ def test_a_run_stopped_at_any_moment_and_typed_again_leaves_what_an_undisturbed_
         assert codes == ([STOPPED[job.how], 0] if job.at else [0]), (home, said)
         assert "Traceback" not in said
         if codes[0] == 130:
-            assert said.splitlines()[-1].startswith("fewshot: interrupted; the same command ")
+            last = said.splitlines()[-1]
+            assert last.startswith("fewshot: interrupted; ")
+            assert "the same command " in last
         left, wanted = files(home), files(home.with_name("undisturbed"))
         assert set(left) == set(wanted), home
         for name in wanted:

@@ -12,7 +12,7 @@ import torch
 from cache.decoding_memory import MAX_PIXELS
 from cache.errors import UserError
 from cache.loading import load
-from cache.location import default_root, model_name, require_outside, store_path
+from cache.location import default_root, model_name, require_outside
 from cache.manifest import all_manifests
 from cache.preflight import check_files
 from cache.store import FeatureStore
@@ -20,7 +20,7 @@ from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.making import of_fitted
 from fewshot.automatic.commands import commands
 from fewshot.automatic.diagnostics import Diagnostics, diagnose
-from fewshot.automatic.encoding import Say, encode_labeled, encode_unlabeled
+from fewshot.automatic.encoding import Encoding, Say, encode_labeled, encode_unlabeled
 from fewshot.automatic.gather import gather
 from fewshot.automatic.judging import CrossValidation, inputs, judge, refit, to_try
 from fewshot.automatic.outcome import Outcome, Tested
@@ -48,6 +48,7 @@ def auto(
     seed: int = 1,
     workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    rehash: bool = False,
     say: Say = lambda lines: None,
 ) -> Outcome:
     """Find the method that suits the photos, say honestly how good it is, and fit it to all.
@@ -73,6 +74,7 @@ def auto(
         seed: Of folds, resamples and training.
         workers: Threads that decode images; one per core or so without it.
         max_pixels: Width times height of the largest image that is decoded.
+        rehash: Read images again whose size and time of modification are as before.
         say: Called with progress notes, lines at a time.
 
     Returns:
@@ -101,12 +103,11 @@ def auto(
         with _timed(seconds, "loading the model", say):
             encoder = load(model, device=device, precision=precision)
         with _timed(seconds, "encoding"):
-            path = store_path(root, source.dataset, model)
-            opened = encode_labeled(report, encoder, path, workers=workers, say=say)
+            how = Encoding(encoder, root, workers, rehash, say)
+            opened = encode_labeled(report, how)
             others = None
             if found.unlabeled is not None:
-                path = store_path(root, found.unlabeled.dataset, model)
-                others = encode_unlabeled(found.unlabeled, encoder, path, workers=workers, say=say)
+                others = encode_unlabeled(found.unlabeled, how)
         support_of, text_for = inputs(opened)
         answers = judge(opened, asked, support_of, text_for, thorough=thorough, seed=seed)
         examined: dict[str, tuple[Fitted, Diagnostics, Unlabeled | None]] = {}  # by the winner

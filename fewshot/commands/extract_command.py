@@ -20,6 +20,7 @@ from fewshot.commands.options import (
     MaxPixelsOption,
     ModelOption,
     PrecisionOption,
+    RehashOption,
     StoreOption,
     WorkersOption,
     parse_ints,
@@ -129,10 +130,16 @@ def extract(
         ),
     ] = False,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Crops per forward pass.", rich_help_panel=COMPUTING)
-    ] = 64,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Crops per forward pass. [default: 8 on a CPU, else 64]",
+            rich_help_panel=COMPUTING,
+        ),
+    ] = None,
     workers: WorkersOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
+    rehash: RehashOption = False,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -160,7 +167,13 @@ def extract(
     from cache.extract import default_workers
     from cache.extract import extract as extract_to
     from cache.identity import Recipe
-    from cache.location import default_root, require_outside, require_writable, store_path
+    from cache.location import (
+        bank_path,
+        default_root,
+        require_outside,
+        require_writable,
+        store_path,
+    )
     from cache.prompts import prompt_sets
     from cache.source import find, pooled
 
@@ -200,6 +213,8 @@ def extract(
         encoder,
         recipe,
         path,
+        bank=bank_path(root),
+        rehash=rehash,
         batch_size=batch_size,
         workers=workers or default_workers(),
         if_exists=if_exists,

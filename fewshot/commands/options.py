@@ -153,6 +153,14 @@ WorkersOption = Annotated[
         min=1, help="Threads that decode images. [default: one per core]", rich_help_panel=COMPUTING
     ),
 ]
+RehashOption = Annotated[
+    bool,
+    typer.Option(
+        "--rehash",
+        help="Read images again whose size and time of modification are as before.",
+        rich_help_panel=COMPUTING,
+    ),
+]
 MaxPixelsOption = Annotated[
     int,
     typer.Option(

@@ -17,6 +17,7 @@ from fewshot.commands.options import (
     MaxPixelsOption,
     ModelOption,
     PrecisionOption,
+    RehashOption,
     StoreOption,
     WorkersOption,
     parse_names,
@@ -57,6 +58,7 @@ def auto(
     precision: PrecisionOption = "auto",
     workers: WorkersOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
+    rehash: RehashOption = False,
 ) -> None:
     """Choose, evaluate and save a classifier of labeled photos.
 
@@ -77,6 +79,7 @@ def auto(
         seed=seed,
         workers=workers,
         max_pixels=max_pixels,
+        rehash=rehash,
         say=say,
     )
     show(outcome.summary())

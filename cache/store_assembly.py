@@ -1,0 +1,103 @@
+"""A store from features that are kept: nothing is encoded here."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache.errors import UserError
+from cache.identity import Recipe
+from cache.new_images import Group, NewImages
+from cache.source import Source
+from cache.store_writer import StoreWriter, create
+
+Text = Mapping[str, NDArray[np.float32]]  # prompt -> its embedding (D,) and pooled (W,) after it
+
+
+def assemble(
+    store: Path,
+    what: Mapping[str, Any],
+    versions: Mapping[str, str],
+    source: Source,
+    recipe: Recipe,
+    images: NewImages,
+    groups: list[Group],
+    text: Text,
+    projection: Tensor | None,
+) -> None:
+    """Write the store; rows that were skipped are left out of every split.
+
+    Args:
+        store: Where it goes.
+        what: Its identity.
+        versions: What computed it.
+        source: The images.
+        recipe: The contents.
+        images: Their features.
+        groups: All of them, in store order.
+        text: The features of all prompts.
+        projection: (W, D), the matrix that ends the text tower, if one does.
+
+    Raises:
+        UserError: A skipped image is one of a few-shot set, or a feature cannot be stored.
+    """
+    splits = list(source.splits)
+    order = sorted(images.skipped, key=lambda at: (splits.index(at[0]), at[1]))
+    found = [images.skipped[at] for at in order]
+    if recipe.train_rows is not None and any(image.split == "train" for image in found):
+        raise UserError(
+            "leaving out train images that do not decode changes the few-shot sample; remove them "
+            f"from the dataset and run this again: {'; '.join(map(str, found))}"
+        )
+    with create(
+        store,
+        identity=what,
+        classnames=source.classnames,
+        versions=versions,
+        skipped=[*recipe.left_out, *found],
+    ) as writer:
+        for split in source.splits:
+            mine = [group for group in groups if group[0] == split]
+            _write_split(writer, source, recipe, split, images, mine)
+        dim = int(what["model"]["dim"])
+        for name, prompts in recipe.prompts.items():
+            vectors = np.array([text[prompt] for prompt in prompts.prompts])
+            pooled = None if projection is None else vectors[:, dim:]
+            labels = np.array(prompts.labels)
+            writer.text(name, vectors[:, :dim], labels, list(prompts.prompts), pooled)
+        if projection is not None and recipe.prompts:
+            writer.text_projection(projection.numpy())
+
+
+def _write_split(
+    writer: StoreWriter,
+    source: Source,
+    recipe: Recipe,
+    split: str,
+    images: NewImages,
+    groups: list[Group],
+) -> None:
+    items = source.splits[split]
+    kept = [row for row in range(len(items)) if (split, row) not in images.skipped]
+    chosen = images.digests.rows[split]
+    encoded = [row for row in chosen.tolist() if (split, row) not in images.skipped]
+    views = recipe.views if split == "train" else 0
+    writer.split(
+        split,
+        labels=np.array([items[row].label for row in kept], dtype=np.int64),
+        paths=[items[row].path for row in kept],
+        dim=int(writer.identity["model"]["dim"]),
+        rows=None if encoded == kept else np.searchsorted(kept, encoded),
+        n_views=views,
+    )
+    start = 0
+    for group in groups:
+        features = images.features(group)
+        if len(features):
+            writer.write(split, start, features[:, 0])
+            if views:
+                writer.write_views(split, start, features[:, 1:].transpose(1, 0, 2))
+            start += len(features)
