@@ -116,6 +116,10 @@ def base_to_new(
     base classes alone. The result's accuracy is the harmonic mean; `accuracies` has `base` and
     `new`.
 
+    With `synthesize`, a generator learns from the few shots and makes features of the new classes.
+    The method learns from both, and its one classifier of all classes is asked for either half.
+    Tuning and the share of zero-shot go by real images alone.
+
     Args:
         store: The features, or the file of them.
         method: A method, or its name, as in `fitting.fit`.
@@ -134,7 +138,8 @@ def base_to_new(
 def _base_to_new(
     store: FeatureStore, method: Method, protocol: Protocol, save: Path | str | None
 ) -> Result:
-    _require_new_classes(method, "base-to-new")
+    if protocol.synthesize is None:
+        _require_new_classes(method, "base-to-new")
     test = _test_split(store)
     base, new = base_new(store.n_classes)
     if len(new) < 2:
@@ -143,7 +148,10 @@ def _base_to_new(
             f"{store.dataset} has {store.n_classes}; leave base-to-new out"
         )
     fitted = fit(store, method, protocol, classes=base)
-    classifiers = fitted.classifier, _unseen(fitted, store, new)
+    if protocol.synthesize is None:
+        classifiers = [fitted.classifier, _unseen(fitted, store, new)]
+    else:
+        classifiers = [_Columns(fitted.classifier, torch.tensor(c)) for c in (base, new)]
     predicted, rows, accuracies = [], [], {}
     seconds = 0.0
     for name, classes, classifier in zip(("base", "new"), (base, new), classifiers, strict=True):
@@ -317,6 +325,7 @@ def _require_new_classes(method: Method, setting: str) -> None:
         raise UserError(
             f"{method.name} knows no classes but those it has images of, and {setting} asks for "
             "others; use a method that does, such as zero-shot, gda or clip-adapter"
+            + (", or synthesize features of them" if setting == "base-to-new" else "")
         )
 
 
@@ -372,7 +381,7 @@ def _result(
         overall=overall,
         save=save,
         hyperparameters=asdict(fitted.method),
-        measures=dict(fitted.classifier.stats),
+        measures={**fitted.classifier.stats, **fitted.measures},
         text_recipe=None if fitted.text is None else fitted.method.text_recipe,
         n_support=fitted.n_images,
         n_validation=fitted.n_validation,

@@ -1,8 +1,8 @@
 """A method fitted to a store's few shots: drawn, tuned and fitted, the test split never read."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -16,12 +16,15 @@ from cache.store import FeatureStore
 from fewshot.classifier import Classifier
 from fewshot.method import Method, MethodInfo
 from fewshot.model_selection import tuning
+from fewshot.model_selection.blending import blend_of
+from fewshot.model_selection.protocols import Share
 from fewshot.open_set import checked_known, known_classes
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.run import OFFICIAL, Asked, Protocol, Run
-from fewshot.sampling import Rows, Sample, restrict
+from fewshot.sampling import Rows, Sample, base_new, restrict
 from fewshot.settings import configure, fixed_of
 from fewshot.support import SupportSet
+from fewshot.synthesis.generators import Extended, extended, generator_of
 from fewshot.text import Text
 from fewshot.threads import few_threads
 
@@ -40,7 +43,8 @@ class Fitted:
         text: The classes' text, or None.
         n_images: N of the support set, or of the unlabeled images, or 0.
         n_validation: Labeled images besides the support set that tuning looked at.
-        seconds: Tuning and fitting, from features in memory.
+        measures: Figures about what was learned from, such as the loss of what synthesized it.
+        seconds: Synthesizing, tuning and fitting, from features in memory.
     """
 
     run: Run
@@ -51,6 +55,7 @@ class Fitted:
     n_images: int
     n_validation: int
     seconds: float
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 def fit(
@@ -71,7 +76,8 @@ def fit(
             used as it is; or a method's name, which takes the store's logit scale.
         protocol: What is asked; the default `Protocol()` without it.
         classes: The ids of the classes to learn, in ascending order, cut out of the sample of all;
-            without it the known ones of an open set, else all.
+            without it the known ones of an open set, else all. Where features of new classes are
+            synthesized, they are the base classes, and the classifier is of all.
         **asked: Fields of a `Protocol`, which take the place of the protocol's own. `fixed` may
             also be the names of the method's fields that keep their values.
 
@@ -92,7 +98,11 @@ def fit(
             f"{store.dataset} has no val split for tuning by {tune}, and the test split "
             "is not for tuning; use cv or none"
         )
-    text = class_text(store, method, protocol.prompt_set, classes)
+    named = classes
+    if protocol.synthesize is not None:
+        require_labels(method, protocol.synthesize)
+        named = range(store.n_classes)
+    text = class_text(store, method, protocol.prompt_set, named)
     if not protocol.support_for(method):
         return _fit_unlabeled(store, method, protocol, text, classes)
     train = store.split("train")
@@ -109,11 +119,18 @@ def fit(
         method = replace(method, seed=run.seed)
     grid = {name: values for name, values in method.grid.items() if name not in protocol.fixed}
     start = time.perf_counter()
+    share, fold, measures = run.blend, None, {}
+    n_images = len(support.labels)
+    if protocol.synthesize is not None:
+        mixed = _extended(store, protocol, support)
+        share, doubt = _share_by_images(store, method, support, text, run.blend)
+        fold = mixed.folds(tuning.cv_folds(support)) if run.tune == "cv" else None
+        support, measures = mixed.support, {**doubt, **mixed.measures}
     if recipe is None:
         method, classifier = tuning.fit_tuned(
             method, support, text,
-            protocol=run.tune, logit_scale=store.logit_scale, share=run.blend,
-            validation=validation, grid=grid,
+            protocol=run.tune, logit_scale=store.logit_scale, share=share,
+            validation=validation, grid=grid, fold=fold,
         )  # fmt: skip
     else:
         with few_threads(support):
@@ -126,14 +143,17 @@ def fit(
         classifier=classifier,
         support=support,
         text=text,
-        n_images=len(support.labels),
+        n_images=n_images,
         n_validation=len(validation[1]) if validation else 0,
         seconds=time.perf_counter() - start,
+        measures=measures,
     )
 
 
 def _classes(store: FeatureStore, protocol: Protocol) -> Sequence[int]:
-    """The ids of the classes to learn: the known ones of an open set, else all."""
+    """The ids of the classes to learn: known ones, base ones where others are made, else all."""
+    if protocol.synthesize is not None:
+        return base_new(store.n_classes)[0]
     if protocol.known is None:
         return range(store.n_classes)
     return known_classes(store.classnames, checked_known(protocol.known))
@@ -207,6 +227,39 @@ def class_text(
 def query(split: Split, method: Method, rows: Rows | None = None) -> Tensor:
     """(M, D) features to classify, in the form that the method needs."""
     return torch.from_numpy(split.features(rows, unit=method.unit_norm))
+
+
+def require_labels(method: MethodInfo, generator: str) -> None:
+    """Raise unless the method can learn from synthesized features.
+
+    Raises:
+        UserError: It learns from unlabeled images.
+    """
+    if method.unsupervised():
+        raise UserError(
+            f"{method.name} learns from unlabeled images, and {generator} makes labeled features; "
+            "use a method that learns from labels"
+        )
+
+
+def _extended(store: FeatureStore, protocol: Protocol, support: SupportSet) -> Extended:
+    """The base classes' images, and synthesized features of the store's other classes."""
+    if not store.text_sets:
+        raise UserError(
+            f"{store.path} has no text, and {protocol.synthesize} makes features of class texts; "
+            "extract or import it with text"
+        )
+    text = torch.from_numpy(store.text("unit-mean", protocol.prompt_set))
+    return extended(generator_of(str(protocol.synthesize)), support, text, protocol.seed)
+
+
+def _share_by_images(
+    store: FeatureStore, method: Method, support: SupportSet, text: Text | None, share: Share
+) -> tuple[Share, dict[str, float]]:
+    """The method's share of the logits, and its doubt if any, both by real images alone."""
+    base = None if text is None else text.classes(torch.arange(support.n_classes))
+    blend = blend_of(method, support, base, logit_scale=store.logit_scale, share=share)
+    return (1.0, {}) if blend is None else (blend.share, {"doubt": blend.doubt})
 
 
 def _fit_unlabeled(

@@ -57,6 +57,7 @@ class Asked(TypedDict, total=False):
     known: int | Sequence[str] | None
     score: Score
     blend: Share
+    synthesize: str | None
 
 
 Count = Annotated[int, Interval(ge=0, le=2**53)]
@@ -88,6 +89,8 @@ class Protocol:
         score: How sure a classifier is that an image is of a known class; see `open_set.knownness`.
         blend: The method's share of the logits, 0 to 1, where zero-shot has the rest; or `auto`,
             by how much zero-shot leaves open. See `model_selection.blending`.
+        synthesize: The generator that makes features of the new classes, with its settings where
+            they differ from the defaults, such as `ship beta=0.1`; None for none.
 
     Raises:
         UserError: A value that cannot be, or two that exclude each other.
@@ -105,6 +108,7 @@ class Protocol:
     known: int | Sequence[str] | None = None
     score: Score = "mcm"
     blend: Share = "auto"
+    synthesize: str | None = None
 
     def __post_init__(self) -> None:
         known = (*PROTOCOLS, OFFICIAL)
@@ -137,10 +141,27 @@ class Protocol:
             values |= {"shots": self.sample.shots, "seed": self.sample.seed}
         if self.tune == OFFICIAL:
             values |= {"blend": 1.0}
+        if self.synthesize is not None:
+            values |= {"synthesize": self._generator(self.synthesize)}
         if self.shots == "all" or self.imbalance == "natural":
             values |= {"shots": "all", "imbalance": "natural"}
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    def _generator(self, words: str) -> str:
+        """The generator's description, in one form.
+
+        Raises:
+            UserError: No such generator or setting, or no new classes to make features of.
+        """
+        from fewshot.synthesis.generators import described, generator_of  # with torch
+
+        if self.setting != "base-to-new":
+            raise UserError(
+                f"{words} makes features of classes without images, and {self.setting} has none; "
+                "ask for base-to-new as well"
+            )
+        return described(generator_of(words))
 
     def _require_one_kind_of_sample(self) -> None:
         """Raise if what is asked excludes one another."""
@@ -269,6 +290,8 @@ class Run:
         known: The known classes, by number or by name; None where all are.
         score: The score that separated images of known classes from others; None where all are
             known.
+        synthesized: The generator of the new classes' features, and what was set of it; None where
+            all features are of images.
     """
 
     method: str
@@ -287,6 +310,7 @@ class Run:
     fingerprint: str
     known: Known | None = None
     score: Score | None = None
+    synthesized: str | None = None
 
     @classmethod
     def planned(
@@ -338,6 +362,7 @@ class Run:
             fingerprint=fingerprint,
             known=None if protocol.known is None else checked_known(protocol.known),
             score=None if protocol.known is None else protocol.score,
+            synthesized=protocol.synthesize if support else None,
         )
 
     @property
@@ -357,7 +382,9 @@ class Run:
 
     @property
     def detail(self) -> str:
-        """The task beyond the setting's name: how unequal classes are, or which are known."""
+        """The task beyond the setting's name: which are known, how unequal, from what features."""
+        if self.synthesized is not None:
+            return f"with {self.synthesized}"
         if self.known is None:
             return self.imbalance or ""
         known = self.known if isinstance(self.known, int) else ", ".join(self.known)
@@ -379,7 +406,8 @@ class Run:
         words = [self.name, self.dataset, self.model]
         words += [f"prompts {self.prompt_set}"] if self.prompt_set else []
         words += [f"{self.shots} shot{'s' * (self.shots > 1)}, seed {self.seed}"] * (self.shots > 0)
-        return " ".join([*words, self.detail] if self.known else words)
+        told = self.known is not None or self.synthesized is not None
+        return " ".join([*words, self.detail] if told else words)
 
     @property
     def file_name(self) -> str:
@@ -419,6 +447,7 @@ class Run:
         if self.known is not None:
             known = str(self.known) if isinstance(self.known, int) else ",".join(self.known)
             words += ["--known", known, "--score", str(self.score)]
+        words += ["--synthesize", self.synthesized] if self.synthesized else []
         words += ["--store", str(store)]
         words += ["--out", str(out)] if end_to_end else ["--results", str(out / "results.jsonl")]
         return shlex.join(words)

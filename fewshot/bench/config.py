@@ -54,6 +54,7 @@ class Bench:
         score: The score that separates their images from others; see `run.Protocol`.
         imbalance: How unequal the classes are to be; see `sampling.draw_imbalanced`.
         blend: The method's share of the logits; see `run.Protocol`.
+        synthesize: The generator of the new classes' features; see `run.Protocol`.
         jobs: Worker processes.
         out: The folder of results.
         store: The folder of stores.
@@ -78,6 +79,7 @@ class Bench:
     score: Score = "mcm"
     imbalance: str | None = None
     blend: Share = "auto"
+    synthesize: str | None = None
     jobs: int = 1
     out: Path = Path("runs/bench")
     store: Path = field(default_factory=default_root)
@@ -107,6 +109,7 @@ class Bench:
                 known=self.known,
                 score=self.score,
                 blend=self.blend,
+                synthesize=self.synthesize,
             )
 
 
@@ -154,7 +157,10 @@ def _read(file: Path) -> dict[str, Any]:
     values: dict[str, Any] = {
         **{key: _names(table, key) for key in ("methods", "datasets", "models", "prompts")},
         **{key: table.integers(key) for key in ("shots", "seeds")},
-        **{key: table.text(key) for key in ("tune", "protocol", "source", "imbalance", "score")},
+        **{
+            key: table.text(key)
+            for key in ("tune", "protocol", "source", "imbalance", "score", "synthesize")
+        },
         **{key: Path(table.text(key)) for key in ("out", "store") if table.text(key)},
         "known": _known(table),
         "blend": table.number_or("auto", "blend"),

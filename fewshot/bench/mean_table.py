@@ -77,7 +77,7 @@ def _names(row: Row) -> tuple[str, ...]:
         row.source,
         row.prompt_set or "",
         row.imbalance or "",
-        row.detail if row.known else "",
+        row.detail if row.known or row.synthesized else "",
         count(row.n_views, "view") if row.n_views > 1 else "",
     )
 

@@ -24,6 +24,7 @@ from fewshot.endtoend.experiment import (
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.endtoend.methods import configure as configure_trained
 from fewshot.evaluation import shared_classes
+from fewshot.fitting import require_labels
 from fewshot.method import MethodInfo, SupportsNewClasses
 from fewshot.methods import METHODS
 from fewshot.open_set import checked_known, known_classes
@@ -109,6 +110,7 @@ def plan(bench: Bench) -> BenchPlan:
                 known=bench.known,
                 score=bench.score,
                 blend=bench.blend,
+                synthesize=bench.synthesize,
             )
             ask = _Ask(bench, method, protocol, pair)
             objection, by_name = ask.objection()
@@ -189,7 +191,12 @@ class _Ask:
                     require_published(self.method, changed=[*self.protocol.fixed, *crops])
             except UserError as error:
                 return str(error)
-        if setting in ("base-to-new", "cross-dataset") and not isinstance(
+        if self.protocol.synthesize is not None:
+            try:
+                require_labels(self.method, self.protocol.synthesize)
+            except UserError as error:
+                return str(error)
+        elif setting in ("base-to-new", "cross-dataset") and not isinstance(
             self.method, SupportsNewClasses
         ):
             return f"{name} knows no classes but those it has images of, so it is not for {setting}"
@@ -214,6 +221,8 @@ class _Ask:
         if prompts is not None and prompts not in tested.text_sets:
             return str(unknown(f"prompt set of {tested.path}", prompts, tested.text_sets))
         support = self.protocol.support_for(self.method)
+        if support and self.protocol.synthesize is not None and not learned.text_sets:
+            return f"{learned.dataset} has no text, which {self.protocol.synthesize} needs"
         wanted = [(tested, "test")]
         if support or self.method.unsupervised():
             wanted.append((learned, "train"))

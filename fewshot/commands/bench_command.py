@@ -25,6 +25,7 @@ from fewshot.commands.options import (
     SaveMemoryOption,
     ScoreOption,
     StoreOption,
+    SynthesizeOption,
     TuneOption,
     parse_ints,
     parse_names,
@@ -110,6 +111,7 @@ def bench(
     ] = None,
     known: KnownOption = None,
     score: ScoreOption = None,
+    synthesize: SynthesizeOption = None,
     imbalance: ImbalanceOption = None,
     blend: BlendOption = None,
     jobs: Annotated[
@@ -185,6 +187,7 @@ def bench(
             "source": source,
             "known": None if known is None else parse_known(known),
             "score": score,
+            "synthesize": synthesize,
             "imbalance": imbalance,
             "blend": None if blend is None else parse_share(blend),
             "jobs": jobs,

@@ -22,6 +22,7 @@ from fewshot.commands.options import (
     ScoreOption,
     SettingsOption,
     StoreOption,
+    SynthesizeOption,
     TuneOption,
     parse_ints,
     parse_pairs,
@@ -111,6 +112,7 @@ def fit(
     ] = None,
     known: KnownOption = None,
     score: ScoreOption = None,
+    synthesize: SynthesizeOption = None,
     imbalance: ImbalanceOption = None,
     blend: BlendOption = None,
     save_predictions: Annotated[
@@ -184,6 +186,7 @@ def fit(
         known=None if known is None else parse_known(known),
         score=score or "mcm",
         blend="auto" if blend is None else parse_share(blend),
+        synthesize=synthesize,
     )
     every = [
         replace(asked, shots=k, seed=s)

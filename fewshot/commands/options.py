@@ -86,6 +86,14 @@ BlendOption = Annotated[
         rich_help_panel=FEW_SHOT,
     ),
 ]
+SynthesizeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="GENERATOR",
+        help="Learn the new classes from features made of their names: ship, or 'ship beta=0.1'.",
+        rich_help_panel=FEW_SHOT,
+    ),
+]
 ImbalanceOption = Annotated[
     str | None,
     typer.Option(

@@ -104,7 +104,7 @@ def _line(
     group: Sequence[Result], figures: Mapping[Key, Figure], sources: dict[str, int],
 ) -> list[Cell] | None:  # fmt: skip
     model = published.model_name(row.model)
-    if model is None:
+    if model is None or row.synthesized is not None:
         return None
     method = published.method_name(row.method)
     figure = figures.get((method, model, row.setting, shots, dataset, part))

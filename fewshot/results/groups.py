@@ -24,7 +24,7 @@ class Task(NamedTuple):
 
     setting: str
     model: str
-    detail: str  # how unequal classes are, or which are known
+    detail: str  # how unequal classes are, which are known, or what made features of new ones
     source: str  # that was learned from, where it is another dataset than the one tested
 
     def __str__(self) -> str:
