@@ -16,6 +16,7 @@ import typer
 from cache.errors import UserError, printable
 from fewshot.commands import (
     bench_command,
+    cache_command,
     demo_command,
     extract_command,
     fit_command,
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "predict": photo_commands.predict,
     "export": photo_commands.export,
     "import": extract_command.import_,
+    "cache": cache_command.cache,
     "inspect": show_commands.inspect,
     "verify": show_commands.verify,
     "datasets": show_commands.datasets,

@@ -9,6 +9,10 @@ EXAMPLES = {
         "fewshot bench --methods gda,ridge --datasets dtd --shots 1,4,16",
         "fewshot bench --methods tip-adapter --set alpha=0.5,1,2 --out runs/alpha",
     ),
+    "cache": (
+        "fewshot cache",
+        "fewshot cache --prune --max-size 2GB",
+    ),
     "compare": (
         "fewshot compare gda ridge --results runs/bench",
         "fewshot compare a.npz b.npz --json",
