@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cache.image_only import ImageOnly
 from cache.images import Preprocess
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,7 +26,7 @@ class Encoder:
         device: Where the towers run.
         precision: "fp32", or the autocast type "bf16" or "fp16".
         identity: What a store records of the model: name, arch, tag, weights digest, quick_gelu,
-            logit_scale, dim, image_size.
+            logit_scale, dim, image_size; of one trained by a sigmoid loss, that and its bias.
     """
 
     model: Any
@@ -39,6 +40,11 @@ class Encoder:
     def dim(self) -> int:
         """D, the width of the joint image-text space."""
         return int(self.identity["dim"])
+
+    @property
+    def reads_text(self) -> bool:
+        """False for a model without a text tower."""
+        return hasattr(self.model, "encode_text")
 
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -76,6 +82,8 @@ class Encoder:
         A prompt's feature depends to the last bit on it, so on the other prompts only if these are
         longer.
         """
+        if not prompts:
+            return []
         tokens = self.tokenizer(list(prompts))
         if not _is_clips(self.model):
             return [tokens.shape[1]] * len(tokens)
@@ -100,12 +108,15 @@ def wrap(
     tag: str = "",
     quick_gelu: bool = False,
 ) -> Encoder:
-    """An encoder around an open_clip model that is already built."""
+    """An encoder around a model that is already built: open_clip's, or an `ImageOnly`."""
     model = model.eval().requires_grad_(False)
     preprocess = Preprocess.of(model, resize)
     weights = _digest(model)
-    with torch.inference_mode():
-        dim = int(_encode_tokens(model, tokenizer(["a"]))[0].shape[1])
+    if isinstance(model, ImageOnly):
+        dim = model.dim
+    else:
+        with torch.inference_mode():
+            dim = int(_encode_tokens(model, tokenizer(["a"]))[0].shape[1])
     identity = {
         "name": name,
         "arch": arch,
@@ -116,6 +127,9 @@ def wrap(
         "dim": dim,
         "image_size": preprocess.size,
     }
+    bias = getattr(model, "logit_bias", None)
+    if bias is not None:  # SigLIP's: sigmoid(logit_scale cosine + logit_bias)
+        identity |= {"loss": "sigmoid", "logit_bias": float(bias.detach())}
     return Encoder(model.to(device), tokenizer, preprocess, device, precision, identity)
 
 

@@ -26,6 +26,8 @@ class Preprocess:
         interpolation: "bicubic", or what else the model was trained with.
         resize_mode: open_clip's word: "shortest", "squash" or "longest".
         fill_color: Padding for "longest".
+        crop_pct: Share of the resized image's side that the center crop keeps; timm's models
+            look at the middle of a larger image.
     """
 
     size: int
@@ -34,6 +36,7 @@ class Preprocess:
     interpolation: str
     resize_mode: str
     fill_color: int = 0
+    crop_pct: float = 1.0
 
     @classmethod
     def of(cls, model: nn.Module, resize: str | None = None) -> "Preprocess":
@@ -49,15 +52,33 @@ class Preprocess:
             interpolation=str(cfg["interpolation"]),
             resize_mode=RESIZE[resize] if resize else str(cfg["resize_mode"]),
             fill_color=int(cfg["fill_color"]),
+            crop_pct=float(cfg.get("crop_pct", 1.0)),
         )
 
     def identity(self) -> dict[str, Any]:
-        """Everything that changes a pixel, for the store's fingerprint."""
-        return asdict(self)
+        """Everything that changes a pixel, for the store's fingerprint; no `crop_pct` of 1."""
+        return {k: v for k, v in asdict(self).items() if (k, v) != ("crop_pct", 1.0)}
+
+    @property
+    def resized(self) -> int:
+        """The side in pixels that images are scaled to before the center crop."""
+        return math.floor(self.size / self.crop_pct)
 
     def center(self, image: Image.Image) -> Tensor:
         """The single deterministic crop (3, H, W) that features are stored for."""
-        return _open_clips(self)(_middle(image) if self.resize_mode == "shortest" else image)
+        image = _middle(image) if self.resize_mode == "shortest" else image
+        if self.resized != self.size:  # then what is left for open_clip's transform has its size
+            image = self._cropped(image)
+        return _open_clips(self)(image)
+
+    def _cropped(self, image: Image.Image) -> Image.Image:
+        """The middle (size, size) of the image at its larger size, as timm crops it."""
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import functional as tv
+
+        side = [self.resized] if self.resize_mode == "shortest" else [self.resized, self.resized]
+        larger = tv.resize(image, side, InterpolationMode(self.interpolation))
+        return tv.center_crop(larger, [self.size, self.size])  # type: ignore[no-any-return]
 
     def view(
         self,
@@ -107,7 +128,7 @@ def _open_clips(preprocess: Preprocess) -> Callable[[Image.Image], Tensor]:
     """open_clip's own transform, which takes as long to build as to run."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    cfg = PreprocessCfg(**asdict(preprocess))
+    cfg = PreprocessCfg(**{k: v for k, v in asdict(preprocess).items() if k != "crop_pct"})
     return image_transform_v2(cfg, is_train=False)  # type: ignore[no-any-return]
 
 

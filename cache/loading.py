@@ -1,31 +1,39 @@
 """A frozen CLIP by its name, ready to run.
 
-The only module of stage 1 that imports open_clip, and only when a model is loaded: the import takes
-seconds. Models are named as open_clip names them:
+open_clip and timm are imported only when a model is loaded: that takes seconds. Models are named as
+open_clip names them, and image towers as timm does:
 
     ViT-B-16/openai        an architecture and a tag of its weights
     hf-hub:org/repository  a model on the Hugging Face hub
     local-dir:PATH         a directory holding open_clip_config.json and the weights
+    ARCH@PATH              an architecture and a file of weights, such as an own fine-tune's
+    timm:NAME              an image tower without text; timm:NAME@PATH with weights from a file
     tiny                   the small model that ships with this package
 """
 
 import contextlib
+import importlib.util
 import logging
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
+from torch import Tensor
 
 from cache.encoder import PRECISIONS, Encoder, wrap
-from cache.errors import UserError, unknown
-from cache.location import model_name
+from cache.errors import UserError, printable, unknown
+from cache.image_only import ImageOnly, create, no_text
+from cache.location import IMAGE_ONLY, model_name, weights_file
+from cache.weights_file import build
 
 TINY = Path(__file__).parent / "tiny"
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+HUGGING_FACE = ("hf_model_name", "hf_tokenizer_name")  # of open_clip's configs: need transformers
 
 
 def load(
@@ -35,14 +43,14 @@ def load(
 
     Args:
         name: One of the forms above.
-        device: "auto" (CUDA where there is one), "cpu" or "cuda".
-        precision: "auto" (float32 on a CPU, fp16 autocast on CUDA), "fp32", "bf16" or "fp16".
+        device: "auto" (CUDA where there is one), "cpu", "cuda", "mps" or "xpu".
+        precision: "auto" (fp16 autocast on CUDA, else float32), "fp32", "bf16" or "fp16".
         resize: "shorter" (short side to the model's size, then a center crop), "squash" (both
             sides), or None for what the model was trained with.
 
     Raises:
-        UserError: Unknown model or tag, no CUDA device, or weights that are neither here nor
-            to be had.
+        UserError: Unknown model or tag, no such device, a package that is missing, or weights
+            that are neither here nor to be had, or are another architecture's.
     """
     name = model_name(name)
     where = _device(device)
@@ -50,11 +58,21 @@ def load(
         precision = "fp16" if where.type == "cuda" else "fp32"
     if precision not in PRECISIONS:
         raise unknown("precision", precision, ["auto", *PRECISIONS])
+    if name.startswith(IMAGE_ONLY):
+        model: Any = _image_only(name)
+        arch, _, tag = weights_file(name)[0].removeprefix(IMAGE_ONLY).partition(".")
+        return wrap(
+            model, no_text(name), where, precision, resize, name=name, arch=arch, tag=tag
+        )  # fmt: skip
+    file = weights_file(name)[1]
     source, arch, tag = _parse(name)
-    model, quick_gelu = _create(source, arch, tag)
-    import open_clip
-
-    tokenizer = open_clip.get_tokenizer(source)
+    tokenizer = _tokenizer(name, source)  # what it lacks is said before weights are fetched
+    if file is None:
+        model, quick_gelu = _create(source, arch, tag)
+    else:
+        with _no_logging():
+            model = build(arch, file)
+        quick_gelu = _computes_quick_gelu(model)
     return wrap(
         model, tokenizer, where, precision, resize, name=name, arch=arch, tag=tag,
         quick_gelu=quick_gelu,
@@ -62,11 +80,16 @@ def load(
 
 
 def _device(name: str) -> torch.device:
-    if name not in ("auto", "cpu", "cuda"):
-        raise unknown("device", name, ["auto", "cpu", "cuda"])
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name not in DEVICES:
+        raise unknown("device", name, DEVICES)
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    home: Any = torch.backends.mps if name == "mps" else getattr(torch, name, None)
+    if name != "cpu" and (home is None or not home.is_available()):  # torch 2.2 has no XPU
+        raise UserError(
+            f"--device {name}: torch sees no {name.upper()} device here; use --device cpu"
+        )
+    return torch.device(name)
 
 
 def _parse(name: str) -> tuple[str, str, str]:
@@ -77,6 +100,12 @@ def _parse(name: str) -> tuple[str, str, str]:
         return name, name.split(":", 1)[1], ""
     import open_clip
 
+    arch, file = weights_file(name)
+    if file is not None:
+        arch = arch.replace("/", "-")
+        if arch not in open_clip.list_models():
+            raise unknown("architecture", arch, open_clip.list_models())
+        return arch, arch, ""
     arch, _, tag = name.rpartition("/")
     if name.replace("/", "-") in open_clip.list_models():
         known = ", ".join(open_clip.list_pretrained_tags_by_model(name.replace("/", "-")))
@@ -90,6 +119,50 @@ def _parse(name: str) -> tuple[str, str, str]:
     return arch, arch, tag
 
 
+def _tokenizer(name: str, source: str) -> Callable[[list[str]], Tensor]:
+    """open_clip's tokenizer of the model."""
+    import open_clip
+
+    if not source.startswith("local-dir:"):
+        _stay_offline_if_cut_off()
+    try:
+        text: dict[str, Any] = (open_clip.get_model_config(source) or {}).get("text_cfg", {})
+    except Exception as error:
+        raise _unavailable(source, "", error) from error
+    if not any(map(text.get, HUGGING_FACE)):
+        return open_clip.get_tokenizer(source)  # type: ignore[no-any-return]
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError(
+            f"{name} reads text through transformers, and that is not here; install it with: "
+            "pip install 'fewshot-clip[hf]' (in a checkout: pip install '.[hf]')"
+        )
+    try:
+        with _no_logging():
+            return open_clip.get_tokenizer(source)  # type: ignore[no-any-return]
+    except Exception as error:
+        way = "connect once, or set HF_HOME to a filled hub cache"
+        if source.startswith("local-dir:"):
+            way = "copy its files, such as tokenizer.json, into that folder"
+        raise UserError(f"cannot get the tokenizer of {name} ({_reason(error)}); {way}") from error
+
+
+def _image_only(name: str) -> ImageOnly:
+    plain, file = weights_file(name)
+    if file is None:
+        _stay_offline_if_cut_off()
+    try:
+        with _no_logging():
+            return create(plain, file)
+    except UserError:
+        raise
+    except Exception as error:
+        raise _unavailable(name, "", error) from error
+
+
+def _computes_quick_gelu(model: Any) -> bool:
+    return any("QuickGELU" in type(module).__name__ for module in model.modules())
+
+
 def _create(source: str, arch: str, tag: str) -> tuple[Any, bool]:
     """The model with its weights, and whether it computes QuickGELU."""
     import open_clip
@@ -97,8 +170,6 @@ def _create(source: str, arch: str, tag: str) -> tuple[Any, bool]:
 
     # open_clip builds `ViT-B-16` with GELU and only warns that OpenAI's weights want QuickGELU.
     quick_gelu = bool(tag and get_pretrained_cfg(arch, tag).get("quick_gelu", False))
-    if not source.startswith("local-dir:"):
-        _stay_offline_if_cut_off()
     try:
         with warnings.catch_warnings(), _no_logging():
             warnings.filterwarnings("error", "QuickGELU mismatch")
@@ -112,7 +183,7 @@ def _create(source: str, arch: str, tag: str) -> tuple[Any, bool]:
         ) from None
     except Exception as error:
         raise _unavailable(source, tag, error) from error
-    return model, quick_gelu or any("QuickGELU" in type(m).__name__ for m in model.modules())
+    return model, quick_gelu or _computes_quick_gelu(model)
 
 
 def _stay_offline_if_cut_off() -> None:
@@ -141,10 +212,14 @@ def _no_logging() -> Iterator[None]:
         logging.disable(before)
 
 
+def _reason(error: Exception) -> str:
+    return printable((str(error).strip() or repr(error)).splitlines()[0])
+
+
 def _unavailable(source: str, tag: str, error: Exception) -> UserError:
     from huggingface_hub import constants
 
-    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    reason = _reason(error)
     if source.startswith("local-dir:"):
         return UserError(
             f"no model in {source.removeprefix('local-dir:')}: {reason}; expected "
@@ -153,7 +228,8 @@ def _unavailable(source: str, tag: str, error: Exception) -> UserError:
     if constants.HF_HUB_OFFLINE:
         reason = "the model hub is out of reach, and its cache here does not hold them"
     name = f"{source}/{tag}" if tag else source
+    place = f"{source}@FILE" if source.startswith(IMAGE_ONLY) else "local-dir:PATH"
     return UserError(
         f"cannot get the weights of {name} ({reason}); connect once, or copy a filled hub cache "
-        "here and set HF_HOME, or point --model local-dir:PATH at a download, or use --model tiny"
+        f"here and set HF_HOME, or point --model {place} at a download, or use --model tiny"
     )

@@ -16,23 +16,38 @@ def default_root() -> Path:
     return Path(os.environ.get("FEWSHOT_STORE") or "features")
 
 
+IMAGE_ONLY = "timm:"  # begins the names of models without a text tower
+
+
 def model_name(text: str) -> str:
     """The one spelling of a model's name: `ViT-B-16,openai` becomes `ViT-B-16/openai`."""
     text = text.strip()
-    if ":" in text:  # hf-hub:OWNER/NAME and local-dir:PATH mean what they say
+    # hf-hub:OWNER/NAME, local-dir:PATH, timm:NAME and ARCH@PATH mean what they say.
+    if ":" in text or "@" in text:
         return text
     return "/".join(part.strip() for part in text.split(",", maxsplit=1))
+
+
+def weights_file(model: str) -> tuple[str, Path | None]:
+    """The architecture and the file of `ARCH@PATH`; the name itself and None of any other."""
+    arch, at, path = model.partition("@")
+    if not at or model.startswith(("hf-hub:", "local-dir:")):
+        return model, None
+    return arch, Path(path)
 
 
 def store_path(root: Path, dataset: str, model: str) -> Path:
     """Where the store of a dataset and a model lies: `root/<dataset>/<model>.h5`.
 
-    A model in a folder is told apart by its absolute path: folders of one name are common.
+    A model in a folder or a file is told apart by its absolute path: equal names are common.
     """
     model = model_name(model)
+    arch, file = weights_file(model)
     if model.startswith("local-dir:"):
-        folder = Path(model.removeprefix("local-dir:")).absolute()
-        model = f"local-dir-{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+        arch, file = "local-dir", Path(model.removeprefix("local-dir:"))
+    if file is not None:
+        path = file.absolute()
+        model = f"{arch}-{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     return root / safe_name(dataset) / f"{safe_name(model)}.h5"
 
 

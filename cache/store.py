@@ -265,8 +265,8 @@ class FeatureStore:
     def _prompt_set(self, recipe: str, name: str | None) -> str:
         if not self.text_sets:
             raise UserError(
-                f"{self.path} holds no text features; use a method that needs none, "
-                "or import it again with text_features"
+                f"{self.path} holds no text features; use a method that needs none, such as "
+                "nearest-mean, or make it again with a model that reads text"
             )
         if name is None:
             usual = ("templates-raw", "templates") if recipe == "raw-mean" else ("templates",)

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import subprocess
@@ -8,10 +9,12 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.loading import load
+from cache.prompts import require_readable
 
 PROMPTS = ["a", "a photo of a dog", "a much longer sentence about nothing in particular, really"]
 
@@ -188,10 +191,93 @@ def test_an_unknown_precision_is_refused(random_vit: Path) -> None:
         load(f"local-dir:{random_vit}", device="cpu", precision="fp61")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_device_that_is_not_there_is_refused(random_vit: Path) -> None:
-    with pytest.raises(UserError, match="torch sees no CUDA device"):
-        load(f"local-dir:{random_vit}", device="cuda")
+@pytest.mark.parametrize("device", ["cuda", "mps", "xpu"])
+def test_a_device_that_is_not_there_is_refused(
+    device: str, random_vit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = torch.backends.mps if device == "mps" else getattr(torch, device)
+    monkeypatch.setattr(home, "is_available", lambda: False)
+    with pytest.raises(UserError, match=f"torch sees no {device.upper()} device"):
+        load(f"local-dir:{random_vit}", device=device)
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP/webli", "ViT-B-16-SigLIP2/webli"])
+def test_a_missing_package_is_named_before_weights_are_fetched(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cache import loading
+
+    def fetched(*arguments: object) -> None:
+        raise AssertionError("weights are fetched")
+
+    monkeypatch.setattr(loading, "_create", fetched)
+    monkeypatch.setattr(loading, "_stay_offline_if_cut_off", lambda: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"transformers, and .*pip install 'fewshot-clip\[hf\]'"):
+        load(name, device="cpu")
+
+
+HUGGING_FACE = pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None, reason="transformers is not installed"
+)
+
+
+@pytest.fixture
+def random_siglip(tmp_path: Path) -> Path:
+    """Directory of a SigLIP with random weights and a tokenizer of a few words."""
+    text: dict[str, Any] = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2}
+    text |= {"layers": 1, "no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
+    text |= {"hf_tokenizer_name": "nobody/nowhere", "tokenizer_kwargs": {"clean": "canonicalize"}}
+    vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
+    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text, "init_logit_bias": -10}
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": {**config, "custom_text": True}})
+    )
+    torch.manual_seed(0)
+    model = open_clip.CustomTextCLIP(16, vision, text, init_logit_bias=-10)
+    save_file(model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    return tmp_path
+
+
+def add_tokenizer(folder: Path) -> None:
+    words = ["<pad>", "</s>", "<unk>", "a", "photo", "of", "dog"]
+    vocabulary: dict[str, Any] = {"type": "WordLevel", "unk_token": "<unk>"}
+    vocabulary |= {"vocab": {word: i for i, word in enumerate(words)}}
+    end = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}]
+    special = {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}}
+    post = {"type": "TemplateProcessing", "single": end, "pair": end, "special_tokens": special}
+    tokenizer: dict[str, Any] = {"version": "1.0", "added_tokens": [], "normalizer": None}
+    tokenizer |= {"pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": post}
+    tokenizer |= {"decoder": None, "truncation": None, "padding": None, "model": vocabulary}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    said = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>"}
+    said |= {"eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+
+
+@HUGGING_FACE
+def test_siglip_reads_lower_case_from_a_tokenizer_in_its_folder(random_siglip: Path) -> None:
+    add_tokenizer(random_siglip)
+    siglip = load(f"local-dir:{random_siglip}", device="cpu")
+    assert siglip.tokenizer(["A photo of a DOG."]).tolist() == [[3, 4, 5, 3, 6, 1, 0, 0]]
+    assert siglip.identity["loss"] == "sigmoid"
+    assert siglip.identity["logit_bias"] == -10
+    features = siglip.encode_text(["a dog", "A Dog!"])
+    torch.testing.assert_close(features[0], features[1], rtol=0, atol=1e-6)
+    require_readable(siglip.tokenizer, ["a photo of a dog"])
+    with pytest.raises(UserError, match="the model reads 8 tokens of a prompt, and 1 of 2 are"):
+        require_readable(siglip.tokenizer, ["a dog", "a photo of a photo of a photo of a dog"])
+
+
+@HUGGING_FACE
+def test_a_folder_without_the_tokenizer_is_refused_in_one_line(random_siglip: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot get the tokenizer .*; copy its files") as caught:
+        load(f"local-dir:{random_siglip}", device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_other_models_record_no_sigmoid(vit: Encoder) -> None:
+    assert not {"loss", "logit_bias"} & vit.identity.keys()
 
 
 def test_bf16_is_close_to_fp32(random_vit: Path, vit: Encoder) -> None:

@@ -169,13 +169,16 @@ def test_a_file_that_computes_something_else_is_found_out(
         check(folder / "model.onnx", with_encoder(other, encoder))
 
 
-@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize(
+    ("mode", "share"),
+    [("shortest", 1), ("squash", 1), ("longest", 1), ("shortest", 0.875), ("squash", 0.9)],
+)
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("size", [(50, 41), (41, 50), (33, 33), (200, 31)])
 def test_the_card_s_code_makes_the_model_s_own_pixels(
-    tmp_path: Path, mode: str, interpolation: str, size: tuple[int, int]
+    tmp_path: Path, mode: str, share: float, interpolation: str, size: tuple[int, int]
 ) -> None:
-    preprocess = Preprocess(32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), interpolation, mode, 7)
+    preprocess = Preprocess(32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), interpolation, mode, 7, share)
     draw = np.random.default_rng(0)
     photo = Image.fromarray(draw.integers(0, 256, (*size, 3), dtype=np.uint8))
     photo.save(tmp_path / "image.png")

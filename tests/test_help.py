@@ -11,7 +11,7 @@ import pytest
 import typer
 
 import cli
-from cache import encoder, engines, images
+from cache import encoder, engines, images, loading
 from cache.extract import IF_EXISTS
 from cache.import_store import IF_EXISTS as IF_IMPORTED
 from fewshot.adapters import output
@@ -88,7 +88,7 @@ def test_no_summary_is_cut_off_in_a_terminal_of_80_columns(
 
 
 CHOICES = [
-    ("extract", "device", ("auto", "cpu", "cuda")),
+    ("extract", "device", loading.DEVICES),
     ("extract", "precision", ("auto", *encoder.PRECISIONS)),
     ("extract", "resize", tuple(images.RESIZE)),
     ("extract", "engine", engines.ENGINES),

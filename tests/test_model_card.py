@@ -103,6 +103,13 @@ def test_where_a_local_model_lay_stays_its_author_s() -> None:
     assert "| name | small |" in text
 
 
+def test_where_a_file_of_weights_lay_stays_its_author_s() -> None:
+    text = card(model={"name": "ViT-B-32@/home/me/clips/own.pt", "arch": "ViT-B-32", "dim": 16})
+    assert "/home/me" not in text
+    assert "| name | ViT-B-32@own.pt |" in text
+    assert "| arch | ViT-B-32 |" in text
+
+
 def test_of_many_classes_the_first_hundred_are_shown() -> None:
     text = card(classnames=tuple(f"n{i}" for i in range(130)), prompts=())
     assert "| 99 | n99 |" in text

@@ -124,6 +124,7 @@ class _Preprocessing(_Closed):
     interpolation: Literal["bicubic", "bilinear", "random"]
     resize_mode: Literal["shortest", "squash", "longest"]
     fill_color: Annotated[int, Field(ge=0, le=255)]
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = 1.0
     exif: bool = True
 
 

@@ -37,7 +37,9 @@ class Encoding:
 
 
 def encode_labeled(report: Preflight, how: Encoding) -> FeatureStore:
-    """The store of labeled images and of their classes' prompts; unreadable images are left out.
+    """The store of labeled images, and of their classes' prompts where the model reads text.
+
+    Unreadable images are left out.
 
     Args:
         report: On these images.
@@ -47,7 +49,9 @@ def encode_labeled(report: Preflight, how: Encoding) -> FeatureStore:
         UserError: The report has problems, or too few images of a class can be read.
     """
     source, left_out = report.passed(skip_unreadable=True)
-    recipe = Recipe(prompt_sets(source.classnames, source.templates), left_out=left_out)
+    reads_text = how.encoder.reads_text
+    prompts = prompt_sets(source.classnames, source.templates) if reads_text else {}
+    recipe = Recipe(prompts, left_out=left_out)
     store = _encode(source, recipe, how)
     present = set(store.labels("train").tolist())
     empty = [name for c, name in enumerate(store.classnames) if c not in present]

@@ -17,7 +17,7 @@ class TrainOptions:
 
     Attributes:
         data_root: The folder of the datasets; None for $FEWSHOT_DATA, else ./data.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda, mps or xpu.
         precision: auto, fp32, bf16 or fp16.
         crop_scale: Minimum and maximum share of the image's area in a crop; None for the paper's.
         flip: Mirror half of the crops; None for the paper's choice.
@@ -70,7 +70,7 @@ def read_train_options(table: TomlTable) -> dict[str, Any]:
         raise table.error("crop_scale", "two numbers", list(scale))
     values = {
         "data_root": Path(table.text("data_root")),
-        "device": table.text("device", choices=("auto", "cpu", "cuda")),
+        "device": table.text("device", choices=("auto", "cpu", "cuda", "mps", "xpu")),
         "precision": table.text("precision", choices=("auto", "fp32", "bf16", "fp16")),
         "crop_scale": scale,
         "max_pixels": table.integer("max_pixels", at_least=1),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cache.errors import count, unknown
+from cache.errors import UserError, count, unknown
 from fewshot.commands.options import (
     COMPUTING,
     DATA,
@@ -168,6 +168,7 @@ def extract(
     from cache.extract import extract as extract_to
     from cache.identity import Recipe
     from cache.location import (
+        IMAGE_ONLY,
         bank_path,
         default_root,
         require_outside,
@@ -188,8 +189,13 @@ def extract(
     rows, only = _support_rows(source, support_only, seeds)
     further = {name: _template_set(source, name) for name in template_set or ()}
     templates = template or source.templates
+    sets = prompt_sets(source.classnames, templates, prompts or (), further)
+    if model.startswith(IMAGE_ONLY):
+        if template or prompts or template_set:
+            raise UserError(f"{model} encodes images alone; leave the prompts' options out")
+        sets = {}
     recipe = Recipe(
-        prompts=prompt_sets(source.classnames, templates, prompts or (), further),
+        prompts=sets,
         views=views,
         crop_scale=crop_scale,
         view_seed=view_seed,

@@ -43,7 +43,7 @@ ModelOption = Annotated[
     str,
     typer.Option(
         envvar="FEWSHOT_MODEL",
-        help="Name in open_clip: ViT-B-16/openai, hf-hub:…, local-dir:…; or tiny.",
+        help="ViT-B-16/openai, hf-hub:…, local-dir:…, ARCH@FILE, timm:…, or tiny.",
         rich_help_panel=DATA,
     ),
 ]
@@ -145,13 +145,15 @@ OfficialOption = Annotated[
 ]
 
 DeviceOption = Annotated[
-    Literal["auto", "cpu", "cuda"],
-    typer.Option(help="Where to run the model.", rich_help_panel=COMPUTING),
+    Literal["auto", "cpu", "cuda", "mps", "xpu"],
+    typer.Option(
+        help="Where to run the model; auto is CUDA where there is one.", rich_help_panel=COMPUTING
+    ),
 ]
 PrecisionOption = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"],
     typer.Option(
-        help="Floating-point format of the model; auto is fp32 on a CPU and fp16 on CUDA.",
+        help="Floating-point format of the model; auto is fp16 on CUDA, else fp32.",
         rich_help_panel=COMPUTING,
     ),
 ]

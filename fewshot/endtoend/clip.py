@@ -44,7 +44,16 @@ class Clip:
 
     @classmethod
     def of(cls, encoder: Encoder) -> "Clip":
-        """A copy, so that the encoder stays what its store was made with."""
+        """A copy, so that the encoder stays what its store was made with.
+
+        Raises:
+            UserError: The model reads no text.
+        """
+        if not encoder.reads_text:
+            raise UserError(
+                f"{encoder.identity['name']} encodes images alone, and trained methods compare "
+                "with text; use a model of open_clip, or a method on features, such as gda"
+            )
         model = copy.deepcopy(encoder.model)
         unfuse(model)
         model.eval().requires_grad_(False)

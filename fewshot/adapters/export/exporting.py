@@ -7,7 +7,7 @@ from pathlib import Path
 from cache.atomic_folder import replacing_folder
 from cache.errors import UserError, unknown
 from cache.loading import load
-from cache.location import require_writable
+from cache.location import IMAGE_ONLY, require_writable
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.export.clip_lora_folder import require_pairs, write_clip_lora_folder
 from fewshot.adapters.export.folding import require_towers
@@ -63,6 +63,7 @@ def export(
         require_pairs(adapter)
     else:
         require_towers(adapter)
+        _require_text_tower(adapter)
     encoder = load(model or adapter.model_name, device="cpu", precision="fp32")
     with replacing_folder(out) as folder:
         how_to_run = TARGETS[to](adapter, encoder, folder)
@@ -85,6 +86,15 @@ def _require_method(adapter: Adapter) -> None:
             f"{adapter.method} cannot be exported: the logits of an image depend on the images "
             "beside it, which a fixed graph does not see; use `fewshot predict`, or export a "
             "method such as gda"
+        )
+
+
+def _require_text_tower(adapter: Adapter) -> None:
+    """Refuse a model of images alone."""
+    if adapter.model_name.startswith(IMAGE_ONLY):
+        raise UserError(
+            f"open_clip opens models of two towers, and {adapter.model_name} encodes images alone; "
+            "export it with --to onnx"
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import count
+from cache.location import weights_file
 from fewshot.adapters.adapter import Adapter
 from fewshot.model_selection.calibration import Calibration
 from fewshot.tables import Table, markdown, markdown_text
@@ -49,11 +50,13 @@ def model_card(adapter: Adapter, *, library: str, how_to_run: str, files: Mappin
 
 def identity(adapter: Adapter) -> dict[str, Any]:
     """The record of the model, without its place on its author's disk."""
-    folder = adapter.model_name.startswith("local-dir:")
+    name = adapter.model_name
+    arch, file = weights_file(name)
+    own = {"name": f"{arch}@{file.name}"} if file is not None else {}
+    if name.startswith("local-dir:"):
+        own = {key: Path(adapter.model[key]).name for key in ("name", "arch")}
     return {
-        key: Path(value).name if folder and key in ("name", "arch") else value
-        for key, value in adapter.model.items()
-        if value not in ("", None)
+        key: own.get(key, value) for key, value in adapter.model.items() if value not in ("", None)
     }
 
 

@@ -116,6 +116,11 @@ def check(path: Path, predictor: Predictor) -> None:
 def how_to_run(preprocess: Preprocess, *, exif: bool) -> str:
     """Markdown with the Python that classifies one image."""
     method = "BILINEAR" if preprocess.interpolation == "bilinear" else "BICUBIC"
+    fitted = _FITTED[preprocess.resize_mode].format(
+        side="size" if preprocess.resized == preprocess.size else preprocess.resized,
+        method=f"Image.Resampling.{method}",
+        fill=(preprocess.fill_color,) * 3,
+    )
     turned = "ImageOps.exif_transpose(image)" if exif else "image"
     code = _CODE.format(
         size=preprocess.size,
@@ -123,9 +128,7 @@ def how_to_run(preprocess: Preprocess, *, exif: bool) -> str:
         std=list(preprocess.std),
         imports="Image, ImageOps" if exif else "Image",
         turned=turned,
-        fitted=_FITTED[preprocess.resize_mode].format(
-            method=f"Image.Resampling.{method}", fill=(preprocess.fill_color,) * 3
-        ),
+        fitted=fitted,
     )
     return (
         f"`{FILE}` takes `pixels` (batch, 3, {preprocess.size}, {preprocess.size}) and gives "
@@ -183,10 +186,13 @@ print(names[probabilities[0].argmax()], probabilities[0].max())
 """
 _FITTED = {
     "shortest": """\
-w, h = size * w // min(w, h), size * h // min(w, h)
+w, h = {side} * w // min(w, h), {side} * h // min(w, h)
 left, top = round((w - size) / 2), round((h - size) / 2)
 image = image.resize((w, h), {method}).crop((left, top, left + size, top + size))""",
-    "squash": "image = image.resize((size, size), {method})",
+    "squash": """\
+w, h = {side}, {side}
+left, top = round((w - size) / 2), round((h - size) / 2)
+image = image.resize((w, h), {method}).crop((left, top, left + size, top + size))""",
     "longest": """\
 w, h = round(w / (max(w, h) / size)), round(h / (max(w, h) / size))
 canvas = Image.new("RGB", (size, size), {fill})

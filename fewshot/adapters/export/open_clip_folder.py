@@ -95,7 +95,8 @@ def model_config(encoder: Encoder) -> dict[str, Any]:
     import open_clip
 
     name, arch = str(encoder.identity["name"]), str(encoder.identity["arch"])
-    source = f"local-dir:{TINY}" if name == "tiny" else name if ":" in name else arch
+    own = name.startswith(("hf-hub:", "local-dir:"))
+    source = f"local-dir:{TINY}" if name == "tiny" else name if own else arch
     config: dict[str, Any] = open_clip.get_model_config(source)
     return {**config, "quick_gelu": True} if encoder.identity["quick_gelu"] else config
 
