@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fewshot.adapters.predict import predict
     from fewshot.automatic.pipeline import auto
     from fewshot.classifier import Classifier, LinearClassifier, classify
+    from fewshot.domain_adaptation import adapt
     from fewshot.estimator import FewShotClassifier
     from fewshot.evaluation import base_to_new, evaluate, transfer
     from fewshot.fitting import Fitted, fit
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         TipAdapterF,
         TipX,
         TransCLIP,
+        TwoStage,
         ZeroShot,
     )
     from fewshot.model_selection.protocols import PROTOCOLS
@@ -90,7 +92,9 @@ __all__ = [
     "TipAdapterF",
     "TipX",
     "TransCLIP",
+    "TwoStage",
     "ZeroShot",
+    "adapt",
     "auto",
     "base_new",
     "base_to_new",
@@ -121,6 +125,7 @@ _MODULES = {
     "fewshot.automatic.pipeline": ("auto",),
     "fewshot.classifier": ("Classifier", "LinearClassifier", "classify"),
     "fewshot.estimator": ("FewShotClassifier",),
+    "fewshot.domain_adaptation": ("adapt",),
     "fewshot.evaluation": ("base_to_new", "evaluate", "transfer"),
     "fewshot.fitting": ("Fitted", "fit"),
     "fewshot.inspection": ("inspect", "verify"),
@@ -145,6 +150,7 @@ _MODULES = {
         "TipAdapterF",
         "TipX",
         "TransCLIP",
+        "TwoStage",
         "UEO",
         "ZSLP",
         "ZeroShot",

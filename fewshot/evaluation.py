@@ -70,7 +70,7 @@ def evaluate(
         return _base_to_new(store, method, protocol, save)
     if protocol.setting == "open-set":
         return _open_set(store, method, protocol, save)
-    test = _test_split(store)
+    test = require_test_split(store)
     return _score(fit(store, method, protocol), store, test, save)
 
 
@@ -85,7 +85,7 @@ def score(fitted: Fitted, store: FeatureStore, *, save: Path | str | None = None
     Raises:
         UserError: No test split.
     """
-    return _score(fitted, store, _test_split(store), save)
+    return _score(fitted, store, require_test_split(store), save)
 
 
 def _score(fitted: Fitted, store: FeatureStore, test: Split, save: Path | str | None) -> Result:
@@ -140,7 +140,7 @@ def _base_to_new(
 ) -> Result:
     if protocol.synthesize is None:
         _require_new_classes(method, "base-to-new")
-    test = _test_split(store)
+    test = require_test_split(store)
     base, new = base_new(store.n_classes)
     if len(new) < 2:
         raise UserError(
@@ -177,7 +177,7 @@ def _base_to_new(
 def _open_set(
     store: FeatureStore, method: Method, protocol: Protocol, save: Path | str | None
 ) -> Result:
-    test = _test_split(store)
+    test = require_test_split(store)
     assert protocol.known is not None
     known = np.array(known_classes(store.classnames, checked_known(protocol.known)))
     ours = np.isin(test.labels, known)
@@ -242,13 +242,9 @@ def transfer(
     method, protocol = settled(source, method, protocol, {**asked, "setting": "cross-dataset"})
     columns, tests = {}, {}
     for target in opened:
-        if target.model != source.model:
-            raise UserError(
-                f"{target.path} holds features of {target.model} and {source.path} of "
-                f"{source.model}; extract both with one model"
-            )
+        require_one_model(source, target)
         columns[target.path] = shared_classes(source, target)
-        tests[target.path] = _test_split(target)
+        tests[target.path] = require_test_split(target)
         if columns[target.path] is None:
             _require_new_classes(method, "cross-dataset")
     fitted = fit(source, method, protocol)
@@ -293,7 +289,16 @@ class _Columns:
         return self.whole.logits(features)[:, self.columns]
 
 
-def _test_split(store: FeatureStore) -> Split:
+def require_one_model(source: FeatureStore, target: FeatureStore) -> None:
+    """Raise unless both stores hold features of one model."""
+    if target.model != source.model:
+        raise UserError(
+            f"{target.path} holds features of {target.model} and {source.path} of "
+            f"{source.model}; extract both with one model"
+        )
+
+
+def require_test_split(store: FeatureStore) -> Split:
     """The test split.
 
     Raises:

@@ -64,6 +64,7 @@ def fit(
     protocol: Protocol | None = None,
     *,
     classes: Sequence[int] | None = None,
+    images: Tensor | None = None,
     **asked: Unpack[Asked],
 ) -> Fitted:
     """Draw the few shots, tune on them, and fit: `fit(store, "gda", shots=4, seed=1)`.
@@ -78,6 +79,8 @@ def fit(
         classes: The ids of the classes to learn, in ascending order, cut out of the sample of all;
             without it the known ones of an open set, else all. Where features of new classes are
             synthesized, they are the base classes, and the classifier is of all.
+        images: (U, D) features for a method that learns from unlabeled images; the train images
+            without it.
         **asked: Fields of a `Protocol`, which take the place of the protocol's own. `fixed` may
             also be the names of the method's fields that keep their values.
 
@@ -104,7 +107,7 @@ def fit(
         named = range(store.n_classes)
     text = class_text(store, method, protocol.prompt_set, named)
     if not protocol.support_for(method):
-        return _fit_unlabeled(store, method, protocol, text, classes)
+        return _fit_unlabeled(store, method, protocol, text, classes, images)
     train = store.split("train")
     val = store.split("val") if tune in ("val", "full-val") else None
     drawn_val = val.labels if val is not None and tune == "val" else None
@@ -268,13 +271,14 @@ def _fit_unlabeled(
     protocol: Protocol,
     text: Text | None,
     classes: Sequence[int],
+    images: Tensor | None,
 ) -> Fitted:
     """Fit to the text alone, or to all train images of the classes without their labels.
 
     From an open set the images of unknown classes are among them, for no label says which they are.
     """
-    given = None
-    if method.unsupervised():
+    given = images if method.unsupervised() else None
+    if method.unsupervised() and images is None:
         train = store.split("train")
         there = classes if protocol.known is None else range(store.n_classes)
         kept, _ = restrict(train.labels[train.encoded], there)

@@ -182,6 +182,21 @@ class SupportsNewClasses(Protocol):
         ...
 
 
+@runtime_checkable
+class AdaptsToDomain(Protocol):
+    """A method that moves what it fitted to images of another domain, without their labels."""
+
+    def adapt(self, source: Classifier, images: Tensor, *, unknown: bool) -> Classifier:
+        """Return a classifier of the same classes for the images' domain.
+
+        Args:
+            source: What `fit` made of the labeled source; nothing else is left of that.
+            images: (U, D) unlabeled features of the target.
+            unknown: True where some images may be of classes that the source does not have.
+        """
+        ...
+
+
 Held = tuple[SupportSet, Tensor, Tensor]
 
 

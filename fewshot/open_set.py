@@ -7,6 +7,7 @@ https://arxiv.org/abs/1610.02136; max-logit, https://arxiv.org/abs/1911.11132; e
 https://arxiv.org/abs/2010.03759.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
@@ -105,6 +106,12 @@ def knownness(logits: "Tensor", score: Score, logit_scale: float) -> "Tensor":
     if score == "max-logit":
         return z.amax(dim=1)
     return (z / logit_scale if score == "mcm" else z).softmax(dim=1).amax(dim=1)
+
+
+def certainty(logits: "Tensor") -> "Tensor":
+    """(M,) 1 - H(softmax) / log C of (M, C) logits: 0 where all classes are alike, 1 at one."""
+    p = logits.softmax(dim=1)
+    return 1 + (p * p.clamp_min(1e-30).log()).sum(dim=1) / math.log(logits.shape[1])
 
 
 def classify_and_score(

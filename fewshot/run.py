@@ -25,15 +25,19 @@ if TYPE_CHECKING:
     from fewshot.method import MethodInfo
 
 Setting = Literal[
-    "few-shot", "base-to-new", "domain-generalization", "cross-dataset", "open-set"
+    "few-shot", "base-to-new", "domain-generalization", "cross-dataset", "open-set",
+    "domain-adaptation",
 ]  # fmt: skip
 SETTINGS: tuple[Setting, ...] = get_args(Setting)
-TRANSFERS: tuple[Setting, ...] = ("domain-generalization", "cross-dataset")
+TRANSFERS: tuple[Setting, ...] = (
+    "domain-generalization", "cross-dataset", "domain-adaptation",
+)  # fmt: skip
 # Accuracies on parts of the test split, of which a result's accuracy is the harmonic mean of two.
 PARTS: Mapping[str, tuple[str, ...]] = {
     "base-to-new": ("base", "new"),
     "open-set": ("known", "auroc", "fpr95"),
 }
+ADAPTED = ("known", "unknown")  # likewise, in adaptation to a domain with unknown classes
 JOINTLY = "transductive "  # begins the setting of a result whose test images were joint
 # Images of a class in the train split by which long-tailed recognition groups its test accuracy.
 CLASS_GROUPS = {"many": range(101, 2**62), "medium": range(20, 101), "few": range(20)}
@@ -56,6 +60,7 @@ class Asked(TypedDict, total=False):
     setting: Setting
     known: int | Sequence[str] | None
     score: Score
+    threshold: float
     blend: Share
     synthesize: str | None
 
@@ -87,6 +92,7 @@ class Protocol:
         known: From open set, the number of classes, from the first, or the names of those that are
             known; the others' images are unknown. It makes the setting `open-set`.
         score: How sure a classifier is that an image is of a known class; see `open_set.knownness`.
+        threshold: In domain adaptation, the `open_set.certainty` below which an image is unknown.
         blend: The method's share of the logits, 0 to 1, where zero-shot has the rest; or `auto`,
             by how much zero-shot leaves open. See `model_selection.blending`.
         synthesize: The generator that makes features of the new classes, with its settings where
@@ -107,6 +113,7 @@ class Protocol:
     setting: Setting = "few-shot"
     known: int | Sequence[str] | None = None
     score: Score = "mcm"
+    threshold: float = 0.5
     blend: Share = "auto"
     synthesize: str | None = None
 
@@ -134,6 +141,8 @@ class Protocol:
             )
         if self.score not in SCORES:
             raise unknown("score of known images", self.score, SCORES)
+        if not 0 <= self.threshold <= 1:
+            raise UserError(f"threshold must be from 0 to 1; got {self.threshold!r:.60}")
         self._require_one_kind_of_sample()
         self._require_official_alone()
         values: dict[str, object] = {"fixed": dict(self.fixed)}
@@ -177,7 +186,8 @@ class Protocol:
             )
         given = [] if self.sample is None else ["a sample"]
         given += [] if imbalance is None else [f"imbalance {imbalance}"]
-        given += [] if self.setting == "few-shot" else [self.setting]
+        whole = ("few-shot", "domain-adaptation")  # settings in which no class is left out
+        given += [] if self.setting in whole else [self.setting]
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)} exclude one another; give one")
 
@@ -273,8 +283,8 @@ class Run:
         model: The CLIP model's name.
         setting: Which task it was; results of different settings are never averaged. One of
             zero-shot, few-shot, imbalanced, unsupervised, base-to-new, domain-generalization,
-            cross-dataset and open-set, with `transductive` before it where the test images were
-            classified together.
+            cross-dataset, open-set and domain-adaptation, with `transductive` before it where the
+            test images were classified together.
         fitted_on: The dataset that was learned from.
         shots: K, images per class that the method learned from, or of the largest class where they
             differ; 0 without labels.
@@ -292,6 +302,7 @@ class Run:
             known.
         synthesized: The generator of the new classes' features, and what was set of it; None where
             all features are of images.
+        threshold: The certainty below which an image of the target was unknown; None elsewhere.
     """
 
     method: str
@@ -311,6 +322,7 @@ class Run:
     known: Known | None = None
     score: Score | None = None
     synthesized: str | None = None
+    threshold: float | None = None
 
     @classmethod
     def planned(
@@ -343,7 +355,7 @@ class Run:
         setting: str = protocol.setting
         if setting == "few-shot" and (method.unsupervised() or not support):
             setting = "unsupervised" if method.unsupervised() else "zero-shot"
-        if support and protocol.imbalance is not None:
+        if support and protocol.imbalance is not None and setting == "few-shot":
             setting = "imbalanced"
         return cls(
             method=method.name,
@@ -363,6 +375,7 @@ class Run:
             known=None if protocol.known is None else checked_known(protocol.known),
             score=None if protocol.known is None else protocol.score,
             synthesized=protocol.synthesize if support else None,
+            threshold=protocol.threshold if setting == "domain-adaptation" else None,
         )
 
     @property
@@ -385,6 +398,8 @@ class Run:
         """The task beyond the setting's name: which are known, how unequal, from what features."""
         if self.synthesized is not None:
             return f"with {self.synthesized}"
+        if self.threshold is not None:
+            return f"known from {self.threshold}"
         if self.known is None:
             return self.imbalance or ""
         known = self.known if isinstance(self.known, int) else ", ".join(self.known)
@@ -426,8 +441,12 @@ class Run:
             end_to_end: It is `train` that runs the method, and not `fit`.
         """
         words = ["fewshot", "train" if end_to_end else "fit", self.method, "--model", self.model]
-        words += ["--dataset", self.fitted_on]
-        words += ["--test-on", self.dataset] if self.source else []
+        if self.threshold is None:
+            words += ["--dataset", self.fitted_on]
+            words += ["--test-on", self.dataset] if self.source else []
+        else:
+            words += ["--dataset", self.dataset, "--source", self.fitted_on]
+            words += ["--threshold", str(self.threshold)]
         if self.imbalance == "natural":
             words += ["--shots", "all", "--seed", str(self.seed)]
         elif self.shots:

@@ -14,6 +14,7 @@ from cache.progress import silent_within
 from cache.source import Source, find
 from cache.store import FeatureStore
 from fewshot.bench.plan import Cell
+from fewshot.domain_adaptation import adapt
 from fewshot.endtoend.experiment import run
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.endtoend.methods import configure as configure_trained
@@ -89,6 +90,8 @@ def _evaluate(save: Path | None, cells: Sequence[Cell]) -> list[Result]:
     method = cell.run.method
     if method in TRAINED:
         return [_train(save, cell, store)]
+    if cell.protocol.setting == "domain-adaptation":
+        return [adapt(store, one.tested, method, cell.protocol, save=save) for one in cells]
     if cell.protocol.setting in TRANSFERS:
         targets = [FeatureStore.open(one.tested) for one in cells]
         return transfer(store, targets, method, cell.protocol, save=save)

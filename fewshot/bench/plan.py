@@ -14,6 +14,7 @@ from cache.manifest import all_manifests
 from cache.store import FeatureStore
 from fewshot.bench.config import ALL, Bench
 from fewshot.bench.trained import TrainOptions, require_trained
+from fewshot.domain_adaptation import relation, takes_target
 from fewshot.endtoend.clip import EndToEnd
 from fewshot.endtoend.experiment import (
     chosen_by_hand,
@@ -215,7 +216,12 @@ class _Ask:
                 known_classes(learned.classnames, checked_known(self.protocol.known))
             except UserError as error:
                 return f"{learned.dataset}: {error}"
-        if self.pair.shares == (setting == "cross-dataset"):
+        if setting == "domain-adaptation":
+            try:
+                relation(learned, tested)
+            except UserError as error:
+                return str(error)
+        elif self.pair.shares == (setting == "cross-dataset"):
             has = "no classes but those of" if self.pair.shares else "classes that are not in"
             return f"{tested.dataset} has {has} {learned.dataset}, so it is not for {setting}"
         if prompts is not None and prompts not in tested.text_sets:
@@ -224,8 +230,10 @@ class _Ask:
         if support and self.protocol.synthesize is not None and not learned.text_sets:
             return f"{learned.dataset} has no text, which {self.protocol.synthesize} needs"
         wanted = [(tested, "test")]
-        if support or self.method.unsupervised():
+        if support or (self.method.unsupervised() and setting != "domain-adaptation"):
             wanted.append((learned, "train"))
+        if setting == "domain-adaptation" and takes_target(self.method):
+            wanted.append((tested, "train"))
         if support and self.protocol.tune_for(self.method, 2) in ("val", "full-val"):
             wanted.append((learned, "val"))
         for store, split in wanted:

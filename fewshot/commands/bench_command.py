@@ -96,7 +96,14 @@ def bench(
         ),
     ] = None,
     protocol: Annotated[
-        Literal["few-shot", "base-to-new", "domain-generalization", "cross-dataset", "open-set"]
+        Literal[
+            "few-shot",
+            "base-to-new",
+            "domain-generalization",
+            "cross-dataset",
+            "open-set",
+            "domain-adaptation",
+        ]
         | None,
         typer.Option(help="What to measure. [default: few-shot]", rich_help_panel=FEW_SHOT),
     ] = None,
@@ -104,8 +111,8 @@ def bench(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Dataset to train on, for domain-generalization and cross-dataset; --datasets "
-            "are the test sets.",
+            help="Dataset to train on, for domain-generalization, cross-dataset and "
+            "domain-adaptation; --datasets are the test sets.",
             rich_help_panel=FEW_SHOT,
         ),
     ] = None,

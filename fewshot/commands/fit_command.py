@@ -110,6 +110,25 @@ def fit(
             rich_help_panel=FEW_SHOT,
         ),
     ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Domain adaptation: learn from the labels of this dataset and from the train "
+            "images of --dataset, without their labels, and test on --dataset.",
+            rich_help_panel=FEW_SHOT,
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Certainty below which an image of --dataset is of no class of --source. "
+            "[default: 0.5]",
+            rich_help_panel=FEW_SHOT,
+        ),
+    ] = None,
     known: KnownOption = None,
     score: ScoreOption = None,
     synthesize: SynthesizeOption = None,
@@ -142,6 +161,7 @@ def fit(
     """Fit a method on a few labeled images per class, and test it."""
     from cache.location import require_writable
     from cache.store import FeatureStore
+    from fewshot.domain_adaptation import adapt
     from fewshot.evaluation import evaluate, transfer
     from fewshot.open_set import parse_known
     from fewshot.results.log import append
@@ -154,15 +174,21 @@ def fit(
         raise UserError("--base-to-new and --test-on exclude one another; give one")
     if known is not None and (base_to_new or test_on):
         raise UserError("--known excludes --base-to-new and --test-on; give one")
+    if source is not None and (base_to_new or test_on or known is not None or sample or official):
+        raise UserError(
+            "--source excludes --base-to-new, --test-on, --known, --sample and --official; give one"
+        )
+    if threshold is not None and source is None:
+        raise UserError("--threshold is for domain adaptation; give --source as well")
     if score is not None and known is None:
         raise UserError("--score separates known images from unknown ones; give --known as well")
     if (sample or export_sample) and (
-        base_to_new or test_on or known is not None or imbalance or shots == "all"
+        base_to_new or test_on or source or known is not None or imbalance or shots == "all"
     ):
         raise UserError(
             "--sample and --export-sample are of equal classes, all of them tested: they and "
-            "--base-to-new, --test-on, --known, --imbalance and --shots all exclude one another; "
-            "give one"
+            "--base-to-new, --test-on, --source, --known, --imbalance and --shots all exclude one "
+            "another; give one"
         )
     require_method(method, "fit")
     if official and tune is not None:
@@ -182,9 +208,16 @@ def fit(
         fixed={name: getattr(chosen, name) for name in texts},
         prompt_set=prompts,
         imbalance=imbalance,
-        setting="base-to-new" if base_to_new else "cross-dataset" if test_on else "few-shot",
+        setting="base-to-new"
+        if base_to_new
+        else "cross-dataset"
+        if test_on
+        else "domain-adaptation"
+        if source
+        else "few-shot",
         known=None if known is None else parse_known(known),
         score=score or "mcm",
+        threshold=0.5 if threshold is None else threshold,
         blend="auto" if blend is None else parse_share(blend),
         synthesize=synthesize,
     )
@@ -198,6 +231,7 @@ def fit(
         FeatureStore.open(_store(store, name, opened.model))
         for name in (test_on.split(",") if test_on else ())
     ]
+    learned = FeatureStore.open(_store(store, source, opened.model)) if source else None
     if sample is not None and export_sample is not None:
         raise UserError("--sample and --export-sample exclude each other; copy the file instead")
     if sample is not None:
@@ -208,7 +242,7 @@ def fit(
         if asked.setting != "few-shot" or len(every) > 1:
             raise UserError(
                 "--save keeps one adapter of all classes; give one --shots and one --seed, "
-                "and none of --base-to-new, --test-on and --known"
+                "and none of --base-to-new, --test-on, --source and --known"
             )
         from fewshot.adapters.making import fit_and_save
 
@@ -223,7 +257,9 @@ def fit(
     alike = [one for one in every if not one.support_for(chosen)]  # whatever its shots and seed
     done = []
     for one in [one for one in every if one not in alike[1:]]:
-        if targets:
+        if learned is not None:
+            new = [adapt(learned, opened, method, one, save=save_predictions)]
+        elif targets:
             new = transfer(opened, targets, method, one, save=save_predictions)
         else:
             new = [evaluate(opened, method, one, save=save_predictions)]

@@ -20,6 +20,7 @@ from fewshot.methods.tip_adapter import TipAdapter
 from fewshot.methods.tip_adapter_f import TipAdapterF
 from fewshot.methods.tip_x import TipX
 from fewshot.methods.transclip import TransCLIP
+from fewshot.methods.two_stage import TwoStage
 from fewshot.methods.ueo import UEO
 from fewshot.methods.zero_shot import ZeroShot
 from fewshot.methods.zs_lp import ZSLP
@@ -47,6 +48,7 @@ __all__ = [
     "TipAdapterF",
     "TipX",
     "TransCLIP",
+    "TwoStage",
     "ZeroShot",
 ]
 
@@ -57,6 +59,7 @@ METHODS: dict[str, type[Method]] = {
     "gda": GDA,
     "gda-em": GDAEM,
     "ueo": UEO,
+    "two-stage": TwoStage,
     "ridge": Ridge,
     "proker": ProKeR,
     "tip-adapter": TipAdapter,

@@ -5,7 +5,7 @@ from itertools import chain
 
 from fewshot.results.groups import Cells, Point, Row, Value, cells, labels, over_seeds, untuned
 from fewshot.results.log import Result
-from fewshot.run import CLASS_GROUPS, PARTS, plain_setting
+from fewshot.run import ADAPTED, CLASS_GROUPS, PARTS
 from fewshot.sampling import shots_name
 from fewshot.tables import Cell, Number, Table, text
 
@@ -33,9 +33,10 @@ def accuracy_table(results: Sequence[Result]) -> str:
     parted = any(_parts(found) for found in rows.values())
     lines = []
     for row, found in rows.items():
-        task = [f"{row.setting} {row.detail or row.source}".rstrip()] if told else []
-        whole = "H" if plain_setting(row.setting) in PARTS else "all"
-        for part in (*_parts(found), whole):
+        task = [" ".join(filter(None, (row.setting, row.source, row.detail)))] if told else []
+        parts = _parts(found)
+        whole = "H" if set(parts) - set(CLASS_GROUPS) else "all"
+        for part in (*parts, whole):
             line = [over_seeds(group, _accuracy_of(part)) for group in found.values()]
             classes = [part] if parted else []
             columns = by_shots(line, all_shots)
@@ -50,7 +51,7 @@ def _parts(found: Mapping[int, Sequence[Result]]) -> tuple[str, ...]:
     every = [set(result.accuracies) for group in found.values() for result in group]
     return tuple(
         part
-        for part in (*chain(*PARTS.values()), *CLASS_GROUPS)
+        for part in dict.fromkeys((*chain(*PARTS.values()), *ADAPTED, *CLASS_GROUPS))
         if all(part in one for one in every)
     )
 
