@@ -1,7 +1,7 @@
 """Store, method and protocol in; the accuracy on the test split out.
 
     evaluate       learn and test on one dataset: few-shot, zero-shot, imbalanced, unsupervised
-    base_to_new    learn half of the classes, test both halves, each among its own
+    base_to_new    learn half of the classes, test both halves, each among its own or all together
     transfer       learn one dataset, test others
     open set       by `evaluate`: learn the known classes, test these among unknown ones
 
@@ -28,7 +28,7 @@ from fewshot.metrics import accuracy, harmonic_mean, per_class_accuracy
 from fewshot.open_set import auroc, checked_known, classify_and_score, fpr_at_95, known_classes
 from fewshot.results.log import Result, program_version
 from fewshot.results.prediction_files import Predictions, digest_of_images, write_predictions
-from fewshot.run import CLASS_GROUPS, Asked, Protocol, Run, setting_name
+from fewshot.run import CLASS_GROUPS, HALVES, Asked, Protocol, Run, setting_name
 from fewshot.sampling import base_new, restrict
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ def evaluate(
     method, protocol = settled(store, method, protocol, asked)
     if protocol.setting == "base-to-new":
         return _base_to_new(store, method, protocol, save)
+    if protocol.setting == "generalized":
+        return _generalized(store, method, protocol, save)
     if protocol.setting == "open-set":
         return _open_set(store, method, protocol, save)
     test = require_test_split(store)
@@ -138,15 +140,8 @@ def base_to_new(
 def _base_to_new(
     store: FeatureStore, method: Method, protocol: Protocol, save: Path | str | None
 ) -> Result:
-    if protocol.synthesize is None:
-        _require_new_classes(method, "base-to-new")
     test = require_test_split(store)
-    base, new = base_new(store.n_classes)
-    if len(new) < 2:
-        raise UserError(
-            f"base-to-new needs four classes or more, two to tell apart in each half; "
-            f"{store.dataset} has {store.n_classes}; leave base-to-new out"
-        )
+    base, new = _halves(store, method, protocol)
     fitted = fit(store, method, protocol, classes=base)
     if protocol.synthesize is None:
         classifiers = [fitted.classifier, _unseen(fitted, store, new)]
@@ -172,6 +167,50 @@ def _base_to_new(
         overall=harmonic_mean(accuracies["base"], accuracies["new"]),
         save=save,
     )
+
+
+def _generalized(
+    store: FeatureStore, method: Method, protocol: Protocol, save: Path | str | None
+) -> Result:
+    """Learn the base classes, and test all: generalized zero-shot learning.
+
+    S and U are the mean accuracies per class, of seen and of unseen ones (Xian et al., "Zero-Shot
+    Learning - A Comprehensive Evaluation of the Good, the Bad and the Ugly", TPAMI 2019,
+    https://arxiv.org/abs/1707.00600), and the accuracy is their harmonic mean.
+    """
+    test = require_test_split(store)
+    seen, unseen = _halves(store, method, protocol)
+    fitted = fit(store, method, protocol, classes=seen)
+    classifier = fitted.classifier
+    if protocol.synthesize is None:
+        classifier = _SideBySide((classifier, _unseen(fitted, store, unseen)))
+    tested = _test(classifier, method, query(test, method))
+    accuracies = {}
+    for name, classes in (("seen", seen), ("unseen", unseen)):
+        rows = torch.from_numpy(restrict(test.labels, classes)[0])
+        truth = torch.from_numpy(test.labels)[rows]
+        accuracies[name] = per_class_accuracy(tested.predicted[rows], truth)
+    overall = harmonic_mean(accuracies["seen"], accuracies["unseen"])
+    return _result(
+        fitted, fitted.run, store, test, tested, accuracies=accuracies, overall=overall, save=save
+    )
+
+
+def _halves(store: FeatureStore, method: Method, protocol: Protocol) -> tuple[range, range]:
+    """The base classes and the new ones.
+
+    Raises:
+        UserError: They are too few, or the method cannot classify new ones.
+    """
+    if protocol.synthesize is None:
+        _require_new_classes(method, protocol.setting)
+    base, new = base_new(store.n_classes)
+    if len(new) < 2:
+        raise UserError(
+            f"{protocol.setting} needs four classes or more, two to tell apart in each half; "
+            f"{store.dataset} has {store.n_classes}; leave {protocol.setting} out"
+        )
+    return base, new
 
 
 def _open_set(
@@ -298,6 +337,20 @@ def require_one_model(source: FeatureStore, target: FeatureStore) -> None:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class _SideBySide:
+    """A classifier of the classes of several, one after another."""
+
+    parts: tuple[Classifier, ...]
+
+    @property
+    def stats(self) -> dict[str, float]:
+        return dict(self.parts[0].stats)
+
+    def logits(self, features: Tensor) -> Tensor:
+        return torch.cat([part.logits(features) for part in self.parts], dim=1)
+
+
 def require_test_split(store: FeatureStore) -> Split:
     """The test split.
 
@@ -330,7 +383,7 @@ def _require_new_classes(method: Method, setting: str) -> None:
         raise UserError(
             f"{method.name} knows no classes but those it has images of, and {setting} asks for "
             "others; use a method that does, such as zero-shot, gda or clip-adapter"
-            + (", or synthesize features of them" if setting == "base-to-new" else "")
+            + (", or synthesize features of them" if setting in HALVES else "")
         )
 
 

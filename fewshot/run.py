@@ -25,16 +25,19 @@ if TYPE_CHECKING:
     from fewshot.method import MethodInfo
 
 Setting = Literal[
-    "few-shot", "base-to-new", "domain-generalization", "cross-dataset", "open-set",
+    "few-shot", "base-to-new", "generalized", "domain-generalization", "cross-dataset", "open-set",
     "domain-adaptation",
 ]  # fmt: skip
 SETTINGS: tuple[Setting, ...] = get_args(Setting)
+# Learn the first half of the classes alone, of which the second half has names.
+HALVES: tuple[Setting, ...] = ("base-to-new", "generalized")
 TRANSFERS: tuple[Setting, ...] = (
     "domain-generalization", "cross-dataset", "domain-adaptation",
 )  # fmt: skip
 # Accuracies on parts of the test split, of which a result's accuracy is the harmonic mean of two.
 PARTS: Mapping[str, tuple[str, ...]] = {
     "base-to-new": ("base", "new"),
+    "generalized": ("seen", "unseen"),
     "open-set": ("known", "auroc", "fpr95"),
 }
 ADAPTED = ("known", "unknown")  # likewise, in adaptation to a domain with unknown classes
@@ -87,8 +90,9 @@ class Protocol:
         imbalance: Profile of unequal classes, as in `sampling.draw_imbalanced`; `natural` is the
             same as all shots.
         views: Learn from the store's augmented views where it has some, else from center crops.
-        setting: Which classes are tested: those learned, or base and new ones, or another
-            dataset's, or known among unknown ones.
+        setting: Which classes are tested: those learned, or base and new ones apart
+            (`base-to-new`) or together (`generalized`), or another dataset's, or known among
+            unknown ones.
         known: From open set, the number of classes, from the first, or the names of those that are
             known; the others' images are unknown. It makes the setting `open-set`.
         score: How sure a classifier is that an image is of a known class; see `open_set.knownness`.
@@ -165,10 +169,10 @@ class Protocol:
         """
         from fewshot.synthesis.generators import described, generator_of  # with torch
 
-        if self.setting != "base-to-new":
+        if self.setting not in HALVES:
             raise UserError(
                 f"{words} makes features of classes without images, and {self.setting} has none; "
-                "ask for base-to-new as well"
+                "ask for base-to-new or generalized as well"
             )
         return described(generator_of(words))
 
@@ -282,9 +286,9 @@ class Run:
         dataset: The dataset that was tested.
         model: The CLIP model's name.
         setting: Which task it was; results of different settings are never averaged. One of
-            zero-shot, few-shot, imbalanced, unsupervised, base-to-new, domain-generalization,
-            cross-dataset, open-set and domain-adaptation, with `transductive` before it where the
-            test images were classified together.
+            zero-shot, few-shot, imbalanced, unsupervised, base-to-new, generalized,
+            domain-generalization, cross-dataset, open-set and domain-adaptation, with
+            `transductive` before it where the test images were classified together.
         fitted_on: The dataset that was learned from.
         shots: K, images per class that the method learned from, or of the largest class where they
             differ; 0 without labels.
@@ -462,7 +466,8 @@ class Run:
             words += _words(name, value)
         words += ["--prompts", self.prompt_set] if self.prompt_set else []
         words += [] if self.blend == "auto" else ["--blend", str(self.blend)]
-        words += ["--base-to-new"] if self.setting.endswith("base-to-new") else []
+        halves = plain_setting(self.setting)
+        words += [f"--{halves}"] if halves in HALVES else []
         if self.known is not None:
             known = str(self.known) if isinstance(self.known, int) else ",".join(self.known)
             words += ["--known", known, "--score", str(self.score)]

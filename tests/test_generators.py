@@ -12,9 +12,11 @@ from cache.store import FeatureStore
 from fewshot import METHODS, Protocol, ZeroShot, base_to_new, configure, evaluate, fit
 from fewshot.bench.config import Bench
 from fewshot.bench.plan import plan
+from fewshot.metrics import per_class_accuracy
 from fewshot.model_selection.folds import ALWAYS_TRAINS
 from fewshot.model_selection.tuning import cv_folds
 from fewshot.results.groups import task_of
+from fewshot.run import Setting
 from fewshot.sampling import draw
 from fewshot.support import SupportSet
 from fewshot.synthesis.generators import described, extended, generator_of
@@ -216,3 +218,40 @@ def test_a_benchmark_plans_what_is_run(store: FeatureStore, tmp_path: Path) -> N
     asked = replace(bench(tmp_path, "ridge"), synthesize=QUICK, tune="none")
     (cell,) = plan(asked).cells
     assert evaluate(store, "ridge", cell.protocol).run == cell.run
+
+
+def test_seen_and_unseen_classes_are_told_apart_from_all_others(store: FeatureStore) -> None:
+    result = evaluate(store, "ridge", shots=3, tune="none", setting="generalized", synthesize=QUICK)
+    fitted = fit(store, "ridge", shots=3, tune="none", setting="generalized", synthesize=QUICK)
+    said = fitted.classifier.logits(torch.from_numpy(store.features("test"))).argmax(dim=1)
+    each: dict[int, list[bool]] = {}
+    for one, label in zip(said.tolist(), store.labels("test").tolist(), strict=True):
+        each.setdefault(label, []).append(one == label)
+    by_class = [sum(each[k]) / len(each[k]) for k in range(6)]
+    s, u = sum(by_class[:3]) / 3, sum(by_class[3:]) / 3
+    assert result.accuracies == pytest.approx({"seen": s, "unseen": u}, abs=1e-5)
+    assert result.accuracy == pytest.approx(2 * s * u / (s + u), abs=1e-5)
+    assert (result.setting, result.n_test, result.synthesized) == ("generalized", 90, QUICK)
+    assert f"--generalized --synthesize '{QUICK}'" in result.command(Path("s"), Path("o"))
+
+
+def test_classes_count_alike_however_many_images_they_have() -> None:
+    labels = torch.tensor([5, 5, 5, 7])
+    assert per_class_accuracy(torch.tensor([5, 5, 0, 7]), labels) == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_zero_shot_of_seen_and_unseen_classes_is_that_of_all(store: FeatureStore) -> None:
+    result = evaluate(store, "zero-shot", setting="generalized")
+    plain = evaluate(store, "zero-shot")
+    both = (result.accuracies["seen"] + result.accuracies["unseen"]) / 2
+    assert both == pytest.approx(plain.per_class_accuracy, abs=1e-6)
+    assert result.per_class_accuracy == pytest.approx(plain.per_class_accuracy)
+
+
+def test_what_knows_only_classes_with_images_needs_a_generator_for_others(
+    store: FeatureStore,
+) -> None:
+    settings: tuple[Setting, ...] = ("base-to-new", "generalized")
+    for setting in settings:
+        with pytest.raises(UserError, match=f"{setting} asks for others.*or synthesize features"):
+            evaluate(store, "ridge", shots=2, setting=setting)

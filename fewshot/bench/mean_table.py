@@ -57,6 +57,8 @@ def mean_table(runs: Sequence[Run]) -> Table:
         notes.append(f"±: 95 % interval over seeds (Student's t){of_what}.")
     if "base-to-new" in {plain_setting(row.setting) for row in rows}:
         notes.append("H: harmonic mean of the mean base and the mean new accuracy, as CoCoOp's.")
+    if "generalized" in {plain_setting(row.setting) for row in rows}:
+        notes.append("Seen and unseen: mean accuracy per class, among all classes; H of the means.")
     if "open-set" in {plain_setting(row.setting) for row in rows}:
         notes.append("Open set: H is the harmonic mean of the mean known accuracy and mean AUROC.")
     if any(tune > {"none"} for tune in tunes.values()):

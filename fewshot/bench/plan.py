@@ -29,7 +29,7 @@ from fewshot.fitting import require_labels
 from fewshot.method import MethodInfo, SupportsNewClasses
 from fewshot.methods import METHODS
 from fewshot.open_set import checked_known, known_classes
-from fewshot.run import TRANSFERS, Protocol, Run
+from fewshot.run import HALVES, TRANSFERS, Protocol, Run
 from fewshot.settings import configure, parse
 
 
@@ -197,7 +197,7 @@ class _Ask:
                 require_labels(self.method, self.protocol.synthesize)
             except UserError as error:
                 return str(error)
-        elif setting in ("base-to-new", "cross-dataset") and not isinstance(
+        elif setting in (*HALVES, "cross-dataset") and not isinstance(
             self.method, SupportsNewClasses
         ):
             return f"{name} knows no classes but those it has images of, so it is not for {setting}"
@@ -209,8 +209,8 @@ class _Ask:
     def _stores_cannot(self) -> str | None:
         learned, tested, setting = self.pair.learned, self.pair.tested, self.protocol.setting
         prompts = self.protocol.prompt_set
-        if setting == "base-to-new" and learned.n_classes < 4:
-            return f"{learned.dataset} has fewer than four classes, so it is not for base-to-new"
+        if setting in HALVES and learned.n_classes < 4:
+            return f"{learned.dataset} has fewer than four classes, so it is not for {setting}"
         if self.protocol.known is not None:
             try:
                 known_classes(learned.classnames, checked_known(self.protocol.known))

@@ -99,6 +99,7 @@ def bench(
         Literal[
             "few-shot",
             "base-to-new",
+            "generalized",
             "domain-generalization",
             "cross-dataset",
             "open-set",

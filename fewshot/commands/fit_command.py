@@ -102,6 +102,14 @@ def fit(
             rich_help_panel=FEW_SHOT,
         ),
     ] = False,
+    generalized: Annotated[
+        bool,
+        typer.Option(
+            "--generalized",
+            help="Learn the first half of the classes, and test all classes together.",
+            rich_help_panel=FEW_SHOT,
+        ),
+    ] = False,
     test_on: Annotated[
         str | None,
         typer.Option(
@@ -166,29 +174,30 @@ def fit(
     from fewshot.open_set import parse_known
     from fewshot.results.log import append
     from fewshot.results.summaries import accuracy_table
-    from fewshot.run import OFFICIAL, Protocol
+    from fewshot.run import OFFICIAL, Protocol, Setting
     from fewshot.sample_file import read_sample
     from fewshot.settings import configure
 
-    if base_to_new and test_on:
-        raise UserError("--base-to-new and --test-on exclude one another; give one")
-    if known is not None and (base_to_new or test_on):
-        raise UserError("--known excludes --base-to-new and --test-on; give one")
-    if source is not None and (base_to_new or test_on or known is not None or sample or official):
-        raise UserError(
-            "--source excludes --base-to-new, --test-on, --known, --sample and --official; give one"
-        )
+    tested = {
+        "--base-to-new": base_to_new,
+        "--generalized": generalized,
+        "--test-on": bool(test_on),
+        "--source": source is not None,
+        "--known": known is not None,
+    }
+    given = [option for option, one in tested.items() if one]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} exclude one another; give one")
+    if source is not None and (sample or official):
+        raise UserError("--source excludes --sample and --official; give one")
     if threshold is not None and source is None:
         raise UserError("--threshold is for domain adaptation; give --source as well")
     if score is not None and known is None:
         raise UserError("--score separates known images from unknown ones; give --known as well")
-    if (sample or export_sample) and (
-        base_to_new or test_on or source or known is not None or imbalance or shots == "all"
-    ):
+    if (sample or export_sample) and (given or imbalance or shots == "all"):
         raise UserError(
             "--sample and --export-sample are of equal classes, all of them tested: they and "
-            "--base-to-new, --test-on, --source, --known, --imbalance and --shots all exclude one "
-            "another; give one"
+            f"{', '.join(tested)}, --imbalance and --shots all exclude one another; give one"
         )
     require_method(method, "fit")
     if official and tune is not None:
@@ -203,18 +212,17 @@ def fit(
             "--export-sample": export_sample,
         }
     )
+    setting: Setting = "cross-dataset" if test_on else "few-shot"
+    if source is not None:
+        setting = "domain-adaptation"
+    if base_to_new or generalized:
+        setting = "base-to-new" if base_to_new else "generalized"
     asked = Protocol(
         tune=OFFICIAL if official else tune,
         fixed={name: getattr(chosen, name) for name in texts},
         prompt_set=prompts,
         imbalance=imbalance,
-        setting="base-to-new"
-        if base_to_new
-        else "cross-dataset"
-        if test_on
-        else "domain-adaptation"
-        if source
-        else "few-shot",
+        setting=setting,
         known=None if known is None else parse_known(known),
         score=score or "mcm",
         threshold=0.5 if threshold is None else threshold,
@@ -242,7 +250,7 @@ def fit(
         if asked.setting != "few-shot" or len(every) > 1:
             raise UserError(
                 "--save keeps one adapter of all classes; give one --shots and one --seed, "
-                "and none of --base-to-new, --test-on, --source and --known"
+                f"and none of {', '.join(tested)}"
             )
         from fewshot.adapters.making import fit_and_save
 

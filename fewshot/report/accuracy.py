@@ -6,6 +6,7 @@ from cache.errors import count
 from fewshot.report.class_groups import (
     base_new,
     base_new_average,
+    generalized,
     imbalanced,
     imbalanced_average,
     open_set,
@@ -52,6 +53,10 @@ def section(task: Task, rows: Cells, zero_shot: Cells) -> Section:
         made.blocks["accuracy"] = base_new(rows)
         if several:
             made.blocks["average"] = base_new_average(rows)
+    elif kind == "generalized":
+        made.blocks["accuracy"] = generalized(rows)
+        if several:
+            made.blocks["average"] = _average(rows)
     elif kind == "open-set":
         made.blocks["accuracy"] = open_set(rows)
         if several:

@@ -95,6 +95,24 @@ def open_set(rows: Cells) -> Table:
     )
 
 
+def generalized(rows: Cells) -> Table:
+    """On seen and on unseen classes, told apart from all others."""
+    lines = [
+        (
+            *head, shots, *(percent(group, of_part(part)) for part in PARTS["generalized"]),
+            percent(group), len(group),
+        )
+        for row, head in heads(rows)
+        for shots, group in rows[row].items()
+    ]  # fmt: skip
+    return Table(
+        "Accuracy on seen and unseen classes together",
+        ("dataset", "method", "tuned by", "shots", "S", "U", "H", "seeds"),
+        lines,
+        (INTERVAL, "S and U are mean accuracies per class, and H is their harmonic mean."),
+    )
+
+
 def mean_h(group: Sequence[Result]) -> float:
     """Harmonic mean of the seeds' mean base and mean new accuracy."""
     return harmonic_mean(*(over_seeds(group, of_part(part))[1] for part in ("base", "new")))

@@ -34,8 +34,9 @@ class Result(Run):
         accuracy: Top-1 over the whole test split, 0..1; from base to new and from open set, the
             harmonic mean of the first two `accuracies`.
         per_class_accuracy: Mean over the classes of the accuracy within each, 0..1.
-        accuracies: Those of parts of the test split: `base` and `new`, or `many`, `medium`, `few`;
-            or `known`, with `auroc` and `fpr95` of known against unknown images.
+        accuracies: Those of parts of the test split: `base` and `new`, `seen` and `unseen`, or
+            `many`, `medium`, `few`; or `known`, with `auroc` and `fpr95` of known against unknown
+            images.
         hyperparameters: The method's fields, as tuned.
         measures: Numbers about the classifier itself, such as `trained_parameters`.
         text_recipe: How text features were made of the prompts: by a recipe of the store's, `live`
