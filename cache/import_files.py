@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.errors import UserError
+from cache.mat_files import SPLITS, read_proposed_split
 
 LARGE = 2**28  # bytes of an array beyond which it may not unpack to more than
 UNPACKED = 20  # times its bytes in the archive; features in float32 shrink to 9/10
@@ -40,13 +41,13 @@ class Arrays:
 
 
 def open_arrays(path: Path) -> Arrays:
-    """The arrays of a `.npz` or `.pt` file, or of a folder of `.pt` files.
+    """The arrays of a `.npz` or `.pt` file, a folder of `.pt` files, or a proposed split's folder.
 
     Raises:
         UserError: Not there, of another kind, damaged, or pickled.
     """
     if path.is_dir():
-        return _folder(path)
+        return _proposed_split(path) if (path / SPLITS).exists() else _folder(path)
     if not path.exists():
         raise UserError(f"no file or folder at {path}; give a .npz, a .pt, or a folder of .pt")
     if path.suffix == ".npz":
@@ -54,6 +55,11 @@ def open_arrays(path: Path) -> Arrays:
     if path.suffix in (".pt", ".pth"):
         return _pt(path)
     raise UserError(f"features come as .npz, .pt, or a folder of .pt; got {path.name}")
+
+
+def _proposed_split(path: Path) -> Arrays:
+    read = read_proposed_split(path)
+    return Arrays(tuple(sorted(read.arrays)), read.arrays.__getitem__, read.files.__getitem__)
 
 
 def _npz(path: Path) -> Arrays:

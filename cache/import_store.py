@@ -36,7 +36,8 @@ def import_file(
     Arrays go by the names in `imported.NAMES`: `train_features`, `train_labels` and so on for
     each split, or `features` and `labels`, which are then split 50/20/30 within each class; and
     `text_features`, (C, D) for one classifier or (T, C, D) for T templates. Tip-Adapter's and
-    CLIP_benchmark's folders are known by their files' names. Features of any norm will do.
+    CLIP_benchmark's folders are known by their files' names, and so is a proposed split of
+    zero-shot learning; see `mat_files`. Features of any norm will do.
 
     Args:
         file: Where the arrays are.

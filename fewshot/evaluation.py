@@ -29,7 +29,7 @@ from fewshot.open_set import auroc, checked_known, classify_and_score, fpr_at_95
 from fewshot.results.log import Result, program_version
 from fewshot.results.prediction_files import Predictions, digest_of_images, write_predictions
 from fewshot.run import CLASS_GROUPS, HALVES, Asked, Protocol, Run, setting_name
-from fewshot.sampling import base_new, restrict
+from fewshot.sampling import halves, restrict
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -204,7 +204,8 @@ def _halves(store: FeatureStore, method: Method, protocol: Protocol) -> tuple[ra
     """
     if protocol.synthesize is None:
         _require_new_classes(method, protocol.setting)
-    base, new = base_new(store.n_classes)
+    labels = store.labels("train") if "train" in store.splits else ()
+    base, new = halves(labels, store.n_classes)
     if len(new) < 2:
         raise UserError(
             f"{protocol.setting} needs four classes or more, two to tell apart in each half; "

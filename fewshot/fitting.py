@@ -20,8 +20,8 @@ from fewshot.model_selection.blending import blend_of
 from fewshot.model_selection.protocols import Share
 from fewshot.open_set import checked_known, known_classes
 from fewshot.published_recipe import PublishedRecipe
-from fewshot.run import OFFICIAL, Asked, Protocol, Run
-from fewshot.sampling import Rows, Sample, base_new, restrict
+from fewshot.run import HALVES, OFFICIAL, Asked, Protocol, Run
+from fewshot.sampling import Rows, Sample, halves, restrict
 from fewshot.settings import configure, fixed_of
 from fewshot.support import SupportSet
 from fewshot.synthesis.generators import Extended, extended, generator_of
@@ -111,7 +111,10 @@ def fit(
     train = store.split("train")
     val = store.split("val") if tune in ("val", "full-val") else None
     drawn_val = val.labels if val is not None and tune == "val" else None
-    sample = protocol.draw(train.labels, store.classnames, val_labels=drawn_val)
+    names = store.classnames
+    if protocol.setting in HALVES:  # the last classes may have no image
+        names = names[: int(train.labels.max(initial=0)) + 1]
+    sample = protocol.draw(train.labels, names, val_labels=drawn_val)
     views = protocol.views if recipe is None else recipe.views > 0
     support = _support(train, method, sample, classes, views)
     run = _run(store, method, protocol, sample.shots, support.shots, support.n_views)
@@ -156,7 +159,7 @@ def fit(
 def _classes(store: FeatureStore, protocol: Protocol) -> Sequence[int]:
     """The ids of the classes to learn: known ones, base ones where others are made, else all."""
     if protocol.synthesize is not None:
-        return base_new(store.n_classes)[0]
+        return halves(store.labels("train"), store.n_classes)[0]
     if protocol.known is None:
         return range(store.n_classes)
     return known_classes(store.classnames, checked_known(protocol.known))

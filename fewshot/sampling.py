@@ -179,6 +179,16 @@ def base_new(n_classes: int) -> tuple[range, range]:
     return range(middle), range(middle, n_classes)
 
 
+def halves(train_labels: ArrayLike, n_classes: int) -> tuple[range, range]:
+    """The base classes and the new ones of a train split.
+
+    Where the last classes have no train image, as in a split made for zero-shot learning, these are
+    the new ones; else the halves are those of `base_new`.
+    """
+    seen = int(np.asarray(train_labels, np.int64).max(initial=-1)) + 1
+    return (range(seen), range(seen, n_classes)) if 0 < seen < n_classes else base_new(n_classes)
+
+
 def restrict(labels: ArrayLike, classes: Sequence[int]) -> tuple[Rows, Rows]:
     """The (n,) positions whose label is one of some classes, and their labels from 0 on.
 

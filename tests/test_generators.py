@@ -161,11 +161,15 @@ def test_tuning_judges_by_real_images_alone(
     assert set(judged) == {3}
 
 
-def test_the_share_of_zero_shot_goes_by_real_images_alone(store: FeatureStore) -> None:
+def test_the_share_of_zero_shot_goes_by_real_images_alone(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FeatureStore, "logit_scale", 0.5)
     asked = Protocol(setting="base-to-new", shots=1, tune="none", blend=0.5)
     plain = evaluate(store, "gda", asked)
     with_ship = evaluate(store, "gda", asked, synthesize=QUICK)
     assert with_ship.measures["doubt"] == pytest.approx(plain.measures["doubt"])
+    assert plain.measures["doubt"] < 1
     assert with_ship.measures["share"] == plain.measures["share"] == 0.5
 
 

@@ -271,7 +271,8 @@ def import_(
         Path,
         typer.Argument(
             metavar="PATH",
-            help="An .npz file, a folder of .pt files, or CLIP-LoRA's own file (with --save).",
+            help="An .npz file, a folder of .pt files or of res101.mat and att_splits.mat, or "
+            "CLIP-LoRA's own file (with --save).",
         ),
     ],
     dataset: Annotated[str, typer.Option(help="Name for the dataset.")],
