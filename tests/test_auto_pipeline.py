@@ -384,20 +384,20 @@ def test_what_is_interrupted_after_the_first_answer_leaves_it_and_it_says_what_i
         raise KeyboardInterrupt
 
     photos = draw_digits(tmp_path / "photos", {"zero": 4, "one": 4})
-    monkeypatch.setattr(METHODS["text-probe"], "fit", interrupted)
+    monkeypatch.setattr(METHODS["clap"], "fit", interrupted)
     said: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        quickly(photos, methods=["gda", "text-probe"], say=said.append)
+        quickly(photos, methods=["gda", "clap"], say=said.append)
     out = tmp_path / "out"
     assert said[-1].startswith("first answer: gda: about ")
     assert said[-1].endswith(f"it is in {out}, and stays if you stop here; 1 further method to try")
-    assert json.loads((out / "report.json").read_text())["still_to_be_tried"] == ["text-probe"]
+    assert json.loads((out / "report.json").read_text())["still_to_be_tried"] == ["clap"]
     assert "This is a first answer" in (out / "report.html").read_text()
     saved = load_adapter(out / "adapter.safetensors")
-    assert saved.training["still to be tried"] == ["text-probe"]
+    assert saved.training["still to be tried"] == ["clap"]
     monkeypatch.undo()
-    found = quickly(photos, methods=["gda", "text-probe"], thorough=True)
-    assert [one.name for one in found.validation.tried] == ["gda", "text-probe"]
+    found = quickly(photos, methods=["gda", "clap"], thorough=True)
+    assert [one.name for one in found.validation.tried] == ["gda", "clap"]
     assert json.loads((out / "report.json").read_text())["still_to_be_tried"] == []
     assert "This is a first answer" not in found.page_path.read_text()
     assert "still to be tried" not in load_adapter(found.adapter_path).training
