@@ -490,7 +490,7 @@ def test_no_readable_photo_without_a_label_is_no_obstacle(tmp_path: Path) -> Non
     broken = (photos / "zero" / "000.png").read_bytes()[:60]
     said: list[str] = []
     assert quickly(photos, say=said.append).unlabeled is None
-    assert "none of the 1 images without a label can be read" in said
+    assert "of those without a label, the one image cannot be read" in said
     (photos / "unlabeled" / "broken.png").write_bytes(broken)  # whose header is fine
     assert quickly(photos, say=said.append).unlabeled is None
 

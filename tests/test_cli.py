@@ -240,7 +240,7 @@ BAD_EXTRACT: list[tuple[list[str], str]] = [
     (["--dataset", "digits", "--prompts", "none.json"], "cannot read prompts from none.json"),
     (["--dataset", "digits", "--template-set", "x"], "unknown template set of digits 'x'"),
     (["--dataset", "digits", "--support-only", "x"], "--support-only must be integers"),
-    (["--dataset", "digits", "--support-only", "1000"], "1000"),
+    (["--dataset", "digits", "--support-only", "1000"], "1,000 train images of every class"),
     (["--dataset", "digits", "--model", "tiny", "--shard", "3/2"], "--shard must be I/N"),
     (["--dataset", "digits", "--views", "-1"], "'--views'"),
     (["--dataset", "digits", "--crop-scale", "0.9", "0.1"], "--crop-scale"),

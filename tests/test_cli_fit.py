@@ -209,7 +209,6 @@ BAD: list[tuple[list[str], str]] = [
     (["ridge", "--base-to-new"], "ridge knows no classes but those it has images of"),
     (["gda", "--shots", "1,2", "--export-sample", "s.json"], "one --shots and one --seed"),
     (["gda", "--results", "f.npz/r.jsonl"], "f.npz"),
-    ([], "Missing argument"),
 ]
 
 
@@ -330,3 +329,10 @@ def test_without_a_test_split_a_classifier_can_be_kept_and_nothing_reported(
     )
     assert capsys.readouterr().out == ""
     assert not Path("runs").exists()
+
+
+def test_without_a_method_fit_runs_stack(capsys: pytest.CaptureFixture[str]) -> None:
+    imported("any")
+    capsys.readouterr()
+    assert main(["fit", "--dataset", "any", "--shots", "2"]) == 0
+    assert "stack" in capsys.readouterr().out

@@ -292,7 +292,7 @@ def test_a_file_where_a_folder_should_be_is_one_line(user: User, tmp_path: Path)
         "--store", tmp_path / "extracted",
     )  # fmt: skip
     assert ran.code == 2
-    assert ran.said[-1].startswith("fewshot: File exists at ")
+    assert ran.said[-1].startswith(f"fewshot: cannot write {save}: ")
 
 
 def test_a_terminal_without_the_letters_of_a_path_gets_escapes(user: User, tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def encode_unlabeled(source: Source, how: Encoding) -> FeatureStore | None:
     unreadable = check_files(source).unreadable
     readable = source.without(image.path for image in unreadable)
     if not any(_decodes(source, item.path) for item in readable.splits["test"]):
-        how.say(f"{none_can(len(source.splits['test']), 'image')} be read of those without a label")
+        unread = none_can(len(source.splits["test"]), "image")
+        how.say(f"of those without a label, {unread} be read")
         return None
     return _encode(readable, Recipe({}, left_out=unreadable), how)
 
