@@ -304,7 +304,7 @@ def test_a_disk_that_fills_up_is_one_line_and_loses_nothing(
         "import cli; sys.exit(cli.main(sys.argv[2:]))"
     )
     here = os.environ | {"PYTHONPATH": str(ROOT)}
-    for limit in (100, 20_000):  # before and after the first bytes of what is kept
+    for limit in (20_000,):  # the first bytes of what is kept, and no more
         command = [sys.executable, "-c", code, str(limit), *arguments]
         ran = subprocess.run(command, env=here, capture_output=True, text=True, check=False)
         assert ran.returncode == 2, ran.stderr

@@ -245,6 +245,7 @@ def test_the_result_says_what_was_run(encoder: Encoder, source: Source, tmp_path
         "model": encoder.identity["name"], "setting": "few-shot", "fitted_on": "photos",
         "shots": 2, "seed": 5, "tune": "none", "imbalance": None, "prompt_set": None, "n_views": 0,
         "blend": "auto", "fingerprint": encoder.identity["weights"],
+        "known": None, "score": None, "synthesized": None, "threshold": None,
     }  # fmt: skip
     assert result.fixed == {"batch_size": LORA.batch_size, "lr": LORA.lr}
     crops = {"crop_scale": [0.08, 1.0], "flip": True}

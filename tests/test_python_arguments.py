@@ -127,7 +127,7 @@ def test_an_adapter_is_given_by_its_path(kind: type, places: Path, tmp_path: Pat
     file = kind(places / "a.safetensors")
     assert fewshot.load_adapter(file).method == fewshot.open_adapter(file).adapter.method
     assert fewshot.predict(file, kind(places / "red.png"))
-    assert fewshot.export(file, "onnx", kind(tmp_path / "x")).is_dir()
+    assert fewshot.export(file, "open_clip", kind(tmp_path / "x")).is_dir()
 
 
 def test_a_sample_is_written_and_read_by_its_name_as_text(tmp_path: Path) -> None:

@@ -47,16 +47,13 @@ STOPS: Mapping[str, Mapping[str, tuple[tuple[str, ...], str, int, str, int]]] = 
         "killed before it renames": (EXTRACT, FLUSH, 1, "tiny.h5", KILL),
         "Ctrl-C while it decodes": (EXTRACT, DECODE, 6, "", INT),
         "Ctrl-C at the prompts": (EXTRACT, PROMPTS, 1, "", INT),
-        "Ctrl-C while it assembles": (EXTRACT, ASSEMBLE, 2, "", INT),
     },
     "auto": {
         "undisturbed": (AUTO, "", 1, "", KILL),
         "killed while it encodes": (AUTO, ENCODE, 2, "", KILL),
         "killed while it judges": (AUTO, JUDGE, 2, "", KILL),
         "killed while it writes": (AUTO, PAGE, 1, "", KILL),
-        "Ctrl-C while it encodes": (AUTO, ENCODE, 2, "", INT),
         "Ctrl-C while it judges": (AUTO, JUDGE, 2, "", INT),
-        "killed before it renames": (AUTO, FLUSH, 1, "adapter", KILL),
         "Ctrl-C while it writes": (AUTO, FLUSH, 1, "adapter", INT),
     },
     "fit": {
