@@ -48,8 +48,9 @@ if TYPE_CHECKING:
     )
     from fewshot.model_selection.protocols import PROTOCOLS
     from fewshot.model_selection.tuning import tune
+    from fewshot.protocol import Protocol
     from fewshot.results.log import Result
-    from fewshot.run import Protocol, Run
+    from fewshot.run import Run
     from fewshot.sample_file import read_sample, write_sample
     from fewshot.sampling import Sample, base_new, draw, draw_imbalanced
     from fewshot.settings import configure
@@ -158,7 +159,8 @@ _MODULES = {
     "fewshot.model_selection.protocols": ("PROTOCOLS",),
     "fewshot.model_selection.tuning": ("tune",),
     "fewshot.results.log": ("Result",),
-    "fewshot.run": ("Protocol", "Run"),
+    "fewshot.protocol": ("Protocol",),
+    "fewshot.run": ("Run",),
     "fewshot.sample_file": ("read_sample", "write_sample"),
     "fewshot.sampling": ("Sample", "base_new", "draw", "draw_imbalanced"),
     "fewshot.settings": ("configure",),

@@ -22,9 +22,10 @@ from fewshot.fitting import fit, query, settled
 from fewshot.method import AdaptsToDomain, Method, MethodInfo
 from fewshot.metrics import harmonic_mean, per_class_accuracy
 from fewshot.open_set import certainty
+from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result
 from fewshot.results.prediction_files import digest_of_images
-from fewshot.run import Asked, Protocol, setting_name
+from fewshot.run import setting_name
 
 Relation = Literal["closed", "partial", "open", "universal"]
 UNKNOWN = "unknown"

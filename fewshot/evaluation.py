@@ -26,9 +26,10 @@ from fewshot.fitting import Fitted, class_text, fit, query, settled
 from fewshot.method import Method, SupportsNewClasses
 from fewshot.metrics import accuracy, harmonic_mean, per_class_accuracy
 from fewshot.open_set import auroc, checked_known, classify_and_score, fpr_at_95, known_classes
+from fewshot.protocol import HALVES, Asked, Protocol
 from fewshot.results.log import Result, program_version
 from fewshot.results.prediction_files import Predictions, digest_of_images, write_predictions
-from fewshot.run import CLASS_GROUPS, HALVES, Asked, Protocol, Run, setting_name
+from fewshot.run import CLASS_GROUPS, Run, setting_name
 from fewshot.sampling import halves, restrict
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ from fewshot.model_selection import tuning
 from fewshot.model_selection.blending import blend_of
 from fewshot.model_selection.protocols import Share
 from fewshot.open_set import checked_known, known_classes
+from fewshot.protocol import HALVES, OFFICIAL, Asked, Protocol
 from fewshot.published_recipe import PublishedRecipe
-from fewshot.run import HALVES, OFFICIAL, Asked, Protocol, Run
+from fewshot.run import Run
 from fewshot.sampling import Rows, Sample, halves, restrict
 from fewshot.settings import configure, fixed_of
 from fewshot.support import SupportSet

@@ -18,9 +18,9 @@ from fewshot.bench.status import Display, Pace
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Method
 from fewshot.methods import METHODS
+from fewshot.protocol import Protocol
 from fewshot.results.log import Result, read
 from fewshot.results.prediction_files import read_predictions
-from fewshot.run import Protocol
 from fewshot.support import SupportSet
 from fewshot.text import Text
 from tests.small_stores import NAMES, write_store

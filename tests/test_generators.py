@@ -15,8 +15,8 @@ from fewshot.bench.plan import plan
 from fewshot.metrics import per_class_accuracy
 from fewshot.model_selection.folds import ALWAYS_TRAINS
 from fewshot.model_selection.tuning import cv_folds
+from fewshot.protocol import Setting
 from fewshot.results.groups import task_of
-from fewshot.run import Setting
 from fewshot.sampling import draw
 from fewshot.support import SupportSet
 from fewshot.synthesis.generators import described, extended, generator_of

@@ -19,7 +19,7 @@ from fewshot.adapters.export.exporting import TARGETS
 from fewshot.commands.examples import EXAMPLES
 from fewshot.commands.help_page import LONG
 from fewshot.model_selection.protocols import PROTOCOLS as TUNING
-from fewshot.run import SETTINGS
+from fewshot.protocol import SETTINGS
 from fewshot.tables import FORMATS
 
 ROOT = Path(__file__).parents[1]

@@ -12,9 +12,9 @@ from fewshot import METHODS, Sample, draw, fit
 from fewshot.evaluation import evaluate
 from fewshot.method import Grid, Method, variants
 from fewshot.methods.gda import GDA
+from fewshot.protocol import Protocol
 from fewshot.results.log import read
 from fewshot.results.summaries import accuracy_table
-from fewshot.run import Protocol
 from tests.small_stores import write_store
 
 DATASET = {"proker": "sun397"}  # the one that its grid is known of

@@ -20,9 +20,9 @@ from fewshot.bench.plan import plan
 from fewshot.classifier import LinearClassifier
 from fewshot.method import LearnsFrom, Method
 from fewshot.open_set import SCORES, Score, auroc, fpr_at_95, knownness, parse_known
+from fewshot.protocol import Protocol
 from fewshot.results.log import Result
 from fewshot.results.summaries import accuracy_table
-from fewshot.run import Protocol
 from fewshot.sampling import draw
 from fewshot.text import Text, required
 from tests.small_stores import NAMES, write_store

@@ -10,8 +10,9 @@ from cache.errors import UserError
 from cache.store import FeatureStore
 from fewshot import GDA, ZeroShot, base_to_new, evaluate, fit, transfer
 from fewshot.adapters.making import fit_and_save
+from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result
-from fewshot.run import Asked, Protocol, Run
+from fewshot.run import Run
 from fewshot.sampling import Sample
 from tests.small_stores import NAMES, write_store
 from tests.toy_results import RESULT

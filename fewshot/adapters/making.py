@@ -23,8 +23,8 @@ from fewshot.evaluation import score
 from fewshot.fitting import Fitted, fit, settled
 from fewshot.method import Method
 from fewshot.model_selection.calibration import Calibration, calibrate, calibrate_by_folds
+from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result, program_version
-from fewshot.run import Asked, Protocol
 from fewshot.sampling import VAL_SHOTS, draw
 
 

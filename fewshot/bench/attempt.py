@@ -19,8 +19,9 @@ from fewshot.endtoend.experiment import run
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.endtoend.methods import configure as configure_trained
 from fewshot.evaluation import evaluate, transfer
+from fewshot.protocol import TRANSFERS
 from fewshot.results.log import Result
-from fewshot.run import TRANSFERS, Run
+from fewshot.run import Run
 
 
 @dataclass(frozen=True)

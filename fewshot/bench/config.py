@@ -30,7 +30,7 @@ from cache.toml_table import TomlTable, parse_toml
 from fewshot.bench.trained import TrainOptions, read_train_options
 from fewshot.model_selection.protocols import Share
 from fewshot.open_set import Known, Score
-from fewshot.run import SETTINGS, TRANSFERS, Protocol, Setting
+from fewshot.protocol import SETTINGS, TRANSFERS, Protocol, Setting
 
 ALL = ("all",)
 

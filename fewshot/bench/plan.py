@@ -29,7 +29,8 @@ from fewshot.fitting import require_labels
 from fewshot.method import MethodInfo, SupportsNewClasses
 from fewshot.methods import METHODS
 from fewshot.open_set import checked_known, known_classes
-from fewshot.run import HALVES, TRANSFERS, Protocol, Run
+from fewshot.protocol import HALVES, TRANSFERS, Protocol
+from fewshot.run import Run
 from fewshot.settings import configure, parse
 
 

@@ -32,7 +32,7 @@ from fewshot.commands.terminal import say
 
 if TYPE_CHECKING:
     from cache.store import FeatureStore
-    from fewshot.run import Protocol
+    from fewshot.protocol import Protocol
 
 
 def fit(
@@ -172,9 +172,9 @@ def fit(
     from fewshot.domain_adaptation import adapt
     from fewshot.evaluation import evaluate, transfer
     from fewshot.open_set import parse_known
+    from fewshot.protocol import OFFICIAL, Protocol, Setting
     from fewshot.results.log import append
     from fewshot.results.summaries import accuracy_table
-    from fewshot.run import OFFICIAL, Protocol, Setting
     from fewshot.sample_file import read_sample
     from fewshot.settings import configure
 

@@ -24,9 +24,10 @@ from fewshot.endtoend.photos import PhotoBatches, center_crops, require_images
 from fewshot.endtoend.train import Batches, Watch, train
 from fewshot.evaluation import result_of
 from fewshot.fitting import asked_of
+from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result
 from fewshot.results.prediction_files import digest_of_images
-from fewshot.run import Asked, Protocol, Run
+from fewshot.run import Run
 from fewshot.sampling import Rows, Sample, draw
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
