@@ -18,6 +18,7 @@ from fewshot import adapt, fit
 from fewshot.bench.config import Bench
 from fewshot.bench.plan import plan
 from fewshot.domain_adaptation import relation
+from fewshot.methods.two_stage import TwoStage
 from fewshot.open_set import certainty
 from fewshot.results.log import Result
 from fewshot.results.prediction_files import read_predictions
@@ -135,7 +136,7 @@ def test_drawn_digits_help_to_read_handwritten_ones(tmp_path: Path) -> None:
             paths["drawn"], paths["written"], "two-stage", shots="all", save=tmp_path / str(epochs),
             fixed={"adapt_epochs": epochs},
         )
-        for epochs in (0, 20)
+        for epochs in (0, TwoStage.adapt_epochs)
     )  # fmt: skip
     two = [read_predictions(Path(str(r.predictions))) for r in (adapted, alone)]
     comparison = compare([(two[0], two[1])])

@@ -73,7 +73,7 @@ class TwoStage(Method):
     Attributes:
         lr: Learning rate, which falls as 1 / (1 + 10 t / T).
         epochs: Passes over the source images.
-        adapt_epochs: Passes over the target images; 0 is the source's head alone. Published: 5.
+        adapt_epochs: Passes over the target images; 0 is the source's head alone. As published, 5.
         pseudo_labels: By the nearest `centroids` of the images, as in SHOT; or `argmax`.
         push: Weight of unknown images' entropy, where there may be some.
         smoothing: Share of a label that all classes have alike.
@@ -84,7 +84,7 @@ class TwoStage(Method):
 
     lr: float = 1e-2
     epochs: int = 10
-    adapt_epochs: int = 20
+    adapt_epochs: int = 5
     pseudo_labels: PseudoLabels = "centroids"
     push: float = 0.3
     smoothing: float = 0.1
