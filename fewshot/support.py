@@ -115,6 +115,18 @@ def labeled(support: SupportSet | None, method: str) -> SupportSet:
     return support
 
 
+def unlabeled(images: Tensor | None, method: str) -> Tensor:
+    """Return the (U, D) unlabeled images, for a method that learns from them.
+
+    Raises:
+        UserError: There are fewer than two.
+    """
+    if images is None or len(images) < 2:
+        n = 0 if images is None else len(images)
+        raise UserError(f"{method} needs two unlabeled images; got {n}; add some")
+    return images
+
+
 def spread(n: int, most: int) -> Tensor:
     """At most so many of n rows, evenly spread: of every class where they lie class by class.
 

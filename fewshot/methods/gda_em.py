@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from cache.errors import UserError
 from fewshot.checks import fraction, non_negative, one_of, whole
 from fewshot.classifier import LinearClassifier
 from fewshot.method import LearnsFrom, Method
 from fewshot.parts.gaussian import directions, lead, offsets, soft_covariance
-from fewshot.support import SupportSet
+from fewshot.support import SupportSet, unlabeled
 from fewshot.text import Text, required
 
 Priors = Literal["uniform", "estimated"]
@@ -84,9 +83,7 @@ class GDAEM(Method):
         Raises:
             UserError: There is no text, or there are fewer than two images.
         """
-        if images is None or len(images) < 2:
-            n = 0 if images is None else len(images)
-            raise UserError(f"{self.name} needs two unlabeled images; got {n}; add some")
+        images = unlabeled(images, self.name)
         anchor = self.logit_scale * required(text, self.name).double()
         x = images.double()
         zero_shot = linear(x, anchor)

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cache.errors import UserError
 from fewshot.checks import non_negative, one_of, positive, whole
 from fewshot.classifier import LinearClassifier
 from fewshot.method import LearnsFrom, Method
 from fewshot.parts.optimizers import SGD
 from fewshot.parts.softmax_heads import across
-from fewshot.support import SupportSet
+from fewshot.support import SupportSet, unlabeled
 from fewshot.text import Text, required
 from fewshot.training import cosine_by_step
 
@@ -130,9 +129,7 @@ class UEO(Method):
         Raises:
             UserError: There is no text, or there are fewer than two images.
         """
-        if images is None or len(images) < 2:
-            n = 0 if images is None else len(images)
-            raise UserError(f"{self.name} needs two unlabeled images; got {n}; add some")
+        images = unlabeled(images, self.name)
         return self.fit_weighted(images, text, self._weights(images, required(text, self.name)))
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """Tables where accuracy has parts: base and new classes; classes of many, medium and few images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fewshot.metrics import harmonic_mean
 from fewshot.report.lines import (
@@ -15,7 +15,7 @@ from fewshot.report.lines import (
 )
 from fewshot.results.groups import Cells, Value, datasets_of, over_datasets, over_seeds
 from fewshot.results.log import Result
-from fewshot.run import CLASS_GROUPS, PARTS
+from fewshot.run import CLASS_GROUPS
 from fewshot.tables import Cell, Number, Table
 
 CONVENTIONS = (
@@ -74,43 +74,41 @@ def base_new_average(rows: Cells) -> Table:
 
 def open_set(rows: Cells) -> Table:
     """On known images, and how well these are separated from unknown ones."""
-    parts = PARTS["open-set"]
-    lines = [
-        (
-            *head, shots, *(percent(group, of_part(part)) for part in parts), percent(group),
-            len(group),
-        )
-        for row, head in heads(rows)
-        for shots, group in rows[row].items()
-    ]  # fmt: skip
-    return Table(
+    return _in_parts(
+        rows,
         "Accuracy on known classes, and known against unknown images",
-        ("dataset", "method", "tuned by", "shots", "known", "AUROC", "FPR95", "H", "seeds"),
-        lines,
-        (
-            INTERVAL,
-            "AUROC judges the score at all thresholds; FPR95 is better when lower.",
-            "H is the harmonic mean of the accuracy and AUROC.",
-        ),
+        {"known": "known", "auroc": "AUROC", "fpr95": "FPR95"},
+        "AUROC judges the score at all thresholds; FPR95 is better when lower.",
+        "H is the harmonic mean of the accuracy and AUROC.",
     )
 
 
 def generalized(rows: Cells) -> Table:
     """On seen and on unseen classes, told apart from all others."""
+    return _in_parts(
+        rows,
+        "Accuracy on seen and unseen classes together",
+        {"seen": "S", "unseen": "U"},
+        "S and U are mean accuracies per class, and H is their harmonic mean.",
+    )
+
+
+def _in_parts(rows: Cells, title: str, parts: Mapping[str, str], *notes: str) -> Table:
+    """Each part of the accuracy in a column of its own, and H, which is the accuracy.
+
+    Args:
+        rows: The results.
+        title: The table's.
+        parts: The part's key in `Result.accuracies` -> its column's header.
+        notes: What stands under the table.
+    """
     lines = [
-        (
-            *head, shots, *(percent(group, of_part(part)) for part in PARTS["generalized"]),
-            percent(group), len(group),
-        )
+        (*head, shots, *(percent(group, of_part(p)) for p in parts), percent(group), len(group))
         for row, head in heads(rows)
         for shots, group in rows[row].items()
-    ]  # fmt: skip
-    return Table(
-        "Accuracy on seen and unseen classes together",
-        ("dataset", "method", "tuned by", "shots", "S", "U", "H", "seeds"),
-        lines,
-        (INTERVAL, "S and U are mean accuracies per class, and H is their harmonic mean."),
-    )
+    ]
+    header = ("dataset", "method", "tuned by", "shots", *parts.values(), "H", "seeds")
+    return Table(title, header, lines, (INTERVAL, *notes))
 
 
 def mean_h(group: Sequence[Result]) -> float:
