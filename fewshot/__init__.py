@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fewshot.classifier import Classifier, LinearClassifier, classify
     from fewshot.domain_adaptation import adapt
     from fewshot.estimator import FewShotClassifier
-    from fewshot.evaluation import base_to_new, evaluate, transfer
+    from fewshot.evaluation import evaluate
     from fewshot.fitting import Fitted, fit
     from fewshot.inspection import inspect, verify
     from fewshot.method import Method
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
     from fewshot.model_selection.protocols import PROTOCOLS
     from fewshot.model_selection.tuning import tune
+    from fewshot.new_classes import base_to_new
     from fewshot.protocol import Protocol
     from fewshot.results.log import Result
     from fewshot.run import Run
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from fewshot.settings import configure
     from fewshot.support import SupportSet
     from fewshot.text import Text
+    from fewshot.transfer import transfer
 
 __all__ = [
     "APE",
@@ -127,7 +129,9 @@ _MODULES = {
     "fewshot.classifier": ("Classifier", "LinearClassifier", "classify"),
     "fewshot.estimator": ("FewShotClassifier",),
     "fewshot.domain_adaptation": ("adapt",),
-    "fewshot.evaluation": ("base_to_new", "evaluate", "transfer"),
+    "fewshot.evaluation": ("evaluate",),
+    "fewshot.new_classes": ("base_to_new",),
+    "fewshot.transfer": ("transfer",),
     "fewshot.fitting": ("Fitted", "fit"),
     "fewshot.inspection": ("inspect", "verify"),
     "fewshot.method": ("Method",),

@@ -18,10 +18,11 @@ from fewshot.domain_adaptation import adapt
 from fewshot.endtoend.experiment import run
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.endtoend.methods import configure as configure_trained
-from fewshot.evaluation import evaluate, transfer
+from fewshot.evaluation import evaluate
 from fewshot.protocol import TRANSFERS
 from fewshot.results.log import Result
 from fewshot.run import Run
+from fewshot.transfer import transfer
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from fewshot.endtoend.experiment import (
 )
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.endtoend.methods import configure as configure_trained
-from fewshot.evaluation import shared_classes
 from fewshot.fitting import require_labels
 from fewshot.method import MethodInfo, SupportsNewClasses
 from fewshot.methods import METHODS
@@ -32,6 +31,7 @@ from fewshot.open_set import checked_known, known_classes
 from fewshot.protocol import HALVES, TRANSFERS, Protocol
 from fewshot.run import Run
 from fewshot.settings import configure, parse
+from fewshot.transfer import shared_classes
 
 
 @dataclass(frozen=True, eq=False)

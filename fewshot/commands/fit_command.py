@@ -170,13 +170,14 @@ def fit(
     from cache.location import require_writable
     from cache.store import FeatureStore
     from fewshot.domain_adaptation import adapt
-    from fewshot.evaluation import evaluate, transfer
+    from fewshot.evaluation import evaluate
     from fewshot.open_set import parse_known
     from fewshot.protocol import OFFICIAL, Protocol, Setting
     from fewshot.results.log import append
     from fewshot.results.summaries import accuracy_table
     from fewshot.sample_file import read_sample
     from fewshot.settings import configure
+    from fewshot.transfer import transfer
 
     tested = {
         "--base-to-new": base_to_new,

@@ -22,13 +22,13 @@ from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
 from fewshot.endtoend.finished import finish, finished
 from fewshot.endtoend.photos import PhotoBatches, center_crops, require_images
 from fewshot.endtoend.train import Batches, Watch, train
-from fewshot.evaluation import result_of
 from fewshot.fitting import asked_of
 from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result
 from fewshot.results.prediction_files import digest_of_images
 from fewshot.run import Run
 from fewshot.sampling import Rows, Sample, draw
+from fewshot.tested import result_of
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
