@@ -23,8 +23,9 @@ def write_store(
     splits: Sequence[str] = ("train", "val", "test"),
     text: Sequence[str] = ("templates",),
     n_views: int = 0,
+    test_labels: Sequence[int] | None = None,
 ) -> Path:
-    """A store of noise about a center for each class; 20 train images of each."""
+    """A store of noise about a center for each class; 20 train images of each, 15 test images."""
     path = store_path(root, dataset, model)
     path.unlink(missing_ok=True)
     rng = np.random.default_rng(seed)
@@ -38,6 +39,8 @@ def write_store(
             if split not in splits:
                 continue
             labels = np.arange(n * len(names)) % len(names)
+            if split == "test" and test_labels is not None:
+                labels = np.array(test_labels)
             features = centers[labels] + rng.normal(size=(len(labels), DIM))
             here = n_views if split == "train" else 0
             paths = [f"{split}/{row}.jpg" for row in range(len(labels))]

@@ -128,10 +128,11 @@ def test_a_digest_counts_for_the_size_and_time_it_was_read_at(tmp_path: Path) ->
     stamp = Stamp(3, 10**9)
     with Bank.opened(tmp_path / "bank.sqlite") as bank:
         bank.remember({a: (stamp, b"1"), b: (stamp, b"2")})
-        bank.remember({young: (Stamp(3, time.time_ns() - 10**9), b"3")})
+        now = Stamp(3, time.time_ns() - 10**9)
+        bank.remember({young: (now, b"3")})
         assert bank.digests({a: stamp, b: stamp}) == {a: b"1", b: b"2"}
         assert bank.digests({a: Stamp(4, 10**9), b: Stamp(3, 10**9 + 1)}) == {}
-        assert bank.digests({young: Stamp(3, time.time_ns())}) == {}
+        assert bank.digests({young: now}) == {}
 
 
 def test_pruning_keeps_what_stores_use_that_are_there(path: Path, tmp_path: Path) -> None:

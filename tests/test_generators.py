@@ -224,7 +224,11 @@ def test_a_benchmark_plans_what_is_run(store: FeatureStore, tmp_path: Path) -> N
     assert evaluate(store, "ridge", cell.protocol).run == cell.run
 
 
-def test_seen_and_unseen_classes_are_told_apart_from_all_others(store: FeatureStore) -> None:
+def test_seen_and_unseen_classes_are_told_apart_from_all_others(tmp_path: Path) -> None:
+    names = ("ant", "bee", "cat", "dog", "elk", "fox")
+    counts = (3, 5, 20, 30, 4, 28)  # unequal, as each class is to count alike
+    labels = [k for k, n in enumerate(counts) for _ in range(n)]
+    store = FeatureStore.open(write_store(tmp_path, "six", names=names, test_labels=labels))
     result = evaluate(store, "ridge", shots=3, tune="none", setting="generalized", synthesize=QUICK)
     fitted = fit(store, "ridge", shots=3, tune="none", setting="generalized", synthesize=QUICK)
     said = fitted.classifier.logits(torch.from_numpy(store.features("test"))).argmax(dim=1)

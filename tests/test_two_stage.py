@@ -90,6 +90,74 @@ def test_a_first_step_of_adaptation_is_against_the_numerical_gradient() -> None:
     assert torch.equal(moved.weight, start.weight)
 
 
+def moved(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
+    return normalize(x + x @ matrix.T + shift)
+
+
+def test_stage_one_is_a_plain_loop_with_a_teacher() -> None:
+    source, text, _, _ = domains(n=32)
+    epochs, lr = 6, 0.3
+    got = TwoStage(epochs=epochs, lr=lr, batch_size=100, logit_scale=SCALE).fit(source, text)
+    x, y = source.features.double(), source.labels
+    a, b = torch.zeros(8, 8).double(), torch.zeros(8).double()
+    parts = [a, b, text.features.double()]
+    speed = [torch.zeros_like(part) for part in parts]
+    share = 32 / (3 * torch.bincount(y)[y])
+    teacher: list[Tensor] = []
+    for step in range(epochs):
+        if not teacher and step >= 0.4 * epochs:
+            teacher = [parts[0], parts[1], SCALE * normalize(parts[2])]
+        leaves = [part.clone().requires_grad_() for part in parts]
+        logits = SCALE * moved(x, leaves[0], leaves[1]) @ normalize(leaves[2]).T
+        log_p = torch.log_softmax(logits, dim=1)
+        smooth = 0.9 * torch.nn.functional.one_hot(y, 3) + 0.1 / 3
+        loss = -(smooth * log_p).sum(dim=1)
+        if teacher:
+            soft = torch.softmax(moved(x, *teacher[:2]) @ teacher[2].T, dim=1)
+            loss = loss - (soft * log_p).sum(dim=1)
+        found = torch.autograd.grad((share * loss).mean(), leaves)
+        speed = [0.9 * v + g for v, g in zip(speed, found, strict=True)]
+        rate = lr / (1 + 10 * step / epochs)
+        parts = [part - rate * v for part, v in zip(parts, speed, strict=True)]
+        if teacher:
+            now = [parts[0], parts[1], SCALE * normalize(parts[2])]
+            teacher = [0.95 * old + 0.05 * new for old, new in zip(teacher, now, strict=True)]
+    expected = moved(x, *parts[:2]) @ (SCALE * normalize(parts[2])).T
+    torch.testing.assert_close(got.logits(source.features).double(), expected, rtol=0, atol=1e-3)
+
+
+def test_stage_two_is_a_plain_loop_whose_margin_grows() -> None:
+    source, text, target, _ = domains()
+    method = TwoStage(epochs=0, adapt_epochs=6, batch_size=100, lr=0.3, logit_scale=6.0)
+    start = method.fit(source, text)
+    got = method.adapt(start, target, unknown=True)
+    x, w = target.double(), start.weight.double()
+    parts = [torch.zeros(8, 8).double(), torch.zeros(8).double()]
+    speed = [torch.zeros_like(part) for part in parts]
+    counts = []
+    for step in range(6):
+        behind = moved(x, *parts)
+        p = torch.softmax(behind @ w.T, dim=1)
+        sure = 1 + (p * p.log()).sum(dim=1) / math.log(3)
+        pseudo, margin = centroid_labels(behind, p), 0.2 * step / 6
+        known, unknown = sure > 0.5 + margin, sure < 0.5 - margin
+        counts.append((int(known.sum()), int(unknown.sum())))
+        leaves = [part.clone().requires_grad_() for part in parts]
+        log_p = torch.log_softmax(moved(x, *leaves) @ w.T, dim=1)
+        cross = -log_p[known, pseudo[known]].mean()
+        entropy = -(log_p.exp() * log_p).sum(dim=1)[unknown].mean()
+        found = torch.autograd.grad(cross - 0.3 * entropy, leaves)
+        speed = [0.9 * v + g for v, g in zip(speed, found, strict=True)]
+        rate = 0.3 / (1 + 10 * step / 6)
+        parts = [part - rate * v for part, v in zip(parts, speed, strict=True)]
+    assert sum(map(sum, counts)) < 6 * len(
+        x
+    )  # some images are in the margin, and count for nothing
+    assert min(map(min, counts)) > 0
+    expected = moved(x, *parts) @ w.T
+    torch.testing.assert_close(got.logits(target).double(), expected, rtol=0, atol=1e-3)
+
+
 def test_adaptation_finds_a_domain_that_is_shifted() -> None:
     source, text, target, labels = domains()
     method = TwoStage(logit_scale=SCALE)

@@ -71,6 +71,28 @@ def test_a_step_is_against_the_numerical_gradient(residual: Residual) -> None:
     assert np.abs(got - t).max() > 1e-4
 
 
+@pytest.mark.parametrize("residual", ["shared", "class"])
+def test_many_steps_are_those_of_autograd(residual: Residual) -> None:
+    images, text = task()
+    lr, epochs = 2.0, 6  # long steps, so that the moved texts are far from unit length
+    method = UEO(residual=residual, lr=lr, epochs=epochs, batch_size=100, logit_scale=SCALE)
+    t = text.features.double()
+    weights = torch.softmax(SCALE * images.double() @ t.T, dim=1).amax(dim=1)
+    x = torch.zeros_like(t if residual == "class" else t[:1]).requires_grad_()
+    for step in range(epochs):
+        p = torch.softmax(SCALE * images.double() @ normalize(t + x).T, dim=1)
+        entropy = -(p * (p + 1e-5).log()).sum(dim=1)
+        q = (p / weights[:, None]).sum(dim=0) / (1 / weights).sum()
+        value = (weights * entropy).sum() / weights.sum() + 1.5 * (q * (q + 1e-5).log()).sum()
+        (gradient,) = torch.autograd.grad(value, x)
+        rate = lr * (1 + math.cos(math.pi * step / epochs)) / 2
+        x = (x - rate * gradient).detach().requires_grad_()
+    assert float(((t + x).norm(dim=1) - 1).abs().max().detach()) > 0.1
+    expected = SCALE * normalize(t + x.detach())
+    got = method.fit_unlabeled(images, text).weight.double()
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
+
+
 def test_equal_weights_make_it_information_maximization() -> None:
     images, text = task()
     logits = SCALE * images @ text.features.T
