@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fewshot.adapters.predict import predict
     from fewshot.automatic.pipeline import auto
     from fewshot.classifier import Classifier, LinearClassifier, classify
+    from fewshot.cross_dataset import transfer
     from fewshot.domain_adaptation import adapt
     from fewshot.estimator import FewShotClassifier
     from fewshot.evaluation import evaluate
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
     from fewshot.settings import configure
     from fewshot.support import SupportSet
     from fewshot.text import Text
-    from fewshot.transfer import transfer
 
 __all__ = [
     "APE",
@@ -131,7 +131,7 @@ _MODULES = {
     "fewshot.domain_adaptation": ("adapt",),
     "fewshot.evaluation": ("evaluate",),
     "fewshot.new_classes": ("base_to_new",),
-    "fewshot.transfer": ("transfer",),
+    "fewshot.cross_dataset": ("transfer",),
     "fewshot.fitting": ("Fitted", "fit"),
     "fewshot.inspection": ("inspect", "verify"),
     "fewshot.method": ("Method",),

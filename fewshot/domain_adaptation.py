@@ -17,6 +17,7 @@ import torch
 
 from cache.errors import UserError
 from cache.store import FeatureStore
+from fewshot.cross_dataset import require_one_model
 from fewshot.fitting import fit, query, settled
 from fewshot.method import AdaptsToDomain, Method, MethodInfo
 from fewshot.metrics import harmonic_mean, per_class_accuracy
@@ -26,7 +27,6 @@ from fewshot.results.log import Result
 from fewshot.results.prediction_files import digest_of_images
 from fewshot.run import setting_name
 from fewshot.tested import require_test_split, result_of
-from fewshot.transfer import require_one_model
 
 Relation = Literal["closed", "partial", "open", "universal"]
 UNKNOWN = "unknown"

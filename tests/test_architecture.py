@@ -126,3 +126,12 @@ def test_no_two_public_classes_have_the_same_name() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places[node.name].append(module)
     assert not {name: modules for name, modules in places.items() if len(modules) > 1}
+
+
+def test_no_public_name_is_that_of_a_module_beside_it() -> None:
+    # Importing the module would put it in the place of the function: `fewshot.transfer(...)` then
+    # failed, but only where somebody had imported `fewshot.transfer` the module before.
+    import fewshot
+
+    taken = {m.removeprefix("fewshot.") for m in MODULES if m.startswith("fewshot.")}
+    assert taken.isdisjoint(fewshot.__all__)

@@ -27,12 +27,12 @@ from fewshot import (
     evaluate,
     tune,
 )
+from fewshot.cross_dataset import transfer
 from fewshot.method import LearnsFrom, SupportsNewClasses
 from fewshot.new_classes import base_to_new
 from fewshot.results.prediction_files import digest_of_images, read_predictions
 from fewshot.sampling import draw_imbalanced
 from fewshot.text import Text, required
-from fewshot.transfer import transfer
 
 DIM = 12
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")

@@ -14,6 +14,7 @@ from cache.progress import silent_within
 from cache.source import Source, find
 from cache.store import FeatureStore
 from fewshot.bench.plan import Cell
+from fewshot.cross_dataset import transfer
 from fewshot.domain_adaptation import adapt
 from fewshot.endtoend.experiment import run
 from fewshot.endtoend.methods import METHODS as TRAINED
@@ -22,7 +23,6 @@ from fewshot.evaluation import evaluate
 from fewshot.protocol import TRANSFERS
 from fewshot.results.log import Result
 from fewshot.run import Run
-from fewshot.transfer import transfer
 
 
 @dataclass(frozen=True)

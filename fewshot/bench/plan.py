@@ -14,6 +14,7 @@ from cache.manifest import all_manifests
 from cache.store import FeatureStore
 from fewshot.bench.config import ALL, Bench
 from fewshot.bench.trained import TrainOptions, require_trained
+from fewshot.cross_dataset import shared_classes
 from fewshot.domain_adaptation import relation, takes_target
 from fewshot.endtoend.clip import EndToEnd
 from fewshot.endtoend.experiment import (
@@ -31,7 +32,6 @@ from fewshot.open_set import checked_known, known_classes
 from fewshot.protocol import HALVES, TRANSFERS, Protocol
 from fewshot.run import Run
 from fewshot.settings import configure, parse
-from fewshot.transfer import shared_classes
 
 
 @dataclass(frozen=True, eq=False)

@@ -169,6 +169,7 @@ def fit(
     """Fit a method on a few labeled images per class, and test it."""
     from cache.location import require_writable
     from cache.store import FeatureStore
+    from fewshot.cross_dataset import transfer
     from fewshot.domain_adaptation import adapt
     from fewshot.evaluation import evaluate
     from fewshot.open_set import parse_known
@@ -177,7 +178,6 @@ def fit(
     from fewshot.results.summaries import accuracy_table
     from fewshot.sample_file import read_sample
     from fewshot.settings import configure
-    from fewshot.transfer import transfer
 
     tested = {
         "--base-to-new": base_to_new,
