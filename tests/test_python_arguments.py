@@ -70,6 +70,12 @@ def test_a_method_is_given_by_its_name_or_as_an_object(places: Path) -> None:
     scale = FeatureStore.open(store).logit_scale
     for method in ("gda", fewshot.GDA(), fewshot.configure("gda", logit_scale=scale)):
         assert fewshot.evaluate(store, method, shots=2).method == "gda"
+    x, y = torch.eye(4).repeat(3, 1), torch.arange(4).repeat(3)
+    support = fewshot.SupportSet(x, y, 4)
+    expected = fewshot.tune(fewshot.GDA(), support, None, protocol="cv")
+    assert fewshot.tune("gda", support, None, protocol="cv") == expected
+    with pytest.raises(UserError, match="unknown method 'gdb'; did you mean 'gda'"):
+        fewshot.tune("gdb", support, None, protocol="cv")
 
 
 @pytest.mark.parametrize("kind", KINDS)

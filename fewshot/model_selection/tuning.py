@@ -1,7 +1,7 @@
 """Choose hyper-parameters without the test split, by one of the four protocols of `protocols`."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from fewshot.model_selection.blending import Blend, blend_of
 from fewshot.model_selection.choosing import Score, best, continued
 from fewshot.model_selection.folds import folds, held_out
 from fewshot.model_selection.protocols import PROTOCOLS, Share
+from fewshot.settings import configure
 from fewshot.support import SupportSet, spread
 from fewshot.text import Text
 from fewshot.threads import few_threads
@@ -40,8 +41,32 @@ def cv_folds(support: SupportSet) -> Tensor:
     return folds(support.labels, n_folds=min(support.shots, MAX_FOLDS))
 
 
+@overload
 def tune(
     method: AnyMethod,
+    support: SupportSet,
+    text: Text | None,
+    *,
+    protocol: str,
+    validation: tuple[Tensor, Tensor] | None = ...,
+    grid: Grid | None = ...,
+    fold: Tensor | None = ...,
+    blend: Blend | None = ...,
+) -> AnyMethod: ...
+@overload
+def tune(
+    method: str,
+    support: SupportSet,
+    text: Text | None,
+    *,
+    protocol: str,
+    validation: tuple[Tensor, Tensor] | None = ...,
+    grid: Grid | None = ...,
+    fold: Tensor | None = ...,
+    blend: Blend | None = ...,
+) -> Method: ...
+def tune(
+    method: Method | str,
     support: SupportSet,
     text: Text | None,
     *,
@@ -50,7 +75,7 @@ def tune(
     grid: Grid | None = None,
     fold: Tensor | None = None,
     blend: Blend | None = None,
-) -> AnyMethod:
+) -> Method:
     """Keep the method as it is, or choose the variant that beats it on held-out images.
 
     By `cv` a held-out image is classified from its center crop, as a query is, and its views train
@@ -61,8 +86,8 @@ def tune(
     the grid continues beyond it, by `choosing.continued`.
 
     Args:
-        method: A candidate, and the one to beat. Fields that the grid does not name stay as they
-            are.
+        method: A candidate, and the one to beat, or the name of a method with its defaults. Fields
+            that the grid does not name stay as they are.
         support: The support set.
         text: The classes' text or None.
         protocol: One of `PROTOCOLS`.
@@ -78,9 +103,11 @@ def tune(
         can be held out.
 
     Raises:
-        UserError: No such protocol, no validation images for one that needs them, or `cv` at one
-            shot without folds.
+        UserError: No such method or protocol, no validation images for one that needs them, or `cv`
+            at one shot without folds.
     """
+    if isinstance(method, str):
+        method = configure(method)
     grid = method.grid if grid is None else grid
     if protocol not in PROTOCOLS:
         raise unknown("tuning protocol", protocol, PROTOCOLS)
@@ -89,12 +116,11 @@ def tune(
     parts = _judged_parts(support, protocol, validation, fold)
     if not parts:
         return method
-    own: Method = method  # of a type variable, mypy finds that no method could be both
-    if isinstance(own, TunesItself):
+    if isinstance(method, TunesItself):
         with progress("tuning", len(parts), patience=PATIENCE) as advance:
-            return cast(AnyMethod, own.tuned(grid, support, text, _counted(parts, advance)))
+            return method.tuned(grid, support, text, _counted(parts, advance))
 
-    def judged(grid: Grid) -> dict[AnyMethod, Score]:
+    def judged(grid: Grid) -> dict[Method, Score]:
         scores = {variant: Score() for variant in variants(method, grid)}
         blocks = [
             (train, x, y)
