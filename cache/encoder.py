@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cache.image_only import ImageOnly
+from cache.image_tower import ImageTower
 from cache.images import Preprocess
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -52,6 +53,37 @@ class Encoder:
         with self._autocast():
             features: Tensor = self.model.encode_image(pixels.to(self.device, non_blocking=True))
         return features.float().cpu()
+
+    @torch.inference_mode()
+    def encode_images_pooled(self, pixels: Tensor) -> Tensor:
+        """(B, D + w): the features of `encode_images` to the bit, and pooled images beside them.
+
+        Pooled images (B, w) are what the layers of `image_tower` make the features of.
+        """
+        visual = self.model.visual
+        projection, norm = visual.proj, visual.ln_post
+        visual.proj = None  # the tower then ends before it
+        try:
+            with self._autocast():
+                before = self.model.encode_image(pixels.to(self.device, non_blocking=True))
+                features = before @ projection
+        finally:
+            visual.proj = projection
+        pooled = (before.float() - norm.bias) / norm.weight
+        pooled = pooled.where(norm.weight != 0, 0.0)  # there the feature does not depend on it
+        return torch.cat([features.float(), pooled], dim=1).cpu()
+
+    @property
+    def image_tower(self) -> ImageTower | None:
+        """The layers that end the image tower; None where it ends otherwise."""
+        visual = self.model.visual
+        norm, projection = getattr(visual, "ln_post", None), getattr(visual, "proj", None)
+        if not (isinstance(norm, nn.LayerNorm) and isinstance(projection, Tensor)):
+            return None
+        scale, shift, matrix = (
+            tensor.detach().float().cpu().numpy() for tensor in (norm.weight, norm.bias, projection)
+        )
+        return ImageTower(scale, shift, matrix)
 
     @property
     def text_projection(self) -> Tensor | None:

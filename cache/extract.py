@@ -79,9 +79,15 @@ def extract(
             that are known, and with each image that does not decode and is not to be left out.
 
     Raises:
-        UserError: The store exists and may not be touched, another process is writing it, or an
-            image cannot be read.
+        UserError: The store exists and may not be touched, another process is writing it, an
+            image cannot be read, or the model has no projection to keep features before.
     """
+    if recipe.pre_projection and encoder.image_tower is None:
+        raise UserError(
+            f"{encoder.identity['name']} has no projection after a layer norm at the end of its "
+            "image tower; leave --pre-projection out, or use a CLIP with a ViT, such as "
+            "ViT-B-16/openai"
+        )
     if if_exists not in IF_EXISTS:
         raise unknown("--if-exists", if_exists, IF_EXISTS)
     if store.exists() and if_exists == "error":
@@ -137,7 +143,9 @@ def _encode_and_assemble(
         "batch_size": str(batch_size),
     }
     number = bank.encoder(str(encoder.identity["name"]), _encoding(encoder, machine))
-    cropping = Cropping(source, batch_size, recipe.crop_scale, recipe.view_seed)
+    cropping = Cropping(
+        source, batch_size, recipe.crop_scale, recipe.view_seed, recipe.pre_projection
+    )
     digests = Digests(source, recipe.rows(source), bank, trust=trust)
     images = NewImages(cropping, digests, bank, number, recipe.views)
     every = groups(digests)
@@ -172,9 +180,10 @@ def _encode_and_assemble(
     made_by = {**versions(), **machine, "manifest": source.manifest_digest[:12]}
     made_by["images"] = digests.total()
     projection = encoder.text_projection
+    tower = encoder.image_tower if recipe.pre_projection else None
     used = (key for group in every for keys in images.keys(*group).values() for key in keys)
     bank.use(store, number, chain(used, map(prompt_key, text)))  # before, lest it be pruned
-    assemble(store, what, made_by, source, recipe, images, every, text, projection)
+    assemble(store, what, made_by, source, recipe, images, every, text, projection, tower)
     return True
 
 

@@ -31,6 +31,7 @@ class Recipe:
         train_rows: The only train rows to encode, or None for all.
         support_only: Shots and seeds that `train_rows` serve, as the store records them.
         left_out: Images that were taken out of the source as unreadable.
+        pre_projection: Keep what the image tower's last layers make each feature of, too.
 
     Raises:
         UserError: `crop_scale` is no such pair.
@@ -43,6 +44,7 @@ class Recipe:
     train_rows: NDArray[np.int64] | None = None
     support_only: Mapping[str, Any] | None = None
     left_out: Sequence[Skipped] = ()
+    pre_projection: bool = False
 
     def __post_init__(self) -> None:
         least, greatest = self.crop_scale
@@ -92,6 +94,8 @@ def identity_of(source: "Source", encoder: "Encoder", recipe: Recipe) -> dict[st
     }
     if source.class_ids is not None:
         what["dataset"]["class_ids"] = source.class_ids
+    if recipe.pre_projection:
+        what["pre_projection"] = True
     return plain(what)
 
 

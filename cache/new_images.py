@@ -103,6 +103,8 @@ class NewImages:
     def features(self, group: Group) -> NDArray[np.float32]:
         """(n, 1 + V, D) features of the images of a group that can be read, and of their views.
 
+        With pooled images, these follow each feature: (n, 1 + V, D + w).
+
         Raises:
             UserError: The bank was damaged or pruned meanwhile.
         """

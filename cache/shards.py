@@ -51,7 +51,7 @@ class Encoded(NamedTuple):
         contents: Stamp and digest of each image as it was read, None where there is no file.
         reasons: Index among the images -> why it does not decode.
         keys: n keys of crops.
-        vectors: (n, D) float32, unnormalized.
+        vectors: (n, D) float32, unnormalized; (n, D + w) with pooled images.
     """
 
     number: int
@@ -70,18 +70,22 @@ class Cropping:
         batch_size: Crops per forward pass; the last bit of a matrix product depends on its shape.
         crop_scale: Minimum and maximum share of the area that an augmented view keeps.
         view_seed: Seed of the views.
+        pooled: Encode what is before the image tower's last layers as well.
     """
 
     source: Source
     batch_size: int
     crop_scale: tuple[float, float]
     view_seed: int
+    pooled: bool = False
 
     def key(self, digest: bytes, crop: int) -> bytes:
-        """The key of an image's crop: all that says which pixels the encoder gets."""
+        """The key of an image's crop: which pixels the encoder gets, and what is kept of it."""
         view = None if crop == CENTER else [self.view_seed, *self.crop_scale, crop]
-        spelled = canonical_json({"exif": self.source.exif, "view": view})
-        return hashlib.sha256(digest + spelled.encode()).digest()
+        what = {"exif": self.source.exif, "view": view}
+        if self.pooled:
+            what["pooled"] = True
+        return hashlib.sha256(digest + canonical_json(what).encode()).digest()
 
     def pixels(
         self, preprocess: Preprocess, image: Image.Image, digest: bytes, crop: int
@@ -139,10 +143,8 @@ def encode_shard(
                 yield from x
             advance(len(batch))
 
-    vectors = [
-        encoder.encode_images(torch.stack(filled))[:n].numpy()
-        for filled, n in full(decoded(), size)
-    ]
+    encode = encoder.encode_images_pooled if cropping.pooled else encoder.encode_images
+    vectors = [encode(torch.stack(filled))[:n].numpy() for filled, n in full(decoded(), size)]
     stacked = np.concatenate(vectors) if vectors else np.empty((0, encoder.dim), np.float32)
     return Encoded(shard.number, tuple(contents), reasons, tuple(keys), stacked)
 

@@ -81,18 +81,52 @@ class Split:
         Raises:
             UserError: No views in this store, or none of one of the rows.
         """
+        return self._views(rows, "views", None if unit else "view_norms")
+
+    def _views(self, rows: ArrayLike, name: str, norms: str | None) -> NDArray[np.float32]:
         if not self._has("views"):
             raise UserError(
                 f"{self.contents.path} holds no augmented {self.name} views; "
                 f"run {self.remake} --views V"
             )
         at = self._positions(rows, self._integers("view_rows"), "views of ")
-        n_views, n_rows, dim = self.contents.places[f"{self.name}/views"].shape
+        n_views, n_rows, dim = self.contents.places[f"{self.name}/{name}"].shape
         flat = (np.arange(n_views)[:, None] * n_rows + at).ravel()
-        views = self.contents.rows(f"{self.name}/views", flat).reshape(n_views, len(at), dim)
-        if not unit:
-            views *= self.contents.array(f"{self.name}/view_norms")[:, at, None]
+        views = self.contents.rows(f"{self.name}/{name}", flat).reshape(n_views, len(at), dim)
+        if norms is not None:
+            views *= self.contents.array(f"{self.name}/{norms}")[:, at, None]
         return views
+
+    def pooled(self, rows: ArrayLike | None = None) -> NDArray[np.float32]:
+        """(n, w) pooled images, of which `FeatureStore.image_tower` makes features.
+
+        Each is the output of the last layer norm before its scale and shift; rows are as in
+        `features`.
+
+        Raises:
+            UserError: A row was not encoded, or the store has no pooled images.
+        """
+        self._require_pooled()
+        at = self._positions(rows, self.encoded)
+        pooled = self.contents.rows(f"{self.name}/pooled", at)
+        pooled *= self.contents.array(f"{self.name}/pooled_norms")[at, None]
+        return pooled
+
+    def pooled_views(self, rows: ArrayLike) -> NDArray[np.float32]:
+        """(V, n, w) pooled augmented views, as `pooled` has images; rows are as in `views`.
+
+        Raises:
+            UserError: No views or pooled images in this store, or no views of one of the rows.
+        """
+        self._require_pooled()
+        return self._views(rows, "pooled_views", "pooled_view_norms")
+
+    def _require_pooled(self) -> None:
+        if not self._has("pooled"):
+            raise UserError(
+                f"{self.contents.path} holds no features before the projection; "
+                f"run {self.remake} --pre-projection"
+            )
 
     @cached_property
     def _norms(self) -> NDArray[np.float32]:

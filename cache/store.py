@@ -6,6 +6,8 @@
     <split>/features, <split>/norms    (N, D) float16, unit norm; (N,) float32, the norms before
     <split>/rows                       (n,) the images encoded, where not all N were
     <split>/views, view_norms          (V, m, D), (V, m): augmented views of the images in view_rows
+    <split>/pooled, pooled_views       the same before the image tower's last layers, with norms,
+    image_scale, _shift, _projection   and those layers; only where `--pre-projection` asked for it
     text/<prompt set>/                 embeddings (P, D) float32, unit norm; norms, labels, prompts
     text/<prompt set>/pooled           (P, W) float32, the same before the text tower's projection,
     text_projection                    (W, D) float32; neither where a tower does not end in one
@@ -30,6 +32,7 @@ from cache.contents import Contents
 from cache.errors import UserError, printable, unknown
 from cache.hdf5 import attributes, places, reading, root, stamp
 from cache.identity import differences, fingerprint, plain
+from cache.image_tower import ImageTower
 from cache.recipes import class_text
 from cache.skipped import Skipped
 from cache.split import Split
@@ -207,6 +210,14 @@ class FeatureStore:
     ) -> NDArray[np.float32]:
         """(n, D) features of rows of the split, as `Split.features` has them."""
         return self.split(split).features(rows, unit=unit)
+
+    @property
+    def image_tower(self) -> ImageTower | None:
+        """The layers that made features of `Split.pooled`; None where the store has no such."""
+        if "image_projection" not in self.contents:
+            return None
+        parts = (self.contents.array(f"image_{name}") for name in ("scale", "shift", "projection"))
+        return ImageTower(*parts)
 
     def text(self, recipe: str = "unit-mean", prompt_set: str | None = None) -> NDArray[np.float32]:
         """(C, D) text features, one row per class: the `features` of `class_text`."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cache.errors import UserError
 from cache.identity import Recipe
+from cache.image_tower import ImageTower
 from cache.new_images import Group, NewImages
 from cache.source import Source
 from cache.store_writer import StoreWriter, create
@@ -27,6 +28,7 @@ def assemble(
     groups: list[Group],
     text: Text,
     projection: Tensor | None,
+    tower: ImageTower | None,
 ) -> None:
     """Write the store; rows that were skipped are left out of every split.
 
@@ -40,6 +42,7 @@ def assemble(
         groups: All of them, in store order.
         text: The features of all prompts.
         projection: (W, D), the matrix that ends the text tower, if one does.
+        tower: The last layers of the image tower, where the features come with pooled images.
 
     Raises:
         UserError: A skipped image is one of a few-shot set, or a feature cannot be stored.
@@ -61,7 +64,8 @@ def assemble(
     ) as writer:
         for split in source.splits:
             mine = [group for group in groups if group[0] == split]
-            _write_split(writer, source, recipe, split, images, mine)
+            width = 0 if tower is None else len(tower.scale)
+            _write_split(writer, source, recipe, split, images, mine, width)
         dim = int(what["model"]["dim"])
         for name, prompts in recipe.prompts.items():
             vectors = np.array([text[prompt] for prompt in prompts.prompts])
@@ -70,6 +74,8 @@ def assemble(
             writer.text(name, vectors[:, :dim], labels, list(prompts.prompts), pooled)
         if projection is not None and recipe.prompts:
             writer.text_projection(projection.numpy())
+        if tower is not None:
+            writer.image_tower(tower)
 
 
 def _write_split(
@@ -79,25 +85,33 @@ def _write_split(
     split: str,
     images: NewImages,
     groups: list[Group],
+    pooled_dim: int,
 ) -> None:
     items = source.splits[split]
     kept = [row for row in range(len(items)) if (split, row) not in images.skipped]
     chosen = images.digests.rows[split]
     encoded = [row for row in chosen.tolist() if (split, row) not in images.skipped]
     views = recipe.views if split == "train" else 0
+    dim = int(writer.identity["model"]["dim"])
     writer.split(
         split,
         labels=np.array([items[row].label for row in kept], dtype=np.int64),
         paths=[items[row].path for row in kept],
-        dim=int(writer.identity["model"]["dim"]),
+        dim=dim,
+        pooled_dim=pooled_dim,
         rows=None if encoded == kept else np.searchsorted(kept, encoded),
         n_views=views,
     )
     start = 0
     for group in groups:
-        features = images.features(group)
-        if len(features):
+        made = images.features(group)
+        features, pooled = made[:, :, :dim], made[:, :, dim:]
+        if len(made):
             writer.write(split, start, features[:, 0])
+            if pooled_dim:
+                writer.write_pooled(split, start, pooled[:, 0])
             if views:
                 writer.write_views(split, start, features[:, 1:].transpose(1, 0, 2))
-            start += len(features)
+                if pooled_dim:
+                    writer.write_pooled_views(split, start, pooled[:, 1:].transpose(1, 0, 2))
+            start += len(made)

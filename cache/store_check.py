@@ -11,6 +11,7 @@ from cache.contents import UNIT_TOLERANCE, Contents
 from cache.errors import UserError, count
 from cache.split import Split
 from cache.store import FeatureStore
+from cache.store_format import is_image_matrix
 
 TEXT_TOLERANCE = 1e-5  # of unit norm, in float32
 PROJECTED_TOLERANCE = 2e-2  # of the norm: the projection may have run in bfloat16
@@ -23,13 +24,18 @@ def verify(path: Path) -> list[str]:
     does not matter.
     """
     try:
-        contents = FeatureStore.open(path).contents
+        store = FeatureStore.open(path)
+        contents = store.contents
         changed = [
             f"/{name}: its bytes are not the ones that were written"
             for name in contents.places
             if not contents.is_unchanged(name)
         ]
-        return changed or [*_vector_problems(contents), *_tower_problems(contents)]
+        return changed or [
+            *_vector_problems(contents),
+            *_tower_problems(contents),
+            *_image_tower_problems(store),
+        ]
     except UserError as error:
         return [str(error)]
 
@@ -70,10 +76,11 @@ def inspect(path: Path) -> str:
 
 def _vector_problems(contents: Contents) -> Iterator[str]:
     """Features that are no unit vectors, and norms that are none."""
-    tolerances = {"features": UNIT_TOLERANCE, "views": UNIT_TOLERANCE, "embeddings": TEXT_TOLERANCE}
+    tolerances = {"embeddings": TEXT_TOLERANCE}
+    tolerances |= dict.fromkeys(("features", "views", "pooled", "pooled_views"), UNIT_TOLERANCE)
     for name in contents.places:
         kind = name.rpartition("/")[2]
-        if kind in tolerances:
+        if kind in tolerances and (is_image_matrix(name) or kind == "embeddings"):
             # Written so that NaN counts as bad.
             bad = sum(
                 int(np.sum(~(np.abs(_norms(block) - 1) <= tolerances[kind])))
@@ -81,7 +88,7 @@ def _vector_problems(contents: Contents) -> Iterator[str]:
             )
             if bad:
                 yield f"/{name}: {bad} vectors are not of unit norm"
-        elif kind in ("norms", "view_norms"):
+        elif kind.endswith("norms"):
             norms = contents.array(name)
             bad = int(np.sum(~((norms > 0) & np.isfinite(norms))))
             if bad:
@@ -92,7 +99,7 @@ def _tower_problems(contents: Contents) -> Iterator[str]:
     """Text from before the projection that the projection does not take to the embeddings."""
     for name in contents.places:
         group, _, kind = name.rpartition("/")
-        if kind != "pooled":
+        if kind != "pooled" or is_image_matrix(name):
             continue
         norms = contents.array(f"{group}/norms")
         embeddings = norms[:, None] * contents.array(f"{group}/embeddings")
@@ -101,6 +108,29 @@ def _tower_problems(contents: Contents) -> Iterator[str]:
         bad = int(np.sum(~(off <= PROJECTED_TOLERANCE * norms)))  # NaN counts as bad
         if bad:
             yield f"/{name}: {bad} vectors are not projected to the embeddings"
+
+
+def _image_tower_problems(store: FeatureStore) -> Iterator[str]:
+    """Pooled images of which the tower's last layers do not make the features."""
+    contents, tower = store.contents, store.image_tower
+    if tower is None:
+        return
+    for split in store.splits:
+        for pooled, features in (("pooled", "features"), ("pooled_views", "views")):
+            if f"{split}/{pooled}" not in contents:
+                continue
+            lengths = contents.array(f"{split}/{pooled.removesuffix('s')}_norms").ravel()
+            bad = start = 0
+            blocks = (contents.blocks(f"{split}/{name}") for name in (pooled, features))
+            for before, after in zip(*blocks, strict=True):
+                norms = lengths[start : start + len(before), None]
+                start += len(before)
+                with np.errstate(all="ignore"):
+                    made = tower.features(before.astype(np.float32) * norms)
+                    off = _norms(made / _norms(made)[:, None] - after)
+                bad += int(np.sum(~(off <= PROJECTED_TOLERANCE)))  # NaN counts as bad
+            if bad:
+                yield f"/{split}/{pooled}: {bad} vectors do not lead to the {features}"
 
 
 def _norms(vectors: NDArray[Any]) -> NDArray[np.float32]:
@@ -114,6 +144,9 @@ def _split_words(split: Split, n_classes: int) -> str:
         words += f", {len(split.encoded)} of them encoded"
     if split.n_views:
         words += f", {count(split.n_views, 'view')} of {split.n_viewed}"
+    if f"{split.name}/pooled" in split.contents:
+        width = split.contents.places[f"{split.name}/pooled"].shape[1]
+        words += f", {width} wide before the projection"
     return words
 
 

@@ -1,7 +1,7 @@
 """The form of a store: which arrays it has, nothing more and nothing less, and how they fit.
 
-C classes, D and W the widths of features and of the text tower; of a split N images, n of them
-encoded, m with V views; P prompts. `S` is text of one width per array.
+C classes, D, W and w the widths of features, of the text tower and of the image tower; of a split N
+images, n of them encoded, m with V views; P prompts. `S` is text of one width per array.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,15 @@ TEXT: Form = {
     "prompts": ("S", "P"),
 }
 POOLED: Form = {"pooled": ("<f4", "PW")}
+IMAGE_POOLED: Form = {"pooled": ("<f2", "nw"), "pooled_norms": ("<f4", "n")}
+POOLED_VIEWS: Form = {"pooled_views": ("<f2", "Vmw"), "pooled_view_norms": ("<f4", "Vm")}
+IMAGE_TOWER: Form = {
+    "image_scale": ("<f4", "w"),
+    "image_shift": ("<f4", "w"),
+    "image_projection": ("<f4", "wD"),
+}
 PROJECTION: Form = {"text_projection": ("<f4", "WD")}
+IMAGE_MATRICES = {"features", "norms", "views", "view_norms", *IMAGE_POOLED, *POOLED_VIEWS}
 
 
 def splits_of(places: Mapping[str, Place]) -> tuple[str, ...]:
@@ -49,7 +57,13 @@ def text_sets_of(places: Mapping[str, Place]) -> tuple[str, ...]:
 def is_image_matrix(name: str) -> bool:
     """True if an array has a row or a number for each image: it is checked when it is read."""
     group, _, array = name.partition("/")
-    return group in SPLITS and array in ("features", "norms", "views", "view_norms")
+    return group in SPLITS and array in IMAGE_MATRICES
+
+
+def has_pooled_images(places: Mapping[str, Place]) -> bool:
+    """True if there is anything of what is before the image tower's last layers."""
+    known = {f"{split}/{name}" for split in SPLITS for name in (*IMAGE_POOLED, *POOLED_VIEWS)}
+    return any(name in known or name in IMAGE_TOWER for name in places)
 
 
 def form_problems(places: Mapping[str, Place]) -> Iterator[str]:
@@ -72,15 +86,28 @@ def form_problems(places: Mapping[str, Place]) -> Iterator[str]:
 def _forms(places: Mapping[str, Place]) -> Iterator[tuple[str, Form]]:
     """What belongs under each prefix, optional arrays where there is one of them."""
     yield "", STORE | NAMES
+    pooled = has_pooled_images(places)
+    if pooled:
+        yield "", IMAGE_TOWER
     for split in splits_of(places):
-        yield f"{split}/", SPLIT | (SOME if f"{split}/rows" in places else ALL)
+        few = f"{split}/rows" in places
+        yield f"{split}/", SPLIT | (SOME if few else ALL)
+        if pooled:
+            yield f"{split}/", IMAGE_POOLED if few else _of_all(IMAGE_POOLED)
         if any(f"{split}/{name}" in places for name in VIEWS):
-            yield f"{split}/", VIEWS
-    tower = any(name.endswith("/pooled") for name in places) or "text_projection" in places
+            yield f"{split}/", VIEWS | (POOLED_VIEWS if pooled else {})
+    tower = "text_projection" in places or any(
+        name.startswith("text/") and name.endswith("/pooled") for name in places
+    )
     if tower:
         yield "", PROJECTION
     for name in text_sets_of(places):
         yield f"text/{name}/", TEXT | (POOLED if tower else {})
+
+
+def _of_all(form: Form) -> Form:
+    """The form where all N images are encoded."""
+    return {name: (kind, axes.replace("n", "N")) for name, (kind, axes) in form.items()}
 
 
 def _misfit(name: str, place: Place, kind: str, axes: str, sizes: dict[str, int]) -> Iterator[str]:
@@ -88,7 +115,7 @@ def _misfit(name: str, place: Place, kind: str, axes: str, sizes: dict[str, int]
     if not (place.dtype == kind or (kind == "S" and place.dtype.startswith("|S"))):
         yield f"/{name}: type {place.dtype}, should be {kind}"
     group = name.rpartition("/")[0]
-    keys = [axis if axis in "CDW" else f"{group} {axis}" for axis in axes]
+    keys = [axis if axis in "CDWw" else f"{group} {axis}" for axis in axes]
     if len(place.shape) == len(axes):
         for key, size in zip(keys, place.shape, strict=True):
             sizes.setdefault(key, size)
@@ -118,6 +145,7 @@ def identity_problems(
         "dataset.sizes": (sizes, identity["dataset"].get("sizes")),
         "views.count": (max(views, default=0), (identity.get("views") or {}).get("count", 0)),
     }
+    found["pre_projection"] = (has_pooled_images(places), identity.get("pre_projection", False))
     said = {"text": "text" in identity, "views.count": "views" in identity}
     for key, (there, expected) in found.items():
         if said.get(key, expected is not None) and there != expected:

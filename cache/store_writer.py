@@ -14,6 +14,7 @@ from cache.disk import DiskFile
 from cache.errors import UserError, count
 from cache.hdf5 import datasets, digest, reserve, write_strings
 from cache.identity import canonical_json, fingerprint
+from cache.image_tower import ImageTower
 from cache.skipped import Skipped
 from cache.store_format import FORMAT, SCHEMA, SPLITS
 
@@ -102,6 +103,7 @@ class StoreWriter:
         rows: ArrayLike | None = None,
         n_views: int = 0,
         view_rows: ArrayLike | None = None,
+        pooled_dim: int = 0,
     ) -> None:
         """Declare a split; its features are written afterwards.
 
@@ -113,6 +115,7 @@ class StoreWriter:
             rows: (n,) ascending, the images that are encoded; all N without it.
             n_views: V, augmented views of each of some images.
             view_rows: (m,) ascending, the images with views; all that are encoded without it.
+            pooled_dim: w, the width of pooled images, which every image and view then has.
         """
         ids = np.asarray(labels)
         if name not in SPLITS:
@@ -131,15 +134,16 @@ class StoreWriter:
         if len(encoded) < len(ids):
             group["rows"] = encoded
         self._rows[name], self._paths[name] = encoded, paths
-        self._written[f"{name}/features"] = np.zeros(len(encoded), np.bool_)
-        reserve(self._file, f"{name}/features", (len(encoded), dim), "<f2")
-        reserve(self._file, f"{name}/norms", (len(encoded),), "<f4")
+        self._reserve(name, "features", "norms", (len(encoded), dim))
+        if pooled_dim:
+            self._reserve(name, "pooled", "pooled_norms", (len(encoded), pooled_dim))
         if n_views:
             viewed = _ascending(encoded if view_rows is None else view_rows, len(ids))
             group["view_rows"] = viewed
-            self._written[f"{name}/views"] = np.zeros(len(viewed), np.bool_)
-            reserve(self._file, f"{name}/views", (n_views, len(viewed), dim), "<f2")
-            reserve(self._file, f"{name}/view_norms", (n_views, len(viewed)), "<f4")
+            shape = (n_views, len(viewed))
+            self._reserve(name, "views", "view_norms", (*shape, dim))
+            if pooled_dim:
+                self._reserve(name, "pooled_views", "pooled_view_norms", (*shape, pooled_dim))
 
     def write(self, split: str, start: int, features: ArrayLike) -> None:
         """Write (b, D) features, as the encoder gave them, of encoded images `start` onwards.
@@ -147,12 +151,11 @@ class StoreWriter:
         Raises:
             UserError: A feature is not finite or is zero, or the disk is full.
         """
-        block = np.asarray(features)
-        at = self._claim(f"{split}/features", start, len(block))
-        vectors, norms = self._normalized(split, self._rows[split][at], block)
-        self._file[f"{split}/features"][at] = vectors
-        self._file[f"{split}/norms"][at] = norms
-        self._disk.report(self._path)
+        self._put(split, "features", "norms", start, features)
+
+    def write_pooled(self, split: str, start: int, pooled: ArrayLike) -> None:
+        """Write (b, w) pooled images; see `write`."""
+        self._put(split, "pooled", "pooled_norms", start, pooled)
 
     def write_views(self, split: str, start: int, views: ArrayLike) -> None:
         """Write (V, b, D) views, as the encoder gave them, of viewed images `start` onwards.
@@ -160,12 +163,11 @@ class StoreWriter:
         Raises:
             UserError: A feature is not finite or is zero, or the disk is full.
         """
-        block = np.asarray(views)
-        at = self._claim(f"{split}/views", start, block.shape[1])
-        vectors, norms = self._normalized(split, self._file[f"{split}/view_rows"][at], block)
-        self._file[f"{split}/views"][:, at] = vectors
-        self._file[f"{split}/view_norms"][:, at] = norms
-        self._disk.report(self._path)
+        self._put(split, "views", "view_norms", start, views)
+
+    def write_pooled_views(self, split: str, start: int, pooled: ArrayLike) -> None:
+        """Write (V, b, w) pooled views; see `write_views`."""
+        self._put(split, "pooled_views", "pooled_view_norms", start, pooled)
 
     def text(
         self,
@@ -221,6 +223,12 @@ class StoreWriter:
         self._file["text_projection"] = np.asarray(projection, dtype="<f4")
         self._disk.report(self._path)
 
+    def image_tower(self, tower: ImageTower) -> None:
+        """Write the layers that make pooled images features."""
+        for name in ("scale", "shift", "projection"):
+            self._file[f"image_{name}"] = getattr(tower, name).astype("<f4")
+        self._disk.report(self._path)
+
     def check_complete(self) -> None:
         """Raise unless there is a split, and each of its declared rows was written.
 
@@ -232,6 +240,23 @@ class StoreWriter:
         for name, written in self._written.items():
             if not written.all():
                 raise ValueError(f"{name}: {np.sum(~written)} of {len(written)} rows not written")
+
+    def _reserve(self, split: str, vectors: str, norms: str, shape: tuple[int, ...]) -> None:
+        """Room for (..., n, D) vectors and their norms."""
+        self._written[f"{split}/{vectors}"] = np.zeros(shape[-2], np.bool_)
+        reserve(self._file, f"{split}/{vectors}", shape, "<f2")
+        reserve(self._file, f"{split}/{norms}", shape[:-1], "<f4")
+
+    def _put(self, split: str, vectors: str, norms: str, start: int, block: ArrayLike) -> None:
+        """Write (..., b, D) of `vectors` and their norms, from the place `start` on."""
+        given = np.asarray(block)
+        at = self._claim(f"{split}/{vectors}", start, given.shape[-2])
+        of_views = given.ndim == 3
+        rows = self._file[f"{split}/view_rows"] if of_views else self._rows[split]
+        unit, lengths = self._normalized(split, rows[at], given)
+        self._file[f"{split}/{vectors}"][..., at, :] = unit
+        self._file[f"{split}/{norms}"][..., at] = lengths
+        self._disk.report(self._path)
 
     def _claim(self, name: str, start: int, count: int) -> slice:
         written = self._written[name]

@@ -89,6 +89,15 @@ def extract(
     view_seed: Annotated[
         int, typer.Option(min=0, help="Random seed for the views.", rich_help_panel=VIEWS)
     ] = 0,
+    pre_projection: Annotated[
+        bool,
+        typer.Option(
+            "--pre-projection",
+            help="Store what the image tower's last layer norm and projection make features of, "
+            "too.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = False,
     support_only: Annotated[
         str | None,
         typer.Option(
@@ -202,6 +211,7 @@ def extract(
         train_rows=rows,
         support_only=only,
         left_out=left_out,
+        pre_projection=pre_projection,
     )
     path = store_path(root, source.dataset, model)
     images = sum(len(chosen) for chosen in recipe.rows(source).values())
