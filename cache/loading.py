@@ -28,7 +28,7 @@ from torch import Tensor
 from cache.encoder import PRECISIONS, Encoder, wrap
 from cache.errors import UserError, printable, unknown
 from cache.image_only import ImageOnly, create, no_text
-from cache.location import IMAGE_ONLY, model_name, weights_file
+from cache.location import IMAGE_ONLY, model_name, pair_names, weights_file
 from cache.weights_file import build
 
 TINY = Path(__file__).parent / "tiny"
@@ -53,6 +53,10 @@ def load(
             that are neither here nor to be had, or are another architecture's.
     """
     name = model_name(name)
+    if pair_names(name):
+        raise UserError(
+            f"{name} is a pair of models, which only `extract` and `fit` take; name one of the two"
+        )
     where = _device(device)
     if precision == "auto":
         precision = "fp16" if where.type == "cuda" else "fp32"

@@ -36,6 +36,27 @@ def weights_file(model: str) -> tuple[str, Path | None]:
     return arch, Path(path)
 
 
+def pair_names(model: str) -> tuple[str, str] | None:
+    """The two models of a pair `FIRST+SECOND`; None for one model.
+
+    A plus in the name of a folder or a file that is there does not make a pair.
+
+    Raises:
+        UserError: It names more than two, or one of them is missing.
+    """
+    file = weights_file(model)[1]
+    if model.startswith("local-dir:"):
+        file = Path(model.removeprefix("local-dir:"))
+    if "+" not in model or (file is not None and file.exists()):
+        return None
+    names = [model_name(name) for name in model.split("+")]
+    if len(names) != 2 or not all(names):
+        raise UserError(
+            f"a pair is two models with + between, such as timm:NAME+ViT-B-16/openai; got {model}"
+        )
+    return names[0], names[1]
+
+
 def store_path(root: Path, dataset: str, model: str) -> Path:
     """Where the store of a dataset and a model lies: `root/<dataset>/<model>.h5`.
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from cache.errors import UserError
+from cache.pair import Pair
 from cache.split import Split
 from cache.store import FeatureStore
 from fewshot.fitting import Fitted, fit, query, settled
@@ -21,6 +22,7 @@ from fewshot.method import Method
 from fewshot.metrics import accuracy, harmonic_mean
 from fewshot.new_classes import base_to_new, generalized
 from fewshot.open_set import auroc, checked_known, classify_and_score, fpr_at_95, known_classes
+from fewshot.pair_weight import weighed
 from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result
 from fewshot.run import CLASS_GROUPS
@@ -47,7 +49,7 @@ def evaluate(
     is the harmonic mean of the first two.
 
     Args:
-        store: The features, or the file of them.
+        store: The features, or the file of them; of a `Pair`, the weight is chosen first.
         method: A method, or its name, as in `fitting.fit`.
         protocol: What is asked; the default `Protocol()` without it.
         save: A folder to write the predictions into.
@@ -57,6 +59,8 @@ def evaluate(
         UserError: What `fit` raises, or no test split.
     """
     store = FeatureStore.of(store)
+    if isinstance(store, Pair):
+        store = weighed(store, method, protocol, **asked)
     method, protocol = settled(store, method, protocol, asked)
     if protocol.setting == "base-to-new":
         return base_to_new(store, method, protocol, save=save)

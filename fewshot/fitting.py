@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cache.errors import UserError
+from cache.pair import Pair
 from cache.split import Split
 from cache.store import FeatureStore
 from fewshot.classifier import Classifier
@@ -126,13 +127,14 @@ def fit(
         method = replace(method, seed=run.seed)
     grid = {name: values for name, values in method.grid.items() if name not in protocol.fixed}
     start = time.perf_counter()
-    share, fold, measures = run.blend, None, {}
+    share, fold = run.blend, None
+    measures = {"pair_weight": store.share} if isinstance(store, Pair) else {}
     n_images = len(support.labels)
     if protocol.synthesize is not None:
         mixed = _extended(store, protocol, support)
         share, doubt = _share_by_images(store, method, support, text, run.blend)
         fold = mixed.folds(tuning.cv_folds(support)) if run.tune == "cv" else None
-        support, measures = mixed.support, {**doubt, **mixed.measures}
+        support, measures = mixed.support, {**measures, **doubt, **mixed.measures}
     if recipe is None:
         method, classifier = tuning.fit_tuned(
             method, support, text,

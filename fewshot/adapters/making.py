@@ -12,6 +12,7 @@ from torch import Tensor
 from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.extract import versions
+from cache.pair import Pair
 from cache.source import Source
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter, require_suffix
@@ -201,10 +202,15 @@ def fit_and_save(
         The adapter, and its result on the test split; None where the store has none.
 
     Raises:
-        UserError: What `fit` raises, the path is no name for an adapter, or the setting is not
-            few-shot: an adapter is of all classes.
+        UserError: What `fit` raises, the path is no name for an adapter, the store is a pair, or
+            the setting is not few-shot: an adapter is of all classes.
     """
     require_suffix(path)
+    if isinstance(store, Pair):
+        raise UserError(
+            f"an adapter is of one model, and {store.model} is a pair; leave --save out, or fit "
+            "one of the two"
+        )
     method, protocol = settled(store, method, protocol, asked)
     if protocol.setting != "few-shot":
         raise UserError(f"an adapter keeps one classifier of all classes; got {protocol.setting}")

@@ -1,5 +1,6 @@
 """Make stores: `extract` encodes images and prompts, `import` takes features made elsewhere."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -180,6 +181,7 @@ def extract(
         IMAGE_ONLY,
         bank_path,
         default_root,
+        pair_names,
         require_outside,
         require_writable,
         store_path,
@@ -199,10 +201,11 @@ def extract(
     further = {name: _template_set(source, name) for name in template_set or ()}
     templates = template or source.templates
     sets = prompt_sets(source.classnames, templates, prompts or (), further)
-    if model.startswith(IMAGE_ONLY):
-        if template or prompts or template_set:
-            raise UserError(f"{model} encodes images alone; leave the prompts' options out")
-        sets = {}
+    models = pair_names(model) or (model,)
+    if all(name.startswith(IMAGE_ONLY) for name in models) and (
+        template or prompts or template_set
+    ):
+        raise UserError(f"{model} encodes images alone; leave the prompts' options out")
     recipe = Recipe(
         prompts=sets,
         views=views,
@@ -213,37 +216,46 @@ def extract(
         left_out=left_out,
         pre_projection=pre_projection,
     )
-    path = store_path(root, source.dataset, model)
     images = sum(len(chosen) for chosen in recipe.rows(source).values())
+    jobs = [
+        (
+            name,
+            replace(recipe, prompts={}) if name.startswith(IMAGE_ONLY) else recipe,
+            store_path(root, source.dataset, name),
+        )
+        for name in models
+    ]
     if dry_run:
-        sentences = sum(len(p.prompts) for p in recipe.prompts.values())
-        what = f"{count(images, 'image')} and {count(sentences, 'prompt')}"
-        say(f"would encode {what} with {model} into {path}")
+        for name, wanted, path in jobs:
+            sentences = sum(len(p.prompts) for p in wanted.prompts.values())
+            what = f"{count(images, 'image')} and {count(sentences, 'prompt')}"
+            say(f"would encode {what} with {name} into {path}")
         return
     from cache.loading import load
 
-    require_writable({"--store": path})
-    encoder = load(model, device=device, precision=precision, resize=resize)
-    built = extract_to(
-        source,
-        encoder,
-        recipe,
-        path,
-        bank=bank_path(root),
-        rehash=rehash,
-        batch_size=batch_size,
-        workers=workers or default_workers(),
-        if_exists=if_exists,
-        skip_unreadable=skip_unreadable,
-        part=part,
-        engine=engine,
-        processes=processes,
-        say=say,
-    )
-    if shard and built:
-        say(f"part {shard} of {path} is encoded; the command without --shard assembles all")
-    else:
-        show(str(path) if built else f"{path} (already there)")
+    require_writable({"--store": jobs[0][2]})
+    for name, wanted, path in jobs:
+        encoder = load(name, device=device, precision=precision, resize=resize)
+        built = extract_to(
+            source,
+            encoder,
+            wanted,
+            path,
+            bank=bank_path(root),
+            rehash=rehash,
+            batch_size=batch_size,
+            workers=workers or default_workers(),
+            if_exists=if_exists,
+            skip_unreadable=skip_unreadable,
+            part=part,
+            engine=engine,
+            processes=processes,
+            say=say,
+        )
+        if shard and built:
+            say(f"part {shard} of {path} is encoded; the command without --shard assembles all")
+        else:
+            show(str(path) if built else f"{path} (already there)")
 
 
 def _support_rows(

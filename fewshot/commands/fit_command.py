@@ -47,7 +47,8 @@ def fit(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Model whose store to use. [default: the one extracted last]",
+            help="Model whose store to use, or a pair FIRST+SECOND of which the second has the "
+            "text. [default: the one extracted last]",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -167,13 +168,14 @@ def fit(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a method on a few labeled images per class, and test it."""
-    from cache.location import require_writable
+    from cache.location import pair_names, require_writable
+    from cache.pair import paired
     from cache.store import FeatureStore
     from fewshot.cross_dataset import transfer
     from fewshot.domain_adaptation import adapt
     from fewshot.evaluation import evaluate
     from fewshot.open_set import parse_known
-    from fewshot.protocol import OFFICIAL, Protocol, Setting
+    from fewshot.protocol import OFFICIAL, TRANSFERS, Protocol, Setting
     from fewshot.results.log import append
     from fewshot.results.summaries import accuracy_table
     from fewshot.sample_file import read_sample
@@ -235,7 +237,12 @@ def fit(
         for k in parse_shots(shots)
         for s in parse_ints("--seed", seed)
     ]
-    opened = FeatureStore.open(_store(store, dataset, model))
+    pair = None if model is None else pair_names(model)
+    if pair is not None and setting in TRANSFERS:
+        raise UserError("a pair of models learns and tests one dataset; give --model one of them")
+    opened = FeatureStore.open(_store(store, dataset, pair[1] if pair else model))
+    if pair is not None:
+        opened = paired(FeatureStore.open(_store(store, opened.dataset, pair[0])), opened)
     targets = [
         FeatureStore.open(_store(store, name, opened.model))
         for name in (test_on.split(",") if test_on else ())

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from cache.errors import UserError
 from fewshot.method import AnyMethod, Grid, Method
 
+T = TypeVar("T")
 STEPS = 4  # beyond an end of a grid, at most
 
 
@@ -38,7 +39,7 @@ class Score:
         return int(self.correct.sum()), -self.loss if math.isfinite(self.loss) else -math.inf
 
 
-def best(scores: Mapping[AnyMethod, Score], own: AnyMethod) -> AnyMethod:
+def best(scores: Mapping[T, Score], own: T) -> T:
     """Return the most accurate variant if it beats the method's own settings by more than chance.
 
     All variants classify the same images, so what counts is the images on which two disagree. Of n
