@@ -36,7 +36,7 @@ pytest.importorskip("onnxscript")
 ONE_BY_ONE = [name for name, method in METHODS.items() if not method.transductive]
 OF_EVERY_KIND: list[tuple[str, dict[str, Any]]] = [
     ("gda", {}), ("tip-adapter", {}), ("ape-t", {}), ("tip-x", {}), ("proker", {}),
-    ("clip-adapter", {}), ("taskres", {"residual": "both"}),
+    ("clip-adapter", {}), ("refiner", {}), ("taskres", {"residual": "both"}),
 ]  # fmt: skip
 
 

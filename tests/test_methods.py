@@ -29,6 +29,9 @@ NOT_LINEAR_IN_THE_LOGIT_SCALE = {
     "transclip": "its guesses at labels start from a softmax of the text's logits",
 }
 
+# Methods to which it matters in which order the classes are named.
+MINDS_THE_NAMES = {"refiner": "its first weights are drawn class by class, as the authors' are"}
+
 # Of methods that not every setting lets classify classes without images, one that does.
 GENERALIZING: dict[str, dict[str, Any]] = {"taskres": {"residual": "image"}}
 
@@ -207,6 +210,8 @@ def test_the_order_of_the_support_set_does_not_matter(method: Method) -> None:
 
 @every_method
 def test_renaming_the_classes_permutes_the_columns(method: Method) -> None:
+    if method.name in MINDS_THE_NAMES:
+        pytest.skip(MINDS_THE_NAMES[method.name])
     method = whole_batch(method)
     given = task(method)
     order = torch.tensor([3, 0, 4, 1, 2])  # class k becomes the place of k in this order

@@ -57,7 +57,9 @@ def test_a_recipe_names_settings_and_values_that_the_method_takes(name: str) -> 
     assert bool(recipe.grid) == (recipe.tune != "none")
 
 
-@pytest.mark.parametrize("name", ["tip-adapter", "tip-adapter-f", "ape", "ape-t", "proker"])
+@pytest.mark.parametrize(
+    "name", ["tip-adapter", "tip-adapter-f", "ape", "ape-t", "proker", "refiner"]
+)
 def test_a_dataset_that_the_paper_did_not_use_has_no_recipe(name: str) -> None:
     with pytest.raises(UserError, match="unknown dataset with a published recipe 'digits'"):
         METHODS[name]().published_recipe("digits")

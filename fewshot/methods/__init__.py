@@ -11,6 +11,7 @@ from fewshot.methods.gda_em import GDAEM
 from fewshot.methods.linear_probe import LinearProbe
 from fewshot.methods.lp_plus_plus import LPPlusPlus
 from fewshot.methods.nearest_mean import NearestMean
+from fewshot.methods.prediction_refiner import PredictionRefiner
 from fewshot.methods.proker import ProKeR
 from fewshot.methods.ridge import Ridge
 from fewshot.methods.stack import Stack
@@ -39,6 +40,7 @@ __all__ = [
     "LPPlusPlus",
     "LinearProbe",
     "NearestMean",
+    "PredictionRefiner",
     "ProKeR",
     "Ridge",
     "Stack",
@@ -74,6 +76,7 @@ METHODS: dict[str, type[Method]] = {
     "zs-lp": ZSLP,
     "clap": CLAP,
     "cross-modal": CrossModal,
+    "refiner": PredictionRefiner,
     "taskres": TaskRes,
     "clip-adapter": CLIPAdapter,
 }
