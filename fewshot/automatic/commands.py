@@ -81,6 +81,7 @@ def commands(
         skip: Whether there were images that cannot be read.
     """
     model = ["--model", store.model, *([] if root is None else ["--store", str(root)])]
+    whole = model[2:] if again.get("--models") else model
     extract = ["fewshot", "extract", "--dataset", dataset, "--all-train"]
     encoder = _options(encoding)
     unreadable = ["--skip-unreadable"] if skip else []
@@ -93,7 +94,7 @@ def commands(
     return (
         Command(
             "All of it again",
-            quoted("fewshot", "auto", dataset, *model, *encoder, *_options(again)),
+            quoted("fewshot", "auto", dataset, *whole, *encoder, *_options(again)),
         ),
         Command(
             "Encode the photos and the class names, once",

@@ -123,6 +123,7 @@ def judge(
     *,
     thorough: bool = False,
     seed: int = 1,
+    groups: Tensor | None = None,
 ) -> Iterator[CrossValidation]:
     """Cross-validate the methods on the same folds, and choose the best.
 
@@ -134,6 +135,7 @@ def judge(
         thorough: Try those on all folds that cannot win any more, too. Methods that the user named
             always are.
         seed: Random seed for the folds and for the resamples that judge the choice.
+        groups: (N,) scenes, which fix the folds; found in the features without it.
 
     Yields:
         The first answer, of the quick methods, if others follow; then the last answer.
@@ -142,7 +144,8 @@ def judge(
         UserError: Every method failed.
     """
     labels = torch.from_numpy(store.labels("train"))
-    groups = scenes(support_of(ZeroShot()).features, labels)  # a method that wants unit norm
+    if groups is None:
+        groups = scenes(support_of(ZeroShot()).features, labels)  # a method that wants unit norm
     fold = folds(labels, groups=groups, seed=seed)
     if len(torch.unique(groups[fold >= 0])) < 2:
         trusted = configure(_on_trust(asked), logit_scale=store.logit_scale)

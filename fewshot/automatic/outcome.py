@@ -12,6 +12,7 @@ from cache.preflight import Preflight
 from cache.source import Source
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter
+from fewshot.automatic.backbones import Backbone, losses
 from fewshot.automatic.commands import Command
 from fewshot.automatic.diagnostics import Diagnostics
 from fewshot.automatic.judging import CrossValidation
@@ -56,6 +57,7 @@ class Outcome:
         unlabeled: What it makes of images without a label; None without any.
         commands: What repeats each step.
         seconds: Stage -> how long it took.
+        backbones: The models that were compared, the fastest first; none where one was named.
     """
 
     dataset: str
@@ -70,6 +72,7 @@ class Outcome:
     unlabeled: Unlabeled | None
     commands: tuple[Command, ...]
     seconds: Mapping[str, float]
+    backbones: tuple[Backbone, ...] = ()
 
     @property
     def winner(self) -> str:
@@ -171,6 +174,11 @@ def _summary(outcome: Outcome) -> list[str]:
         ]
     if outcome.zero_shot and outcome.winner != "zero-shot":
         lines.append(f"zero-shot, from class names alone: {in_100(outcome.zero_shot.accuracy)}")
+    if outcome.backbones and selection is not None:
+        own = next(one for one in outcome.backbones if one.model == outcome.store.model)
+        tried = count(len(outcome.backbones), "model")
+        lines.append(f"best of {tried}: {own.model}, {1000 * own.seconds:.1f} ms per image")
+        lines += losses(outcome.backbones, selection, own.model)
     if outcome.tested:
         right = f"{100 * outcome.tested.accuracy:.1f} %"
         lines.append(f"on your own {count(outcome.tested.images, 'test photo')}: {right} right")

@@ -18,6 +18,7 @@ from cache.preflight import check_files
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.making import of_fitted
+from fewshot.automatic.backbones import Machine, compare
 from fewshot.automatic.commands import commands
 from fewshot.automatic.diagnostics import Diagnostics, diagnose
 from fewshot.automatic.encoding import Encoding, Say, encode_labeled, encode_unlabeled
@@ -38,6 +39,7 @@ def auto(
     dataset: str | Path,
     *,
     model: str = MODEL,
+    models: Sequence[str] | str | None = None,
     out: Path | str | None = None,
     store: Path | str | None = None,
     unlabeled: Path | str | None = None,
@@ -63,6 +65,9 @@ def auto(
         dataset: A folder of class folders, a CSV or JSON lines of paths and labels, or a dataset's
             name.
         model: As `encoder.load` names it.
+        models: Names of several to choose among instead, or `quick` or `best`: those of
+            `backbones.LISTS` that are on this machine and fast enough. Then there is no first
+            answer.
         out: The folder to write into; `runs/auto/NAME` without it.
         store: Where feature stores lie; `location.default_root()` without it.
         unlabeled: A folder of images without labels; see `gather`.
@@ -87,6 +92,7 @@ def auto(
     """
     seconds: dict[str, float] = {}
     model = model_name(model)
+    models = [models] if isinstance(models, str) else models
     found = gather(dataset, Path(unlabeled) if unlabeled else None, max_pixels=max_pixels)
     out = Path(out) if out else Path("runs") / "auto" / found.labeled.dataset.removesuffix("-all")
     root = Path(store) if store else default_root()
@@ -100,16 +106,28 @@ def auto(
     asked = to_try(methods, len(source.splits["train"]), len(source.classnames))
 
     with claimed(out, source.root):
+        compared = None
+        if models is not None:
+            with _timed(seconds, "comparing models"):
+                compared = compare(
+                    models, Machine(device, precision, say), report, asked, root=root,
+                    workers=workers, rehash=rehash, thorough=thorough, seed=seed,
+                )  # fmt: skip
+            model = compared.model
         with _timed(seconds, "loading the model", say):
             encoder = load(model, device=device, precision=precision)
         with _timed(seconds, "encoding"):
             how = Encoding(encoder, root, workers, rehash, say)
-            opened = encode_labeled(report, how)
+            opened = encode_labeled(report, how) if compared is None else compared.store
             others = None
             if found.unlabeled is not None:
                 others = encode_unlabeled(found.unlabeled, how)
         support_of, text_for = inputs(opened)
-        answers = judge(opened, asked, support_of, text_for, thorough=thorough, seed=seed)
+        answers = (
+            judge(opened, asked, support_of, text_for, thorough=thorough, seed=seed)
+            if compared is None
+            else iter([compared.validation])
+        )
         examined: dict[str, tuple[Fitted, Diagnostics, Unlabeled | None]] = {}  # by the winner
         for validation in _each_timed(seconds, "trying methods", answers):
             calibration = _calibration(validation)
@@ -155,6 +173,7 @@ def auto(
                         "--max-pixels": None if max_pixels == MAX_PIXELS else max_pixels,
                     },
                     again={
+                        "--models": models and ",".join(models),
                         "--out": out,
                         "--unlabeled": unlabeled,
                         "--methods": methods and ",".join(methods),
@@ -164,6 +183,7 @@ def auto(
                     skip=bool(opened.skipped),
                 ),
                 seconds=seconds,
+                backbones=() if compared is None else compared.backbones,
             )
             write(outcome)
             if validation.pending:

@@ -27,6 +27,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "winner": {"method": outcome.winner, "settings": dict(outcome.adapter.settings)},
         "accuracy": outcome.accuracy,
         "interval": outcome.interval,
+        "backbones": [asdict(one) for one in outcome.backbones],
         "tried": [asdict(one) for one in selection.scores] if selection else [],
         "failed": [asdict(one) for one in outcome.validation.failed],
         "given_up": [asdict(one) for one in outcome.validation.given_up],

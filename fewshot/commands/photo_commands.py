@@ -31,6 +31,14 @@ def auto(
         typer.Argument(metavar="FOLDER", help="Class folders, or a table of paths and labels."),
     ],
     model: ModelOption = DEFAULT_MODEL,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B[,…]|quick|best",
+            help="Choose among these models instead of --model; quick and best are models that "
+            "are on this machine and encode the photos within 5 minutes or 2 hours.",
+        ),
+    ] = None,
     unlabeled: Annotated[
         Path | None,
         typer.Option(
@@ -69,6 +77,7 @@ def auto(
     outcome = run(
         photos,
         model=model,
+        models=parse_names(models),
         out=out,
         store=store,
         unlabeled=unlabeled,

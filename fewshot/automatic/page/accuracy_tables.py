@@ -7,6 +7,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from cache.errors import count
+from fewshot.automatic.backbones import Backbone, losses
 from fewshot.automatic.confusions import ClassMetrics
 from fewshot.html import safe
 from fewshot.model_selection.cross_validation import Failed
@@ -68,6 +69,39 @@ def methods_table(
         tuple(notes),
         marked=[one.name for one in selection.scores].index(selection.winner),
     )  # fmt: skip
+
+
+def backbones_table(backbones: Sequence[Backbone], selection: Selection, winner: str) -> Table:
+    """Return the score of each model with its best method, the winner marked.
+
+    Args:
+        backbones: The models.
+        selection: How the winner was chosen.
+        winner: The name of the best model.
+    """
+    notes = [
+        (
+            "Milliseconds for each photo: reading, cropping and encoding, measured here on the "
+            "first ones. The choice was among all methods on all models, and the answer at the top "
+            "is corrected for it."
+        ),
+        *(f"{sentence}." for sentence in losses(backbones, selection, winner)),
+    ]
+    rows: list[list[Cell]] = [
+        [
+            one.model, one.score.name, Number(100 * one.score.accuracy),
+            "{:.1f} to {:.1f}".format(*(100 * end for end in one.score.interval)),
+            Number(1000 * one.seconds),
+        ]
+        for one in backbones
+    ]  # fmt: skip
+    return Table(
+        "Models, the fastest first",
+        ("model", "best method", "right, %", "95 % interval", "ms per photo"),
+        rows,
+        tuple(notes),
+        marked=[one.model for one in backbones].index(winner),
+    )
 
 
 def _method(score: MethodScore, winner: str, summary: str) -> list[Cell]:

@@ -7,7 +7,12 @@ from cache.skipped import Skipped
 from fewshot import html
 from fewshot.automatic.commands import Command
 from fewshot.automatic.outcome import Outcome
-from fewshot.automatic.page.accuracy_tables import classes_table, methods_table, most_confused
+from fewshot.automatic.page.accuracy_tables import (
+    backbones_table,
+    classes_table,
+    methods_table,
+    most_confused,
+)
 from fewshot.automatic.page.answer import answer, guessing, limits
 from fewshot.automatic.page.galleries import (
     LabeledPhotos,
@@ -74,6 +79,9 @@ def _parts(outcome: Outcome) -> Iterator[Part]:
             summaries,
         )
         yield Part("tried", "What was tried", [methods])
+        if outcome.backbones:
+            compared = backbones_table(outcome.backbones, validation.selection, outcome.store.model)
+            yield Part("backbones", "Which model", [compared])
         confused = most_confused(p, validation.labels, validation.fold >= 0)
         classes = classes_table(
             outcome.winner, names, validation.labels, diagnostics.class_metrics, confused

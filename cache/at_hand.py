@@ -1,0 +1,38 @@
+"""Models whose weights are on this machine: nothing is fetched to find out."""
+
+from cache.location import IMAGE_ONLY
+
+FILES = (
+    "open_clip_model.safetensors", "open_clip_pytorch_model.bin",
+    "model.safetensors", "pytorch_model.bin",
+)  # fmt: skip
+
+
+def at_hand(model: str) -> bool:
+    """True for the bundled model, and for a published one that the hub's cache holds.
+
+    Args:
+        model: `tiny`, `ARCH/TAG` of open_clip, or `timm:NAME.TAG`.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if model == "tiny":
+        return True
+    repository = _repository(model)
+    return repository is not None and any(
+        isinstance(try_to_load_from_cache(repository, name), str) for name in FILES
+    )
+
+
+def _repository(model: str) -> str | None:
+    """The hub's repository of the weights."""
+    if model.startswith(IMAGE_ONLY):
+        import timm
+
+        found = timm.get_pretrained_cfg(model.removeprefix(IMAGE_ONLY))
+        return str(found.hf_hub_id) if found and found.hf_hub_id else None
+    from open_clip.pretrained import get_pretrained_cfg
+
+    arch, _, tag = model.rpartition("/")
+    hub = str(get_pretrained_cfg(arch, tag).get("hf_hub", "")).strip("/")
+    return "/".join(hub.split("/")[:2]) or None
