@@ -2,9 +2,10 @@
 
     python benchmarks/backbones.py
 
-Native towers are cut to one block, which changes nothing that is asked here. Tokens are random of
-the model's own length, so that no tokenizer is fetched. Of a trained method, the cell says if it
-finds its place in the model and gives finite text. Prints the table of docs/guide/backbones.md.
+Native towers are cut to one block, which changes nothing that is asked here. Where a tokenizer
+would be fetched, each word has one token. Of a trained method, the cell says if it finds its
+place in the model and gives finite text; what a refusal says stands below. The last column folds an
+update of matrices into the model's own weights. Prints the table of docs/guide/backbones.md.
 """
 
 import logging
@@ -19,8 +20,10 @@ from torch import Tensor
 from cache.encoder import Encoder, wrap
 from cache.errors import UserError
 from cache.image_only import ImageOnly, no_text
+from fewshot.adapters.export.folding import folded
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods import METHODS
+from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 
 FAMILIES = {
     "OpenAI, LAION, DFN": "ViT-B-32",
@@ -38,7 +41,14 @@ FAMILIES = {
     "DINOv2": "timm:vit_small_patch14_dinov2",
     "DINOv3": "timm:vit_small_patch16_dinov3",
 }
-TRAINED = ("coop", "clip-lora", "visual-prompt")
+GATES: dict[str, tuple[str, dict[str, Any]]] = {
+    "`coop`": ("coop", {"n_ctx": 4}),
+    "`clip-lora`": ("clip-lora", {"towers": "image"}),
+    "`adaptformer`": ("adaptformer", {}),
+    "`vpt-deep`": ("vpt-deep", {}),
+    "`visual-prompt`": ("visual-prompt", {}),
+    "`ln-tune`": ("ln-tune", {}),
+}
 NAMES, TEMPLATES = ("cat", "dog"), ("a photo of a {}.",)
 
 
@@ -60,15 +70,19 @@ def build(name: str) -> Encoder:
     def tokens(prompts: list[str], context_length: int | None = None) -> Tensor:
         if "hf_tokenizer_name" not in text:
             return simple(prompts)
-        shape = (len(prompts), text["context_length"])
-        return torch.randint(3, 1000, shape, generator=torch.Generator().manual_seed(0))
+        rows = torch.zeros(len(prompts), text["context_length"], dtype=torch.int64)
+        for row, prompt in zip(rows, prompts, strict=True):
+            words = prompt.replace(".", "").split()
+            ids = [3 + sum(map(ord, word)) % 900 for word in words] + [text.get("eos_id", 1)]
+            row[: len(ids)] = torch.tensor(ids)
+        return rows
 
     return wrap(model, tokens, cpu, name=name, arch=name)
 
 
 @torch.no_grad()
-def row(name: str) -> list[str]:
-    """The cells of one member."""
+def row(name: str, refused: dict[str, list[str]]) -> list[str]:
+    """The cells of one member; adds to `refused` what each refusal says, and of whom."""
     encoder = build(name)
     size = encoder.preprocess.size
     images = encoder.encode_images(torch.randn(2, 3, size, size))
@@ -76,18 +90,39 @@ def row(name: str) -> list[str]:
     cells.append("none")
     if encoder.reads_text:
         cells[1] = "yes" if encoder.encode_text(["a dog"]).isfinite().all() else "no"
-    for method in TRAINED:
+    for name_of, settings in GATES.values():
+        head = {} if encoder.reads_text or name_of == "coop" else {"head": "trained"}
+        method = METHODS[name_of](**settings, **head)
         try:
-            learner = METHODS[method]().attach(Clip.of(encoder), NAMES, TEMPLATES)
+            learner = method.attach(Clip.of(encoder), NAMES, TEMPLATES)
             cells.append("yes" if learner.text().isfinite().all() else "no")
-        except UserError:
+        except UserError as error:
             cells.append("no")
+            refused.setdefault(str(error), []).append(f"{name}, {name_of}")
+    cells.append(folds(encoder))
     return cells
+
+
+def folds(encoder: Encoder) -> str:
+    """Whether an update of matrices becomes weights that open_clip has a place for."""
+    if not encoder.reads_text:
+        return "ONNX"
+    clip = Clip.of(encoder)
+    try:
+        CLIPLoRA(towers="image").attach(clip, NAMES, TEMPLATES)
+        model = folded(clip.model)
+    except UserError:
+        return "no"
+    return "yes" if model.state_dict().keys() == encoder.model.state_dict().keys() else "no"
 
 
 if __name__ == "__main__":
     logging.disable(logging.WARNING)  # open_clip's, that weights are random
-    print("| family | tried on | images | text |", " | ".join(f"`{m}`" for m in TRAINED), "|")
-    print("|", " | ".join(["---"] * (4 + len(TRAINED))), "|")
+    refused: dict[str, list[str]] = {}
+    print("| family | tried on | images | text |", " | ".join(GATES), "| export |")
+    print("|", " | ".join(["---"] * (5 + len(GATES))), "|")
     for family, member in FAMILIES.items():
-        print("|", " | ".join([family, f"`{member}`", *row(member)]), "|", flush=True)
+        cells = row(member, refused)
+        print("|", " | ".join([family, f"`{member}`", *cells]), "|", flush=True)
+    for why, pairs in refused.items():
+        print(f"\n{'; '.join(pairs)}: {why}")

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -103,7 +104,8 @@ def parameters_on_vit_b16(method: PEFTMethod) -> dict[str, Any]:
     unfuse(model)
     model.requires_grad_(False)
     nothing: Any = None
-    clip = Clip(model, nothing, nothing, torch.device("meta"), "fp32", 100.0, {})
+    preprocess: Any = SimpleNamespace(size=224)
+    clip = Clip(model, nothing, preprocess, torch.device("meta"), "fp32", 100.0, {})
     parameters, _ = method.insert(clip)
     return dict(parameters)
 

@@ -203,7 +203,7 @@ def test_the_mask_of_prompts_is_the_dense_one(shared: int, lengths: list[int]) -
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
 
 
-def custom(**changes: Any) -> nn.Module:
+def custom(**changes: Any) -> Any:
     vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
     text = {"context_length": 8, "vocab_size": 50, "width": 8, "heads": 2, "layers": 1}
     kind = changes.pop("kind", open_clip.CLIP)
@@ -212,28 +212,22 @@ def custom(**changes: Any) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(
-    ("changes", "match"),
-    [
-        ({"kind": open_clip.CustomTextCLIP}, "the model is a CustomTextCLIP"),
-        (
-            {"text": {"qk_norm": True}},
-            "a block of the text tower is a CustomResidualAttentionBlock",
-        ),
-        ({"vision": {"scaled_cosine_attn": True}}, "a block of the image tower is a Custom"),
-        ({"vision": {"attentional_pool": True}}, "pooling is a AttentionalPooler"),
-        (
-            {"vision": {"timm_model_name": "vit_tiny_patch16_224", "image_size": 224}},
-            "its image tower is a TimmModel",
-        ),
-    ],
-)
-def test_attention_of_other_kinds_is_refused_by_name(changes: dict[str, Any], match: str) -> None:
-    model = custom(**changes)
-    names = list(model.state_dict())
-    with pytest.raises(UserError, match=match):
-        unfuse(model)
-    assert list(model.state_dict()) == names
+def test_pooling_with_keys_of_another_width_is_taken_apart_and_put_back() -> None:
+    model = custom(vision={"attentional_pool": True, "attn_pooler_queries": 3}).eval()
+    ours = unfused(model)
+    assert isinstance(ours.visual.attn_pool.attn, Attention)
+    image = normal(0, 2, 3, 32, 32)
+    torch.testing.assert_close(ours.visual(image), model.visual(image), rtol=2e-6, atol=2e-6)
+    fuse(ours)
+    assert torch.equal(ours.visual(image), model.visual(image))
+    assert ours.state_dict().keys() == model.state_dict().keys()
+
+
+def test_attention_of_other_kinds_is_left_as_it_is() -> None:
+    model = custom(vision={"scaled_cosine_attn": True})
+    names = list(model.visual.state_dict())
+    unfuse(model)
+    assert list(model.visual.state_dict()) == names
 
 
 def test_what_is_no_plain_matrix_is_not_fused(random_vit: Path) -> None:

@@ -14,6 +14,9 @@ from cache.loading import load
 from cache.store import FeatureStore
 from cli import main
 from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.methods import METHODS as TRAINED
+from fewshot.endtoend.methods.clip_lora import CLIPLoRA
+from fewshot.endtoend.methods.live_linear_probe import LiveLinearProbe
 
 NAMES = ("test_vit", "test_resnet", "test_convnext", "test_efficientnet")
 
@@ -76,8 +79,26 @@ def test_whoever_asks_for_text_is_told_that_there_is_none(tmp_path: Path) -> Non
     encoder = load(saved("test_vit", tmp_path)[0], device="cpu")
     with pytest.raises(UserError, match="encodes images alone and reads no text"):
         encoder.encode_text(["a dog"])
-    with pytest.raises(UserError, match="encodes images alone, and trained methods compare"):
-        Clip.of(encoder)
+    for name in ("coop", "cocoop", "prograd"):
+        with pytest.raises(UserError, match="prompts can be learned with a text tower, and this"):
+            TRAINED[name]().attach(Clip.of(encoder), ["cat", "dog"], ["a {}."])
+    with pytest.raises(UserError, match=r"encodes images alone, so there is no .*head=trained"):
+        TRAINED["ln-tune"]().attach(Clip.of(encoder), ["cat", "dog"], ["a {}."])
+    with pytest.raises(UserError, match="changes a text tower; use towers=image"):
+        CLIPLoRA(towers="both").attach(Clip.of(encoder), ["cat", "dog"], ["a {}."])
+
+
+def test_a_trained_head_starts_as_the_mean_of_each_class(tmp_path: Path) -> None:
+    encoder = load(saved("test_vit", tmp_path)[0], device="cpu")
+    learner = LiveLinearProbe().attach(Clip.of(encoder), ["cat", "dog"], ["a {}."])
+    images = torch.randn(5, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([1, 0, 1, 1, 0])
+    assert learner.calibrate is not None
+    learner.calibrate(torch.split(images, 2), labels)
+    unit = normalize(encoder.encode_images(images), dim=1)
+    for label, own in enumerate(learner.text()):
+        expected = normalize(unit[labels == label].mean(dim=0), dim=0)
+        torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_photos_are_learned_from_images_alone(

@@ -22,7 +22,15 @@ from torch import Tensor
 
 from cache.errors import UserError, unknown
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
-from fewshot.endtoend.parts.blocks import BLOCKS, IN_BLOCK, TWELFTHS, Towers, blocks_of, towers_of
+from fewshot.endtoend.parts.blocks import (
+    IN_BLOCK,
+    PLACES,
+    TWELFTHS,
+    Towers,
+    blocks_of,
+    image_kind,
+    towers_of,
+)
 
 MATRICES = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "proj"}
 POSITIONS = {
@@ -171,11 +179,14 @@ def depths_of(model: Any) -> dict[str, int]:
     """Blocks of each tower of open_clip's CLIP, by `text` and `image`.
 
     Raises:
-        UserError: The image tower is a ResNet.
+        UserError: A tower is of another kind.
     """
-    if not hasattr(model.visual, "transformer"):
-        raise UserError("CLIP-LoRA's files are of vision transformers; this model has a ResNet")
-    return {tower: len(model.get_submodule(path)) for tower, path in BLOCKS.items()}
+    if not hasattr(model, "transformer") or not hasattr(model.visual, "transformer"):
+        raise UserError(
+            "CLIP-LoRA's files are of CLIP with a plain ViT; this model is a "
+            f"{type(model).__name__} with a {image_kind(model)}"
+        )
+    return {tower: len(model.get_submodule(path)) for tower, (path, *_) in PLACES.items()}
 
 
 def _blocks(position: str, depth: int) -> range:
@@ -192,5 +203,5 @@ def _factors(
     for layer, (tower, i) in enumerate(blocks):
         for matrix in (m for m in MATRICES if m in matrices):
             for factor in "AB":
-                name = f"{BLOCKS[tower]}.{i}.{IN_BLOCK[matrix]}.{factor}"
+                name = f"{PLACES[tower][0]}.{i}.{IN_BLOCK[matrix]}.{factor}"
                 yield name, f"layer_{layer}", MATRICES[matrix], f"w_lora_{factor}"

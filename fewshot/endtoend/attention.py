@@ -2,8 +2,8 @@
 
 open_clip packs the first three into one matrix and never calls the module of the fourth, so there
 is nothing to hang a low-rank update or its input dropout on. `unfuse` puts modules of the same
-function in place, `fuse` puts open_clip's back for export. Nothing else in this project looks
-inside attention.
+function in place, `fuse` puts open_clip's back for export. timm's attention is in
+`timm_attention`; nothing else in this project looks inside attention.
 """
 
 from typing import Any
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from cache.errors import UserError
+from fewshot.endtoend import timm_attention
 from fewshot.endtoend.packing import Prompts
+from fewshot.endtoend.timm_attention import plain_linear, require_plain
 
 
 class Attention(nn.Module):
@@ -102,67 +103,36 @@ class AttentionPool(nn.Module):
 
 
 def unfuse(model: nn.Module) -> None:
-    """Swap every attention of an open_clip model's two towers for one of ours, in place.
+    """Take apart every attention of an open_clip model's towers, open_clip's and timm's, in place.
 
-    Weights are the same, features equal to rounding; what was frozen stays frozen.
-
-    Raises:
-        UserError: A tower has attention of another kind, or none.
+    Weights are the same, features equal to rounding; what was frozen stays frozen. Attention of
+    other kinds is left as it is.
     """
-    _refuse_other_attention(model)
     from open_clip.modified_resnet import AttentionPool2d
 
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.MultiheadAttention):
-            _swap(model, name, _unfused(module))
+            if _is_open_clips(model, name):
+                _swap(model, name, _unfused(module))
         elif isinstance(module, AttentionPool2d):
             _swap(model, name, AttentionPool(module))
+        else:
+            timm_attention.unfuse(module)
 
 
 def fuse(model: nn.Module) -> None:
-    """Put open_clip's own attention modules back, in place.
+    """Put open_clip's and timm's own attention back, in place.
 
     Raises:
         UserError: Something other than a plain `nn.Linear` stands in one of ours.
     """
     for name, module in list(model.named_modules()):
-        if not isinstance(module, Attention | AttentionPool):
-            continue
-        for child, linear in module.named_children():
-            if type(linear) is not nn.Linear:
-                raise UserError(
-                    f"open_clip's attention has plain matrices only; {name}.{child} is a "
-                    f"{type(linear).__name__}; fold it into its matrix first"
-                )
-        _swap(model, name, _fused(module) if isinstance(module, Attention) else _stock(module))
-
-
-def _split(x: Tensor, heads: int) -> Tensor:
-    """(B, H, L, d) of (B, L, H d)."""
-    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
-
-
-def _refuse_other_attention(model: Any) -> None:
-    from open_clip.model import CLIP
-    from open_clip.modified_resnet import ModifiedResNet
-    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-
-    def refuse(part: str, module: object) -> UserError:
-        return UserError(
-            f"gradients through a tower need open_clip's CLIP with a plain ViT or modified ResNet; "
-            f"{part} is a {type(module).__name__}; use a model such as ViT-B-16/openai"
-        )
-
-    if not isinstance(model, CLIP):
-        raise refuse("the model", model)
-    if not isinstance(model.visual, VisionTransformer | ModifiedResNet):
-        raise refuse("its image tower", model.visual)
-    if getattr(model.visual, "attn_pool", None) is not None:
-        raise refuse("the image tower's pooling", model.visual.attn_pool)
-    for part, tower in (("image", model.visual), ("text", model)):
-        for block in [] if isinstance(tower, ModifiedResNet) else tower.transformer.resblocks:
-            if not isinstance(block, ResidualAttentionBlock):
-                raise refuse(f"a block of the {part} tower", block)
+        if isinstance(module, Attention | AttentionPool):
+            for child, layer in module.named_children():
+                require_plain(f"{name}.{child}", layer)
+            _swap(model, name, _fused(module) if isinstance(module, Attention) else _stock(module))
+        else:
+            timm_attention.fuse(module, name)
 
 
 def _swap(model: nn.Module, name: str, new: nn.Module) -> None:
@@ -171,36 +141,52 @@ def _swap(model: nn.Module, name: str, new: nn.Module) -> None:
     setattr(model.get_submodule(parent), leaf, new)
 
 
-def _linear(weight: Tensor, bias: Tensor, *, trained: bool) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    linear.weight = nn.Parameter(weight.detach().clone(), trained)
-    linear.bias = nn.Parameter(bias.detach().clone(), trained)
-    return linear
+def _is_open_clips(model: nn.Module, name: str) -> bool:
+    """True where open_clip's own code calls the module at that path."""
+    return type(model.get_submodule(name.rpartition(".")[0])).__module__.startswith("open_clip")
 
 
-def _unfused(stock: nn.MultiheadAttention) -> Attention:
+def _split(x: Tensor, heads: int) -> Tensor:
+    """(B, H, L, d) of (B, L, H d)."""
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+def _unfused(stock: Any) -> Attention:
+    if stock.in_proj_weight is None:  # keys and values of another width than queries
+        weights = (stock.q_proj_weight, stock.k_proj_weight, stock.v_proj_weight)
+    else:
+        weights = stock.in_proj_weight.chunk(3)
     q, k, v = (
-        _linear(weight, bias, trained=stock.in_proj_weight.requires_grad)
-        for weight, bias in zip(
-            stock.in_proj_weight.chunk(3), stock.in_proj_bias.chunk(3), strict=True
-        )
+        plain_linear(weight, bias, trained=weight.requires_grad)
+        for weight, bias in zip(weights, stock.in_proj_bias.chunk(3), strict=True)
     )
     weight, bias = stock.out_proj.weight, stock.out_proj.bias
-    out = _linear(weight, bias, trained=weight.requires_grad)
+    out = plain_linear(weight, bias, trained=weight.requires_grad)
     return Attention(q, k, v, out, stock.num_heads, batch_first=stock.batch_first)
 
 
-def _fused(attention: Any) -> nn.MultiheadAttention:
+def _fused(attention: Any) -> nn.Module:
     linears = [attention.q_proj, attention.k_proj, attention.v_proj]
     out, trained = attention.out_proj, any(x.weight.requires_grad for x in linears)
-    stock = nn.MultiheadAttention(
-        out.out_features, attention.heads, batch_first=attention.batch_first, device="meta"
+    stock: Any = nn.MultiheadAttention(
+        out.out_features,
+        attention.heads,
+        kdim=attention.k_proj.in_features,
+        vdim=attention.v_proj.in_features,
+        batch_first=attention.batch_first,
+        device="meta",
     )
-    for name in ("weight", "bias"):
-        packed = torch.cat([getattr(x, name) for x in linears]).detach()
-        setattr(stock, f"in_proj_{name}", nn.Parameter(packed, trained))
-        setattr(stock.out_proj, name, getattr(out, name))
-    return stock
+    bias = torch.cat([x.bias for x in linears]).detach()
+    stock.in_proj_bias = nn.Parameter(bias, trained)
+    if stock.in_proj_weight is None:
+        for letter, x in zip("qkv", linears, strict=True):
+            setattr(stock, f"{letter}_proj_weight", nn.Parameter(x.weight.detach(), trained))
+    else:
+        packed = torch.cat([x.weight for x in linears]).detach()
+        stock.in_proj_weight = nn.Parameter(packed, trained)
+    stock.out_proj.weight, stock.out_proj.bias = out.weight, out.bias
+    module: nn.Module = stock
+    return module
 
 
 def _stock(pool: Any) -> nn.Module:

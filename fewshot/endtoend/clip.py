@@ -22,10 +22,11 @@ from fewshot.training import Schedule
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """Both towers, frozen, in eval mode, with separate query, key, value and output projections.
+    """A model's towers, frozen, in eval mode, with separate query, key and value projections.
 
     Attributes:
-        model: open_clip's module, which is untyped; its attention is `attention.Attention`.
+        model: open_clip's module, which is untyped, or `ImageOnly`; attention of the kinds that
+            `attention.unfuse` knows is taken apart.
         tokenizer: Prompts to (P, L) token ids.
         preprocess: PIL image to (3, H, W).
         device: Where it runs.
@@ -44,16 +45,7 @@ class Clip:
 
     @classmethod
     def of(cls, encoder: Encoder) -> "Clip":
-        """A copy, so that the encoder stays what its store was made with.
-
-        Raises:
-            UserError: The model reads no text.
-        """
-        if not encoder.reads_text:
-            raise UserError(
-                f"{encoder.identity['name']} encodes images alone, and trained methods compare "
-                "with text; use a model of open_clip, or a method on features, such as gda"
-            )
+        """A copy, so that the encoder stays what its store was made with."""
         model = copy.deepcopy(encoder.model)
         unfuse(model)
         model.eval().requires_grad_(False)
@@ -67,6 +59,11 @@ class Clip:
             encoder.identity,
         )
 
+    @property
+    def reads_text(self) -> bool:
+        """False for a model without a text tower."""
+        return hasattr(self.model, "encode_text")
+
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """(P, L) token ids of P prompts, on the model's device."""
         return self.tokenizer(list(prompts)).to(self.device)
@@ -76,7 +73,8 @@ class Clip:
 
         Exact, a third more work, and much less memory; a ResNet's image tower is left as it is.
         """
-        self.model.set_grad_checkpointing(True)
+        of_both = getattr(self.model, "set_grad_checkpointing", None)
+        (of_both or self.model.visual.set_grad_checkpointing)(True)
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:

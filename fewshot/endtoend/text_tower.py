@@ -10,8 +10,13 @@ all exact, gradients included:
 
 The model has to be unfused. Its own blocks do the work, so whatever was put into them takes effect
 as long as it treats tokens one by one.
+
+Of a tower that is not causal, such as SigLIP's, every position counts, so it runs on the whole
+context.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +25,126 @@ from torch.utils.checkpoint import checkpoint
 
 from cache.errors import UserError
 from fewshot.endtoend.packing import Prompts
+
+
+@dataclass(frozen=True, eq=False)
+class TextTower:
+    """open_clip's text transformer, wherever a model keeps its parts.
+
+    Attributes:
+        embedding: Token ids to (..., W).
+        positions: (L, W), one for each place of the context.
+        transformer: The blocks.
+        norm: Behind them.
+        projection: W -> D, a module or (W, D); None for none.
+        mask: (L, L) causal; None for a tower in which all tokens see each other.
+        pooling: Where the feature is taken: "first", "last", or the end of text, "argmax" or "eos".
+        eos: The end-of-text token's id, for "eos".
+    """
+
+    embedding: nn.Module
+    positions: Tensor
+    transformer: Any
+    norm: nn.Module
+    projection: Any
+    mask: Tensor | None
+    pooling: str
+    eos: int | None
+
+    @classmethod
+    def of(cls, model: Any) -> "TextTower | None":
+        """That of an open_clip model; None for a text tower of another kind."""
+        from open_clip.model import CLIP
+        from open_clip.transformer import TextTransformer
+
+        if isinstance(model, CLIP):
+            tower: Any = model
+            pooling, eos = model.text_pool_type, model.text_eos_id
+        else:
+            tower = getattr(model, "text", None)
+            if not isinstance(tower, TextTransformer):
+                return None
+            if tower.cls_emb is not None or tower.use_pad_mask:
+                return None
+            pooling, eos = tower.pool_type, tower.eos_id
+        if pooling == "none":
+            return None
+        return cls(
+            tower.token_embedding,
+            tower.positional_embedding,
+            tower.transformer,
+            tower.ln_final,
+            tower.text_projection,
+            tower.attn_mask,
+            pooling,
+            eos,
+        )
+
+    @property
+    def packs(self) -> bool:
+        """True if what follows the end of text changes nothing."""
+        return self.mask is not None and self.pooling in ("argmax", "eos")
+
+    def ends(self, tokens: Tensor) -> Tensor:
+        """(C,) position of the end-of-text token of (C, L), found as open_clip finds it."""
+        if self.pooling == "eos":
+            tokens = tokens.eq(int(self.eos or 0)).int()
+        return tokens.argmax(dim=1)  # elsewhere, end-of-text is the highest id
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """(C, D) of (C, W)."""
+        last = self.projection
+        if last is None:
+            return pooled
+        features: Tensor = last(pooled) if isinstance(last, nn.Module) else pooled @ last
+        return features
+
+    def places(self, end: Tensor, size: int) -> Tensor:
+        """(C,) where the feature is taken, of prompts with that end of text, padded to a size."""
+        at = {"first": torch.zeros_like(end), "last": torch.full_like(end, size - 1)}
+        return at.get(self.pooling, end)
+
+    def whole(self, rows: Tensor, end: Tensor) -> Tensor:
+        """Features (C, D) of embedded rows (C, S, W) of one length, padding included.
+
+        Args:
+            rows: Without positions.
+            end: (C,) place of the end of text, for a tower that pools there.
+        """
+        size = rows.shape[1]
+        mask = None if self.mask is None else self.mask[:size, :size]
+        tokens = self.transformer(rows + self.positions[:size], attn_mask=mask)
+        rows_of = torch.arange(len(rows), device=rows.device)
+        return self.project(self.norm(tokens)[rows_of, self.places(end, size)])
+
+
+def require_open_clips(model: Any) -> TextTower:
+    """Return the model's text tower, one that takes embeddings.
+
+    Raises:
+        UserError: It has none, or one of another kind.
+    """
+    name = type(model).__name__
+    if not hasattr(model, "encode_text"):
+        raise UserError(
+            "prompts can be learned with a text tower, and this model encodes images alone; use a "
+            "model such as ViT-B-16/openai"
+        )
+    tower = TextTower.of(model)
+    if tower is None:
+        kind = type(getattr(model, "text", model)).__name__
+        why = (
+            "takes its feature from a class token behind the padding"
+            if getattr(getattr(model, "text", None), "cls_emb", None) is not None
+            else "is not open_clip's own, which takes embeddings in place of tokens"
+        )
+        raise UserError(
+            f"prompts cannot be learned here: the text tower of this {name}, {kind}, {why}; use "
+            "a model such as ViT-B-16/openai"
+        )
+    if any(isinstance(module, nn.MultiheadAttention) for module in tower.transformer.modules()):
+        raise UserError("the text tower must be unfused; got open_clip's own; call unfuse first")
+    return tower
 
 
 def encode(
@@ -32,8 +157,10 @@ def encode(
 ) -> Tensor:
     """Unnormalized text features (C, D) of tokens (C, L).
 
+    A tower that is not causal, or not open_clip's own, runs as the model itself has it.
+
     Args:
-        model: An unfused open_clip CLIP.
+        model: An unfused open_clip model.
         tokens: What its tokenizer makes of the prompts.
         share_prefix: Compute the tokens with which all prompts begin once. With dropout in the
             tower they then share its draw too; without sharing every prompt has its own.
@@ -41,12 +168,14 @@ def encode(
         checkpointing: See `encode_with_prefix`.
 
     Raises:
-        UserError: See `encode_with_prefix`.
+        UserError: The chunk is no positive number, or the model was not unfused.
     """
-    _refuse_other_towers(model)
-    end = _ends(model, tokens)
+    tower = TextTower.of(model)
+    if tower is None or not tower.packs:
+        return _in_chunks(model.encode_text, (tokens,), chunk, checkpointing)
+    end = tower.ends(tokens)
     shared = _common(tokens, end) if share_prefix else 0
-    embeddings = model.token_embedding(tokens[:, : int(end.max()) + 1])
+    embeddings = tower.embedding(tokens[:, : int(end.max()) + 1])
     return encode_with_prefix(
         model,
         embeddings[0, :shared],
@@ -69,80 +198,69 @@ def encode_with_prefix(
     """Unnormalized text features (C, D) of prompts that begin alike.
 
     Args:
-        model: An unfused open_clip CLIP.
+        model: An unfused open_clip model.
         prefix: (P, W) embeddings of the shared tokens, the start token first; P may be 0.
-        suffix: (C, S, W) embeddings of each prompt's further tokens.
-        end: (C,) position in the suffix of its end-of-text token; what follows it is ignored.
+        suffix: (C, S, W) embeddings of each prompt's further tokens; for a tower that is not
+            causal with padding behind them, at least to the end of the context.
+        end: (C,) position in the suffix of its end-of-text token; what follows it is padding,
+            which a causal tower ignores.
         chunk: How many prompts go through the tower at a time; None is all. The prefix is computed
             once per chunk.
         checkpointing: Keep none of a chunk's activations but compute them again for the gradient:
             memory for one chunk only, a third more work.
 
     Raises:
-        UserError: The tower is not causal or pools elsewhere than at the end of text, the model
-            was not unfused, a prompt is too long, or the chunk is no positive number.
+        UserError: The text tower is not open_clip's own, or was not unfused, a prompt is too long,
+            or the chunk is no positive number.
     """
-    _refuse_other_towers(model)
-    if chunk is not None and chunk < 1:
-        raise UserError(f"chunk must be 1 or more prompts at a time; got {chunk}")
-    length, most = len(prefix) + int(end.max()) + 1, len(model.positional_embedding)
+    tower = require_open_clips(model)
+    length, most = len(prefix) + int(end.max()) + 1, len(tower.positions)
     if length > most:
         raise UserError(
             f"prompts must fit into {most} tokens; the longest has {length}; "
             "use fewer context tokens or a shorter template or class name"
         )
-    size = chunk or len(suffix)
+
+    def packed(own: Tensor, last: Tensor) -> Tensor:
+        return _features(tower, prefix, own, last)
+
+    def whole(own: Tensor, last: Tensor) -> Tensor:
+        rows = torch.cat([prefix.expand(len(own), -1, -1), own], dim=1)
+        return tower.whole(rows[:, :most], len(prefix) + last)
+
+    return _in_chunks(packed if tower.packs else whole, (suffix, end), chunk, checkpointing)
+
+
+def _in_chunks(
+    encoded: Callable[..., Tensor],
+    given: tuple[Tensor, ...],
+    chunk: int | None,
+    checkpointing: bool,
+) -> Tensor:
+    """`encoded` of so many prompts at a time, side by side again."""
+    if chunk is not None and chunk < 1:
+        raise UserError(f"chunk must be 1 or more prompts at a time; got {chunk}")
     features = []
-    for own, last in zip(torch.split(suffix, size), torch.split(end, size), strict=True):
+    size = chunk or len(given[0])
+    for part in zip(*(torch.split(x, size) for x in given), strict=True):
         if checkpointing:
-            features.append(checkpoint(_features, model, prefix, own, last, use_reentrant=False))
+            features.append(checkpoint(encoded, *part, use_reentrant=False))
         else:
-            features.append(_features(model, prefix, own, last))
+            features.append(encoded(*part))
     return torch.cat(features)
 
 
-def _features(model: Any, prefix: Tensor, suffix: Tensor, end: Tensor) -> Tensor:
+def _features(tower: TextTower, prefix: Tensor, suffix: Tensor, end: Tensor) -> Tensor:
     """(C, D) from one pass over one row of tokens."""
     mask = Prompts.of(len(prefix), end + 1)
-    position = model.positional_embedding[: mask.shared + mask.shape[1]]
+    position = tower.positions[: mask.shared + mask.shape[1]]
     own = suffix[:, : mask.shape[1]] + position[mask.shared :]
     row = torch.cat([prefix + position[: mask.shared], own.flatten(0, 1)[mask.places]])
-    tokens = model.transformer(row[None], attn_mask=mask)[0]
-    pooled: Tensor = model.ln_final(tokens[mask.shared + (end + 1).cumsum(0) - 1])
-    projection = model.text_projection
-    if projection is None:
-        return pooled
-    features: Tensor = (
-        projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
-    )
-    return features
-
-
-def _ends(model: Any, tokens: Tensor) -> Tensor:
-    """(C,) position of the end-of-text token, found as open_clip finds it."""
-    if model.text_pool_type == "eos":
-        tokens = (tokens == model.text_eos_id).int()
-    return tokens.argmax(dim=1)  # elsewhere, end-of-text is the highest id
+    tokens = tower.transformer(row[None], attn_mask=mask)[0]
+    return tower.project(tower.norm(tokens[mask.shared + (end + 1).cumsum(0) - 1]))
 
 
 def _common(tokens: Tensor, end: Tensor) -> int:
     """How many tokens all prompts begin with, none of them an end of text."""
     alike = (tokens == tokens[0]).all(dim=0)
     return min(int(alike.int().cumprod(dim=0).sum()), int(end.min()))
-
-
-def _refuse_other_towers(model: Any) -> None:
-    name = type(model).__name__
-    if getattr(model, "attn_mask", None) is None:
-        raise UserError(
-            f"prompts can be learned with a causal text tower; that of this {name} is not one, or "
-            "not open_clip's own; use a model such as ViT-B-16/openai"
-        )
-    pooling = model.text_pool_type
-    if pooling not in ("argmax", "eos"):
-        raise UserError(
-            f"the text feature must be taken at the end-of-text token; this {name} takes "
-            f"{pooling!r}; use a model such as ViT-B-16/openai"
-        )
-    if any(isinstance(module, nn.MultiheadAttention) for module in model.transformer.modules()):
-        raise UserError("the text tower must be unfused; got open_clip's own; call unfuse first")

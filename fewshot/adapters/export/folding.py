@@ -89,6 +89,8 @@ def _move_biases_of_convolutions(tower: Any) -> None:
         convolution.bias = None
         return bias
 
+    if not hasattr(tower, "transformer") and not hasattr(tower, "attnpool"):
+        return  # timm's convolutions keep what biases they have
     if hasattr(tower, "transformer"):
         if (bias := take_from(tower.conv1)) is not None:
             tower.positional_embedding.data[1:] += bias  # the first is the class token's

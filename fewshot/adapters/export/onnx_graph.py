@@ -18,6 +18,7 @@ from fewshot.classifier import BlockedClassifier, Classifier
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.cocoop import CoCoOp
 from fewshot.endtoend.methods.coop import CoOp, LearnedPrompts
+from fewshot.endtoend.text_tower import require_open_clips
 from fewshot.methods import METHODS
 from fewshot.model_selection.blending import BlendedClassifier
 
@@ -80,33 +81,34 @@ def _cocoop(adapter: Adapter, clip: Clip, trained: Mapping[str, Tensor]) -> Step
     """CoCoOp's logits with the prompts of all images of a batch side by side, each in full."""
     method = CoCoOp(**adapter.settings)
     plain = CoOp(n_ctx=method.n_ctx, ctx_init=method.ctx_init, seed=method.seed)
-    prompts, model = LearnedPrompts.of(clip, adapter.classnames, plain), clip.model
+    prompts = LearnedPrompts.of(clip, adapter.classnames, plain)
+    tower = require_open_clips(clip.model)
     context = trained["context"]
     first, second = (
         tuple(trained[f"meta_net.{layer}.{part}"] for part in ("weight", "bias"))
         for layer in ("linear1", "linear2")
     )
     n_classes, n_rest, width = prompts.rest.shape
-    length = 1 + len(context) + n_rest
-    end = 1 + len(context) + prompts.n_name + 1  # after the start, the context, name and period
+    before = len(prompts.start) + len(context)
+    length = min(before + n_rest, len(tower.positions))
+    end = tower.places(before + prompts.end, length)
     classes = torch.arange(n_classes)
-    positions, causal = model.positional_embedding[:length], model.attn_mask[:length, :length]
+    positions = tower.positions[:length]
+    mask = None if tower.mask is None else tower.mask[:length, :length]
 
     def logits(features: Tensor) -> Tensor:
         n, unit = len(features), normalize(features, dim=-1)
         shifts = linear(linear(unit, *first).relu(), *second)
         rows = torch.cat(
             [
-                prompts.start.expand(n, n_classes, 1, width),
+                prompts.start.expand(n, n_classes, -1, width),
                 (context + shifts[:, None])[:, None].expand(n, n_classes, -1, width),
-                prompts.rest.expand(n, -1, -1, -1),
+                prompts.rest[:, : length - before].expand(n, -1, -1, -1),
             ],
             dim=2,
         )
-        tokens = model.transformer(rows.flatten(0, 1) + positions, attn_mask=causal)
-        pooled = model.ln_final(tokens.view(n, n_classes, length, width)[:, classes, end])
-        last = model.text_projection
-        text = last(pooled) if isinstance(last, nn.Module) else pooled @ last
+        tokens = tower.transformer(rows.flatten(0, 1) + positions, attn_mask=mask)
+        text = tower.project(tower.norm(tokens.view(n, n_classes, length, width)[:, classes, end]))
         return clip.logit_scale * (normalize(text, dim=-1) @ unit[:, :, None])[:, :, 0]
 
     return logits

@@ -57,6 +57,11 @@ def write_open_clip(adapter: Adapter, encoder: Encoder, folder: Path) -> str:
         head = Head(weight, None, unit_norm=True)
         text = text_tower.encode(clip.model, clip.tokens(prompts))
         model = folded(clip.model)
+        if new := sorted(model.state_dict().keys() - encoder.model.state_dict().keys()):
+            raise UserError(
+                f"{adapter.method} gave the model a {new[0]}, for which its architecture has no "
+                "place; use --to onnx"
+            )
     _write(adapter, encoder, predictor, model, head, folder)
     check(folder, predictor, head, prompts, text)
     before = encoder.model.state_dict()

@@ -11,16 +11,17 @@ from torch import Tensor, nn
 
 from fewshot.checks import fraction, whole
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.parts.blocks import Position
+from fewshot.endtoend.parts.blocks import Position, blocks_path
 from fewshot.endtoend.parts.branch import Branch, Half, insert_branches
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
-from fewshot.endtoend.parts.vit import image_only, image_vit, linear
+from fewshot.endtoend.parts.vit import image_only, linear, patches
 
 
 class ConvBottleneck(nn.Module):
     """A bottleneck with a 3 x 3 convolution over the patches in its middle.
 
-    The class token is an image of one pixel to it. The convolution starts as the identity.
+    A token before those of the patches, such as the class token, is an image of one pixel to it.
+    The convolution starts as the identity.
     """
 
     def __init__(
@@ -28,12 +29,13 @@ class ConvBottleneck(nn.Module):
         width: int,
         dim: int,
         grid: tuple[int, int],
+        n_first: int = 1,
         *,
         dropout: float = 0.0,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.grid = grid
+        self.grid, self.n_first = grid, n_first
         self.down = linear(width, dim, None)
         nn.init.xavier_uniform_(self.down.weight, generator=generator)
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, device="meta").to_empty(device="cpu")
@@ -43,11 +45,12 @@ class ConvBottleneck(nn.Module):
         self.up = linear(dim, width, None)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, 1 + h w, W) of (B, 1 + h w, W)."""
+        """(B, n + h w, W) of (B, n + h w, W), n tokens before those of the patches."""
         low = _quick_gelu(self.down(tokens)).transpose(1, 2)  # (B, d, L)
-        first = self.conv(low[:, :, :1, None]).flatten(2)
-        patches = self.conv(low[:, :, 1:].reshape(*low.shape[:2], *self.grid)).flatten(2)
-        mixed = torch.cat([first, patches], dim=2).transpose(1, 2)
+        n = self.n_first
+        alone = [self.conv(low[:, :, i : i + 1, None]).flatten(2) for i in range(n)]
+        patched = self.conv(low[:, :, n:].reshape(*low.shape[:2], *self.grid)).flatten(2)
+        mixed = torch.cat([*alone, patched], dim=2).transpose(1, 2)
         out: Tensor = self.up(self.dropout(_quick_gelu(mixed)))
         return out
 
@@ -79,13 +82,14 @@ class Convpass(PEFTMethod):
 
     def insert(self, clip: Clip) -> Inserted:
         """A branch parallel to both halves, of the normalized input."""
-        grid = tuple(image_vit(clip, self.name).grid_size)
+        blocks_path(clip.model, "image", self.name)
+        n_first, grid = patches(clip)
         generator = torch.Generator().manual_seed(self.seed)
 
         def make(width: int) -> dict[Half, Branch]:
             def core() -> nn.Module:
                 return ConvBottleneck(
-                    width, self.dim, grid, dropout=self.dropout, generator=generator
+                    width, self.dim, grid, n_first, dropout=self.dropout, generator=generator
                 )
 
             return {

@@ -102,9 +102,10 @@ class LearnedPrompts:
     Attributes:
         model: The unfused CLIP.
         context: (M, W) or, of each class its own, (C, M, W).
-        start: (W,) embedding of the start token.
+        start: (1, W) embedding of the start token; (0, W) where prompts have none.
         rest: (C, S, W) embeddings of each class's name, period and end of text, then padding.
         n_name: (C,) tokens of each name.
+        end: (C,) place in `rest` of the last token before the padding, the end of text.
         position: Where the name stands.
         chunk: Prompts at a time, or None.
     """
@@ -114,32 +115,45 @@ class LearnedPrompts:
     start: Tensor
     rest: Tensor
     n_name: Tensor
+    end: Tensor
     position: ClassPosition
     chunk: int | None
 
     @classmethod
     def of(cls, clip: Clip, classnames: Sequence[str], method: CoOp) -> "LearnedPrompts":
-        """With the context as it is before training."""
-        embed = clip.model.token_embedding
+        """With the context as it is before training.
+
+        Raises:
+            UserError: The text tower takes no embeddings.
+        """
+        tower = text_tower.require_open_clips(clip.model)
         words = method.ctx_init.replace("_", " ")
         with torch.no_grad():
             tokens = clip.tokens([f"{name.replace('_', ' ')}." for name in classnames])
-            end = tokens.argmax(dim=1)
-            rest = embed(tokens[:, 1 : int(end.max()) + 1])
+            empty, period, own = clip.tokens(["", ".", words])
+            # The padding is what an empty prompt ends with, and the start what it begins with.
+            lengths = [_length(row, empty[-1]) for row in (*tokens, empty, period, own)]
+            *n_tokens, n_empty, n_period, n_own = lengths
+            start = int((tokens == empty).all(dim=0).int().cumprod(dim=0).sum())
+            start = min(start, n_empty)
+            most = max(n_tokens) if tower.packs else tokens.shape[1]
+            rest = tower.embedding(tokens[:, start:most])
             if words:
-                own = clip.tokens([words])
-                context = embed(own[0, 1 : int(own.argmax())])
+                context = tower.embedding(own[start : n_own - (n_empty - start)])
             else:
                 shape = (len(classnames),) if method.class_specific else ()
                 generator = torch.Generator().manual_seed(method.seed)
                 context = torch.empty(*shape, method.n_ctx, rest.shape[-1])
                 context.normal_(std=0.02, generator=generator)
+            first = tower.embedding(tokens[0, :start])
+        n = torch.tensor(n_tokens, device=tokens.device)
         return cls(
             clip.model,
             nn.Parameter(context.to(rest)),
-            embed(tokens[0, 0]).detach(),
+            first,
             rest,
-            end - 2,  # the start token is not counted, nor the period
+            n - n_period,  # neither start and end of text are counted, nor the period
+            n - start - 1,
             method.position,
             method.text_chunk or None,
         )
@@ -147,13 +161,13 @@ class LearnedPrompts:
     def features(self, context: Tensor | None = None) -> Tensor:
         """(C, D) unnormalized text features, of another context if one is given."""
         context = self.context if context is None else context
-        n_ctx, end = context.shape[-2], self.n_name + 1
+        n_ctx, end = context.shape[-2], self.end
         if self.position == "end" and context.ndim == 2:
-            prefix = torch.cat([self.start[None], context])
+            prefix = torch.cat([self.start, context])
             return self._encode(prefix, self.rest, end)
         every = context.expand(len(self.rest), -1, -1)
         if self.position == "end":
-            return self._encode(self.start[None], torch.cat([every, self.rest], dim=1), end + n_ctx)
+            return self._encode(self.start, torch.cat([every, self.rest], dim=1), end + n_ctx)
         # Before the name stand none of the context's tokens, or half of them; the others follow it.
         before = n_ctx // 2 if self.position == "middle" else 0
         follow = every[:, before:]
@@ -165,7 +179,7 @@ class LearnedPrompts:
         names = self.rest[rows, source.clamp(0, self.rest.shape[1] - 1)]
         learned = follow[rows, at.clamp(0, follow.shape[1] - 1)]
         suffix = torch.where(inside[..., None], learned, names)
-        prefix, length = self.start[None], end + follow.shape[1]
+        prefix, length = self.start, end + follow.shape[1]
         if context.ndim == 2:
             return self._encode(torch.cat([prefix, context[:before]]), suffix, length)
         suffix = torch.cat([every[:, :before], suffix], dim=1)
@@ -175,3 +189,9 @@ class LearnedPrompts:
         return text_tower.encode_with_prefix(
             self.model, prefix, suffix, end, chunk=self.chunk, checkpointing=self.chunk is not None
         )
+
+
+def _length(tokens: Tensor, padding: Tensor) -> int:
+    """How many of (L,) tokens come before the padding."""
+    places = (tokens != padding).nonzero()
+    return int(places[-1]) + 1 if len(places) else 0

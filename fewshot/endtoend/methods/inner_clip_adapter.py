@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from cache.errors import UserError
 from fewshot.checks import fraction, whole
 from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.parts.blocks import blocks_path
 from fewshot.endtoend.parts.branch import Branch, Half, insert_branches
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
-from fewshot.endtoend.parts.vit import image_only, image_vit, linear
+from fewshot.endtoend.parts.vit import image_only, linear
 
 
 class Exchange(nn.Module):
@@ -59,7 +60,7 @@ class InnerCLIPAdapter(PEFTMethod):
 
     def insert(self, clip: Clip) -> Inserted:
         """A branch on the stream behind one block."""
-        depth = len(image_vit(clip, self.name).transformer.resblocks)
+        depth = len(clip.model.get_submodule(blocks_path(clip.model, "image", self.name)))
         if self.block > depth:
             raise UserError(f"block must be at most the tower's last, {depth}; got {self.block}")
         chosen = (self.block or depth) - 1

@@ -15,9 +15,15 @@ from cache.errors import UserError
 from fewshot.checks import whole
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.prefix import Prefixed
-from fewshot.endtoend.parts.blocks import BLOCKS, Position, blocks_of, towers_of
+from fewshot.endtoend.parts.blocks import (
+    Position,
+    blocks_of,
+    blocks_path,
+    holder_of_projections,
+    towers_of,
+)
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
-from fewshot.endtoend.parts.vit import image_vit, linear
+from fewshot.endtoend.parts.vit import linear
 
 
 class Beside(nn.Module):
@@ -56,14 +62,13 @@ class PATT(PEFTMethod):
 
     def insert(self, clip: Clip) -> Inserted:
         """W1 drawn, W2 zero; keys and values share W1, and have half of W2 each."""
-        if self.towers != "text":
-            image_vit(clip, self.name)
         generator = torch.Generator().manual_seed(self.seed)
         parameters = {}
         for tower in towers_of(self.towers):
-            blocks: Any = clip.model.get_submodule(BLOCKS[tower])
+            path = blocks_path(clip.model, tower, self.name)
+            blocks: Any = clip.model.get_submodule(path)
             for i in blocks_of(self.position, len(blocks)):
-                attention = blocks[i].attn
+                attention = holder_of_projections(blocks[i])
                 if isinstance(attention.k_proj, Prefixed):
                     raise UserError(
                         "patt moves the keys of the tokens, and prefix has put others in front; "
@@ -78,5 +83,5 @@ class PATT(PEFTMethod):
                     setattr(attention, matrix, beside)
                 for layer, module in layers.items():
                     for name, parameter in module.named_parameters():
-                        parameters[f"{BLOCKS[tower]}.{i}.attn.{layer}.{name}"] = parameter
+                        parameters[f"{path}.{i}.attn.{layer}.{name}"] = parameter
         return parameters, ()

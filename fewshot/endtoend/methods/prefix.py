@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fewshot.checks import whole
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.parts.blocks import BLOCKS, Position, blocks_of
+from fewshot.endtoend.parts.blocks import PLACES, Position, blocks_of
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 from fewshot.endtoend.parts.vit import image_only, image_vit
 
@@ -74,5 +74,5 @@ class Prefix(PEFTMethod):
                 drawn = torch.empty(self.n_tokens, width).normal_(std=0.02, generator=generator)
                 prefixed = Prefixed(getattr(attention, matrix), drawn.to(clip.device))
                 setattr(attention, matrix, prefixed)
-                parameters[f"{BLOCKS['image']}.{i}.attn.{matrix}.prefix"] = prefixed.prefix
+                parameters[f"{PLACES['image'][0]}.{i}.attn.{matrix}.prefix"] = prefixed.prefix
         return parameters, ()

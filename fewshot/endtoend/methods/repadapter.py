@@ -15,7 +15,15 @@ from torch.nn.functional import linear
 from cache.errors import UserError
 from fewshot.checks import fraction, one_of, whole
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.parts.blocks import BLOCKS, Position, blocks_of, towers_of
+from fewshot.endtoend.parts.blocks import (
+    Position,
+    blocks_of,
+    blocks_path,
+    holder_of_projections,
+    matrix_in,
+    norms_of,
+    towers_of,
+)
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 from fewshot.endtoend.parts.weight_delta import (
     WeightDelta,
@@ -130,18 +138,24 @@ class RepAdapter(PEFTMethod):
         generator = torch.Generator().manual_seed(self.seed)
         adapters: dict[str, WeightDelta] = {}
         for tower in towers_of(self.towers):
-            blocks: Any = clip.model.get_submodule(BLOCKS[tower])
+            path = blocks_path(clip.model, tower, self.name)
+            blocks: Any = clip.model.get_submodule(path)
             for i in blocks_of(self.position, len(blocks)):
                 block = blocks[i]
-                if not isinstance(block.ln_1, nn.LayerNorm):
+                first, second = norms_of(block)
+                plain = getattr(block, first)
+                if not isinstance(plain, nn.LayerNorm):
                     raise UserError(
-                        "repadapter goes behind a plain norm; that of "
-                        f"{BLOCKS[tower]}.{i} is a {type(block.ln_1).__name__}; attach to a model "
-                        "of its own"
+                        f"repadapter goes behind a plain norm; that of {path}.{i} is a "
+                        f"{type(plain).__name__}; attach to a model of its own"
                     )
-                attention = [block.attn.q_proj, block.attn.k_proj, block.attn.v_proj]
-                for norm, fed in (("ln_1", attention), ("ln_2", [block.mlp.c_fc])):
-                    adapters[f"{BLOCKS[tower]}.{i}.{norm}"] = AdaptedNorm(
+                fc1 = block.get_submodule(matrix_in(block, "fc1", f"{path}.{i}"))
+                holder: Any = holder_of_projections(block)
+                attention = [holder.q_proj, holder.k_proj, holder.v_proj]
+                if getattr(block.attn, "gate", None) is not None:  # timm's, fed by the norm too
+                    attention.append(block.attn.gate)
+                for norm, fed in ((first, attention), (second, [fc1])):
+                    adapters[f"{path}.{i}.{norm}"] = AdaptedNorm(
                         getattr(block, norm),
                         fed,
                         self.dim,

@@ -18,7 +18,7 @@ from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.parts.blocks import Position
 from fewshot.endtoend.parts.branch import Branch, Half, insert_branches
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
-from fewshot.endtoend.parts.vit import image_only, linear
+from fewshot.endtoend.parts.vit import image_only, linear, patches
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,10 @@ class SCT(PEFTMethod):
         learner = super().attach(clip, classnames, templates)
 
         def calibrate(batches: Iterable[Tensor], labels: Tensor) -> None:
+            batches = list(batches)
             choose_channels(clip, batches, labels)
+            if learner.calibrate is not None:
+                learner.calibrate(batches, labels)
 
         chosen = {
             path: core.channels
@@ -77,17 +80,20 @@ def choose_channels(clip: Clip, batches: Iterable[Tensor], labels: Tensor) -> No
     """Let each `ChannelSubset` take the channels that are the most active on the few shots.
 
     Activity is the L2 norm over all patches of a class's images, and of that the mean over the
-    classes; the class token does not count.
+    classes; tokens before those of the patches, such as the class token, do not count.
 
     Args:
         clip: With untrained branches in it, which add nothing.
         batches: All N images, in order, (B, 3, H, W) at a time.
         labels: (N,) class ids.
     """
+    n_first, _ = patches(clip)
     squares: dict[ChannelSubset, list[Tensor]] = {}
 
     def collect(core: ChannelSubset, tokens: tuple[Tensor]) -> None:
-        squares.setdefault(core, []).append(tokens[0][:, 1:].float().square().sum(dim=1).cpu())
+        squares.setdefault(core, []).append(
+            tokens[0][:, n_first:].float().square().sum(dim=1).cpu()
+        )
 
     cores = [m for m in clip.model.visual.modules() if isinstance(m, ChannelSubset)]
     handles = [core.register_forward_pre_hook(collect) for core in cores]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cache.errors import UserError
 from fewshot.checks import non_negative
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.parts.blocks import towers_of
+from fewshot.endtoend.parts.blocks import blocks_path, towers_of
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 from fewshot.endtoend.parts.weight_delta import WeightDelta, put
 
@@ -79,6 +79,9 @@ class SSF(PEFTMethod):
                     f"ssf scales what CLIP's own layers put out; {path} is trained already; attach "
                     "ssf first"
                 )
+        for tower in towers:
+            if tower == "text" or not hasattr(clip.model.visual, "attnpool"):
+                blocks_path(clip.model, tower, self.name)
         kinds = (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.BatchNorm2d)
         return put(
             clip.model,

@@ -75,15 +75,15 @@ class VisualPrompt(PEFTMethod):
 
     def insert(self, clip: Clip) -> Inserted:
         """Normal pixels of deviation 1, before whatever the image tower begins with."""
-        size = clip.model.visual.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        if 2 * self.pad >= min(height, width):
+        size = clip.preprocess.size
+        if 2 * self.pad >= size:
             raise UserError(
-                f"pad must be less than half of an image's {height} x {width}; got {self.pad}"
+                f"pad must be less than half of an image's {size} x {size}; got {self.pad}"
             )
-        border = Border((height, width), self.pad, torch.Generator().manual_seed(self.seed))
+        border = Border((size, size), self.pad, torch.Generator().manual_seed(self.seed))
         border.to(clip.device)
-        clip.model.visual.register_forward_pre_hook(lambda tower, pixels: border(*pixels))
+        encode = clip.model.encode_image
+        clip.model.encode_image = lambda pixels: encode(border(pixels))
         return dict(border.named_parameters()), ()
 
     def optimizer(self, learner: Learner) -> Optimizer:

@@ -14,9 +14,16 @@ from torch import Tensor, nn
 
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip
-from fewshot.endtoend.parts.blocks import BLOCKS, Position, blocks_of, towers_of
+from fewshot.endtoend.parts.blocks import (
+    Position,
+    blocks_of,
+    blocks_path,
+    is_timms,
+    norms_of,
+    towers_of,
+)
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
-from fewshot.endtoend.parts.vit import image_vit, linear
+from fewshot.endtoend.parts.vit import linear
 
 Half = Literal["attn", "mlp"]
 Mode = Literal["before", "parallel", "after", "stream"]
@@ -59,10 +66,17 @@ class BranchedBlock(nn.Module):
     Submodules keep open_clip's names, so that other updates find them where they look.
     """
 
+    ln_1: Any
+    ln_2: Any
+    ls_1: Any
+    ls_2: Any
+    attn: Any
+    mlp: Any
+
     def __init__(self, block: Any, branches: Mapping[Half, Branch]) -> None:
         super().__init__()
-        self.ln_1, self.attn, self.ls_1 = block.ln_1, block.attn, block.ls_1
-        self.ln_2, self.mlp, self.ls_2 = block.ln_2, block.mlp, block.ls_2
+        for name, part in [*block.named_children(), *block.named_parameters(recurse=False)]:
+            setattr(self, name, part)
         self.branches = nn.ModuleDict(dict(branches.items()))
 
     def forward(
@@ -99,6 +113,24 @@ class BranchedBlock(nn.Module):
             out = out + branch(out)
         x = x + out
         return x + branch(x) if branch.mode == "stream" else x
+
+
+class TimmBranchedBlock(BranchedBlock):
+    """timm's block with branches, that of a plain ViT or of Eva; submodules keep timm's names."""
+
+    norm1: Any
+    norm2: Any
+
+    def forward(self, x: Tensor, **how: Any) -> Tensor:  # type: ignore[override]  # as timm's
+        """(B, L, W) of (B, L, W); called as timm calls its own, rotary positions included."""
+        x = self._half("attn", x, self.norm1, lambda y: self.attn(y, **how), self._scaled(1))
+        return self._half("mlp", x, self.norm2, self.mlp, self._scaled(2))
+
+    def _scaled(self, half: int) -> Callable[[Tensor], Tensor]:
+        """The layer scale: a module of a plain ViT's block, a vector of Eva's or None."""
+        module: Callable[[Tensor], Tensor] | None = getattr(self, f"ls{half}", None)
+        gamma: Any = getattr(self, f"gamma_{half}", None)
+        return module or (lambda y: y if gamma is None else gamma * y)
 
 
 class Bottleneck(nn.Module):
@@ -141,25 +173,25 @@ def insert_branches(
             its number from 0.
 
     Raises:
-        UserError: The image tower is meant, and is no ViT; or a block has branches already.
+        UserError: A tower that is meant has no transformer blocks; or a block has branches already.
     """
-    if method.towers != "text":
-        image_vit(clip, method.name)
     parameters: dict[str, nn.Parameter] = {}
     modules: list[nn.Module] = []
     for tower in towers_of(method.towers):
-        blocks: Any = clip.model.get_submodule(BLOCKS[tower])
+        path = blocks_path(clip.model, tower, method.name)
+        blocks: Any = clip.model.get_submodule(path)
         chosen = [position] if isinstance(position, int) else blocks_of(position, len(blocks))
         for i in chosen:
-            if isinstance(blocks[i], BranchedBlock):
+            if hasattr(blocks[i], "branches"):
                 raise UserError(
-                    f"{method.name} adds to a block's halves, and {BLOCKS[tower]}.{i} has a branch "
+                    f"{method.name} adds to a block's halves, and {path}.{i} has a branch "
                     "already; attach to a model of its own"
                 )
-            branches = make(len(blocks[i].ln_1.weight))
-            blocks[i] = BranchedBlock(blocks[i], branches).to(clip.device).eval()
+            kind = TimmBranchedBlock if is_timms(blocks[i]) else BranchedBlock
+            branches = make(len(getattr(blocks[i], norms_of(blocks[i])[0]).weight))
+            blocks[i] = kind(blocks[i], branches).to(clip.device).eval()
             for half, branch in branches.items():
                 modules.append(branch)
                 for name, parameter in branch.named_parameters():
-                    parameters[f"{BLOCKS[tower]}.{i}.{half}.{name}"] = parameter
+                    parameters[f"{path}.{i}.{half}.{name}"] = parameter
     return parameters, modules

@@ -6,7 +6,7 @@ Each method brings the learning rate of its paper. CLIP's text takes the place o
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -35,7 +35,8 @@ class PEFTMethod(EndToEnd):
     Attributes:
         towers: Which of the two it changes; a text tower that is changed runs in every step.
         head: The text features that images are compared to stay as they are ("frozen") or are
-            themselves trained, beside the rest ("trained"); the second for the image tower only.
+            themselves trained, beside the rest ("trained"); the second for the image tower only. Of
+            a model without text they start as the classes' mean image features.
         template: The prompt, with {} for the class name; empty for the dataset's own: the mean of
             all of them, or the first where the text tower is changed.
         iterations_per_shot: Steps, times K.
@@ -97,7 +98,9 @@ class PEFTMethod(EndToEnd):
                 "see; attach vqt last"
             )
         chosen = [self.template] if self.template else list(templates)
-        fixed = class_text(clip, classnames, chosen) if self.towers == "image" else None
+        fixed = self._head(clip, classnames, chosen) if self.towers == "image" else None
+        if fixed is None and not clip.reads_text:
+            raise UserError(f"{_no_text(clip)}; {self.name} changes a text tower; use towers=image")
         inserted, modules = self.insert(clip)
         parameters = dict(inserted)
         if fixed is None:
@@ -122,13 +125,30 @@ class PEFTMethod(EndToEnd):
             def text() -> Tensor:
                 return classes
 
+        def start_from_means(batches: Iterable[Tensor], labels: Tensor) -> None:
+            head = parameters["head"]
+            with torch.no_grad(), clip.autocast():
+                head.copy_(class_means(clip, batches, labels, len(head)))
+
         return Learner(
             parameters,
             clip.logit_scale,
             text,
+            calibrate=None if clip.reads_text else start_from_means,
             images=clip.model.encode_image if inserted and self.towers != "text" else None,
             modules=modules,
         )
+
+    def _head(self, clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """(C, D) of the classes' text; of a model of images alone zero, until there are images."""
+        if clip.reads_text:
+            return class_text(clip, classnames, templates)
+        if self.head == "frozen":
+            raise UserError(
+                f"{_no_text(clip)}, so there is no text to compare with; {self.name} must train "
+                "the classes too: use --set head=trained"
+            )
+        return torch.zeros(len(classnames), int(clip.identity["dim"]), device=clip.device)
 
     def plan(self, shots: int, n_images: int) -> TrainingPlan:
         """500 K steps, whatever the number of classes."""
@@ -143,6 +163,25 @@ class PEFTMethod(EndToEnd):
         return AdamW(
             learner.parameters.values(), lr=self.lr, weight_decay=self.weight_decay, fused=False
         )
+
+
+def class_means(clip: Clip, batches: Iterable[Tensor], labels: Tensor, n_classes: int) -> Tensor:
+    """(C, D) unit norm: the mean of each class's unit-norm image features.
+
+    Args:
+        clip: The model.
+        batches: All N images, in order, (B, 3, H, W) at a time.
+        labels: (N,) class ids.
+        n_classes: C.
+    """
+    features = [clip.model.encode_image(pixels.to(clip.device)) for pixels in batches]
+    unit = normalize(torch.cat(features).float(), dim=-1)
+    sums = unit.new_zeros(n_classes, unit.shape[1]).index_add_(0, labels.to(clip.device), unit)
+    return normalize(sums, dim=-1)
+
+
+def _no_text(clip: Clip) -> str:
+    return f"{clip.identity['name']} encodes images alone"
 
 
 def class_text(clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:

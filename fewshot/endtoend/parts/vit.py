@@ -7,21 +7,35 @@ from torch import Tensor, nn
 
 from cache.errors import UserError
 from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.parts.blocks import blocks_path, image_kind
 
 
 def image_vit(clip: Clip, technique: str) -> Any:
     """The image tower, open_clip's `VisionTransformer`; its `transformer` runs (B, L, W) tokens.
 
     Raises:
-        UserError: It is a ResNet.
+        UserError: It is another.
     """
     tower = clip.model.visual
+    blocks_path(clip.model, "image", technique)
     if not hasattr(tower, "transformer"):
         raise UserError(
-            f"{technique} needs the blocks of a vision transformer; the image tower is a "
-            f"{type(tower).__name__}; use a model such as ViT-B-16/openai"
+            f"{technique} changes how tokens run through the blocks, and timm's "
+            f"{image_kind(clip.model)} runs them in code of its own; use a method that changes "
+            "the blocks alone, such as clip-lora, or a model such as ViT-B-16/openai"
         )
     return tower
+
+
+def patches(clip: Clip) -> tuple[int, tuple[int, int]]:
+    """How many tokens stand before those of the patches, and the patches' rows and columns."""
+    tower = clip.model.visual
+    if hasattr(tower, "transformer"):
+        height, width = tower.grid_size
+        return 1, (height, width)
+    trunk: Any = getattr(tower, "trunk", tower)
+    height, width = trunk.patch_embed.grid_size
+    return int(trunk.num_prefix_tokens), (height, width)
 
 
 def require_blocks_in_a_row(tower: Any, technique: str) -> None:
