@@ -117,12 +117,15 @@ def train(
     if not resume:
         require_new(checkpoint)
     elif done := steps_done(checkpoint):
-        say(f"continuing after step {done} of {checkpoint}")
+        say(f"continuing after {chosen.step_name} {done} of {checkpoint}")
     else:
         say(f"no checkpoint {checkpoint} to continue from; starting over")
     encoder = load(model, device=device, precision=precision)
     steps = chosen.plan(shots, shots * len(source.classnames)).iterations
-    with shown(chosen.name, steps, len(source.splits.get("test", ()))) as (watch, advance):
+    with shown(chosen.name, steps, len(source.splits.get("test", ())), chosen.step_name) as (
+        watch,
+        advance,
+    ):
         trained = run(
             chosen,
             encoder,

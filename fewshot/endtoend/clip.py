@@ -16,6 +16,7 @@ from cache.encoder import PRECISIONS, Encoder
 from cache.errors import UserError
 from cache.images import Preprocess
 from fewshot.endtoend.attention import unfuse
+from fewshot.endtoend.parts.black_box import Search
 from fewshot.method import MethodInfo
 from fewshot.training import Schedule
 
@@ -96,6 +97,9 @@ class Learner:
             left alone and stored features serve.
         score: Features (B, D) to logits (B, C); None for the scaled cosine to the text.
         objective: Features, labels (B,) and their logits to the loss; None for cross-entropy.
+        refine: Those cosines to the logits; None for themselves.
+        search: Crops (N, D) by their number, labels (N,) and the number of generations to the
+            search that finds the parameters; None where gradients do.
         penalty: Of the classes' text, as `text` gives it, what is added to the loss; None for
             nothing.
         modules: What is in training mode while it trains, for the sake of dropout.
@@ -110,6 +114,8 @@ class Learner:
     images: Callable[[Tensor], Tensor] | None = None
     score: Callable[[Tensor], Tensor] | None = None
     objective: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    refine: Callable[[Tensor], Tensor] | None = None
+    search: Callable[[Callable[[int], Tensor], Tensor, int], Search] | None = None
     penalty: Callable[[Tensor], Tensor] | None = None
     modules: Sequence[nn.Module] = field(default_factory=tuple)
     calibrate: Callable[[Iterable[Tensor], Tensor], None] | None = None
@@ -143,7 +149,11 @@ class Learner:
         """(B, C) float32 logits of (B, D) features of any norm."""
         if self.score is not None:
             return self.score(features)
-        return scaled_cosines(self.logit_scale, features, self.text())
+        cosines = scaled_cosines(self.logit_scale, features, self.text())
+        if self.refine is None:
+            return cosines
+        with torch.autocast(features.device.type, enabled=False):
+            return self.refine(cosines)
 
     def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The scalar that a step minimizes, and the (B, C) logits it was computed from."""
@@ -199,6 +209,7 @@ class EndToEnd(MethodInfo):
         unfoldable: Why the trained model is not open_clip's two towers with other weights and a
             matrix of classes, in words; empty where it is.
         published: Whether the defaults are a published recipe for few shots of CLIP.
+        step_name: What progress calls a step of the training.
         val_first: Whether that recipe draws validation images first, and so other few shots.
     """
 
@@ -208,6 +219,7 @@ class EndToEnd(MethodInfo):
     )
     published: ClassVar[bool] = False
     val_first: ClassVar[bool] = False
+    step_name: ClassVar[str] = "step"
 
     @property
     def on_images(self) -> bool:

@@ -8,7 +8,9 @@ from fewshot.endtoend.train import Watch
 
 
 @contextlib.contextmanager
-def shown(what: str, n_steps: int, n_test: int) -> Iterator[tuple[Watch, Callable[[int], None]]]:
+def shown(
+    what: str, n_steps: int, n_test: int, step_name: str = "step"
+) -> Iterator[tuple[Watch, Callable[[int], None]]]:
     """Functions to call after each training step, and with the number of test images done.
 
     A resumed training begins where it continues, so that rate and time left are of its own steps.
@@ -24,7 +26,7 @@ def shown(what: str, n_steps: int, n_test: int) -> Iterator[tuple[Watch, Callabl
 
         def watch(step: int, loss: float, accuracy: float) -> None:
             note = f"loss {loss:.3f}, {accuracy:.0%} of the batch right"
-            bar("steps", n_steps, step - 1)(1, note)
+            bar(f"{step_name}s", n_steps, step - 1)(1, note)
 
         def tested(n: int) -> None:
             bar("test images", n_test, 0)(n)

@@ -19,6 +19,7 @@ from cache.location import default_root, store_path
 from cache.source import Item, Source
 from cache.store import FeatureStore
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
+from fewshot.endtoend.evolve import evolve
 from fewshot.endtoend.finished import finish, finished
 from fewshot.endtoend.photos import PhotoBatches, center_crops, require_images
 from fewshot.endtoend.train import Batches, Watch, train
@@ -156,10 +157,16 @@ def run(
             source, paths, encoder.preprocess, batch_size=batch_size, workers=workers
         )
         learner.calibrate(pixels, labels)
-    train(
-        learner, clip, plan, method.optimizer(learner), batches, labels,
-        seed=protocol.seed, checkpoint=checkpoint, about=about, watch=watch,
-    )  # fmt: skip
+    measures = {}
+    if learner.search is not None:
+        measures = evolve(
+            learner, plan, batches, labels, checkpoint=checkpoint, about=about, watch=watch
+        )
+    else:
+        train(
+            learner, clip, plan, method.optimizer(learner), batches, labels,
+            seed=protocol.seed, checkpoint=checkpoint, about=about, watch=watch,
+        )  # fmt: skip
     if before is not None:
         return Trained(learner, clip, before, again=True)
     trained = time.perf_counter()
@@ -172,7 +179,8 @@ def run(
         digest_of_images(source.dataset, truth.numpy(), np.arange(len(truth))),
         save=save,
         hyperparameters={**values, **chosen},
-        measures={"trained_parameters": float(sum(p.numel() for p in learner.parameters.values()))},
+        measures=measures
+        | {"trained_parameters": float(sum(p.numel() for p in learner.parameters.values()))},
         text_recipe="live",
         n_support=len(items),
         n_validation=0,

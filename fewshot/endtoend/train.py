@@ -8,7 +8,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -128,15 +128,22 @@ def save_checkpoint(
     scaler: "torch.amp.GradScaler",
 ) -> None:
     """Write all that the next step depends on, whole or not at all; safetensors, no pickle."""
-    tensors = {f"parameter/{k}": v.detach().cpu() for k, v in learner.parameters.items()}
+    tensors = {f"parameter/{k}": v.detach() for k, v in learner.parameters.items()}
     for i, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if value is not None:
-                tensors[f"optimizer/{i}/{name}"] = torch.as_tensor(value).detach().cpu()
-    note = {"about": about, "step": str(step), "scaler": json.dumps(scaler.state_dict())}
+                tensors[f"optimizer/{i}/{name}"] = torch.as_tensor(value).detach()
+    write_checkpoint(path, about, step, tensors, scaler=json.dumps(scaler.state_dict()))
+
+
+def write_checkpoint(
+    path: Path, about: str, step: int, tensors: Mapping[str, Tensor], **more: str
+) -> None:
+    """Write tensors, and a note of what they are of, whole or not at all."""
+    note = {"about": about, "step": str(step), **more}
     # One key, since safetensors writes several in another order every time.
     note = {"checkpoint": json.dumps(note, sort_keys=True)}
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         temporary.write_bytes(serialized(contiguous, note))
 
@@ -153,13 +160,8 @@ def load_checkpoint(
     Raises:
         UserError: Another run's, or damaged.
     """
+    note, tensors = read_checkpoint(path, about)
     try:
-        note = _note(path)
-        tensors = load_file(path)
-        if note["about"] != about:
-            raise UserError(
-                f"{path} is the checkpoint of another run; remove it, or give another --out"
-            )
         state: dict[int, dict[str, Any]] = {}
         with torch.no_grad():
             for name, parameter in learner.parameters.items():
@@ -169,16 +171,39 @@ def load_checkpoint(
             if kind == "optimizer":
                 i, _, name = rest.partition("/")
                 state.setdefault(int(i), {})[name] = value
-        step = int(note["step"])
         scaling = json.loads(note["scaler"])
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{path} is no checkpoint ({error}); remove it and start again") from None
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise damaged(path, error) from None
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
     if scaling:
         scaler.load_state_dict(scaling)
-    return step
+    return int(note["step"])
+
+
+def read_checkpoint(path: Path, about: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The note of a checkpoint, whose `step` is a whole number, and its tensors.
+
+    Raises:
+        UserError: Another run's, or damaged.
+    """
+    try:
+        note, tensors = _note(path), load_file(path)
+        int(note["step"])
+        other = note["about"] != about
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise damaged(path, error) from None
+    if other:
+        raise UserError(
+            f"{path} is the checkpoint of another run; remove it, or give another --out"
+        )
+    return note, tensors
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    """What to raise of a checkpoint that cannot be continued from."""
+    return UserError(f"{path} is no checkpoint ({error}); remove it and start again")
 
 
 def steps_done(path: Path) -> int:

@@ -5,7 +5,7 @@ over once. `torch.optim`'s classes take the same steps; the first of them that a
 imports torch's compiler, a second of work.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -84,6 +84,22 @@ class Adam(_Parameters):
             weight_decay=self._weight_decay, decoupled_weight_decay=self._decoupled,
             amsgrad=False, maximize=False,
         )  # fmt: skip
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step depends on, by name; shares its memory."""
+        return {
+            "values": self._all, "first": self._first, "second": self._second, "count": self._count,
+        }  # fmt: skip
+
+    def load_state(self, saved: Mapping[str, Tensor]) -> None:
+        """Go back to where a state was saved.
+
+        Raises:
+            KeyError: A part of it is missing.
+            RuntimeError: A part has another shape.
+        """
+        for name, tensor in self.state().items():
+            tensor.copy_(saved[name])
 
 
 def _views(flat: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:

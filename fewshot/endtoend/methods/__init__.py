@@ -12,6 +12,7 @@ from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.methods.cocoop import CoCoOp
 from fewshot.endtoend.methods.convpass import Convpass
 from fewshot.endtoend.methods.coop import CoOp
+from fewshot.endtoend.methods.craft import CraFT
 from fewshot.endtoend.methods.difffit import DiffFit
 from fewshot.endtoend.methods.dtl import DTL
 from fewshot.endtoend.methods.fact import FacT
@@ -40,6 +41,7 @@ METHODS: dict[str, type[EndToEnd]] = {
     "cocoop": CoCoOp,
     "kgcoop": KgCoOp,
     "prograd": ProGrad,
+    "craft": CraFT,
     "clip-lora": CLIPLoRA,
     "live-linear-probe": LiveLinearProbe,
     "ln-tune": LNTune,

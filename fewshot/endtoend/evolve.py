@@ -1,0 +1,75 @@
+"""The loop of a method that learns by search, without gradients of the model, and its checkpoints.
+
+As in `fewshot.endtoend.train`, a run that was killed and resumed ends as one that was not.
+"""
+
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fewshot.endtoend.clip import Learner, TrainingPlan
+from fewshot.endtoend.parts.black_box import Search
+from fewshot.endtoend.train import Batches, Watch, damaged, read_checkpoint, write_checkpoint
+
+BLOCK = 64  # images whose crops are encoded at a time
+
+
+def evolve(
+    learner: Learner,
+    plan: TrainingPlan,
+    batches: Batches,
+    labels: Tensor,
+    *,
+    checkpoint: Path | None = None,
+    about: str = "",
+    every: float = 30.0,
+    watch: Watch = lambda step, loss, accuracy: None,
+) -> dict[str, float]:
+    """Search for the learner's parameters, in place; how often the model was asked, as `queries`.
+
+    Args:
+        learner: A learner with a search.
+        plan: Its iterations are generations.
+        batches: The images' features, by row of `labels`.
+        labels: (N,) class ids.
+        checkpoint: As in `train`, like the rest.
+        about: What is trained, as text.
+        every: Seconds between two checkpoints.
+        watch: Called after each generation.
+
+    Raises:
+        UserError: The checkpoint is another run's or damaged, or what the search objects to.
+    """
+    rows_of_all = torch.arange(len(labels))
+
+    def crops(i: int) -> Tensor:
+        return torch.cat([batches(rows, i) for rows in torch.split(rows_of_all, BLOCK)])
+
+    assert learner.search is not None
+    device = next(iter(learner.parameters.values())).device
+    search = learner.search(crops, labels.to(device), plan.iterations)
+    first = 0
+    if checkpoint is not None and checkpoint.exists():
+        first = _resume(search, checkpoint, about)
+    saved = time.monotonic()
+    for generation in range(first, plan.iterations):
+        watch(generation + 1, *search.step())
+        if checkpoint is not None and time.monotonic() - saved > every:
+            write_checkpoint(checkpoint, about, generation + 1, search.state())
+            saved = time.monotonic()
+    if checkpoint is not None:
+        write_checkpoint(checkpoint, about, plan.iterations, search.state())
+    learner.load_state(search.learned())
+    return {"queries": float(search.queries)}
+
+
+def _resume(search: Search, checkpoint: Path, about: str) -> int:
+    """Put the search back to where it was; the generations done by then."""
+    note, tensors = read_checkpoint(checkpoint, about)
+    try:
+        search.load_state(tensors)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise damaged(checkpoint, error) from None
+    return int(note["step"])
