@@ -22,6 +22,7 @@ from fewshot.endtoend.methods.coop import CoOp
 from fewshot.endtoend.methods.live_linear_probe import LiveLinearProbe
 from fewshot.endtoend.methods.visual_prompt import VisualPrompt
 from fewshot.endtoend.parts import weight_delta
+from fewshot.endtoend.text_tower import encode
 from fewshot.model_selection.calibration import Calibration
 from tests.image_peft import NAMES, TEMPLATES, attached, pixels
 
@@ -151,6 +152,16 @@ def test_a_context_of_words_is_those_words(
     method = CoOp(ctx_init="a photo of a", position=position)
     learner = method.attach(Clip.of(encoder), names, ["a {}"])
     torch.testing.assert_close(learner.text(), expected, rtol=1e-5, atol=2e-6)
+
+
+@torch.no_grad()
+def test_a_text_tower_with_a_mask_for_each_prompt_is_taken_apart() -> None:
+    encoder = two_towers(VIT, embed_cls=True, pad_id=0)  # as CoCa has it
+    tokens = encoder.tokenizer(["a cat", "a photo of a long haired dog"])
+    ours = copy.deepcopy(encoder.model)
+    unfuse(ours)
+    expected = encoder.model.encode_text(tokens)
+    torch.testing.assert_close(encode(ours, tokens), expected, rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", ["kgcoop", "prograd", "cocoop"])

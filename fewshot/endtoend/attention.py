@@ -60,7 +60,7 @@ class Attention(nn.Module):
             key: The tokens they look at.
             value: What they see of those.
             need_weights: Not heeded; open_clip never asks for them.
-            attn_mask: (L, L') to add to the logits, or `Prompts`.
+            attn_mask: (L, L') to add to the logits, (B H, L, L') of each head, or `Prompts`.
         """
         q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
         if not self.batch_first:
@@ -70,6 +70,8 @@ class Attention(nn.Module):
             heads = attn_mask.attend(q, k, v)
         else:
             mask = None if attn_mask is None else attn_mask.to(q.dtype)
+            if mask is not None and mask.ndim == 3:
+                mask = mask.view(-1, self.heads, *mask.shape[1:])
             heads = scaled_dot_product_attention(q, k, v, mask)
         tokens: Tensor = self.out_proj(heads.transpose(1, 2).flatten(2))
         return (tokens if self.batch_first else tokens.transpose(0, 1)), None
