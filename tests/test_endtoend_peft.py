@@ -14,6 +14,7 @@ from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.loading import load
 from fewshot.endtoend.attention import fuse, unfuse
+from fewshot.endtoend.checkpoint import load_checkpoint
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.methods.difffit import DiffFit
@@ -27,7 +28,7 @@ from fewshot.endtoend.methods.repadapter import RepAdapter
 from fewshot.endtoend.methods.ssf import SSF
 from fewshot.endtoend.parts.peft import PEFTMethod
 from fewshot.endtoend.parts.weight_delta import fold
-from fewshot.endtoend.train import load_checkpoint, train
+from fewshot.endtoend.train import train
 
 NAMES = ["cat", "long_haired dog", "zebra"]
 TEMPLATES = ["{} texture.", "other {}"]
@@ -143,7 +144,7 @@ def test_training_moves_what_is_saved_and_nothing_else(
     for name, parameter in clip.model.named_parameters():
         assert torch.equal(parameter, before[name]) == (id(parameter) not in tuned), name
     fresh, again, _, anew = built()
-    load_checkpoint(path, "", again, anew, torch.amp.GradScaler("cpu", enabled=False))
+    load_checkpoint(path, "", again, anew, torch.amp.GradScaler("cpu", enabled=False), {})
     with torch.no_grad():
         assert torch.equal(again.images(pixels()), learner.images(pixels()))
         assert torch.equal(again.text(), learner.text())

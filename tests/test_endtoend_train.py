@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -18,9 +19,10 @@ from torch import Tensor
 from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.loading import load
+from fewshot.endtoend.checkpoint import steps_done
 from fewshot.endtoend.clip import Clip, Learner, TrainingPlan
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
-from fewshot.endtoend.train import steps_done, train
+from fewshot.endtoend.train import train
 from fewshot.training import cosine_by_step
 
 NAMES = ["cat", "dog", "zebra"]
@@ -73,6 +75,40 @@ class Run:
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_mean_over_epochs_is_the_result_and_survives_a_stop(
+    encoder: Encoder, tmp_path: Path
+) -> None:
+    shares = (0.2, 0.5, 0.3)  # of three epochs of three batches
+    ends: list[dict[str, Tensor]] = []
+
+    def train_averaging(checkpoint: Path | None = None, stop: int = 0) -> dict[str, Tensor]:
+        learner = CLIPLoRA().attach(Clip.of(encoder), NAMES, ["{}"])
+        plan = TrainingPlan(9, 5, cosine_by_step(1e-2), epoch_shares=shares)
+
+        def watch(step: int, loss: float, accuracy: float) -> None:
+            if step % 3 == 0:
+                ends.append({k: v.detach().clone() for k, v in learner.parameters.items()})
+            if step == stop:
+                raise KeyboardInterrupt
+
+        with contextlib.suppress(KeyboardInterrupt):
+            train(
+                learner, Clip.of(encoder), plan, CLIPLoRA().optimizer(learner), pixels, LABELS,
+                seed=1, checkpoint=checkpoint, every=0, watch=watch,
+            )  # fmt: skip
+        return {k: v.detach().clone() for k, v in learner.parameters.items()}
+
+    final = train_averaging()
+    for name, value in final.items():
+        mean = sum(share * end[name] for share, end in zip(shares, ends, strict=True))
+        torch.testing.assert_close(value, mean)
+        assert not torch.equal(value, ends[-1][name]) or not value.any()
+    path = tmp_path / "c.safetensors"
+    train_averaging(path, stop=5)
+    assert equal(train_averaging(path), final)
+    assert equal(train_averaging(path), final)  # of a finished run, no step is done again
 
 
 @pytest.mark.parametrize("pro", [False, True])

@@ -94,7 +94,7 @@ class Learner:
         logit_scale: CLIP's inverse temperature.
         text: The classes' (C, D) features of the parameters as they are, any norm.
         images: Pixels (B, 3, H, W) to features (B, D), any norm; None where the image tower is
-            left alone and stored features serve.
+            left alone and stored features serve. Columns behind the D are for the objective alone.
         score: Features (B, D) to logits (B, C); None for the scaled cosine to the text.
         objective: Features, labels (B,) and their logits to the loss; None for cross-entropy.
         refine: Those cosines to the logits; None for themselves.
@@ -105,6 +105,8 @@ class Learner:
         modules: What is in training mode while it trains, for the sake of dropout.
         calibrate: Called before training with the center crops of the few shots, a batch of pixels
             at a time and in order, and their (N,) labels; None where nothing depends on them.
+        stage: Called before each training step with the share of all steps that is done, 0 to less
+            than 1; None where all steps are alike.
         chosen: Name -> what `calibrate` chose and no gradient moves; saved with the parameters.
     """
 
@@ -119,6 +121,7 @@ class Learner:
     penalty: Callable[[Tensor], Tensor] | None = None
     modules: Sequence[nn.Module] = field(default_factory=tuple)
     calibrate: Callable[[Iterable[Tensor], Tensor], None] | None = None
+    stage: Callable[[float], None] | None = None
     chosen: Mapping[str, Tensor] = field(default_factory=dict)
 
     def state(self) -> dict[str, Tensor]:
@@ -149,7 +152,8 @@ class Learner:
         """(B, C) float32 logits of (B, D) features of any norm."""
         if self.score is not None:
             return self.score(features)
-        cosines = scaled_cosines(self.logit_scale, features, self.text())
+        text = self.text()
+        cosines = scaled_cosines(self.logit_scale, features[:, : text.shape[1]], text)
         if self.refine is None:
             return cosines
         with torch.autocast(features.device.type, enabled=False):
@@ -192,6 +196,9 @@ class TrainingPlan:
         schedule: The learning rate.
         crop_scale: Minimum and maximum share of an image's area that an augmented crop keeps.
         flip: Mirror half of the crops; False where a mirrored image is of another class, or none.
+        epoch_shares: Of the parameters at the end of each epoch, their share in the final ones;
+            empty where these are the last step's. There is one for each epoch, and the last epoch
+            is a whole one.
     """
 
     iterations: int
@@ -200,6 +207,7 @@ class TrainingPlan:
     drop_last: bool = False
     crop_scale: tuple[float, float] = (0.08, 1.0)
     flip: bool = True
+    epoch_shares: Sequence[float] = ()
 
 
 class EndToEnd(MethodInfo):

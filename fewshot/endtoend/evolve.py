@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fewshot.endtoend.checkpoint import damaged, read_checkpoint, write_checkpoint
 from fewshot.endtoend.clip import Learner, TrainingPlan
 from fewshot.endtoend.parts.black_box import Search
-from fewshot.endtoend.train import Batches, Watch, damaged, read_checkpoint, write_checkpoint
+from fewshot.endtoend.train import Batches, Watch
 
 BLOCK = 64  # images whose crops are encoded at a time
 

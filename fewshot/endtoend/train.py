@@ -5,23 +5,18 @@ dropout. So a run that was killed and resumed reaches the same parameters as one
 """
 
 import contextlib
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from safetensors.torch import save as serialized
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cache.atomic import replacing
 from cache.errors import UserError
+from fewshot.endtoend.checkpoint import load_checkpoint, save_checkpoint
 from fewshot.endtoend.clip import Clip, Learner, TrainingPlan
 from fewshot.parts.memory import memory_refused
 
@@ -68,9 +63,12 @@ def train(
     scaler = torch.amp.GradScaler(
         clip.device.type, enabled=clip.precision == "fp16" and clip.device.type == "cuda"
     )
+    averages = {}
+    if plan.epoch_shares:
+        averages = {k: torch.zeros_like(v.detach()) for k, v in learner.parameters.items()}
     first = 0
     if checkpoint is not None and checkpoint.exists():
-        first = load_checkpoint(checkpoint, about, learner, optimizer, scaler)
+        first = load_checkpoint(checkpoint, about, learner, optimizer, scaler, averages)
     saved = time.monotonic()
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
@@ -79,6 +77,8 @@ def train(
         return batches(rows, epoch), labels[rows]
 
     for step, (given, truth) in _one_ahead(batch, range(first, plan.iterations)):
+        if learner.stage is not None:
+            learner.stage(step / plan.iterations)
         for group in optimizer.param_groups:
             group["lr"] = plan.schedule(step // steps, step / plan.iterations)
         given = given.to(clip.device, non_blocking=True)
@@ -97,12 +97,19 @@ def train(
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.step(optimizer)
         scaler.update()
+        if (step + 1) % steps == 0:
+            for name, average in averages.items():
+                parameter = learner.parameters[name].detach()
+                average.add_(parameter, alpha=plan.epoch_shares[step // steps])
         watch(step + 1, float(loss.detach()), float((logits.argmax(dim=1) == truth).float().mean()))
         if checkpoint is not None and time.monotonic() - saved > every:
-            save_checkpoint(checkpoint, about, step + 1, learner, optimizer, scaler)
+            save_checkpoint(checkpoint, about, step + 1, learner, optimizer, scaler, averages)
             saved = time.monotonic()
+    with torch.no_grad():
+        for name, average in averages.items():
+            learner.parameters[name].copy_(average)
     if checkpoint is not None:
-        save_checkpoint(checkpoint, about, plan.iterations, learner, optimizer, scaler)
+        save_checkpoint(checkpoint, about, plan.iterations, learner, optimizer, scaler, averages)
 
 
 def _one_ahead(
@@ -117,109 +124,6 @@ def _one_ahead(
             if step + 1 in steps:
                 coming = pool.submit(batch, step + 1)
             yield step, here
-
-
-def save_checkpoint(
-    path: Path,
-    about: str,
-    step: int,
-    learner: Learner,
-    optimizer: Optimizer,
-    scaler: "torch.amp.GradScaler",
-) -> None:
-    """Write all that the next step depends on, whole or not at all; safetensors, no pickle."""
-    tensors = {f"parameter/{k}": v.detach() for k, v in learner.parameters.items()}
-    for i, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            if value is not None:
-                tensors[f"optimizer/{i}/{name}"] = torch.as_tensor(value).detach()
-    write_checkpoint(path, about, step, tensors, scaler=json.dumps(scaler.state_dict()))
-
-
-def write_checkpoint(
-    path: Path, about: str, step: int, tensors: Mapping[str, Tensor], **more: str
-) -> None:
-    """Write tensors, and a note of what they are of, whole or not at all."""
-    note = {"about": about, "step": str(step), **more}
-    # One key, since safetensors writes several in another order every time.
-    note = {"checkpoint": json.dumps(note, sort_keys=True)}
-    contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
-        temporary.write_bytes(serialized(contiguous, note))
-
-
-def load_checkpoint(
-    path: Path,
-    about: str,
-    learner: Learner,
-    optimizer: Optimizer,
-    scaler: "torch.amp.GradScaler",
-) -> int:
-    """Put the learner and the optimizer back where they were; the steps done by then.
-
-    Raises:
-        UserError: Another run's, or damaged.
-    """
-    note, tensors = read_checkpoint(path, about)
-    try:
-        state: dict[int, dict[str, Any]] = {}
-        with torch.no_grad():
-            for name, parameter in learner.parameters.items():
-                parameter.copy_(tensors[f"parameter/{name}"])
-        for key, value in tensors.items():
-            kind, _, rest = key.partition("/")
-            if kind == "optimizer":
-                i, _, name = rest.partition("/")
-                state.setdefault(int(i), {})[name] = value
-        scaling = json.loads(note["scaler"])
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise damaged(path, error) from None
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
-    if scaling:
-        scaler.load_state_dict(scaling)
-    return int(note["step"])
-
-
-def read_checkpoint(path: Path, about: str) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The note of a checkpoint, whose `step` is a whole number, and its tensors.
-
-    Raises:
-        UserError: Another run's, or damaged.
-    """
-    try:
-        note, tensors = _note(path), load_file(path)
-        int(note["step"])
-        other = note["about"] != about
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise damaged(path, error) from None
-    if other:
-        raise UserError(
-            f"{path} is the checkpoint of another run; remove it, or give another --out"
-        )
-    return note, tensors
-
-
-def damaged(path: Path, error: Exception) -> UserError:
-    """What to raise of a checkpoint that cannot be continued from."""
-    return UserError(f"{path} is no checkpoint ({error}); remove it and start again")
-
-
-def steps_done(path: Path) -> int:
-    """Steps that a checkpoint has behind it; 0 where there is none or it cannot be read."""
-    try:
-        return int(_note(path)["step"])
-    except (OSError, KeyError, ValueError, SafetensorError):
-        return 0
-
-
-def _note(path: Path) -> dict[str, str]:
-    """What a checkpoint says beside its tensors; at first each part had a key of its own."""
-    with safe_open(path, "pt") as file:
-        found: dict[str, str] = file.metadata() or {}
-    note: dict[str, str] = json.loads(found["checkpoint"]) if "checkpoint" in found else found
-    return note
 
 
 def _order(n: int, seed: int, epoch: int) -> Tensor:

@@ -17,7 +17,6 @@ from fewshot.adapters.opened_adapter import attached
 from fewshot.classifier import BlockedClassifier, Classifier
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.cocoop import CoCoOp
-from fewshot.endtoend.methods.coop import CoOp, LearnedPrompts
 from fewshot.endtoend.text_tower import require_open_clips
 from fewshot.methods import METHODS
 from fewshot.model_selection.blending import BlendedClassifier
@@ -80,8 +79,7 @@ def _without_loops(classifier: Classifier) -> Step:
 def _cocoop(adapter: Adapter, clip: Clip, trained: Mapping[str, Tensor]) -> Step:
     """CoCoOp's logits with the prompts of all images of a batch side by side, each in full."""
     method = CoCoOp(**adapter.settings)
-    plain = CoOp(n_ctx=method.n_ctx, ctx_init=method.ctx_init, seed=method.seed)
-    prompts = LearnedPrompts.of(clip, adapter.classnames, plain)
+    prompts = method.prompts(clip, adapter.classnames)
     tower = require_open_clips(clip.model)
     context = trained["context"]
     first, second = (

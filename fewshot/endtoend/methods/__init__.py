@@ -28,6 +28,7 @@ from fewshot.endtoend.methods.lst import LST
 from fewshot.endtoend.methods.patt import PATT
 from fewshot.endtoend.methods.prefix import Prefix
 from fewshot.endtoend.methods.prograd import ProGrad
+from fewshot.endtoend.methods.promptsrc import PromptSRC
 from fewshot.endtoend.methods.repadapter import RepAdapter
 from fewshot.endtoend.methods.sct import SCT
 from fewshot.endtoend.methods.ssf import SSF
@@ -42,6 +43,7 @@ METHODS: dict[str, type[EndToEnd]] = {
     "kgcoop": KgCoOp,
     "prograd": ProGrad,
     "craft": CraFT,
+    "promptsrc": PromptSRC,
     "clip-lora": CLIPLoRA,
     "live-linear-probe": LiveLinearProbe,
     "ln-tune": LNTune,

@@ -13,12 +13,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from fewshot.checks import non_negative, positive, whole
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan, scaled_cosines
-from fewshot.endtoend.methods.coop import CoOp, LearnedPrompts
-from fewshot.training import cosine_by_epoch
+from fewshot.endtoend.parts.dassl import epochs_plan, momentum_sgd
+from fewshot.endtoend.parts.learned_prompts import LearnedPrompts
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,7 @@ class CoCoOp(EndToEnd):
 
     def attach(self, clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Learner:
         """Context and network are trained; the dataset's templates play no part."""
-        plain = CoOp(
-            n_ctx=self.n_ctx, ctx_init=self.ctx_init, text_chunk=self.text_chunk, seed=self.seed
-        )
-        prompts = LearnedPrompts.of(clip, classnames, plain)
+        prompts = self.prompts(clip, classnames)
         dim, width = int(clip.identity["dim"]), prompts.context.shape[-1]
         drawn = meta_net(dim, max(1, dim // self.reduction), width, seed=self.seed)
         net = {name: nn.Parameter(value.to(prompts.context)) for name, value in drawn.items()}
@@ -95,20 +92,20 @@ class CoCoOp(EndToEnd):
             {"context": prompts.context, **net}, clip.logit_scale, prompts.features, score=score
         )
 
+    def prompts(self, clip: Clip, classnames: Sequence[str]) -> LearnedPrompts:
+        """The classes' prompts, with the context as it is before training."""
+        return LearnedPrompts.of(
+            clip, classnames, n_ctx=self.n_ctx, ctx_init=self.ctx_init, seed=self.seed,
+            chunk=self.text_chunk,
+        )  # fmt: skip
+
     def plan(self, shots: int, n_images: int) -> TrainingPlan:
         """Ten epochs at any shots, each without its last batch if that is not full."""
-        return TrainingPlan(
-            iterations=self.epochs * max(1, n_images // self.batch_size),
-            batch_size=self.batch_size,
-            drop_last=True,
-            schedule=cosine_by_epoch(self.lr, self.epochs),
-        )
+        return epochs_plan(self.epochs, n_images, self.batch_size, self.lr)
 
     def optimizer(self, learner: Learner) -> Optimizer:
         """SGD with momentum."""
-        return SGD(
-            learner.parameters.values(), lr=self.lr, momentum=0.9, weight_decay=self.weight_decay
-        )
+        return momentum_sgd(learner, self.lr, self.weight_decay)
 
 
 def meta_net(dim: int, hidden: int, width: int, *, seed: int) -> dict[str, Tensor]:

@@ -19,8 +19,9 @@ from torch.optim import Adam, Optimizer
 from cache.errors import UserError
 from fewshot.checks import fraction, non_negative, positive, whole
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan, scaled_cosines
-from fewshot.endtoend.methods.coop import CoOp, LearnedPrompts
+from fewshot.endtoend.methods.coop import CoOp
 from fewshot.endtoend.parts.black_box import Search, SearchSettings, named
+from fewshot.endtoend.parts.learned_prompts import LearnedPrompts
 from fewshot.parts.refiner import Refiner
 from fewshot.training import published_epochs
 
@@ -98,9 +99,7 @@ class CraFT(EndToEnd):
 
     def attach(self, clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Learner:
         """The context and g are what is learned; the dataset's templates play no part."""
-        prompts = LearnedPrompts.of(
-            clip, classnames, CoOp(ctx_init=self.ctx_init, text_chunk=self.text_chunk)
-        )
+        prompts = CoOp(ctx_init=self.ctx_init, text_chunk=self.text_chunk).prompts(clip, classnames)
         refiner = Refiner.untrained(
             prompts.context.detach().float(), len(classnames), self.hidden, seed=self.seed
         )

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, pad
 
 from fewshot.checks import non_negative, positive
 from fewshot.endtoend.clip import Clip, Learner, scaled_cosines
-from fewshot.endtoend.methods.coop import CoOp, LearnedPrompts
+from fewshot.endtoend.methods.coop import CoOp
 from fewshot.endtoend.parts.peft import class_text
 
 RAISED = 1024.0  # a power of two, so exact; small gradients would vanish in float16
@@ -54,7 +54,7 @@ class ProGrad(CoOp):
     def attach(self, clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Learner:
         """The context is all that is trained; the dataset's templates are zero-shot CLIP's."""
         worded = replace(self, ctx_init=self.ctx_init or words_before(templates[0]))
-        prompts = LearnedPrompts.of(clip, classnames, worded)
+        prompts = worded.prompts(clip, classnames)
         missing = max(0, self.n_ctx - prompts.context.shape[-2])
         context = nn.Parameter(pad(prompts.context.detach(), (0, 0, missing, 0)))
         prompts = replace(prompts, context=context)

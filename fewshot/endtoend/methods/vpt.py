@@ -6,13 +6,13 @@ whatever the tokens are. Shallow and deep share this file: they differ in the nu
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fewshot.checks import fraction, whole
 from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.parts.deep_prompts import PromptedTransformer
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 from fewshot.endtoend.parts.vit import (
     image_only,
@@ -20,35 +20,6 @@ from fewshot.endtoend.parts.vit import (
     require_blocks_in_a_row,
     uniform_tokens,
 )
-
-
-class PromptedTransformer(nn.Module):
-    """A tower's blocks with learned tokens behind the class token.
-
-    Attributes:
-        resblocks: The blocks.
-        tokens: (n, l, W): l at the input of each of the first n blocks, in place of what became
-            of those before.
-        dropout: On the learned tokens.
-    """
-
-    def __init__(self, transformer: Any, tokens: Tensor, dropout: float) -> None:
-        super().__init__()
-        self.resblocks = transformer.resblocks
-        self.tokens = nn.Parameter(tokens)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, attn_mask: None = None) -> Tensor:
-        """(B, L, W) of (B, L, W): the learned tokens are gone again."""
-        n, n_tokens, _ = self.tokens.shape
-        rest = 1  # where the patches start
-        for i, block in enumerate(self.resblocks):
-            if i < n:
-                learned = self.dropout(self.tokens[i]).to(x.dtype).expand(len(x), -1, -1)
-                x = torch.cat([x[:, :1], learned, x[:, rest:]], dim=1)
-                rest = 1 + n_tokens
-            x = block(x)
-        return torch.cat([x[:, :1], x[:, rest:]], dim=1)
 
 
 @dataclass(frozen=True)
@@ -79,9 +50,12 @@ class VPTShallow(PEFTMethod):
         require_blocks_in_a_row(tower, self.name)
         depth = len(tower.transformer.resblocks) if self.deep else 1
         tokens = uniform_tokens(depth, self.n_tokens, tower, self.seed)
-        prompted = PromptedTransformer(tower.transformer, tokens, self.dropout)
-        tower.transformer = prompted.to(clip.device).eval()
-        return {"tokens": prompted.tokens}, (prompted.dropout,)
+        learned, dropout = nn.Parameter(tokens.to(clip.device)), nn.Dropout(self.dropout).eval()
+        tower.transformer = PromptedTransformer(
+            tower.transformer, range(depth), self.n_tokens, lambda i: dropout(learned[i]),
+            inserted=True,
+        )  # fmt: skip
+        return {"tokens": learned}, (dropout,)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,135 @@
+"""Checkpoints of the end-to-end path: all that the next step depends on, in one file."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as serialized
+from torch import Tensor
+from torch.optim import Optimizer
+
+from cache.atomic import replacing
+from cache.errors import UserError
+from fewshot.endtoend.clip import Learner
+
+
+def save_checkpoint(
+    path: Path,
+    about: str,
+    step: int,
+    learner: Learner,
+    optimizer: Optimizer,
+    scaler: "torch.amp.GradScaler",
+    averages: Mapping[str, Tensor],
+) -> None:
+    """Write all that the next step depends on, whole or not at all; safetensors, no pickle.
+
+    Args:
+        path: Of the file.
+        about: What is trained, as text.
+        step: Steps that are done.
+        learner: Its parameters are written.
+        optimizer: And what it remembers of each.
+        scaler: And the scale of the loss.
+        averages: And the average over epochs so far of each, where one is taken.
+    """
+    tensors = {f"parameter/{k}": v.detach() for k, v in learner.parameters.items()}
+    tensors |= {f"average/{k}": v for k, v in averages.items()}
+    for i, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if value is not None:
+                tensors[f"optimizer/{i}/{name}"] = torch.as_tensor(value).detach()
+    write_checkpoint(path, about, step, tensors, scaler=json.dumps(scaler.state_dict()))
+
+
+def write_checkpoint(
+    path: Path, about: str, step: int, tensors: Mapping[str, Tensor], **more: str
+) -> None:
+    """Write tensors, and a note of what they are of, whole or not at all."""
+    note = {"about": about, "step": str(step), **more}
+    # One key, since safetensors writes several in another order every time.
+    note = {"checkpoint": json.dumps(note, sort_keys=True)}
+    contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        temporary.write_bytes(serialized(contiguous, note))
+
+
+def load_checkpoint(
+    path: Path,
+    about: str,
+    learner: Learner,
+    optimizer: Optimizer,
+    scaler: "torch.amp.GradScaler",
+    averages: Mapping[str, Tensor],
+) -> int:
+    """Put all that `save_checkpoint` wrote back where it was; the steps done by then.
+
+    Raises:
+        UserError: Another run's, or damaged.
+    """
+    note, tensors = read_checkpoint(path, about)
+    try:
+        state: dict[int, dict[str, Any]] = {}
+        with torch.no_grad():
+            for name, parameter in learner.parameters.items():
+                parameter.copy_(tensors[f"parameter/{name}"])
+            for name, average in averages.items():
+                average.copy_(tensors[f"average/{name}"])
+        for key, value in tensors.items():
+            kind, _, rest = key.partition("/")
+            if kind == "optimizer":
+                i, _, name = rest.partition("/")
+                state.setdefault(int(i), {})[name] = value
+        scaling = json.loads(note["scaler"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise damaged(path, error) from None
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+    if scaling:
+        scaler.load_state_dict(scaling)
+    return int(note["step"])
+
+
+def read_checkpoint(path: Path, about: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The note of a checkpoint, whose `step` is a whole number, and its tensors.
+
+    Raises:
+        UserError: Another run's, or damaged.
+    """
+    try:
+        note, tensors = _note(path), load_file(path)
+        int(note["step"])
+        other = note["about"] != about
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise damaged(path, error) from None
+    if other:
+        raise UserError(
+            f"{path} is the checkpoint of another run; remove it, or give another --out"
+        )
+    return note, tensors
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    """What to raise of a checkpoint that cannot be continued from."""
+    return UserError(f"{path} is no checkpoint ({error}); remove it and start again")
+
+
+def steps_done(path: Path) -> int:
+    """Steps that a checkpoint has behind it; 0 where there is none or it cannot be read."""
+    try:
+        return int(_note(path)["step"])
+    except (OSError, KeyError, ValueError, SafetensorError):
+        return 0
+
+
+def _note(path: Path) -> dict[str, str]:
+    """What a checkpoint says beside its tensors; at first each part had a key of its own."""
+    with safe_open(path, "pt") as file:
+        found: dict[str, str] = file.metadata() or {}
+    note: dict[str, str] = json.loads(found["checkpoint"]) if "checkpoint" in found else found
+    return note

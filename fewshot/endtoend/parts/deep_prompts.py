@@ -1,0 +1,192 @@
+"""Learned prompts at the first blocks of both towers: the part that MaPLe and PromptSRC share.
+
+Both papers replace the first blocks' prompt tokens by learned ones, where VPT inserts them. In the
+text tower these are the context, which all classes share, so it still runs once for all of them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
+
+from fewshot.checks import non_negative, positive, whole
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
+from fewshot.endtoend.parts.dassl import epochs_plan, momentum_sgd
+from fewshot.endtoend.parts.learned_prompts import LearnedPrompts
+from fewshot.endtoend.parts.vit import image_vit, require_blocks_in_a_row
+from fewshot.endtoend.text_tower import require_open_clips
+
+DEVIATION = 0.02  # of the normal distribution that prompts are drawn from
+
+
+class PromptedTransformer(nn.Module):
+    """A tower's blocks with learned tokens behind the first so many tokens.
+
+    Attributes:
+        resblocks: The blocks.
+        before: How many tokens stand before the learned ones.
+        blocks: Numbers of those that have learned tokens at their input, in a row.
+        prompt: Number of a block to its tokens (l, W).
+        inserted: The sequence comes without learned tokens and goes without them; otherwise there
+            are tokens in their places already, and what becomes of them is left there.
+        grad_checkpointing: Keep no activations within a block; open_clip sets it.
+    """
+
+    def __init__(
+        self,
+        transformer: Any,
+        blocks: range,
+        n_tokens: int,
+        prompt: Callable[[int], Tensor],
+        *,
+        inserted: bool,
+        before: int = 1,
+    ) -> None:
+        super().__init__()
+        self.resblocks = transformer.resblocks
+        self.blocks, self.n_tokens, self.prompt = blocks, n_tokens, prompt
+        self.inserted, self.before = inserted, before
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor, attn_mask: Any = None) -> Tensor:
+        """(B, L, W) of (B, L, W)."""
+        before = self.before
+        rest = before if self.inserted else before + self.n_tokens  # where other tokens start
+        for i, block in enumerate(self.resblocks):
+            if i in self.blocks:
+                learned = self.prompt(i).to(x.dtype).expand(len(x), -1, -1)
+                x = torch.cat([x[:, :before], learned, x[:, rest:]], dim=1)
+                rest = before + self.n_tokens
+            if self.grad_checkpointing:
+                x = checkpoint(block, x, attn_mask=attn_mask, use_reentrant=False)
+            else:
+                x = block(x, attn_mask=attn_mask)
+        return torch.cat([x[:, :before], x[:, rest:]], dim=1) if self.inserted else x
+
+
+@dataclass(frozen=True, eq=False)
+class PromptedText:
+    """The text tower of C classes with learned context, at the input and at further blocks.
+
+    Attributes:
+        context: (l, W) at the input.
+        deeper: (d - 1, l, W) at blocks 1 to d - 1.
+        features: To the (C, D) text features, any norm.
+    """
+
+    context: nn.Parameter
+    deeper: nn.Parameter
+    features: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class DeepPrompts(EndToEnd):
+    """A method that learns l prompts at each of the first d blocks of both towers.
+
+    The recipe is SGD with momentum, down along a cosine epoch by epoch, from crops and flips.
+
+    Attributes:
+        n_ctx: l.
+        ctx_init: Words that the context starts from: the first l tokens are learned, further ones
+            stay between context and name, and fewer are all there is. Empty for normal vectors of
+            deviation 0.02.
+        depth: d; a tower of fewer blocks has prompts at each.
+        epochs: Passes over the images.
+        lr: Maximum learning rate.
+        weight_decay: SGD's.
+        batch_size: Images per step.
+        text_chunk: Prompts that go through the text tower at a time, 0 for all; fewer take less
+            memory and a third more work.
+        seed: Of what is drawn before training.
+    """
+
+    n_ctx: int = 4
+    ctx_init: str = "a photo of a"
+    depth: int = 9
+    epochs: int = 50
+    lr: float = 0.0025
+    weight_decay: float = 5e-4
+    batch_size: int = 4
+    text_chunk: int = 0
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        whole(self, "n_ctx", "depth", "epochs", "batch_size")
+        whole(self, "text_chunk", minimum=0, hint="0 is all at once")
+        positive(self, "lr")
+        non_negative(self, "weight_decay")
+
+    def prompt_text(
+        self, clip: Clip, classnames: Sequence[str], generator: torch.Generator
+    ) -> PromptedText:
+        """Put the context into the text tower, in place.
+
+        Raises:
+            UserError: The text tower takes no embeddings.
+        """
+        prompts = LearnedPrompts.of(
+            clip, classnames, n_ctx=self.n_ctx, ctx_init=self.ctx_init, seed=self.seed,
+            chunk=self.text_chunk,
+        )  # fmt: skip
+        words = prompts.context.detach()
+        depth = min(self.depth, len(require_open_clips(clip.model).transformer.resblocks))
+        n_ctx = min(self.n_ctx, len(words))
+        drawn = self.drawn(clip, (depth, n_ctx, words.shape[1]), generator)
+        context, deeper = nn.Parameter(words[:n_ctx].clone()), nn.Parameter(drawn[1:].clone())
+        tower = clip.model.text if hasattr(clip.model, "text") else clip.model
+        tower.transformer = PromptedTransformer(
+            tower.transformer, range(1, depth), n_ctx, lambda i: deeper[i - 1],
+            inserted=False, before=len(prompts.start),
+        )  # fmt: skip
+
+        def features() -> Tensor:
+            return prompts.features(torch.cat([context, words[n_ctx:]]))
+
+        return PromptedText(context, deeper, features)
+
+    def image_depth(self, clip: Clip) -> int:
+        """How many blocks of the image tower have prompts.
+
+        Raises:
+            UserError: They are not those of a vision transformer, or not run one by one.
+        """
+        tower = image_vit(clip, self.name)
+        require_blocks_in_a_row(tower, self.name)
+        return min(self.depth, len(tower.transformer.resblocks))
+
+    def prompt_images(self, clip: Clip, n_tokens: int, prompt: Callable[[int], Tensor]) -> None:
+        """Insert tokens into the image tower, in place.
+
+        Args:
+            clip: The model.
+            n_tokens: l.
+            prompt: Number of a block to its tokens (l, W). Those of block 0 go through the norm
+                before the blocks, as the image's own do.
+        """
+        tower = clip.model.visual
+
+        def normed(block: int) -> Tensor:
+            tokens = prompt(block)
+            return tokens if block else tower.ln_pre(tokens)
+
+        blocks = range(self.image_depth(clip))
+        tower.transformer = PromptedTransformer(
+            tower.transformer, blocks, n_tokens, normed, inserted=True
+        )
+
+    def drawn(self, clip: Clip, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Normal prompts, on the model's device."""
+        tokens = torch.empty(*shape).normal_(std=DEVIATION, generator=generator)
+        return tokens.to(clip.device)
+
+    def plan(self, shots: int, n_images: int) -> TrainingPlan:
+        """So many epochs at any shots, each without its last batch if that is not full."""
+        return epochs_plan(self.epochs, n_images, self.batch_size, self.lr)
+
+    def optimizer(self, learner: Learner) -> Optimizer:
+        """SGD with momentum."""
+        return momentum_sgd(learner, self.lr, self.weight_decay)
