@@ -27,7 +27,7 @@ from fewshot.adapters.opened_adapter import preprocessing, require_model, with_e
 from fewshot.classifier import LinearClassifier
 from fewshot.fitting import Fitted, query
 from fewshot.methods import METHODS
-from fewshot.model_selection.calibration import Calibration, calibrate, calibrate_by_folds
+from fewshot.model_selection.calibration import Calibration, calibrate, out_of_fold
 from fewshot.model_selection.folds import folds
 from fewshot.model_selection.near_duplicates import scenes
 from fewshot.support import SupportSet
@@ -103,7 +103,9 @@ def test_what_cross_validation_says_is_that_of_a_loop_over_folds(store: FeatureS
         train = support.subset(fold != fold[i])
         logits = fit.method.fit(train, fit.text).logits(support.features[i : i + 1])
         right += int(logits.argmax() == support.labels[i])
-    known = calibrate_by_folds(fit.method, fit.support, fit.text)
+    held = out_of_fold(fit.method, fit.support, fit.text)
+    assert held is not None
+    known = calibrate(*held, "cv")
     assert (known.source, known.images) == ("cv", 16)
     assert known.accuracy == pytest.approx(right / 16)
     assert known.interval is not None
@@ -112,9 +114,9 @@ def test_what_cross_validation_says_is_that_of_a_loop_over_folds(store: FeatureS
 
 def test_nothing_is_known_of_how_sure_zero_shot_or_one_shot_is(store: FeatureStore) -> None:
     none = fitted(store, "zero-shot")
-    assert calibrate_by_folds(none.method, none.support, none.text) == Calibration()
+    assert out_of_fold(none.method, none.support, none.text) is None
     one = fewshot.fit(store, fewshot.GDA(), shots=1)
-    assert calibrate_by_folds(one.method, one.support, one.text) == Calibration()
+    assert out_of_fold(one.method, one.support, one.text) is None
     assert "not calibrated" in of_fitted(one, store, calibration=Calibration()).summary()
 
 
@@ -185,10 +187,10 @@ def test_somebody_elses_safetensors_is_no_adapter(tmp_path: Path) -> None:
 def test_a_later_format_is_refused(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fewshot.adapters.adapter_file.FORMAT", 3)
+    monkeypatch.setattr("fewshot.adapters.adapter_file.FORMAT", 4)
     made(store).save(tmp_path / "a.safetensors")
     monkeypatch.undo()
-    with pytest.raises(UserError, match="is of adapter format 3, and this version reads 1 and 2"):
+    with pytest.raises(UserError, match="is of adapter format 4, and this version reads 1 to 3"):
         load_adapter(tmp_path / "a.safetensors")
 
 
@@ -429,7 +431,9 @@ def test_images_of_one_scene_do_not_vouch_for_one_another(store: FeatureStore) -
     features = normalize(noise, dim=1).repeat(3, 1)  # each image three times
     support = SupportSet(features, (torch.arange(32) % 4).repeat(3), 4)
     fit = replace(fitted(store, "nearest-mean"), support=support, text=None)
-    known = calibrate_by_folds(fit.method, fit.support, fit.text)
+    held = out_of_fold(fit.method, fit.support, fit.text)
+    assert held is not None
+    known = calibrate(*held, "cv")
     assert known.images == 96
     assert known.accuracy is not None
     assert known.accuracy < 0.5  # 1.0 where a copy is learned from

@@ -27,8 +27,11 @@ def test_class_figures_are_those_of_a_count(seed: int) -> None:
         assert (f.images, f.predicted, f.right) == (len(mine), len(taken), right)
         assert f.recall == (right / len(mine) if mine else None)
         assert f.precision == (right / len(taken) if taken else None)
+        if f.recall and f.precision:
+            assert f.f1 == pytest.approx(2 / (1 / f.recall + 1 / f.precision))
     assert found[5].recall is None
     assert found[5].precision is None
+    assert found[5].f1 is None
     assert all(f.recall is not None and 0 < f.recall < 1 for f in found[:5])
 
 

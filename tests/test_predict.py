@@ -20,7 +20,7 @@ from cache.loading import load
 from fewshot import GDA, SupportSet, Text, TransCLIP, ZeroShot
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import take_apart
-from fewshot.adapters.image_results import Prediction, Unreadable
+from fewshot.adapters.image_results import Prediction, PredictionForm, Unreadable
 from fewshot.adapters.inputs import image_files
 from fewshot.adapters.opened_adapter import Predictor, with_encoder
 from fewshot.adapters.predict import predict, run, stream
@@ -250,7 +250,7 @@ def test_what_is_said_of_an_image_depends_on_all_where_the_method_is_joint(
     rest = [i for i in range(6, 60) if i != 30]
     logits = classifier.logits(features[rest]).double() / TEMPERATURE
     probabilities = torch.softmax(logits, dim=1)
-    found = list(stream(predictor, photos[6:], batch_size=7, top=3))
+    found = list(stream(predictor, photos[6:], PredictionForm(top=3), batch_size=7))
     read = [one for one in found if isinstance(one, Prediction)]
     assert [one.path for one in found] == photos[6:]
     assert [one.path for one in read] == [photos[i] for i in rest]
@@ -286,7 +286,7 @@ def test_what_cannot_be_is_told_before_a_model_is_loaded(
     with pytest.raises(UserError, match="no model in /nowhere"):
         predict(nowhere, photos)
     with pytest.raises(UserError, match="top must be at least 1"):
-        stream(with_encoder(linear(encoder), encoder), photos, top=0)
+        stream(with_encoder(linear(encoder), encoder), photos, PredictionForm(top=0))
 
 
 def test_the_text_alone_serves_as_well(encoder: Encoder, photos: list[str]) -> None:

@@ -11,9 +11,9 @@ from cache.errors import UserError, printable
 from fewshot.adapters.image_results import (
     Prediction,
     PredictionCounts,
+    PredictionForm,
     Unreadable,
     distinct,
-    require_form,
 )
 from fewshot.adapters.output import BLOCK, encodable, keep_end, keep_start, lines
 
@@ -54,13 +54,13 @@ def test_classes_of_one_name_are_told_apart_by_their_ids() -> None:
 
 
 def test_a_form_that_cannot_be_is_refused() -> None:
-    require_form(1, 0.0)
-    require_form(9, 1.0)
+    PredictionForm(1, 0.0)
+    PredictionForm(9, 1.0)
     with pytest.raises(UserError, match=r"^top must be at least 1, .*; got 0$"):
-        require_form(0, 0.5)
+        PredictionForm(0, 0.5)
     for confidence in (-0.1, 80.0, float("nan")):
         with pytest.raises(UserError, match=rf"must be a probability, 0\.\.1; got {confidence:g}$"):
-            require_form(5, confidence)
+            PredictionForm(5, confidence)
     with pytest.raises(UserError, match=r"unknown format 'cvs'; did you mean 'csv'"):
         written("cvs")
 
@@ -210,3 +210,20 @@ def test_texts_are_cut_at_either_end() -> None:
     assert (keep_end("abcd", 4), keep_start("abcd", 4)) == ("abcd", "abcd")
     assert (keep_end("写真写真", 6), keep_start("写真写真", 6)) == ("…写真", "写真…")
     assert keep_start("abc", 0) == ""
+
+
+def test_an_image_is_unknown_by_either_test_and_its_p_value_and_set_are_told() -> None:
+    foreign = Prediction("a.jpg", ("cat", "dog"), (0.9, 0.1), 0.5, 0.05, ("cat", "dog"))
+    familiar = Prediction("b.jpg", ("cat", "dog"), (0.9, 0.1), 0.5, 0.0501, ("cat",))
+    unsure = Prediction("c.jpg", ("cat", "dog"), (0.4, 0.3), 0.5, 0.9, ("cat",))
+    assert [one.label for one in (foreign, familiar, unsure)] == ["unknown", "cat", "unknown"]
+    header, row, *_ = csv.reader(io.StringIO(written("csv", foreign, familiar)))
+    assert header[:5] == ["path", "label", "confidence", "p_value", "set"]
+    assert row[:5] == ["a.jpg", "unknown", "0.9", "0.05", "cat;dog"]
+    values = json.loads(written("jsonl", foreign))
+    assert (values["p_value"], values["set"]) == (0.05, ["cat", "dog"])
+    lines_of_table = written("table", foreign, familiar).splitlines()
+    assert lines_of_table[0].split() == ["image", "label", "%", "set"]
+    assert lines_of_table[1].split() == ["a.jpg", "unknown", "(cat)", "90.0", "cat,", "dog"]
+    assert "p_value" not in written("csv", CAT)
+    assert "set" not in json.loads(written("jsonl", CAT))

@@ -219,6 +219,16 @@ def test_classes_and_confusions_are_counted_over_seeds(saved: list[Result]) -> N
                     right[names[t]] += 1
                 else:
                     pairs[names[t], names[p]] += 1
+    taken = Counter({name: right[name] for name in names})
+    for (_, other), n in pairs.items():
+        taken[other] += n
+    precision = table(report, "few-shot, tiny", "precision-dtd")
+    for row, f1 in zip(precision.rows, table(report, "few-shot, tiny", "f1-dtd").rows, strict=True):
+        of = str(row[0])
+        assert isinstance(row[2], Number)
+        assert row[2].value == pytest.approx(100 * right[of] / taken[of])
+        assert isinstance(f1[2], Number)
+        assert f1[2].value == pytest.approx(200 * right[of] / (taken[of] + 40))
     classes = table(report, "few-shot, tiny", "classes-dtd")
     assert [row[0] for row in classes.rows] == ["cat", "dog", "owl"]
     for row in classes.rows:

@@ -15,7 +15,9 @@ from cache.errors import UserError, count
 from fewshot.adapters.adapter_file import FORMAT, read_adapter, write_adapter
 from fewshot.adapters.card import UNKNOWN, require_card, require_tensors
 from fewshot.adapters.header import SUFFIX
+from fewshot.adapters.open_set_entry import opened_open_set, plain_open_set, split_tensors
 from fewshot.model_selection.calibration import Calibration
+from fewshot.model_selection.unknown_classes import OpenSet
 from fewshot.sampling import shots_name
 
 
@@ -36,6 +38,9 @@ class Adapter:
         templates: The dataset's templates, which end-to-end methods make their prompts of.
         training: What it was learned from: dataset, shots, seed, tuning, counts, versions.
         calibration: How sure it may be.
+        held_out: For prediction sets, by class: the probabilities of it that held-out images of it
+            got, ascending; empty where no image was held out.
+        open_set: The score that finds images of no class; None where it could not be judged.
         classifier: The classifier on features as `parts` has it; None of an end-to-end method.
         tensors: Its tensors, or what an end-to-end method trained, by name.
         format: Of the file that it was read from; a file is always written in the newest format.
@@ -53,6 +58,8 @@ class Adapter:
     calibration: Calibration
     classifier: Mapping[str, Any] | None
     tensors: Mapping[str, Tensor] = field(repr=False)
+    held_out: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
+    open_set: OpenSet | None = field(default=None, repr=False)
     format: int = FORMAT
 
     @property
@@ -80,6 +87,7 @@ class Adapter:
         names = [field.name for field in fields(self) if field.name not in ("tensors", "format")]
         values = {name: getattr(self, name) for name in names}
         values["calibration"] = asdict(self.calibration)
+        values["open_set"] = self.open_set and plain_open_set(self.open_set)[0]
         plain: dict[str, Any] = json.loads(json.dumps(values, allow_nan=False))
         return plain
 
@@ -90,7 +98,10 @@ class Adapter:
             UserError: The path does not end in .safetensors.
         """
         require_suffix(path)
-        write_adapter(path, self.card(), self.tensors)
+        tensors = dict(self.tensors)
+        if self.open_set is not None:
+            tensors |= plain_open_set(self.open_set)[1]
+        write_adapter(path, self.card(), tensors)
 
 
 def load_adapter(path: Path | str) -> Adapter:
@@ -103,10 +114,12 @@ def load_adapter(path: Path | str) -> Adapter:
     card, tensors = read_adapter(path)
     try:
         require_card(card)
-        require_tensors(card, tensors)
+        own, scores = split_tensors(tensors)
+        require_tensors(card, own)
+        open_set = opened_open_set(card.get("open_set"), scores)
     except UserError as error:
         raise UserError(f"{path}: {error}; copy or fit it again") from None
-    return _adapter(card, tensors)
+    return _adapter(card, own, open_set)
 
 
 def require_suffix(path: Path) -> None:
@@ -119,7 +132,9 @@ def require_suffix(path: Path) -> None:
         raise UserError(f"an adapter is a file that ends in {SUFFIX}; got {path}")
 
 
-def _adapter(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Adapter:
+def _adapter(
+    card: Mapping[str, Any], tensors: Mapping[str, Tensor], open_set: OpenSet | None
+) -> Adapter:
     known = card["calibration"]
     interval = known["interval"]
     return Adapter(
@@ -135,5 +150,7 @@ def _adapter(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Adapter:
         calibration=Calibration(**{**known, "interval": interval and tuple(interval)}),
         classifier=card["classifier"],
         tensors=tensors,
+        held_out=tuple(map(tuple, card.get("held_out", ()))),
+        open_set=open_set,
         format=card["format"],
     )

@@ -19,8 +19,8 @@ from cache.atomic import replacing
 from cache.errors import UserError
 from fewshot.adapters.header import KEY, card_of
 
-FORMAT = 2
-READ = (1, FORMAT)
+FORMAT = 3
+READ = (1, 2, FORMAT)
 ZEROS = "0" * 64
 _DIGEST = '\\"digest\\": \\"{}\\"'  # as it stands in the header: JSON within JSON
 
@@ -62,7 +62,7 @@ def read_adapter(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if version not in READ:
         raise UserError(
             f"{path} is of adapter format {version}, and this version reads "
-            f"{' and '.join(map(str, READ))}; update fewshot"
+            f"{READ[0]} to {FORMAT}; update fewshot"
         )
     try:
         tensors = load(content)

@@ -5,7 +5,15 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -167,6 +175,22 @@ class _Calibration(_Closed):
         return self
 
 
+def _sorted(values: list[float]) -> list[float]:
+    if values != sorted(values):
+        raise ValueError("expected ascending numbers, got others")
+    return values
+
+
+class _OpenSet(_Closed):
+    name: Name
+    score: dict[str, Any]
+    held_out: Annotated[list[float], Field(min_length=1), AfterValidator(_sorted)]
+    auroc: Fraction
+    range: Interval
+    refused: Fraction
+    compared: dict[str, Fraction]
+
+
 class _Card(_Closed):
     format: int
     digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -181,11 +205,17 @@ class _Card(_Closed):
     training: _Training
     calibration: _Calibration
     classifier: dict[str, Any] | None
+    held_out: list[Annotated[list[Fraction], AfterValidator(_sorted)]] = []
+    open_set: _OpenSet | None = None
 
     @model_validator(mode="after")
     def _one_entry_for_each_class(self) -> Self:
         counts = self.training.images_per_class
-        for name, entries in (("prompts", self.prompts), ("training.images per class", counts)):
+        for name, entries in (
+            ("prompts", self.prompts),
+            ("training.images per class", counts),
+            ("held_out", self.held_out),
+        ):
             if entries and len(entries) != len(self.classnames):
                 raise ValueError(
                     f"{name}: expected {len(self.classnames)} entries, one for each class, "

@@ -27,27 +27,33 @@ def kinds() -> dict[str, type[Any]]:
     return {part.kind: part for part in every if hasattr(part, "kind")}
 
 
-def take_apart(classifier: Classifier) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def take_apart(
+    classifier: object, parts: Mapping[str, type[Any]] | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The classifier as JSON values, in which tensors stand by name, and these tensors.
+
+    Args:
+        classifier: Or whatever else is made of the parts.
+        parts: The classes it may consist of, by kind; `kinds` without it.
 
     Raises:
         TypeError: It has a part that is none of `kinds`, nor a tensor or a plain value.
     """
     tensors: dict[str, Tensor] = {}
-    names = {part: name for name, part in kinds().items()}
+    names = {part: name for name, part in (parts or kinds()).items()}
 
     def apart(value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
             tensors[path] = value.detach()
             return {"tensor": path}
         if type(value) in names:
-            parts = {
+            apart_fields = {
                 WORDS.get(field.name, field.name): apart(
                     getattr(value, field.name), f"{path}.{field.name}".lstrip(".")
                 )
                 for field in fields(value)
             }
-            return {"kind": names[type(value)], "fields": parts}
+            return {"kind": names[type(value)], "fields": apart_fields}
         if isinstance(value, Mapping):
             return {"values": dict(value)}
         if value is None or isinstance(value, bool | int | float | str):
@@ -64,7 +70,25 @@ def put_together(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Cla
     Raises:
         UserError: A kind that is not known here, or parts that make no such thing.
     """
-    known, words = kinds(), {word: field for field, word in WORDS.items()} | OLD_WORDS
+    try:
+        classifier: Classifier = put_parts_together(plain, tensors, kinds())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"the adapter has a part that this version does not know ({error}); "
+            "update fewshot, or fit it again"
+        ) from None
+    return classifier
+
+
+def put_parts_together(
+    plain: Mapping[str, Any], tensors: Mapping[str, Tensor], parts: Mapping[str, type[Any]]
+) -> Any:
+    """Put together what `take_apart` took apart into these parts, by kind.
+
+    Raises:
+        KeyError, TypeError, AttributeError: The values are not of its form.
+    """
+    words = {word: field for field, word in WORDS.items()} | OLD_WORDS
 
     def together(value: Any) -> Any:
         if not isinstance(value, Mapping):
@@ -73,14 +97,7 @@ def put_together(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Cla
             return tensors[value["tensor"]]
         if "values" in value:
             return dict(value["values"])
-        parts = {words.get(name, name): together(part) for name, part in value["fields"].items()}
-        return known[value["kind"]](**parts)
+        fields = {words.get(name, name): together(part) for name, part in value["fields"].items()}
+        return parts[value["kind"]](**fields)
 
-    try:
-        classifier: Classifier = together(plain)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"the adapter has a part that this version does not know ({error}); "
-            "update fewshot, or fit it again"
-        ) from None
-    return classifier
+    return together(plain)

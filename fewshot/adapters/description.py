@@ -5,6 +5,7 @@ from typing import Any
 
 from cache.errors import count
 from fewshot.adapters.adapter import Adapter
+from fewshot.model_selection.conformal import needed
 
 _NAMED = 20  # of many classes, how many are named
 UNCOVERED = (
@@ -24,6 +25,8 @@ def describe(adapter: Adapter) -> str:
         ("settings", _values(adapter.settings)),
         ("learned from", _values(adapter.training)),
         ("calibration", _calibration(adapter)),
+        ("unknown images", _unknown(adapter)),
+        ("prediction sets", _sets(adapter)),
         ("tensors", (f"{n}: {tuple(t.shape)} {t.dtype}" for n, t in adapter.tensors.items())),
     ):
         found = list(lines)
@@ -73,3 +76,20 @@ def _calibration(adapter: Adapter) -> Iterator[str]:
     yield f"accuracy: {100 * known.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
     yield f"temperature: {known.temperature:.4g}"
     yield f"expected calibration error: {known.error:.3f}; {known.error_before:.3f} at 1"
+
+
+def _unknown(adapter: Adapter) -> Iterator[str]:
+    known = adapter.open_set
+    if known is not None:
+        low, high = known.range
+        yield f"score: {known.name}, of {count(len(known.held_out), 'held-out image')}"
+        yield f"AUROC on hidden classes: {known.auroc:.3f} ({low:.3f} to {high:.3f})"
+        yield f"refused where 95 % of known images are kept: {100 * known.refused:.1f} %"
+
+
+def _sets(adapter: Adapter) -> Iterator[str]:
+    n = sum(map(len, adapter.held_out))
+    if n:
+        own = sum(len(of_class) >= needed(0.9) for of_class in adapter.held_out)
+        yield f"thresholds from {count(n, 'held-out image')}"
+        yield f"classes with one of their own at coverage 0.9: {own:,}"

@@ -5,8 +5,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cache.errors import UserError, count
+from fewshot.model_selection.conformal import REFUSED, require_coverage
 
 UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class PredictionForm:
+    """The form in which predictions are asked for.
+
+    Attributes:
+        top: k, the classes given for each image; all where there are fewer.
+        min_confidence: Below it the label is `unknown`.
+        unknown: The label is `unknown`, too, where the image is like none of the classes.
+        coverage: Give the set of classes that holds the true one with this probability.
+
+    Raises:
+        UserError: Fewer than one class, or a number that is no probability.
+    """
+
+    top: int = 5
+    min_confidence: float = 0.0
+    unknown: bool = False
+    coverage: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise UserError(
+                f"top must be at least 1, the classes given for each image; got {self.top}"
+            )
+        if not 0 <= self.min_confidence <= 1:
+            raise UserError(
+                f"min_confidence must be a probability, 0..1; got {self.min_confidence:g}"
+            )
+        if self.coverage is not None:
+            require_coverage(self.coverage)
 
 
 @dataclass(frozen=True)
@@ -18,12 +51,17 @@ class Prediction:
         classes: Names of the top k, most probable first; of equals the lower class id first.
         probabilities: Theirs, calibrated, each 0..1.
         min_confidence: Below it the label is `unknown`.
+        p_value: The share of known images that look as foreign as this one; at 0.05 or less the
+            label is `unknown`. None where it was not asked for.
+        prediction_set: Names of the classes in the set, most probable first; None likewise.
     """
 
     path: str
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
     min_confidence: float = 0.0
+    p_value: float | None = None
+    prediction_set: tuple[str, ...] | None = None
 
     @property
     def confidence(self) -> float:
@@ -32,13 +70,14 @@ class Prediction:
 
     @property
     def label(self) -> str:
-        """The most probable class, or `unknown` where it is not probable enough."""
+        """The most probable class, or `unknown` where the image is not `known`."""
         return self.classes[0] if self.known else UNKNOWN
 
     @property
     def known(self) -> bool:
-        """True if it is probable enough; a class may itself be called `unknown`."""
-        return self.confidence >= self.min_confidence
+        """True if it passes each test asked for; a class may itself be called `unknown`."""
+        like_known = self.p_value is None or self.p_value > REFUSED
+        return like_known and self.confidence >= self.min_confidence
 
 
 @dataclass(frozen=True)
@@ -60,7 +99,7 @@ class PredictionCounts:
 
     Attributes:
         classified: That could be read; `unknown` are among them.
-        unknown: Less sure than was asked for.
+        unknown: That pass not every test asked for.
         unreadable: That could not.
     """
 
@@ -84,15 +123,3 @@ def distinct(classnames: Sequence[str]) -> tuple[str, ...]:
     return tuple(
         f"{name} (class {i})" if times[name] > 1 else name for i, name in enumerate(classnames)
     )
-
-
-def require_form(top: int, min_confidence: float) -> None:
-    """Raise unless predictions can be asked for like this.
-
-    Raises:
-        UserError: Fewer than one class, or a confidence that is no probability.
-    """
-    if top < 1:
-        raise UserError(f"top must be at least 1, the classes given for each image; got {top}")
-    if not 0 <= min_confidence <= 1:
-        raise UserError(f"min_confidence must be a probability, 0..1; got {min_confidence:g}")

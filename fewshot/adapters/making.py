@@ -21,9 +21,12 @@ from fewshot.endtoend.clip import EndToEnd
 from fewshot.endtoend.experiment import Trained
 from fewshot.endtoend.photos import center_crops, require_images
 from fewshot.evaluation import score
-from fewshot.fitting import Fitted, fit, settled
+from fewshot.fitting import Fitted, class_text, fit, settled
 from fewshot.method import Method
-from fewshot.model_selection.calibration import Calibration, calibrate, calibrate_by_folds
+from fewshot.methods import GDA
+from fewshot.model_selection.calibration import Calibration, calibrate, out_of_fold
+from fewshot.model_selection.conformal import ByClass, by_class
+from fewshot.model_selection.unknown_classes import OpenSet, find_open_set
 from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result, program_version
 from fewshot.sampling import VAL_SHOTS, draw
@@ -34,6 +37,8 @@ def of_fitted(
     store: FeatureStore,
     *,
     calibration: Calibration,
+    held_out: ByClass = (),
+    open_set: OpenSet | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> Adapter:
     """The adapter of a method that was fitted to a store's features.
@@ -42,6 +47,8 @@ def of_fitted(
         fitted: What `fitting.fit` gave for all classes of the store.
         store: The store of the features.
         calibration: How sure it may be.
+        held_out: By `conformal.by_class`, at the calibration's temperature.
+        open_set: The score that finds images of no class.
         more: What else is worth keeping of the training, such as the accuracy on the test split.
     """
     method = fitted.method
@@ -75,6 +82,8 @@ def of_fitted(
         calibration=calibration,
         classifier=plain,
         tensors=tensors,
+        held_out=tuple(map(tuple, held_out)),
+        open_set=open_set,
     )
 
 
@@ -120,6 +129,7 @@ def of_trained(
         "versions": {**versions(), "fewshot-clip": program_version()},
     }
     logits, labels = _validation(trained, encoder, source, workers, batch_size)
+    calibration = calibrate(logits, labels, "val")
     return Adapter(
         method=method.name,
         settings=asdict(method),
@@ -130,9 +140,10 @@ def of_trained(
         prompts=(),
         templates=source.templates,
         training=training,
-        calibration=calibrate(logits, labels, "val"),
+        calibration=calibration,
         classifier=None,
         tensors=trained.learner.state(),
+        held_out=by_class(logits, labels, calibration.temperature),
     )
 
 
@@ -219,14 +230,22 @@ def fit_and_save(
     if "test" in store.splits:
         result = score(fitted, store, save=predictions)
         more = {"test accuracy": result.accuracy, "test images": result.n_test}
-    calibration = calibrate_by_folds(
+    held = out_of_fold(
         fitted.method,
         fitted.support,
         fitted.text,
         logit_scale=store.logit_scale,
         share=fitted.run.blend,
-        at=temperature,
     )
-    adapter = of_fitted(fitted, store, calibration=calibration, more=more)
+    calibration = Calibration() if held is None else calibrate(*held, "cv", at=temperature)
+    text = class_text(store, GDA(), fitted.run.prompt_set, range(store.n_classes))
+    adapter = of_fitted(
+        fitted,
+        store,
+        calibration=calibration,
+        held_out=() if held is None else by_class(*held, calibration.temperature),
+        open_set=find_open_set(fitted.support, text, logit_scale=store.logit_scale),
+        more=more,
+    )
     adapter.save(path)
     return adapter, result

@@ -2,7 +2,8 @@ r"""Predictions as lines of text: a table, CSV, or JSON lines, each written as s
 
     table  aligned columns, for reading; their widths are chosen by the first images
     csv    one row for each image that could be read, names in the first row; a text that a
-           spreadsheet would take for a formula begins with an apostrophe
+           spreadsheet would take for a formula begins with an apostrophe; the classes of a set
+           have semicolons between them
     jsonl  one object for each image; {"path", "error"} for one that could not be read
 
 Bytes of a path that are not UTF-8 become \udc80 to \udcff. In JSON lines that is Python's own form,
@@ -73,9 +74,20 @@ def _csv(results: Results) -> Iterator[str]:
             header = True
             ranks = range(1, len(one.classes) + 1)
             columns = [name for rank in ranks for name in (f"class_{rank}", f"probability_{rank}")]
-            yield _row(["path", "label", "confidence", *columns])
+            yield _row(["path", "label", "confidence", *_extra(one), *columns])
         pairs = zip(one.classes, map(_short, one.probabilities), strict=True)
-        yield _row([one.path, one.label, _short(one.confidence), *chain.from_iterable(pairs)])
+        extra = [_short(x) if isinstance(x, float) else ";".join(x) for x in _extra(one).values()]
+        yield _row([one.path, one.label, _short(one.confidence), *extra, *chain(*pairs)])
+
+
+def _extra(one: Prediction) -> dict[str, float | tuple[str, ...]]:
+    """Column -> what was asked for besides the label."""
+    found: dict[str, float | tuple[str, ...]] = {}
+    if one.p_value is not None:
+        found["p_value"] = float(_short(one.p_value))
+    if one.prediction_set is not None:
+        found["set"] = one.prediction_set
+    return found
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -95,6 +107,7 @@ def _jsonl(results: Results) -> Iterator[str]:
                 "path": one.path,
                 "label": one.label,
                 "confidence": float(_short(one.confidence)),
+                **_extra(one),
                 "classes": one.classes,
                 "probabilities": [float(_short(p)) for p in one.probabilities],
             }
@@ -102,11 +115,13 @@ def _jsonl(results: Results) -> Iterator[str]:
 
 
 def _table(results: Results, width: int | None) -> Iterator[str]:
-    read = (_cells(one) for one in results if isinstance(one, Prediction))
-    first = list(islice(read, BLOCK))
-    if not first:
+    readable = (one for one in results if isinstance(one, Prediction))
+    begin = list(islice(readable, BLOCK))
+    if not begin:
         return
-    header = ("image", "label", "%", "next" if first[0][3] else "")
+    in_sets = begin[0].prediction_set is not None
+    first, read = list(map(_cells, begin)), map(_cells, readable)
+    header = ("image", "label", "%", "set" if in_sets else "next" if first[0][3] else "")
     widths = _widths([header, *first], width)
     for row in chain([header], first, read):
         yield _line(row, widths, cut=width is not None)
@@ -116,10 +131,12 @@ _Cells = tuple[str, str, str, str]
 
 
 def _cells(one: Prediction) -> _Cells:
-    """Path, label, confidence, and the classes after the first."""
+    """Path, label, confidence, and the set, or the classes after the first."""
     label = one.label if one.known else f"{one.label} ({one.classes[0]})"
     pairs = list(zip(one.classes, one.probabilities, strict=True))[1:]
     after = ", ".join(f"{name} {_percent(p)}" for name, p in pairs)
+    if one.prediction_set is not None:
+        after = ", ".join(one.prediction_set)
     return printable(one.path), printable(label), _percent(one.confidence), printable(after)
 
 

@@ -16,12 +16,12 @@ from cache.errors import UserError, none_can, printable
 from cache.progress import progress
 from fewshot.adapters import output
 from fewshot.adapters.adapter import Adapter, load_adapter
+from fewshot.adapters.answers import Answers, require_asked
 from fewshot.adapters.image_results import (
     Prediction,
     PredictionCounts,
+    PredictionForm,
     Unreadable,
-    distinct,
-    require_form,
 )
 from fewshot.adapters.inputs import Given, Taken, decoded, every, image_files
 from fewshot.adapters.opened_adapter import Predictor, open_adapter
@@ -35,6 +35,8 @@ def predict(
     *,
     top: int = 5,
     min_confidence: float = 0.0,
+    unknown: bool = False,
+    coverage: float | None = None,
     model: str | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -50,6 +52,8 @@ def predict(
         images: PIL images and what the command line takes: files, folders, patterns.
         top: k, the classes given for each; all where there are fewer.
         min_confidence: Below it the label is `unknown`.
+        unknown: The label is `unknown`, too, where the image is like none of the classes.
+        coverage: Give the set of classes that holds the true one with this probability.
         model: As in `open_adapter`.
         device: As in `open_adapter`.
         precision: As in `open_adapter`.
@@ -59,25 +63,24 @@ def predict(
 
     Raises:
         UserError: Nothing matches a name, or an image cannot be read, which `stream` passes over;
-            or what `open_adapter` objects to.
+            or what `open_adapter` objects to; or the adapter lacks what `unknown` or `coverage`
+            needs.
     """
-    require_form(top, min_confidence)
+    asked = PredictionForm(top, min_confidence, unknown, coverage)
     files = list(every(images))
     if not isinstance(adapter, Predictor):
         adapter = open_adapter(adapter, model=model, device=device, precision=precision)
     found = stream(
-        adapter, files, top=top, min_confidence=min_confidence, batch_size=batch_size,
-        workers=workers, max_pixels=max_pixels,
-    )  # fmt: skip
+        adapter, files, asked, batch_size=batch_size, workers=workers, max_pixels=max_pixels
+    )
     return [_readable(one) for one in found]
 
 
 def stream(
     predictor: Predictor,
     images: Iterable[Taken],
+    asked: PredictionForm = PredictionForm(),  # noqa: B008, it is frozen
     *,
-    top: int = 5,
-    min_confidence: float = 0.0,
     batch_size: int = 64,
     workers: int = 2,
     max_pixels: int = MAX_PIXELS,
@@ -91,19 +94,18 @@ def stream(
     Args:
         predictor: What classifies.
         images: Files and PIL images; they are taken as they are needed.
-        top: As in `predict`.
-        min_confidence: As in `predict`.
+        asked: The form of the predictions.
         batch_size: Images per forward pass.
         workers: Threads that decode.
         max_pixels: Width times height of the largest image that is decoded.
         advance: Called with the number of images after each forward pass.
 
     Raises:
-        UserError: `top` or `min_confidence` cannot be; later, the model gave no numbers.
+        UserError: The adapter lacks what is asked for; later, the model gave no numbers.
     """
-    require_form(top, min_confidence)
+    classify = Answers(predictor, asked)
     batches = _batches(predictor, images, batch_size, workers, max_pixels, advance)
-    return _stream(predictor, batches, top, min_confidence)
+    return _stream(classify, batches, together=predictor.jointly)
 
 
 def run(
@@ -116,6 +118,8 @@ def run(
     top: int = 5,
     form: str = "table",
     min_confidence: float = 0.0,
+    unknown: bool = False,
+    coverage: float | None = None,
     model: str | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -134,6 +138,8 @@ def run(
         top: As in `predict`.
         form: One of `output.FORMATS`.
         min_confidence: As in `predict`.
+        unknown: As in `predict`.
+        coverage: As in `predict`.
         model: As in `open_adapter`.
         device: As in `open_adapter`.
         precision: As in `open_adapter`.
@@ -144,9 +150,10 @@ def run(
     Raises:
         UserError: As `predict`; but images that cannot be read are no error unless all are so.
     """
-    require_form(top, min_confidence)
+    asked = PredictionForm(top, min_confidence, unknown, coverage)
     output.require_format(form)
     learned = load_adapter(adapter)  # damage shows before images are looked for
+    require_asked(learned, asked)
     files = image_files(images, stdin, say)
     predictor = open_adapter(learned, model=model, device=device, precision=precision)
     terminal = out.isatty()
@@ -154,9 +161,8 @@ def run(
     counts: Counter[str] = Counter()
     with contextlib.ExitStack() as bar:
         found = stream(
-            predictor, files, top=top, min_confidence=min_confidence,
-            batch_size=batch_size, workers=workers, max_pixels=max_pixels,
-            advance=bar.enter_context(progress("images", len(files))),
+            predictor, files, asked, batch_size=batch_size, workers=workers,
+            max_pixels=max_pixels, advance=bar.enter_context(progress("images", len(files))),
         )  # fmt: skip
         with contextlib.closing(found):
             for line in output.lines(_counted(found, counts, say), form, width):
@@ -204,35 +210,17 @@ def _batches(
 
 
 def _stream(
-    predictor: Predictor, batches: Iterator[_Batch], top: int, min_confidence: float
+    classify: Answers, batches: Iterator[_Batch], *, together: bool
 ) -> Generator[Prediction | Unreadable, None, None]:
-    names = distinct(predictor.adapter.classnames)
-    if predictor.jointly:
+    """The predictions of batches, one after the other or all together."""
+    if together:
         batches = iter([list(chain.from_iterable(batches))])
     for batch in batches:
+        paths = [path for path, x in batch if isinstance(x, Tensor)]
         features = [x for _, x in batch if isinstance(x, Tensor)]
-        ranked = iter(_ranked(predictor, torch.stack(features), top) if features else ())
+        found = iter(classify(paths, torch.stack(features)) if features else ())
         for path, x in batch:
-            if isinstance(x, str):
-                yield Unreadable(path, x)
-            else:
-                probabilities, classes = next(ranked)
-                best = tuple(names[i] for i in classes)
-                yield Prediction(path, best, tuple(probabilities), min_confidence)
-
-
-def _ranked(
-    predictor: Predictor, features: Tensor, top: int
-) -> Iterator[tuple[list[float], list[int]]]:
-    """Probabilities and class ids of the most probable classes of each of (M, D) features."""
-    probabilities = predictor.probabilities(features)
-    if not torch.isfinite(probabilities).all():
-        raise UserError(
-            f"the model gave {predictor.adapter.method} no finite numbers; use --precision fp32"
-        )
-    # Not topk, which leaves the order of equals to chance.
-    p, classes = probabilities.sort(dim=1, descending=True, stable=True)
-    return zip(p[:, :top].tolist(), classes[:, :top].tolist(), strict=True)
+            yield Unreadable(path, x) if isinstance(x, str) else next(found)
 
 
 def _readable(one: Prediction | Unreadable) -> Prediction:

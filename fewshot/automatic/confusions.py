@@ -1,4 +1,4 @@
-"""Recall and precision of each class, and the classes most often confused."""
+"""Recall, precision and F1 of each class, and the classes most often confused."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """Recall and precision of one class, as counts.
+    """Recall, precision and F1 of one class, as counts.
 
     Attributes:
         label: The class.
@@ -31,6 +31,11 @@ class ClassMetrics:
     def precision(self) -> float | None:
         """Share of the images taken for it that are of it; None where there were none."""
         return self.right / self.predicted if self.predicted else None
+
+    @property
+    def f1(self) -> float | None:
+        """Harmonic mean of recall and precision; None without any of its images."""
+        return 2 * self.right / (self.images + self.predicted) if self.images else None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Diagnostics:
     """Findings from the out-of-fold predictions; without a winner, near-duplicates alone.
 
     Attributes:
-        class_metrics: Recall and precision of each class.
+        class_metrics: Recall, precision and F1 of each class.
         pairs: The classes most often confused.
         label_issues: Images whose label is probably wrong.
         duplicates: Rows of each group of near-duplicates, the largest group first.

@@ -18,6 +18,7 @@ from fewshot.automatic.diagnostics import Diagnostics
 from fewshot.automatic.judging import CrossValidation
 from fewshot.automatic.unlabeled import Unlabeled
 from fewshot.automatic.wording import in_100
+from fewshot.model_selection.conformal import COVERAGES, Coverage, check_coverage
 from fewshot.model_selection.selection import MethodScore
 
 # Of the labels. People mislabel fewer: in ten well-known test sets at most 10 % were wrong
@@ -106,6 +107,17 @@ class Outcome:
         return winner.probabilities(self.adapter.calibration.temperature)
 
     @cached_property
+    def coverages(self) -> tuple[Coverage, ...]:
+        """Prediction sets on images held out; none where too few were."""
+        winner, t = self.validation.winner, self.adapter.calibration.temperature
+        if winner is None:
+            return ()
+        seen = winner.judged
+        held = winner.logits[seen], self.validation.labels[seen], self.validation.fold[seen]
+        checked = (check_coverage(*held, t, coverage) for coverage in COVERAGES)
+        return tuple(one for one in checked if one is not None)
+
+    @cached_property
     def paths(self) -> list[str]:
         """N paths of the labeled images, relative to the source's root."""
         return self.store.paths("train")
@@ -182,6 +194,12 @@ def _summary(outcome: Outcome) -> list[str]:
     if outcome.tested:
         right = f"{100 * outcome.tested.accuracy:.1f} %"
         lines.append(f"on your own {count(outcome.tested.images, 'test photo')}: {right} right")
+    open_set = outcome.adapter.open_set
+    if open_set is not None:
+        lines.append(
+            f"photos of none of the classes: {in_100(open_set.refused)} refused by predict "
+            f"--unknown, which keeps 95 in 100 of the others (AUROC {open_set.auroc:.2f})"
+        )
     lines.append(f"more labels: {outcome.more_labels}")
     if outcome.doubtful_labels:
         lines.append(f"labels to look at again: {outcome.doubtful_labels:,}")

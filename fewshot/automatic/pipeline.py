@@ -29,8 +29,11 @@ from fewshot.automatic.unlabeled import Unlabeled, classify_unlabeled
 from fewshot.automatic.writing import claimed, write
 from fewshot.classifier import classify
 from fewshot.fitting import Fitted, query
+from fewshot.methods import GDA
 from fewshot.metrics import accuracy, wilson
 from fewshot.model_selection.calibration import Calibration, calibrate
+from fewshot.model_selection.conformal import ByClass, by_class
+from fewshot.model_selection.unknown_classes import OpenSet, find_open_set
 
 MODEL = "ViT-B-16/openai"
 
@@ -128,9 +131,16 @@ def auto(
             if compared is None
             else iter([compared.validation])
         )
+        open_set = None  # which depends on no method
         examined: dict[str, tuple[Fitted, Diagnostics, Unlabeled | None]] = {}  # by the winner
         for validation in _each_timed(seconds, "trying methods", answers):
             calibration = _calibration(validation)
+            if open_set is None and validation.winner is not None:
+                with _timed(seconds, "hiding classes"):
+                    open_set = find_open_set(
+                        support_of(GDA()), text_for(GDA()),
+                        logit_scale=opened.logit_scale, seed=seed,
+                    )  # fmt: skip
             if validation.method.name not in examined:
                 with _timed(seconds, "fitting the winner", say):
                     fitted = refit(opened, validation, support_of, text_for, seed=seed)
@@ -155,7 +165,7 @@ def auto(
                 report=report,
                 store=opened,
                 validation=validation,
-                adapter=_adapter(fitted, opened, validation, calibration, tested),
+                adapter=_adapter(fitted, opened, validation, calibration, open_set, tested),
                 diagnostics=diagnostics,
                 tested=tested,
                 unlabeled=beside,
@@ -212,12 +222,17 @@ def _adapter(
     store: FeatureStore,
     validation: CrossValidation,
     calibration: Calibration,
+    open_set: OpenSet | None,
     tested: Tested | None,
 ) -> Adapter:
     """The winner, with how it was chosen among what is told of its training."""
-    selection = validation.selection
+    selection, winner = validation.selection, validation.winner
+    held_out: ByClass = ()
+    if winner is not None:
+        seen, t = winner.judged, calibration.temperature
+        held_out = by_class(winner.logits[seen], validation.labels[seen], t)
     more: dict[str, Any] = {
-        "tune": "cv" if fitted.method.grid and validation.winner is not None else "none",
+        "tune": "cv" if fitted.method.grid and winner is not None else "none",
         "tried": [one.name for one in validation.tried],
         **({"still to be tried": list(validation.pending)} if validation.pending else {}),
         "expected accuracy": selection and selection.accuracy,
@@ -225,7 +240,9 @@ def _adapter(
     }
     if tested is not None:
         more |= {"test accuracy": tested.accuracy, "test images": tested.images}
-    return of_fitted(fitted, store, calibration=calibration, more=more)
+    return of_fitted(
+        fitted, store, calibration=calibration, held_out=held_out, open_set=open_set, more=more
+    )
 
 
 def _tested(store: FeatureStore, fitted: Fitted) -> Tested:

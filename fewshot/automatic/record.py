@@ -8,6 +8,7 @@ import torch
 from fewshot.automatic.outcome import Outcome
 from fewshot.automatic.unlabeled import Unlabeled
 from fewshot.model_selection.learning_curve import LearningCurve
+from fewshot.model_selection.unknown_classes import OpenSet
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
@@ -33,6 +34,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "given_up": [asdict(one) for one in outcome.validation.given_up],
         "still_to_be_tried": list(outcome.validation.pending),
         "calibration": asdict(outcome.adapter.calibration),
+        "unknown": _unknown(outcome.adapter.open_set),
+        "coverage": [asdict(one) for one in outcome.coverages],
         "tested": outcome.tested and asdict(outcome.tested),
         "per_class": [
             {
@@ -42,6 +45,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
                 "predicted": one.predicted,
                 "recall": one.recall,
                 "precision": one.precision,
+                "f1": one.f1,
             }
             for one in outcome.diagnostics.class_metrics
         ],
@@ -86,6 +90,18 @@ def _curve(curve: LearningCurve | None) -> dict[str, Any] | None:
         return None
     points, forecasts = map(asdict, curve.points), map(asdict, curve.forecasts)
     return {"points": list(points), "predictions": list(forecasts)}
+
+
+def _unknown(found: OpenSet | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "score": found.name,
+        "auroc": found.auroc,
+        "range": list(found.range),
+        "refused": found.refused,
+        "compared": dict(found.compared),
+    }
 
 
 def _unlabeled(found: Unlabeled, names: tuple[str, ...]) -> dict[str, Any]:

@@ -112,6 +112,20 @@ def predict(
             metavar="P", help="Print `unknown` if the best class is less probable than this (0..1)."
         ),
     ] = 0.0,
+    unknown: Annotated[
+        bool,
+        typer.Option(
+            "--unknown", help="Print `unknown`, too, for images that are like none of the classes."
+        ),
+    ] = False,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            help="Print the set of classes that holds the true one with this probability, "
+            "such as 0.9.",
+        ),
+    ] = None,
     model: AdapterModelOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -137,6 +151,8 @@ def predict(
         top=top,
         form=form,
         min_confidence=min_confidence,
+        unknown=unknown,
+        coverage=coverage,
         model=model,
         device=device,
         precision=precision,

@@ -73,16 +73,15 @@ def calibrate(
     )
 
 
-def calibrate_by_folds(
+def out_of_fold(
     method: Method,
     support: SupportSet | None,
     text: Text | None,
     *,
     logit_scale: float = 100.0,
     share: Share = "auto",
-    at: float | None = None,
-) -> Calibration:
-    """Calibrate a method on folds of the support set it is fitted to.
+) -> tuple[Tensor, Tensor] | None:
+    """Logits (n, C) and labels (n,) of the images a method learns from, each held out once.
 
     Each image is classified by the method fitted to the other folds; images of one scene are in
     one fold. The hyper-parameters stay as they are.
@@ -93,18 +92,17 @@ def calibrate_by_folds(
         text: The classes' text or None.
         logit_scale: CLIP's inverse temperature.
         share: The method's share of the logits; see `blending.blend_of`.
-        at: The temperature; the one of the lowest log-loss without it.
 
     Returns:
-        The calibration, without images where there is no support set, where the method cannot be
-        fitted to a part of it, or where every class has one image.
+        None where there is no support set, where the method cannot be fitted to a part of it, or
+        where every class has one image.
     """
     if support is None:
-        return Calibration()
+        return None
     labels = support.labels
     fold = folds(labels, groups=scenes(support.features, labels), seed=1)
     if not (fold >= 0).any():
-        return Calibration()
+        return None
     *_, found = cross_validate(
         method,
         lambda _: support,
@@ -115,8 +113,8 @@ def calibrate_by_folds(
         share=share,
     )
     if isinstance(found, Failed):
-        return Calibration()
-    return calibrate(found.logits[found.judged], labels[found.judged], "cv", at=at)
+        return None
+    return found.logits[found.judged], labels[found.judged]
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:

@@ -1,8 +1,9 @@
-"""Accuracy class by class and the classes most often confused, from saved predictions."""
+"""Accuracy, precision and F1 of each class, and the classes most often confused."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from fewshot.results.prediction_files import Predictions, read_predictions
 from fewshot.tables import Cell, Number, Table
 
 PAIRS = 8  # confusions shown of each row
+MEASURES = {"classes": "accuracy (recall)", "precision": "precision", "f1": "F1"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +38,23 @@ class Confusions:
 
     @property
     def accuracies(self) -> NDArray[np.float64]:
-        """(C,) in 0..1; NaN where a class has no test image."""
-        total = self.counts.sum(axis=1)
+        """(C,) share of the class's images that were recognized, its recall; NaN without any."""
+        return self._shares(self.counts.sum(axis=1))
+
+    @property
+    def precisions(self) -> NDArray[np.float64]:
+        """(C,) share of the images taken for the class that are of it; NaN where none were."""
+        return self._shares(self.counts.sum(axis=0))
+
+    @property
+    def f1(self) -> NDArray[np.float64]:
+        """(C,) harmonic mean of recall and precision; NaN where there was no image of either."""
+        return self._shares((self.counts.sum(axis=0) + self.counts.sum(axis=1)) / 2)
+
+    def _shares(self, of: NDArray[Any]) -> NDArray[np.float64]:
+        """(C,) images that were right, divided by (C,) numbers."""
         with np.errstate(invalid="ignore"):
-            return np.asarray(np.diag(self.counts) / total, np.float64)
+            return np.asarray(np.diag(self.counts) / of, np.float64)
 
     def pairs(self, n: int) -> Iterator[tuple[int, int, float, float]]:
         """The n most frequent: true class, predicted class, images per seed, share of the class."""
@@ -82,7 +97,7 @@ def found(results: Sequence[Result]) -> tuple[list[Predictions], list[str]]:
 
 
 def add_classes(section: Section, rows: Cells) -> None:
-    """Add the classes' accuracies and confusions at each row's most shots, where saved."""
+    """Add what is known of each class at each row's most shots, where predictions were saved."""
     names = series_names(rows)
     tables: dict[tuple[str, str], dict[str, Confusions]] = {}
     problems: list[str] = []
@@ -102,25 +117,34 @@ def add_classes(section: Section, rows: Cells) -> None:
     for (dataset, images), by_label in tables.items():
         again = sum(name == dataset for name, _ in tables) > 1
         where = f"{dataset}-{images[:6]}" if again else dataset
-        section.blocks[f"classes-{where}"] = _accuracies(dataset, by_label)
+        for name, title in MEASURES.items():
+            section.blocks[f"{name}-{where}"] = _measured(dataset, by_label, name, title)
         pairs = _pairs(dataset, by_label)
         if pairs.rows:
             section.blocks[f"confusions-{where}"] = pairs
 
 
-def _accuracies(dataset: str, by_label: dict[str, Confusions]) -> Table:
+def _measured(dataset: str, by_label: dict[str, Confusions], name: str, title: str) -> Table:
+    """One of `MEASURES` of each class by each method."""
     first = next(iter(by_label.values()))
     totals = first.counts.sum(axis=1) // first.n_seeds
-    columns = [c.accuracies for c in by_label.values()]
+    columns = [
+        {"classes": c.accuracies, "precision": c.precisions, "f1": c.f1}[name]
+        for c in by_label.values()
+    ]
     lines: list[tuple[Cell, ...]] = [
-        (name, int(totals[k]), *(Number(100 * float(column[k])) for column in columns))
+        (name, int(totals[k]), *(_percent(column[k]) for column in columns))
         for k, name in enumerate(first.classnames)
         if totals[k]
     ]
     return Table(
-        f"{dataset}: accuracy of each class", ("class", "test images", *by_label), lines,
+        f"{dataset}: {title} of each class", ("class", "test images", *by_label), lines,
         ("In %, over all seeds whose predictions were saved.",),
     )  # fmt: skip
+
+
+def _percent(share: float) -> Cell:
+    return "" if np.isnan(share) else Number(100 * float(share))
 
 
 def _pairs(dataset: str, by_label: dict[str, Confusions]) -> Table:

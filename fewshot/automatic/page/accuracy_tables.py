@@ -137,7 +137,7 @@ def classes_table(
     metrics: Sequence[ClassMetrics],
     confused: Mapping[int, int],
 ) -> Table:
-    """Return recall and precision of each class, the lowest recall first.
+    """Return recall, precision and F1 of each class, the lowest recall first.
 
     Args:
         method: The winner's name.
@@ -154,13 +154,14 @@ def classes_table(
             one.images,
             _percent(one.recall),
             _percent(one.precision),
+            _percent(one.f1),
             names[confused[one.label]] if one.label in confused else "",
         ]
         for one in sorted(metrics, key=lambda m: (m.recall is None, m.recall or 0.0, m.label))
     ]
     header = (
-        "class", "labeled photos", "judged", "recognized, %", "right when it says so, %",
-        "most often taken for",
+        "class", "labeled photos", "judged", "recognized (recall), %",
+        "right when it says so (precision), %", "F1, %", "most often taken for",
     )  # fmt: skip
     return Table(f"How {method} does on each class, the hardest first", header, rows)
 

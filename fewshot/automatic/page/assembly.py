@@ -23,6 +23,7 @@ from fewshot.automatic.page.galleries import (
 )
 from fewshot.automatic.page.learning_curve_drawing import curve_svg
 from fewshot.automatic.page.thumbnails import Thumbnails
+from fewshot.automatic.page.unsure import none_of_these, sets_of_classes
 from fewshot.html import Block, Drawing, Drawings, Notes, Paragraph, Part, Preformatted, Steps
 from fewshot.methods import METHODS
 from fewshot.model_selection.learning_curve import LearningCurve
@@ -89,6 +90,9 @@ def _parts(outcome: Outcome) -> Iterator[Part]:
         yield Part("classes", "Each class", [classes])
         pairs = confusions(diagnostics.pairs, p, labeled)
         yield Part("confusions", "What gets confused", pairs)
+        if outcome.coverages:
+            yield Part("sets", "When one answer is not enough", sets_of_classes(outcome.coverages))
+        yield Part("unknown", "None of these", none_of_these(outcome.adapter.open_set))
     if p is not None or diagnostics.label_issues:
         issues = label_issues(diagnostics.label_issues, outcome.accuracy, labeled)
         yield Part("suspects", "Labels to look at again", issues)
