@@ -115,7 +115,7 @@ def read_checkpoint(path: Path, about: str) -> tuple[dict[str, str], dict[str, T
 
 
 def damaged(path: Path, error: Exception) -> UserError:
-    """What to raise of a checkpoint that cannot be continued from."""
+    """The error of a checkpoint that cannot be continued from."""
     return UserError(f"{path} is no checkpoint ({error}); remove it and start again")
 
 

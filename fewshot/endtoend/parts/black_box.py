@@ -26,7 +26,7 @@ class Oracle(Protocol):
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """What a search depends on besides the oracle.
+    """The settings of a search.
 
     Attributes:
         latent: Z, numbers that evolve.
