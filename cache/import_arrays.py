@@ -29,6 +29,7 @@ NAMES = {
     "labels": r"labels|targets|y",
     "paths": r"paths",
     "text_features": r"text(_features|_weights\w*)?",
+    "attributes": r"att(ributes)?",
     "prompts": r"prompts",
     "classnames": r"class_?names",
 }
@@ -62,6 +63,7 @@ class Imported:
         names: What each array is called in the file.
         splits: Those of train, val and test that there are.
         text: The classifier, where there is one.
+        attributes: (C, A) numbers that describe the classes, where there are some.
         classnames: C names by class id.
         stratified: Whether the splits are our own, of rows that came in one piece.
     """
@@ -69,6 +71,7 @@ class Imported:
     names: Mapping[str, str]
     splits: Mapping[str, ImportedSplit]
     text: ImportedText | None
+    attributes: NDArray[Any] | None
     classnames: tuple[str, ...]
     stratified: bool
 
@@ -106,11 +109,15 @@ def recognize(found: Arrays, arrays: Mapping[str, str]) -> Imported:
             "text_features must be (C, D) or (T, C, D), for "
             f"{count(len(classnames), 'class name')}; {names['text_features']} is {text.shape}"
         )
+    attributes = found.read(names["attributes"]) if "attributes" in names else None
+    if attributes is not None:
+        _require_attributes(names["attributes"], attributes, len(classnames))
     templates = _texts(found, names["prompts"], "prompts") if "prompts" in names else []
     return Imported(
         names=names,
         splits=splits,
         text=None if text is None else _text(text, classnames, templates),
+        attributes=attributes,
         classnames=classnames,
         stratified="features" in names,
     )
@@ -235,6 +242,16 @@ def _labels(name: str, labels: NDArray[Any]) -> NDArray[np.int64]:
     if (labels >= MOST).any():
         raise UserError(f"labels must be class ids below {MOST:,}; {name} goes to {labels.max()}")
     return labels.astype(np.int64)
+
+
+def _require_attributes(name: str, attributes: NDArray[Any], n_classes: int) -> None:
+    numbers = attributes.dtype.kind in "fiu" and attributes.ndim == 2
+    if not numbers or len(attributes) != n_classes or not np.isfinite(attributes).all():
+        raise UserError(
+            f"attributes must be (C, A) finite numbers, for {count(n_classes, 'class name')}; "
+            f"{name} is {attributes.dtype} {attributes.shape}; leave them out, or give one row per "
+            "class"
+        )
 
 
 def _text(text: NDArray[Any], classnames: tuple[str, ...], templates: list[str]) -> ImportedText:

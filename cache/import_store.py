@@ -35,7 +35,8 @@ def import_file(
 
     Arrays go by the names in `imported.NAMES`: `train_features`, `train_labels` and so on for
     each split, or `features` and `labels`, which are then split 50/20/30 within each class; and
-    `text_features`, (C, D) for one classifier or (T, C, D) for T templates. Tip-Adapter's and
+    `text_features`, (C, D) for one classifier or (T, C, D) for T templates; and `attributes`,
+    (C, A). Tip-Adapter's and
     CLIP_benchmark's folders are known by their files' names, and so is a proposed split of
     zero-shot learning; see `mat_files`. Features of any norm will do.
 
@@ -100,6 +101,8 @@ def _write(path: Path, identity: Mapping[str, Any], imported: Imported) -> None:
             writer.split(name, labels=split.labels, paths=split.paths, dim=dim)
             for start in range(0, n_rows, BLOCK):
                 writer.write(name, start, split.features[start : start + BLOCK])
+        if imported.attributes is not None:
+            writer.attributes(imported.attributes)
         if imported.text is not None:
             text = imported.text
             writer.text(PROMPT_SET, text.embeddings, text.labels, text.prompts)

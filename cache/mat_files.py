@@ -29,7 +29,7 @@ class ProposedSplit:
     """Features in the proposed split, seen classes first, so that the new classes come last.
 
     Attributes:
-        arrays: By the names of `import_arrays.NAMES`; `att` where the attributes are no text.
+        arrays: By the names of `import_arrays.NAMES`.
         files: The file that each array came from.
     """
 
@@ -40,8 +40,9 @@ class ProposedSplit:
 def read_proposed_split(folder: Path) -> ProposedSplit:
     """Read the two files of a data set.
 
-    The train split is `trainval_loc`, the test split both others. Attributes are taken for the
-    classes' text where they are as long as the features, which holds of text features alone.
+    The train split is `trainval_loc`, the test split both others. `att` is taken for the classes'
+    text where it is as long as the features, which holds of text features alone, and for their
+    attributes elsewhere.
 
     Raises:
         UserError: A file is missing, damaged or of another layout, an id is out of range, or a
@@ -87,9 +88,15 @@ def read_proposed_split(folder: Path) -> ProposedSplit:
     if "att" in read:
         attributes = np.atleast_2d(read["att"]).T
         fits = attributes.shape == (len(names), features.shape[1])
-        arrays["text_features" if fits else "att"] = attributes[order] if fits else attributes
+        if len(attributes) != len(names):
+            raise UserError(
+                f"att of {SPLITS} must be (A, C) for its {count(len(names), 'class', 'classes')}; "
+                f"got {attributes.shape[::-1]}; get the file again"
+            )
+        arrays["text_features" if fits else "attributes"] = attributes[order]
     files = {
-        name: folder / (SPLITS if name in ("classnames", "text_features", "att") else FEATURES)
+        name: folder
+        / (SPLITS if name in ("classnames", "text_features", "attributes") else FEATURES)
         for name in arrays
     }
     return ProposedSplit(arrays, files)

@@ -177,6 +177,11 @@ class FeatureStore:
         """C."""
         return len(self.classnames)
 
+    @property
+    def attributes(self) -> NDArray[np.float32] | None:
+        """(C, A) attributes that people gave the classes, or None."""
+        return self.contents.array("attributes") if "attributes" in self.contents else None
+
     def split(self, name: str) -> Split:
         """The split of that name; hold on to it, for what is read of it is read once.
 

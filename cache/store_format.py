@@ -1,7 +1,8 @@
 """The form of a store: which arrays it has, nothing more and nothing less, and how they fit.
 
-C classes, D, W and w the widths of features, of the text tower and of the image tower; of a split N
-images, n of them encoded, m with V views; P prompts. `S` is text of one width per array.
+C classes of A attributes, D, W and w the widths of features, of the text tower and of the image
+tower; of a split N images, n of them encoded, m with V views; P prompts. `S` is text of one width
+per array.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from cache.errors import count
 from cache.hdf5 import Place
 
 FORMAT = "fewshot feature store"
-SCHEMA = 1
+SCHEMA = 2  # 2 where there are attributes, else 1
 ATTRIBUTES = {"format", "schema", "fingerprint", "imported", "complete"}
 SPLITS = ("train", "val", "test")
 
@@ -40,6 +41,7 @@ IMAGE_TOWER: Form = {
     "image_projection": ("<f4", "wD"),
 }
 PROJECTION: Form = {"text_projection": ("<f4", "WD")}
+DESCRIBED: Form = {"attributes": ("<f4", "CA")}
 IMAGE_MATRICES = {"features", "norms", "views", "view_norms", *IMAGE_POOLED, *POOLED_VIEWS}
 
 
@@ -85,7 +87,7 @@ def form_problems(places: Mapping[str, Place]) -> Iterator[str]:
 
 def _forms(places: Mapping[str, Place]) -> Iterator[tuple[str, Form]]:
     """What belongs under each prefix, optional arrays where there is one of them."""
-    yield "", STORE | NAMES
+    yield "", STORE | NAMES | (DESCRIBED if "attributes" in places else {})
     pooled = has_pooled_images(places)
     if pooled:
         yield "", IMAGE_TOWER

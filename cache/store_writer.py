@@ -62,7 +62,7 @@ def create(
                 for dataset in datasets(file):
                     dataset.attrs["sha256"] = np.bytes_(digest(temporary, dataset))
                 file.attrs["format"] = np.bytes_(FORMAT)
-                file.attrs["schema"] = SCHEMA
+                file.attrs["schema"] = SCHEMA if "attributes" in file else 1
                 file.attrs["fingerprint"] = np.bytes_(fingerprint(identity))
                 file.attrs["imported"] = imported
                 file.attrs["complete"] = True
@@ -168,6 +168,10 @@ class StoreWriter:
     def write_pooled_views(self, split: str, start: int, pooled: ArrayLike) -> None:
         """Write (V, b, w) pooled views; see `write_views`."""
         self._put(split, "pooled_views", "pooled_view_norms", start, pooled)
+
+    def attributes(self, values: ArrayLike) -> None:
+        """Write (C, A) attributes of the classes."""
+        self._file["attributes"] = np.asarray(values, "<f4")
 
     def text(
         self,

@@ -26,7 +26,7 @@ from fewshot.run import Run
 from fewshot.sampling import Rows, Sample, halves, restrict
 from fewshot.settings import configure, fixed_of
 from fewshot.support import SupportSet
-from fewshot.synthesis.generators import Extended, extended, generator_of
+from fewshot.synthesis.from_store import extended_by
 from fewshot.text import Text
 from fewshot.threads import few_threads
 
@@ -131,7 +131,9 @@ def fit(
     measures = {"pair_weight": store.share} if isinstance(store, Pair) else {}
     n_images = len(support.labels)
     if protocol.synthesize is not None:
-        mixed = _extended(store, protocol, support)
+        mixed = extended_by(
+            protocol.synthesize, store, support, prompt_set=protocol.prompt_set, seed=protocol.seed
+        )
         share, doubt = _share_by_images(store, method, support, text, run.blend)
         fold = mixed.folds(tuning.cv_folds(support)) if run.tune == "cv" else None
         support, measures = mixed.support, {**measures, **doubt, **mixed.measures}
@@ -249,17 +251,6 @@ def require_labels(method: MethodInfo, generator: str) -> None:
             f"{method.name} learns from unlabeled images, and {generator} makes labeled features; "
             "use a method that learns from labels"
         )
-
-
-def _extended(store: FeatureStore, protocol: Protocol, support: SupportSet) -> Extended:
-    """The base classes' images, and synthesized features of the store's other classes."""
-    if not store.text_sets:
-        raise UserError(
-            f"{store.path} has no text, and {protocol.synthesize} makes features of class texts; "
-            "extract or import it with text"
-        )
-    text = torch.from_numpy(store.text("unit-mean", protocol.prompt_set))
-    return extended(generator_of(str(protocol.synthesize)), support, text, protocol.seed)
 
 
 def _share_by_images(

@@ -108,12 +108,22 @@ def test_the_unseen_classes_of_the_split_are_the_unseen_ones_of_the_result(tmp_p
     assert zero.accuracies["unseen"] == pytest.approx(np.mean(by_class[4:]))
 
 
-def test_attributes_of_another_length_than_the_features_are_no_text(tmp_path: Path) -> None:
-    said: list[str] = []
-    folder = write(tmp_path, *variables(att=5))
-    path = import_file(folder, "animals", "ResNet-101", tmp_path / "stores", say=said.append)
-    assert FeatureStore.open(path).text_sets == ()
-    assert "not used: att" in said[1]
+def test_attributes_of_another_length_than_the_features_are_kept_for_what_takes_them(
+    tmp_path: Path,
+) -> None:
+    store = imported(write(tmp_path, *variables(att=5)), tmp_path / "stores")
+    assert (store.text_sets, FeatureStore.open(store.path).attributes is None) == ((), False)
+    order = [NAMES.index(name) for name in store.classnames]
+    assert store.attributes is not None
+    np.testing.assert_allclose(store.attributes, (np.eye(6, 5) + 0.1)[order], atol=1e-6)
+    with h5py.File(store.path) as file:
+        assert file.attrs["schema"] == 2  # an older version says that it is too old
+    asked = {"shots": 4, "tune": "none", "setting": "generalized"}
+    quick = "tf-vaegan latent=3 hidden=6 epochs=1"
+    result = evaluate(store, "nearest-mean", **asked, synthesize=quick)  # type: ignore[arg-type]
+    assert set(result.accuracies) == {"seen", "unseen"}
+    with pytest.raises(UserError, match="has no text, and ship makes features of class texts"):
+        evaluate(store, "nearest-mean", **asked, synthesize="ship")  # type: ignore[arg-type]
 
 
 def changed(**values: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -134,6 +144,8 @@ BAD = [
     (changed(labels=LABELS[:, None] + 1.5), r"labels must be ids .* got 48 of type float64"),
     (changed(trainval_loc=[[1.0, 99.0]]), r"trainval_loc must be ids from 1 to 48.* got 1 to 99"),
     (changed(test_unseen_loc=np.zeros((0, 1))), r"test_unseen_loc must be ids .* got 0 of type"),
+    (changed(att=np.ones((5, 4))), r"att of att_splits.mat must be \(A, C\).* 6 .*got \(5, 4\)"),
+    (changed(att=np.full((5, 6), np.nan)), r"attributes must be \(C, A\) finite numbers"),
     (
         changed(test_unseen_loc=ROWS[LABELS == 1] + 1.0),
         r"att_splits.mat has bee in both trainval_loc and test_unseen_loc",

@@ -32,6 +32,7 @@ from fewshot.open_set import checked_known, known_classes
 from fewshot.protocol import HALVES, TRANSFERS, Protocol
 from fewshot.run import Run
 from fewshot.settings import configure, parse
+from fewshot.synthesis.from_store import lacks_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,8 +229,9 @@ class _Ask:
         if prompts is not None and prompts not in tested.text_sets:
             return str(unknown(f"prompt set of {tested.path}", prompts, tested.text_sets))
         support = self.protocol.support_for(self.method)
-        if support and self.protocol.synthesize is not None and not learned.text_sets:
-            return f"{learned.dataset} has no text, which {self.protocol.synthesize} needs"
+        words = self.protocol.synthesize
+        if support and words is not None and lacks_text(learned, words):
+            return f"{learned.dataset} has no text, which {words} needs"
         wanted = [(tested, "test")]
         if support or (self.method.unsupervised() and setting != "domain-adaptation"):
             wanted.append((learned, "train"))

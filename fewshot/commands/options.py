@@ -90,7 +90,8 @@ SynthesizeOption = Annotated[
     str | None,
     typer.Option(
         metavar="GENERATOR",
-        help="Learn the new classes from features made of their names: ship, or 'ship beta=0.1'.",
+        help="Learn the new classes from features made of their names: ship, 'ship beta=0.1', or "
+        "tf-vaegan, which learns from their unlabeled train images as well.",
         rich_help_panel=FEW_SHOT,
     ),
 ]

@@ -11,12 +11,15 @@ from cache.errors import UserError, unknown
 from fewshot.model_selection.folds import ALWAYS_TRAINS
 from fewshot.settings import with_settings
 from fewshot.support import SupportSet
-from fewshot.synthesis.ship import Ship
+from fewshot.synthesis.adversarial_training import TrainedNetworks, train_tf_vaegan
+from fewshot.synthesis.ship import Ship, Synthesizer
+from fewshot.synthesis.tf_vaegan import TfVaegan
 
-GENERATORS = {"ship": Ship}
+Generator = Ship | TfVaegan
+GENERATORS: Mapping[str, type[Ship] | type[TfVaegan]] = {"ship": Ship, "tf-vaegan": TfVaegan}
 
 
-def generator_of(words: str) -> Ship:
+def generator_of(words: str) -> Generator:
     """The generator that is described as in `ship` or `ship beta=0.1 images=8`.
 
     Raises:
@@ -36,7 +39,7 @@ def generator_of(words: str) -> Ship:
     return with_settings(GENERATORS[name](), settings, name)
 
 
-def described(generator: Ship) -> str:
+def described(generator: Generator) -> str:
     """The generator in words: its name, and what differs from the defaults, in one order."""
     values = {one.name: (getattr(generator, one.name), one.default) for one in fields(generator)}
     changed = [f"{name}={value}" for name, (value, default) in values.items() if value != default]
@@ -61,7 +64,13 @@ class Extended:
         return torch.cat([real, torch.full((made,), ALWAYS_TRAINS)])
 
 
-def extended(generator: Ship, support: SupportSet, text: Tensor, seed: int) -> Extended:
+def extended(
+    generator: Generator,
+    support: SupportSet,
+    text: Tensor,
+    seed: int,
+    unlabeled: Tensor | None = None,
+) -> Extended:
     """Train the generator on the base classes' images, and add features of the new classes.
 
     Views of a synthesized image are further draws. Where features come as the encoder gave them,
@@ -70,11 +79,16 @@ def extended(generator: Ship, support: SupportSet, text: Tensor, seed: int) -> E
     Args:
         generator: The generator.
         support: Images of the base classes, ids 0 to B - 1.
-        text: (C, D) texts of the base classes, then the new ones.
+        text: (C, D) texts of the base classes, then the new ones; for a generator that takes them,
+            (C, A) attributes.
         seed: Random seed for all of it.
+        unlabeled: (U, D) images of new classes, for a generator that learns from them.
+
+    Raises:
+        UserError: The training diverged.
     """
     base, n_classes = support.n_classes, len(text)
-    made = generator.train(support, text[:base], seed)
+    made = _trained(generator, support, text, seed, unlabeled)
     labels = torch.arange(base, n_classes).repeat_interleave(generator.images)
     draws = torch.Generator().manual_seed(seed)
     unit = normalize(text, dim=1)
@@ -95,3 +109,11 @@ def extended(generator: Ship, support: SupportSet, text: Tensor, seed: int) -> E
         views=views,
     )
     return Extended(whole, {f"{generator.name}_{k}": v for k, v in made.log[-1]._asdict().items()})
+
+
+def _trained(
+    generator: Generator, support: SupportSet, text: Tensor, seed: int, unlabeled: Tensor | None
+) -> Synthesizer | TrainedNetworks:
+    if isinstance(generator, TfVaegan):
+        return train_tf_vaegan(generator, support, text, seed, unlabeled)
+    return generator.train(support, text[: support.n_classes], seed)
