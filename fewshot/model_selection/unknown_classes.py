@@ -36,6 +36,7 @@ TURNS = 5
 # all there is: of a fifth less, a score has another scale.
 FOLDS = 20
 IMAGES = 5000  # about as many are used: a score chosen on more is no other
+LOGITS = 2**26  # that the temperature is found on: half a GiB in double precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +99,10 @@ def _chosen(
         (train, rows, gaussian_classes(train, text, logit_scale))
         for train, rows in held_out(support, fold)
     ]
-    logits = torch.cat([classifier.logits(support.features[rows]) for _, rows, classifier in fits])
-    t = temperature(logits, support.labels[torch.cat([rows for _, rows, _ in fits])])
+    images = -(-len(support.labels) // len(fits))
+    some = fits[: max(1, LOGITS // (images * support.n_classes))]
+    logits = torch.cat([classifier.logits(support.features[rows]) for _, rows, classifier in some])
+    t = temperature(logits, support.labels[torch.cat([rows for _, rows, _ in some])])
     hidden = _hidden(support.n_classes, seed)
     part = torch.where(fold >= 0, fold % len(hidden), -1)
     found = [
