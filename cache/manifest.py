@@ -17,10 +17,12 @@ Every key there is; those marked * must be given:
 
     [layout]                            *
     kind = "split-file"                 * split-file, aircraft, imagenet, imagenet-variant, folder,
-                                        table or digits
+                                        table, list-file or digits
     directory = "dtd"                   below the data root
     images = "images"                   below `directory`; paths of images are relative to it
-    split_file = "split_zhou_X.json"    below `directory`: CoOp's split, or the table
+    split_file = "split_zhou_X.json"    below `directory`: CoOp's split, the table, or the list,
+                                        in whose name {split} stands for train, val or test
+    names = "classes.txt"               below `directory`: class names of a list, one per line
     checksum = "sha256:..."             of split_file, or "git-blob-sha1:..."; checked where given
 
     [template_sets]                     further ones by name
@@ -49,6 +51,7 @@ LAYOUTS = (
     "imagenet-variant",
     "folder",
     "table",
+    "list-file",
     "digits",
 )
 TORCHVISION = (
@@ -75,8 +78,10 @@ class Layout:
         kind: One of `LAYOUTS`.
         directory: Below the data root.
         images: Below `directory`; paths of images are relative to it.
-        split_file: Below `directory`: CoOp's split or the table; empty where the kind has none.
+        split_file: Below `directory`: CoOp's split, the table or the list; empty where the kind
+            has none.
         checksum: `sha256:...` or `git-blob-sha1:...` of the split file; empty where unchecked.
+        names: Below `directory`: class names of a list; empty where its folders name them.
     """
 
     kind: str
@@ -84,6 +89,7 @@ class Layout:
     images: str
     split_file: str
     checksum: str
+    names: str = ""
 
 
 @dataclass(frozen=True)
@@ -213,6 +219,7 @@ def _read(file: Path) -> Manifest:
             directory=layout.text("directory"),
             images=layout.text("images"),
             split_file=layout.text("split_file"),
+            names=layout.text("names"),
             checksum=layout.text("checksum", pattern=_CHECKSUM),
         ),
         templates=table.templates("templates", required=True),
@@ -228,7 +235,10 @@ def _read(file: Path) -> Manifest:
     for name in sets.content:
         if not re.fullmatch(_NAME, name):
             raise sets.error(name, f"a name like {_NAME}", name)
-    if manifest.layout.kind in ("split-file", "table") and not manifest.layout.split_file:
+    if (
+        manifest.layout.kind in ("split-file", "table", "list-file")
+        and not manifest.layout.split_file
+    ):
         raise layout.error("split_file", f"the file a {manifest.layout.kind} layout reads", None)
     for part in (table, layout, classnames, sets, sizes):
         part.refuse_unread()

@@ -12,7 +12,7 @@ from PIL import Image
 from cache import decode
 from cache.decoding_memory import MAX_PIXELS
 from cache.errors import UserError
-from cache.layouts import aircraft, digits, folder, imagenet, split_file, table
+from cache.layouts import aircraft, digits, folder, imagenet, list_file, split_file, table
 from cache.layouts import torchvision_datasets as from_torchvision
 from cache.layouts.described_folder import read_described
 from cache.layouts.table_file import ENDINGS as TABLES
@@ -29,6 +29,7 @@ _READERS: dict[str, Callable[[Manifest, Path], Listing]] = {
     "imagenet-variant": imagenet.read_variant,
     "folder": folder.read,
     "table": table.read,
+    "list-file": list_file.read,
     "digits": digits.read,
 }
 
@@ -288,6 +289,8 @@ def _wanted(manifest: Manifest, data_root: Path) -> Path:
     match layout.kind:
         case "split-file" | "table":
             return directory / layout.split_file
+        case "list-file":
+            return list_file.first_file(manifest, data_root)
         case "aircraft":
             return directory / "variants.txt"
         case "imagenet":

@@ -14,6 +14,15 @@ COOP = [
     "caltech101", "dtd", "eurosat", "fgvc_aircraft", "food101", "imagenet", "oxford_flowers",
     "oxford_pets", "stanford_cars", "sun397", "ucf101",
 ]  # fmt: skip
+DOMAINS = [
+    *(
+        f"domainnet_{d}"
+        for d in ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
+    ),
+    *(f"office31_{d}" for d in ("amazon", "dslr", "webcam")),
+    *(f"office_home_{d}" for d in ("art", "clipart", "product", "real_world")),
+    "visda_c_validation",
+]
 VARIANTS = ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"]
 
 GOOD = """
@@ -37,7 +46,9 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_every_dataset_of_the_protocol_has_a_manifest() -> None:
-    assert [manifest.name for manifest in all_manifests()] == sorted([*COOP, *VARIANTS, "digits"])
+    assert [manifest.name for manifest in all_manifests()] == sorted(
+        [*COOP, *VARIANTS, *DOMAINS, "digits"]
+    )
 
 
 def test_no_two_datasets_share_a_name_or_an_alias() -> None:
@@ -92,6 +103,14 @@ def test_a_manifest_says_what_its_reader_needs(name: str) -> None:
     if manifest.layout.kind == "split-file":
         assert manifest.layout.checksum
         assert manifest.layout.split_file in manifest.obtain
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_a_domain_says_which_lists_it_needs(name: str) -> None:
+    manifest = load_manifest(name)
+    assert manifest.layout.split_file.replace("{split}", "test") in manifest.obtain
+    assert "--known" in manifest.obtain
+    assert manifest.homepage.startswith("https://")
 
 
 def test_totals_are_those_of_the_data() -> None:
