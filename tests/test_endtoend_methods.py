@@ -24,7 +24,7 @@ LABELS = torch.tensor([0, 1, 2, 1])
 SETTINGS = {"visual-prompt": {"pad": "4"}}  # images here are but 32 pixels wide
 RESNET_TOO = {  # the others need a ViT
     "coop", "cocoop", "kgcoop", "prograd", "craft", "clip-lora", "live-linear-probe", "ln-tune",
-    "bitfit", "full-fine-tuning", "krona", "kadaptation", "ssf", "visual-prompt",
+    "2sfs", "bitfit", "full-fine-tuning", "krona", "kadaptation", "ssf", "visual-prompt",
 }  # fmt: skip
 every_method = pytest.mark.parametrize("name", METHODS)
 

@@ -105,8 +105,8 @@ class Learner:
         modules: What is in training mode while it trains, for the sake of dropout.
         calibrate: Called before training with the center crops of the few shots, a batch of pixels
             at a time and in order, and their (N,) labels; None where nothing depends on them.
-        stage: Called before each training step with the share of all steps that is done, 0 to less
-            than 1; None where all steps are alike.
+        stage: Called before each training step with its number, from 0, and the number of all
+            steps; None where all steps are alike.
         chosen: Name -> what `calibrate` chose and no gradient moves; saved with the parameters.
     """
 
@@ -121,7 +121,7 @@ class Learner:
     penalty: Callable[[Tensor], Tensor] | None = None
     modules: Sequence[nn.Module] = field(default_factory=tuple)
     calibrate: Callable[[Iterable[Tensor], Tensor], None] | None = None
-    stage: Callable[[float], None] | None = None
+    stage: Callable[[int, int], None] | None = None
     chosen: Mapping[str, Tensor] = field(default_factory=dict)
 
     def state(self) -> dict[str, Tensor]:

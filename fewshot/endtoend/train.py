@@ -78,7 +78,7 @@ def train(
 
     for step, (given, truth) in _one_ahead(batch, range(first, plan.iterations)):
         if learner.stage is not None:
-            learner.stage(step / plan.iterations)
+            learner.stage(step, plan.iterations)
         for group in optimizer.param_groups:
             group["lr"] = plan.schedule(step // steps, step / plan.iterations)
         given = given.to(clip.device, non_blocking=True)

@@ -25,6 +25,7 @@ from fewshot.endtoend.methods.kgcoop import KgCoOp
 from fewshot.endtoend.methods.krona import KronA
 from fewshot.endtoend.methods.live_linear_probe import LiveLinearProbe
 from fewshot.endtoend.methods.lst import LST
+from fewshot.endtoend.methods.maple import MaPLe
 from fewshot.endtoend.methods.patt import PATT
 from fewshot.endtoend.methods.prefix import Prefix
 from fewshot.endtoend.methods.prograd import ProGrad
@@ -32,6 +33,7 @@ from fewshot.endtoend.methods.promptsrc import PromptSRC
 from fewshot.endtoend.methods.repadapter import RepAdapter
 from fewshot.endtoend.methods.sct import SCT
 from fewshot.endtoend.methods.ssf import SSF
+from fewshot.endtoend.methods.two_stage_few_shot import TwoStageFewShot
 from fewshot.endtoend.methods.visual_prompt import VisualPrompt
 from fewshot.endtoend.methods.vpt import VPTDeep, VPTShallow
 from fewshot.endtoend.methods.vqt import VQT
@@ -43,10 +45,12 @@ METHODS: dict[str, type[EndToEnd]] = {
     "kgcoop": KgCoOp,
     "prograd": ProGrad,
     "craft": CraFT,
+    "maple": MaPLe,
     "promptsrc": PromptSRC,
     "clip-lora": CLIPLoRA,
     "live-linear-probe": LiveLinearProbe,
     "ln-tune": LNTune,
+    "2sfs": TwoStageFewShot,
     "bitfit": BitFit,
     "difffit": DiffFit,
     "full-fine-tuning": FullFineTuning,

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy, kl_div, l1_loss, normalize
 
 from fewshot.checks import non_negative, positive
 from fewshot.endtoend.clip import Clip, Learner, TrainingPlan, scaled_cosines
-from fewshot.endtoend.parts.deep_prompts import DeepPrompts
+from fewshot.endtoend.parts.deep_prompts import DeepPrompts, image_width
 from fewshot.endtoend.parts.diverse_templates import DIVERSE_TEMPLATES
 from fewshot.endtoend.parts.peft import class_text
 
@@ -61,16 +61,15 @@ class PromptSRC(DeepPrompts):
 
     def attach(self, clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Learner:
         """The prompts of both towers are trained; the dataset's templates play no part."""
-        depth = self.image_depth(clip)
+        text_depth, image_depth = self.depths(clip)
         known = class_text(clip, classnames, DIVERSE_TEMPLATES)
         # The tower without prompts, of the same weights in memory.
         frozen = copy.deepcopy(clip.model.visual, {id(p): p for p in clip.model.parameters()})
         generator = torch.Generator().manual_seed(self.seed)
-        text = self.prompt_text(clip, classnames, generator)
-        width = clip.model.visual.class_embedding.shape[0]
+        text = self.prompt_text(clip, classnames, text_depth, generator)
         n_ctx = len(text.context)
-        tokens = nn.Parameter(self.drawn(clip, (depth, n_ctx, width), generator))
-        self.prompt_images(clip, n_ctx, lambda block: tokens[block])
+        tokens = nn.Parameter(self.drawn(clip, (image_depth, n_ctx, image_width(clip)), generator))
+        self.prompt_images(clip, image_depth, n_ctx, lambda block: tokens[block])
 
         def images(pixels: Tensor) -> Tensor:
             features: Tensor = clip.model.encode_image(pixels)

@@ -121,9 +121,9 @@ class DeepPrompts(EndToEnd):
         non_negative(self, "weight_decay")
 
     def prompt_text(
-        self, clip: Clip, classnames: Sequence[str], generator: torch.Generator
+        self, clip: Clip, classnames: Sequence[str], depth: int, generator: torch.Generator
     ) -> PromptedText:
-        """Put the context into the text tower, in place.
+        """Put the context into the text tower, at its first so many blocks, in place.
 
         Raises:
             UserError: The text tower takes no embeddings.
@@ -133,7 +133,6 @@ class DeepPrompts(EndToEnd):
             chunk=self.text_chunk,
         )  # fmt: skip
         words = prompts.context.detach()
-        depth = min(self.depth, len(require_open_clips(clip.model).transformer.resblocks))
         n_ctx = min(self.n_ctx, len(words))
         drawn = self.drawn(clip, (depth, n_ctx, words.shape[1]), generator)
         context, deeper = nn.Parameter(words[:n_ctx].clone()), nn.Parameter(drawn[1:].clone())
@@ -148,21 +147,27 @@ class DeepPrompts(EndToEnd):
 
         return PromptedText(context, deeper, features)
 
-    def image_depth(self, clip: Clip) -> int:
-        """How many blocks of the image tower have prompts.
+    def depths(self, clip: Clip) -> tuple[int, int]:
+        """How many blocks of the text tower and of the image tower have prompts.
 
         Raises:
-            UserError: They are not those of a vision transformer, or not run one by one.
+            UserError: The image tower is no vision transformer of open_clip's, or the text tower
+                takes no embeddings.
         """
         tower = image_vit(clip, self.name)
         require_blocks_in_a_row(tower, self.name)
-        return min(self.depth, len(tower.transformer.resblocks))
+        towers = (require_open_clips(clip.model).transformer, tower.transformer)
+        text, image = (min(self.depth, len(each.resblocks)) for each in towers)
+        return text, image
 
-    def prompt_images(self, clip: Clip, n_tokens: int, prompt: Callable[[int], Tensor]) -> None:
+    def prompt_images(
+        self, clip: Clip, depth: int, n_tokens: int, prompt: Callable[[int], Tensor]
+    ) -> None:
         """Insert tokens into the image tower, in place.
 
         Args:
             clip: The model.
+            depth: d.
             n_tokens: l.
             prompt: Number of a block to its tokens (l, W). Those of block 0 go through the norm
                 before the blocks, as the image's own do.
@@ -173,9 +178,8 @@ class DeepPrompts(EndToEnd):
             tokens = prompt(block)
             return tokens if block else tower.ln_pre(tokens)
 
-        blocks = range(self.image_depth(clip))
         tower.transformer = PromptedTransformer(
-            tower.transformer, blocks, n_tokens, normed, inserted=True
+            tower.transformer, range(depth), n_tokens, normed, inserted=True
         )
 
     def drawn(self, clip: Clip, shape: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -190,3 +194,8 @@ class DeepPrompts(EndToEnd):
     def optimizer(self, learner: Learner) -> Optimizer:
         """SGD with momentum."""
         return momentum_sgd(learner, self.lr, self.weight_decay)
+
+
+def image_width(clip: Clip) -> int:
+    """W of the image tower's tokens."""
+    return len(clip.model.visual.class_embedding)
