@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from fewshot.automatic.page.unsure import none_of_these
+from fewshot.html import Notes, Paragraph
 from fewshot.model_selection.conformal import p_values
 from fewshot.model_selection.open_set_scores import SCORES, fit_score, gaussian_classes
 from fewshot.model_selection.unknown_classes import best_elsewhere, find_open_set
@@ -92,6 +94,19 @@ def test_too_few_classes_or_images_have_no_score_and_alike_ones_do_no_harm() -> 
     assert find_open_set(drawn(30, 1), None) is None
     alike = torch.zeros(60, 8).index_fill_(1, torch.tensor([0]), 1.0)
     assert find_open_set(SupportSet(alike, torch.arange(60) % 3, 3), None) is None
+
+
+def test_of_few_held_out_images_the_page_says_at_most() -> None:
+    few, many = (find_open_set(drawn(6, n), None) for n in (8, 20))
+    assert few is not None
+    assert many is not None
+    assert (few.enough, many.enough) == (False, True)
+    for found, word in ((few, "at most"), (many, "about")):
+        first, *_, notes = none_of_these(found)
+        assert isinstance(first, Paragraph)
+        assert isinstance(notes, Notes)
+        assert f"your classes {word} " in first.bold
+        assert any("48 photos held back" in note for note in notes.sentences) is not found.enough
 
 
 def test_text_is_cut_to_the_classes_that_are_not_hidden() -> None:

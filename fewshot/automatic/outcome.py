@@ -197,7 +197,8 @@ def _summary(outcome: Outcome) -> list[str]:
     open_set = outcome.adapter.open_set
     if open_set is not None:
         lines.append(
-            f"photos of none of the classes: {in_100(open_set.refused)} refused by predict "
+            "photos of none of the classes: "
+            f"{'' if open_set.enough else 'at most '}{in_100(open_set.refused)} refused by predict "
             f"--unknown, which keeps 95 in 100 of the others (AUROC {open_set.auroc:.2f})"
         )
     lines.append(f"more labels: {outcome.more_labels}")

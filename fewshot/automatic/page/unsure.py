@@ -31,8 +31,8 @@ def none_of_these(open_set: OpenSet | None) -> list[Block]:
         return [Notes([sentence])]
     low, high = open_set.range
     sentence = (
-        f"Of photos that show none of your classes about {in_100(open_set.refused)} are refused "
-        "where 95 in 100 of the others are kept."
+        f"Of photos that show none of your classes {'about' if open_set.enough else 'at most'} "
+        f"{in_100(open_set.refused)} are refused where 95 in 100 of the others are kept."
     )
     notes = [
         (
@@ -44,6 +44,11 @@ def none_of_these(open_set: OpenSet | None) -> list[Block]:
         ),
         "fewshot predict --unknown makes use of it: such photos are labeled unknown.",
     ]
+    if not open_set.enough:
+        notes.append(
+            f"With {count(len(open_set.held_out), 'photo')} held back, too few for an exact "
+            "threshold, it keeps more of the known photos and refuses fewer of the others."
+        )
     rows = [
         (name + (" ★" if name == open_set.name else ""), WORDS[name], Number(100 * value))
         for name, value in open_set.compared.items()
