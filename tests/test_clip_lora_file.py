@@ -257,7 +257,9 @@ def test_what_is_no_pair_of_clip_lora_is_not_exported(
 def test_a_resnet_and_another_width_are_refused(
     encoder: Encoder, random_resnet: Path, tmp_path: Path, draw_photos: Callable[..., Path]
 ) -> None:
-    with pytest.raises(UserError, match="are of vision transformers; this model has a ResNet"):
+    with pytest.raises(
+        UserError, match="a plain ViT; this model is a CLIP with a ModifiedResNet; use"
+    ):
         depths_of(load(f"local-dir:{random_resnet}", device="cpu").model)
     path = saved(tmp_path / "l.pt", content(4, "all"))
     with pytest.raises(UserError, match=r"holds \(2, 4\) for .* has room for \(2, 8\); give --m"):

@@ -184,7 +184,7 @@ def depths_of(model: Any) -> dict[str, int]:
     if not hasattr(model, "transformer") or not hasattr(model.visual, "transformer"):
         raise UserError(
             "CLIP-LoRA's files are of CLIP with a plain ViT; this model is a "
-            f"{type(model).__name__} with a {image_kind(model)}"
+            f"{type(model).__name__} with a {image_kind(model)}; use one such as ViT-B-16/openai"
         )
     return {tower: len(model.get_submodule(path)) for tower, (path, *_) in PLACES.items()}
 

@@ -96,7 +96,8 @@ class Learner:
         images: Pixels (B, 3, H, W) to features (B, D), any norm; None where the image tower is
             left alone and stored features serve. Columns behind the D are for the objective alone.
         score: Features (B, D) to logits (B, C); None for the scaled cosine to the text.
-        objective: Features, labels (B,) and their logits to the loss; None for cross-entropy.
+        objective: Features, labels (B,) and their logits to the loss; None for cross-entropy. For
+            its sake features may be longer than text; the logits are of their first D numbers.
         refine: Those cosines to the logits; None for themselves.
         search: Crops (N, D) by their number, labels (N,) and the number of generations to the
             search that finds the parameters; None where gradients do.
@@ -153,7 +154,9 @@ class Learner:
         if self.score is not None:
             return self.score(features)
         text = self.text()
-        cosines = scaled_cosines(self.logit_scale, features[:, : text.shape[1]], text)
+        if self.objective is not None:  # what stands behind the feature is for it alone
+            features = features[:, : text.shape[1]]
+        cosines = scaled_cosines(self.logit_scale, features, text)
         if self.refine is None:
             return cosines
         with torch.autocast(features.device.type, enabled=False):

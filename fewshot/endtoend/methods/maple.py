@@ -45,7 +45,8 @@ class MaPLe(DeepPrompts):
             tokens = text.deeper[block - 1] if block else text.context
             return linear(tokens, weight[block], bias[block])
 
-        self.prompt_images(clip, depth, len(text.context), prompt)
+        learned = [text.context, text.deeper, weight, bias]
+        self.prompt_images(clip, depth, len(text.context), prompt, learned)
         return Learner(
             {
                 "context": text.context,

@@ -69,7 +69,7 @@ class PromptSRC(DeepPrompts):
         text = self.prompt_text(clip, classnames, text_depth, generator)
         n_ctx = len(text.context)
         tokens = nn.Parameter(self.drawn(clip, (image_depth, n_ctx, image_width(clip)), generator))
-        self.prompt_images(clip, image_depth, n_ctx, lambda block: tokens[block])
+        self.prompt_images(clip, image_depth, n_ctx, lambda block: tokens[block], [tokens])
 
         def images(pixels: Tensor) -> Tensor:
             features: Tensor = clip.model.encode_image(pixels)

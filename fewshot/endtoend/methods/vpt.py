@@ -53,7 +53,7 @@ class VPTShallow(PEFTMethod):
         learned, dropout = nn.Parameter(tokens.to(clip.device)), nn.Dropout(self.dropout).eval()
         tower.transformer = PromptedTransformer(
             tower.transformer, range(depth), self.n_tokens, lambda i: dropout(learned[i]),
-            inserted=True,
+            learned=[learned], inserted=True,
         )  # fmt: skip
         return {"tokens": learned}, (dropout,)
 

@@ -31,6 +31,7 @@ class PromptedTransformer(nn.Module):
         before: How many tokens stand before the learned ones.
         blocks: Numbers of those that have learned tokens at their input, in a row.
         prompt: Number of a block to its tokens (l, W).
+        learned: What these are made of, so that others see that the tower is trained.
         inserted: The sequence comes without learned tokens and goes without them; otherwise there
             are tokens in their places already, and what becomes of them is left there.
         grad_checkpointing: Keep no activations within a block; open_clip sets it.
@@ -43,10 +44,12 @@ class PromptedTransformer(nn.Module):
         n_tokens: int,
         prompt: Callable[[int], Tensor],
         *,
+        learned: Sequence[nn.Parameter],
         inserted: bool,
         before: int = 1,
     ) -> None:
         super().__init__()
+        self.learned = nn.ParameterList(learned)
         self.resblocks = transformer.resblocks
         self.blocks, self.n_tokens, self.prompt = blocks, n_tokens, prompt
         self.inserted, self.before = inserted, before
@@ -139,7 +142,7 @@ class DeepPrompts(EndToEnd):
         tower = clip.model.text if hasattr(clip.model, "text") else clip.model
         tower.transformer = PromptedTransformer(
             tower.transformer, range(1, depth), n_ctx, lambda i: deeper[i - 1],
-            inserted=False, before=len(prompts.start),
+            learned=[context, deeper], inserted=False, before=len(prompts.start),
         )  # fmt: skip
 
         def features() -> Tensor:
@@ -161,7 +164,12 @@ class DeepPrompts(EndToEnd):
         return text, image
 
     def prompt_images(
-        self, clip: Clip, depth: int, n_tokens: int, prompt: Callable[[int], Tensor]
+        self,
+        clip: Clip,
+        depth: int,
+        n_tokens: int,
+        prompt: Callable[[int], Tensor],
+        learned: Sequence[nn.Parameter],
     ) -> None:
         """Insert tokens into the image tower, in place.
 
@@ -171,6 +179,7 @@ class DeepPrompts(EndToEnd):
             n_tokens: l.
             prompt: Number of a block to its tokens (l, W). Those of block 0 go through the norm
                 before the blocks, as the image's own do.
+            learned: What they are made of.
         """
         tower = clip.model.visual
 
@@ -179,7 +188,7 @@ class DeepPrompts(EndToEnd):
             return tokens if block else tower.ln_pre(tokens)
 
         tower.transformer = PromptedTransformer(
-            tower.transformer, range(depth), n_tokens, normed, inserted=True
+            tower.transformer, range(depth), n_tokens, normed, learned=learned, inserted=True
         )
 
     def drawn(self, clip: Clip, shape: Sequence[int], generator: torch.Generator) -> Tensor:
