@@ -47,7 +47,7 @@ class AdversarialEpoch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TrainedNetworks:
-    """TrainedNetworks networks.
+    """Networks after their training.
 
     Attributes:
         networks: The networks.

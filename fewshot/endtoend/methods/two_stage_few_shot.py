@@ -63,11 +63,6 @@ class TwoStageFewShot(PEFTMethod):
                 f"2sfs starts its classifier from text, and {clip.identity['name']} encodes images "
                 "alone; use ln-tune with --set head=trained"
             )
-        if not clip.reads_text:
-            raise UserError(
-                f"2sfs starts its classifier from text, and {clip.identity['name']} encodes images "
-                "alone; use ln-tune with --set head=trained"
-            )
         norms = super().attach(clip, classnames, templates[:1])
         with torch.no_grad():
             head = nn.Parameter(normalize(norms.text().float(), dim=1))
