@@ -1,13 +1,12 @@
 """Deep prompts in both towers that are held near the frozen model and averaged over the epochs.
 
 Khattak et al., "Self-regulating Prompts: Foundational Model Adaptation without Forgetting", ICCV
-2023, https://arxiv.org/abs/2307.06948; the recipe is that of the authors' code for few shots. Paper
-and code disagree; here it is the code's, which made the numbers. The paper's L1 distances are sums
-over the D features, the code's are means, with the same weights. The paper's divergence is summed
-over the classes, the code's also divided by their number, and of the frozen model's logits from the
-prompted ones, where the paper has them in the other order. The code averages features of the
-templates as they are, here each is normalized first. Its Gaussian is (30, 30) on ImageNet,
-Caltech101, OxfordPets, Food101, UCF101 and SUN397, the defaults here, and (45, 5) on the others.
+2023, https://arxiv.org/abs/2307.06948; recipe and losses are those of the authors' code for few
+shots, which made the numbers. Its L1 distances are means over the D features, and its divergence,
+of the frozen model's probabilities from the prompted ones, is divided by the number of classes too.
+The code averages features of the templates as they are, here each is normalized first. Its Gaussian
+is (30, 30) on ImageNet, Caltech101, OxfordPets, Food101, UCF101 and SUN397, the defaults here, and
+(45, 5) on the others.
 """
 
 import copy
