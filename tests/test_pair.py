@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,17 @@ def test_what_is_not_tuned_keeps_even_weights_and_a_weight_that_was_set_stays(
     assert weighed(pair.at(0.1), "gda", shots=4).weight == 0.1
     with pytest.raises(UserError, match="from 0 to below 1; got 1"):
         pair.at(1.0)
+
+
+def test_stores_of_the_same_names_with_other_contents_are_no_pair(tmp_path: Path) -> None:
+    first, second = (FeatureStore.open(write_store(tmp_path, "toys", n)) for n in "ab")
+    paired(first, second)  # what they say of contents nobody knows, and nothing else differs
+    a, b = (
+        replace(store, versions={"images": digest})
+        for store, digest in ((first, "1"), (second, "2"))
+    )
+    with pytest.raises(UserError, match="they differ in the contents of their images"):
+        paired(a, b)
 
 
 def test_stores_of_different_images_are_no_pair(tmp_path: Path) -> None:

@@ -17,14 +17,10 @@ from fewshot.bench.trained import TrainOptions, require_trained
 from fewshot.cross_dataset import shared_classes
 from fewshot.domain_adaptation import relation, takes_target
 from fewshot.endtoend.clip import EndToEnd
-from fewshot.endtoend.experiment import (
-    chosen_by_hand,
-    crops_asked,
-    require_few_shots,
-    require_published,
-)
+from fewshot.endtoend.crops import chosen_by_hand, crops_asked
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.endtoend.methods import configure as configure_trained
+from fewshot.endtoend.requirements import require_few_shots, require_published
 from fewshot.fitting import require_labels
 from fewshot.method import MethodInfo, SupportsNewClasses
 from fewshot.methods import METHODS

@@ -8,7 +8,7 @@ from typing import Any
 from cache.decoding_memory import MAX_PIXELS
 from cache.errors import UserError
 from cache.toml_table import TomlTable
-from fewshot.endtoend.experiment import require_shares
+from fewshot.endtoend.crops import require_shares
 
 
 @dataclass(frozen=True)

@@ -91,10 +91,12 @@ def train(
     from cache.location import require_writable
     from cache.source import find
     from fewshot.endtoend.checkpoint import steps_done
+    from fewshot.endtoend.crops import crops_asked
     from fewshot.endtoend.display import shown
-    from fewshot.endtoend.experiment import crops_asked, require_published, run, store_of
+    from fewshot.endtoend.experiment import run, store_of
     from fewshot.endtoend.finished import checkpoint_path, require_new
     from fewshot.endtoend.methods import configure
+    from fewshot.endtoend.requirements import require_published
     from fewshot.results.log import append_new
     from fewshot.results.summaries import accuracy_table
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,14 +14,21 @@ import torch
 from torch import Tensor
 
 from cache.encoder import Encoder
-from cache.errors import UserError
 from cache.location import default_root, store_path
 from cache.source import Item, Source
 from cache.store import FeatureStore
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
+from fewshot.endtoend.crops import augmented, chosen_by_hand, crops_asked
 from fewshot.endtoend.evolve import evolve
 from fewshot.endtoend.finished import finish, finished
 from fewshot.endtoend.photos import PhotoBatches, center_crops, require_images
+from fewshot.endtoend.requirements import (
+    require_few_shots,
+    require_published,
+    require_same_images,
+    require_same_weights,
+    require_splits,
+)
 from fewshot.endtoend.train import Batches, Watch, train
 from fewshot.fitting import asked_of
 from fewshot.protocol import Asked, Protocol
@@ -108,10 +115,10 @@ def run(
         require_published(method, changed=[*protocol.fixed, *crops_asked(crop_scale, flip)])
     method = replace(method, **protocol.fixed)
     require_few_shots(method.name, protocol)
-    _require_splits(source)
+    require_splits(source)
     if store is not None:
-        _require_same_weights(store, encoder)
-        _require_same_images(store, source)
+        require_same_weights(store, encoder)
+        require_same_images(store, source)
     has_val = bool(source.splits.get("val"))
     sample = _drawn(source, protocol, official and method.val_first and has_val)
     items = [source.splits["train"][row] for row in sample.train]
@@ -192,53 +199,6 @@ def run(
     return Trained(learner, clip, result)
 
 
-def crops_asked(crop_scale: tuple[float, float] | None, flip: bool | None) -> list[str]:
-    """The names of those that are given."""
-    asked = {"crop_scale": crop_scale, "flip": flip}
-    return [name for name, value in asked.items() if value is not None]
-
-
-def require_published(method: EndToEnd, *, changed: Collection[str]) -> None:
-    """Raise unless the method can be trained with its published recipe exactly.
-
-    Args:
-        method: As published.
-        changed: Names of settings that are given, which must be none.
-
-    Raises:
-        UserError: A setting is given, or no recipe for few shots of CLIP was published.
-    """
-    if changed:
-        raise UserError(
-            f"the official recipe sets everything itself; got {', '.join(sorted(changed))} as "
-            "well; leave these out, or official"
-        )
-    if not method.published:
-        raise UserError(
-            f"{method.name} has no published recipe for few shots of CLIP; leave official out"
-        )
-
-
-def require_few_shots(method: str, protocol: Protocol) -> None:
-    """Raise unless an end-to-end method can do what is asked.
-
-    Raises:
-        UserError: Unequal classes, other prompts than the model's, or classes without images.
-    """
-    if protocol.setting != "few-shot" or protocol.imbalance or protocol.prompt_set:
-        raise UserError(
-            f"{method} is trained end to end, from few shots and with prompts of its own alone"
-        )
-
-
-def _require_splits(source: Source) -> None:
-    for split in ("train", "test"):
-        if not source.splits.get(split):
-            raise UserError(
-                f"{source.dataset} has no {split} split; add one, or train on another dataset"
-            )
-
-
 def _drawn(source: Source, protocol: Protocol, val_first: bool) -> Sample:
     """The few shots; with `val_first` as CLIP-LoRA's code draws them, after the val split's."""
     labels = [item.label for item in source.splits["train"]]
@@ -249,29 +209,6 @@ def _drawn(source: Source, protocol: Protocol, val_first: bool) -> Sample:
         labels, source.classnames, shots=int(protocol.shots), seed=protocol.seed,
         val_labels=val_labels, val_first=True,
     )  # fmt: skip
-
-
-def _require_same_weights(store: FeatureStore, encoder: Encoder) -> None:
-    stored = store.identity["model"].get("weights")
-    if stored is not None and stored != encoder.identity["weights"]:
-        raise UserError(
-            f"{store.path} was made with other weights than {encoder.identity['name']} has now; "
-            "extract it again"
-        )
-
-
-def _require_same_images(store: FeatureStore, source: Source) -> None:
-    """Rows are drawn from the source and looked up in the store, so they must be the same ones."""
-    for split in ("train", "test"):
-        items = source.splits[split]
-        same = store.labels(split).tolist() == [item.label for item in items]
-        if not store.imported:  # then it may not know the paths
-            same = same and store.paths(split) == [item.path for item in items]
-        if not same:
-            raise UserError(
-                f"{store.path} has other {split} images or labels than {source.dataset} has now; "
-                "extract it again"
-            )
 
 
 def _stored(store: FeatureStore, rows: Rows, with_views: bool) -> Batches:
@@ -366,64 +303,6 @@ def _about(
     if store is not None and not protocol.views:  # unsaid where views are, as it always was
         what["views"] = False
     return json.dumps(what, sort_keys=True)
-
-
-def require_shares(crop_scale: tuple[float, float] | None) -> None:
-    """Raise unless the scale is a range of shares of an image's area.
-
-    Raises:
-        UserError: It is not.
-    """
-    if crop_scale is not None and not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-        raise UserError(
-            f"crop_scale must be two shares of the area, 0 < minimum <= maximum <= 1; got "
-            f"{crop_scale[0]} and {crop_scale[1]}; CoOp's are 0.08 and 1"
-        )
-
-
-def chosen_by_hand(
-    method: EndToEnd,
-    *,
-    live: bool,
-    has_val: bool,
-    crop_scale: tuple[float, float] | None,
-    flip: bool | None,
-    official: bool,
-) -> dict[str, Any]:
-    """The choices about images that a run's settings record besides the method's fields.
-
-    Args:
-        method: What is trained.
-        live: It learns from images and not from a store's features.
-        has_val: The dataset has a val split.
-        crop_scale: As in `run`.
-        flip: As in `run`.
-        official: As in `run`.
-    """
-    chosen: dict[str, Any] = {}
-    if official and method.val_first and has_val:
-        chosen["sample"] = "val first"
-    if live and crop_scale is not None:
-        chosen["crop_scale"] = list(crop_scale)
-    if live and flip is not None:
-        chosen["flip"] = flip
-    return chosen
-
-
-def augmented(
-    plan: TrainingPlan, crop_scale: tuple[float, float] | None, flip: bool | None
-) -> TrainingPlan:
-    """The plan with other crops, where others are asked for.
-
-    Raises:
-        UserError: The scale is no range of shares.
-    """
-    require_shares(crop_scale)
-    return replace(
-        plan,
-        crop_scale=plan.crop_scale if crop_scale is None else crop_scale,
-        flip=plan.flip if flip is None else flip,
-    )
 
 
 def store_of(source: Source, model: str, root: Path | None) -> FeatureStore | None:

@@ -1,0 +1,88 @@
+"""Conditions under which a method can be trained, each checked before the work."""
+
+from collections.abc import Collection
+
+from cache.encoder import Encoder
+from cache.errors import UserError
+from cache.source import Source
+from cache.store import FeatureStore
+from fewshot.endtoend.clip import EndToEnd
+from fewshot.protocol import Protocol
+
+
+def require_published(method: EndToEnd, *, changed: Collection[str]) -> None:
+    """Raise unless the method can be trained with its published recipe exactly.
+
+    Args:
+        method: As published.
+        changed: Names of settings that are given, which must be none.
+
+    Raises:
+        UserError: A setting is given, or no recipe for few shots of CLIP was published.
+    """
+    if changed:
+        raise UserError(
+            f"the official recipe sets everything itself; got {', '.join(sorted(changed))} as "
+            "well; leave these out, or official"
+        )
+    if not method.published:
+        raise UserError(
+            f"{method.name} has no published recipe for few shots of CLIP; leave official out"
+        )
+
+
+def require_few_shots(method: str, protocol: Protocol) -> None:
+    """Raise unless an end-to-end method can do what is asked.
+
+    Raises:
+        UserError: Unequal classes, other prompts than the model's, or classes without images.
+    """
+    if protocol.setting != "few-shot" or protocol.imbalance or protocol.prompt_set:
+        raise UserError(
+            f"{method} is trained end to end, from few shots and with prompts of its own alone"
+        )
+
+
+def require_splits(source: Source) -> None:
+    """Raise unless there are images to train on and images to test.
+
+    Raises:
+        UserError: A split is missing.
+    """
+    for split in ("train", "test"):
+        if not source.splits.get(split):
+            raise UserError(
+                f"{source.dataset} has no {split} split; add one, or train on another dataset"
+            )
+
+
+def require_same_weights(store: FeatureStore, encoder: Encoder) -> None:
+    """Raise unless the store's features are of the weights that are to be trained.
+
+    Raises:
+        UserError: They are of others.
+    """
+    stored = store.identity["model"].get("weights")
+    if stored is not None and stored != encoder.identity["weights"]:
+        raise UserError(
+            f"{store.path} was made with other weights than {encoder.identity['name']} has now; "
+            "extract it again"
+        )
+
+
+def require_same_images(store: FeatureStore, source: Source) -> None:
+    """Raise unless rows drawn from the source are the same images in the store.
+
+    Raises:
+        UserError: Images or labels of a split differ.
+    """
+    for split in ("train", "test"):
+        items = source.splits[split]
+        same = store.labels(split).tolist() == [item.label for item in items]
+        if not store.imported:  # then it may not know the paths
+            same = same and store.paths(split) == [item.path for item in items]
+        if not same:
+            raise UserError(
+                f"{store.path} has other {split} images or labels than {source.dataset} has now; "
+                "extract it again"
+            )
