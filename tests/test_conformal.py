@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -111,3 +112,14 @@ def test_coverage_is_checked_on_images_that_made_no_threshold() -> None:
         size += len(members)
     assert (found.found, found.size) == pytest.approx((right / 300, size / 300))
     assert check_coverage(logits[:10], labels[:10], fold[:10], 2.0, 0.9) is None
+
+
+def test_what_is_kept_of_held_out_images_is_their_own_classs_probability_in_order() -> None:
+    logits = torch.randn(30, 4, generator=torch.Generator().manual_seed(5))
+    labels = torch.arange(30) % 3  # of the fourth class none is held out
+    raised = np.exp(logits.double().numpy() / 2.5)
+    own = (raised / raised.sum(axis=1, keepdims=True))[np.arange(30), labels.numpy()]
+    found = by_class(logits, labels, 2.5)
+    assert [len(row) for row in found] == [10, 10, 10, 0]
+    for k in range(3):
+        assert list(found[k]) == pytest.approx(sorted(own[k::3]))

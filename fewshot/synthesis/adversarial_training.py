@@ -116,6 +116,8 @@ class Training:
         networks: What is trained.
         scale: Of the features.
         penalty_weight: Of the critics' gradient penalty.
+        prior: (C',) how often each unseen class is generated.
+        pseudo: (U, A) pseudo-attributes by zero-shot; None where the decoder makes them.
     """
 
     def __init__(
@@ -141,14 +143,14 @@ class Training:
         if unlabeled is not None and len(unlabeled):
             self._unlabeled = self._scaled(unlabeled)
         unseen = len(attributes) - self._n_seen
-        self._prior = torch.full((unseen,), 1 / unseen)
-        self._pseudo: Tensor | None = None
+        self.prior = torch.full((unseen,), 1 / unseen)
+        self.pseudo: Tensor | None = None
         if "zero-shot" in (settings.prior, settings.pseudo):
             guessed = zero_shot(unlabeled, attributes[self._n_seen :])
             if settings.prior == "zero-shot":
-                self._prior = guessed.mean(dim=0)
+                self.prior = guessed.mean(dim=0)
             if settings.pseudo == "zero-shot":
-                self._pseudo = guessed @ self._a[self._n_seen :]
+                self.pseudo = guessed @ self._a[self._n_seen :]
         self.penalty_weight = 10.0
         dim, n_attributes = support.features.shape[1], attributes.shape[1]
         sizes = (settings.latent, settings.hidden, settings.feedback)
@@ -196,7 +198,7 @@ class Training:
             rows = torch.randint(len(self._unlabeled), (len(x),), generator=self._draws)
             images = self._unlabeled[rows]
             with torch.no_grad():
-                a = self.networks.decoder(images) if self._pseudo is None else self._pseudo[rows]
+                a = self.networks.decoder(images) if self.pseudo is None else self.pseudo[rows]
             pairs.append((self.networks.unseen, images, a))
         critics = [self._step_critics(pairs, feedback) for _ in range(self._set.critic_steps)]
         distance, penalty = (sum(c) / len(c) for c in zip(*critics, strict=True))
@@ -236,7 +238,7 @@ class Training:
         for critic, _, condition in pairs[1:]:
             fake = n.make(self._latent(len(condition)), condition, feedback=feedback)
             loss = loss - weights.critic * critic(fake, condition).mean()
-        ids = torch.multinomial(self._prior, len(x), replacement=True, generator=self._draws)
+        ids = torch.multinomial(self.prior, len(x), replacement=True, generator=self._draws)
         unseen = self._a[self._n_seen + ids]
         fake = n.make(self._latent(len(unseen)), unseen, feedback=feedback)
         loss = loss + UNSEEN_SCALE * weights.decoding * decoding_loss(n.decoder(fake), unseen)
