@@ -11,7 +11,7 @@ from cache.store import FeatureStore
 from cli import main
 from fewshot.automatic import backbones
 from fewshot.automatic.backbones import Backbone, choose, losses
-from fewshot.automatic.judging import CrossValidation
+from fewshot.automatic.judging import CrossValidation, judge
 from fewshot.automatic.outcome import Outcome
 from fewshot.automatic.pipeline import auto
 from fewshot.model_selection.cross_validation import OutOfFold
@@ -36,11 +36,21 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_every_model_encodes_once_and_the_best_is_named_with_its_price(
-    photos: Path, random_vit: Path, encoded: list[str]
+    photos: Path, random_vit: Path, encoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weak, said = f"local-dir:{random_vit}", []  # type: tuple[str, list[str]]
+    scenes: list[Any] = []
+
+    def watched(*given: Any, groups: Any, **more: Any) -> Any:
+        for found in judge(*given, groups=groups, **more):
+            scenes.append((groups, found.groups))
+            yield found
+
+    monkeypatch.setattr(backbones, "judge", watched)
     found = compared(photos, f"{weak},tiny", say=said.append)
     assert len(encoded) == 2 * 4 * N
+    assert scenes[0][0] is None
+    assert scenes[1][0] is scenes[0][1]  # the folds of the second model are those of the first
     assert found.adapter.model_name == found.store.model == "tiny"
     assert {one.model for one in found.backbones} == {weak, "tiny"}
     assert all(one.seconds > 0 for one in found.backbones)

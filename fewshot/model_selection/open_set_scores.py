@@ -1,7 +1,7 @@
 """Scores of a feature that are high where the image shows a known class.
 
 All come from Gaussian classes, or from the support images themselves, whatever method classifies:
-they fit in milliseconds. Max-softmax and energy judge by GDA's logits (`fewshot.open_set`).
+they fit in milliseconds. Max-softmax judges by GDA's logits.
 Mahalanobis, the distance to the nearest class mean under the shared covariance: Lee et al.,
 https://arxiv.org/abs/1807.03888. Nearest images: Sun et al., https://arxiv.org/abs/2204.06507.
 """
@@ -34,25 +34,23 @@ class OpenSetScore(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class LogitScore:
-    """A score of the logits of Gaussian classes.
+class MaxSoftmax:
+    """The highest probability by the logits of Gaussian classes.
 
     Attributes:
         weight: (C, D) of the logits, divided by the temperature.
         bias: (C,), likewise.
-        of: `max-softmax` or `energy`.
     """
 
     weight: Tensor
     bias: Tensor
-    of: str
 
-    kind: ClassVar[str] = "logit score"
+    kind: ClassVar[str] = "max-softmax"
 
     def score(self, features: Tensor) -> Tensor:
         """(M,) scores of (M, D) features."""
         logits = linear(normalize(features, dim=1), self.weight, self.bias)
-        return knownness(logits, "energy" if self.of == "energy" else "max-softmax", 1.0)
+        return knownness(logits, "max-softmax", 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +93,11 @@ class NearestImages:
         return cosines.double().mean(dim=1)
 
 
-PARTS = (LogitScore, Mahalanobis, NearestImages)
-SCORES = ("max-softmax", "energy", "mahalanobis", "nearest images")
+PARTS = (MaxSoftmax, Mahalanobis, NearestImages)
+# Not energy: its level grows with the images that the covariance is of, so a threshold found on
+# held-out images is none for the score that learns from all. Of 536 images of Food101 it kept
+# 99.6 % of known ones and refused 2 % of the others, where 60 % would have been at 95 %.
+SCORES = ("max-softmax", "mahalanobis", "nearest images")
 
 
 def gaussian_classes(
@@ -131,4 +132,4 @@ def fit_score(
         return Mahalanobis((means @ whitening.T).float(), whitening.float())
     weight, bias = classifier.weight, classifier.bias
     bias = weight.new_zeros(len(weight)) if bias is None else bias
-    return LogitScore(weight / temperature, bias / temperature, name)
+    return MaxSoftmax(weight / temperature, bias / temperature)

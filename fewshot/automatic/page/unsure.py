@@ -11,7 +11,6 @@ from fewshot.tables import Number, Table
 
 WORDS = {
     "max-softmax": "the highest probability",
-    "energy": "all logits together",
     "mahalanobis": "the distance to the nearest class, in the classes' own spread",
     "nearest images": "how alike the nearest labeled photo is",
 }
