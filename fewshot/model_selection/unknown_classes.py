@@ -35,8 +35,8 @@ TURNS = 5
 # The scores of held-out images set the threshold, so what they are held out from should be nearly
 # all there is: of a fifth less, a score has another scale.
 FOLDS = 20
-# Held-out images from which on a threshold keeps about 95 %. Of 38, on WHU-RS19, it kept over 99 %,
-# and refused 2 to 7 % of unknown images where 42 to 71 % would have been at 95 %.
+# Held-out images from which on a threshold keeps about 95 %. Of 24, on WHU-RS19, it kept over 99 %,
+# and refused 10 to 14 % of unknown images where 33 to 63 % would have been at 95 %.
 EXACT = 100
 IMAGES = 5000  # about as many are used: a score chosen on more is no other
 LOGITS = 2**26  # that the temperature is found on: half a GiB in double precision
