@@ -91,6 +91,14 @@ class PairSplit(Split):
         """(V, n, D) augmented views; norms as in `features`."""
         return self._joined(self.beside.views(rows), super().views(rows, unit=unit))
 
+    def pooled(self, rows: ArrayLike | None = None) -> NDArray[np.float32]:
+        """Raise: the last layers are one model's.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError("a pair of models has no pooled images; give --model one of the two")
+
     def _joined(
         self, first: NDArray[np.float32], second: NDArray[np.float32]
     ) -> NDArray[np.float32]:

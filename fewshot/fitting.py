@@ -236,7 +236,13 @@ def class_text(
 
 
 def query(split: Split, method: Method, rows: Rows | None = None) -> Tensor:
-    """(M, D) features to classify, in the form that the method needs."""
+    """(M, D) features to classify, in the form that the method needs; or pooled images (M, w).
+
+    Raises:
+        UserError: Pooled images are needed and the store has none.
+    """
+    if method.reads_pooled:
+        return torch.from_numpy(split.pooled(rows))
     return torch.from_numpy(split.features(rows, unit=method.unit_norm))
 
 
@@ -281,7 +287,12 @@ def _fit_unlabeled(
         kept, _ = restrict(train.labels[train.encoded], there)
         given = query(train, method, train.encoded[kept])
     start = time.perf_counter()
-    classifier = method.fit_unlabeled(given, text)
+    if method.reads_pooled:
+        tower = store.image_tower
+        assert tower is not None  # the pooled images were there
+        classifier = method.fit_pooled(given, tower, text)
+    else:
+        classifier = method.fit_unlabeled(given, text)
     return Fitted(
         run=_run(store, method, protocol, 0, 0, 0),
         method=method,
@@ -321,7 +332,7 @@ def _support(
         labels=torch.from_numpy(labels),
         n_classes=len(classes),
         views=None if stored is None else torch.from_numpy(stored),
-        unit_norm=method.unit_norm,
+        unit_norm=method.unit_norm and not method.reads_pooled,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, runtime_chec
 from torch import Tensor
 
 from cache.errors import UserError
+from cache.image_tower import ImageTower
 from fewshot.classifier import Classifier, LinearClassifier
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
@@ -121,6 +122,26 @@ class Method(MethodInfo):
             UserError: The method needs labels, or text or images that are not there.
         """
         raise UserError(f"{self.name} learns from labeled images and got none; give some shots")
+
+    @property
+    def reads_pooled(self) -> bool:
+        """True if its settings make it read pooled images, `Split.pooled`, in place of features."""
+        return False
+
+    def fit_pooled(self, images: Tensor | None, tower: ImageTower, text: Text | None) -> Classifier:
+        """Return a classifier of pooled images, learned without labels, where the method can.
+
+        Args:
+            images: (U, w) pooled images.
+            tower: The layers that make features of them.
+            text: As in `fit`.
+
+        Raises:
+            UserError: The method reads features.
+        """
+        raise UserError(
+            f"{self.name} learns from features and got pooled images; use fit_unlabeled"
+        )
 
     def sweep(
         self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor

@@ -1,4 +1,7 @@
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +11,16 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cache.errors import UserError
-from fewshot import SupportSet, ZeroShot
+from cache.extract import extract
+from cache.identity import Recipe
+from cache.image_tower import ImageTower
+from cache.loading import load
+from cache.pair import paired
+from cache.prompts import prompt_sets
+from cache.source import resolve_folder
+from cache.store import FeatureStore
+from fewshot import SupportSet, ZeroShot, evaluate, fit
+from fewshot.adapters.making import fit_and_save
 from fewshot.methods import UEO
 from fewshot.methods.ueo import Residual, objective
 from fewshot.text import Text
@@ -125,12 +137,81 @@ def test_no_epochs_are_zero_shot() -> None:
         torch.testing.assert_close(got, expected, atol=1e-3, rtol=0)
 
 
+def tower(width: int = 12, dim: int = 8) -> ImageTower:
+    """Last layers that scale and shift, one scale being 0."""
+    drawn = np.random.default_rng(5)
+    scale, shift = drawn.normal(size=(2, width)).astype(np.float32)
+    scale[0] = 0
+    return ImageTower(scale, shift, drawn.normal(size=(width, dim)).astype(np.float32))
+
+
+@pytest.mark.parametrize("marginal", [0.0, 1.5])
+def test_the_norm_takes_the_steps_of_autograd(marginal: float) -> None:
+    pooled, text, layers = vectors(1, 40, 12) * 3, task()[1], tower()
+    lr, epochs = 0.5, 6
+    method = UEO(
+        learn="norm", lr=lr, epochs=epochs, batch_size=100, marginal=marginal, logit_scale=SCALE
+    )
+    got = method.fit_pooled(pooled, layers, text)
+    t, x = text.features.double(), pooled.double()
+    projection = torch.from_numpy(layers.projection).double()
+    scale, shift = (torch.tensor(v).double().requires_grad_() for v in (layers.scale, layers.shift))
+    start, weights = scale.detach().clone(), None
+    for step in range(epochs):
+        p = torch.softmax(SCALE * normalize((scale * x + shift) @ projection) @ t.T, dim=1)
+        weights = p.detach().amax(dim=1) if weights is None else weights
+        entropy = -(p * (p + 1e-5).log()).sum(dim=1)
+        q = (p / weights[:, None]).sum(dim=0) / (1 / weights).sum()
+        value = (weights * entropy).sum() / weights.sum() + marginal * (q * (q + 1e-5).log()).sum()
+        rate = lr * (1 + math.cos(math.pi * step / epochs)) / 2
+        gradients = torch.autograd.grad(value, (scale, shift))
+        scale, shift = (
+            (old - rate * gradient).detach().requires_grad_()
+            for old, gradient in zip((scale, shift), gradients, strict=True)
+        )
+    assert float((scale.detach() - start).abs().max()) > 0.02
+    torch.testing.assert_close(got.scale.double(), scale.detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(got.shift.double(), shift.detach(), rtol=0, atol=1e-5)
+    expected = SCALE * normalize((scale * x + shift) @ projection).detach() @ t.T
+    torch.testing.assert_close(got.logits(pooled).double(), expected, rtol=0, atol=1e-4)
+
+
+def test_the_norm_of_a_store_starts_as_zero_shot_and_ends_elsewhere(
+    random_vit: Path, draw_photos: Callable[..., Path], tmp_path: Path
+) -> None:
+    photos, encoder = resolve_folder(draw_photos(8)), load(f"local-dir:{random_vit}", device="cpu")
+    plain, whole = tmp_path / "plain.h5", tmp_path / "whole.h5"
+    for path in (plain, whole):
+        prompts = prompt_sets(photos.classnames, photos.templates)
+        recipe = Recipe(prompts, pre_projection=path is whole)
+        extract(photos, encoder, recipe, path, bank=tmp_path / "bank.sqlite")
+    store = FeatureStore.open(whole)
+    test = store.split("test")
+    expected = fit(store, "zero-shot").classifier.logits(torch.from_numpy(test.features()))
+    for epochs in (0, 3):
+        norm = fit(store, "ueo", fixed={"learn": "norm", "epochs": epochs, "lr": 10.0}).classifier
+        moved = (norm.logits(torch.from_numpy(test.pooled())) - expected).abs().max()
+        assert float(moved) > 0.3 if epochs else float(moved) < 0.01
+    result = evaluate(store, "ueo", fixed={"learn": "norm"}, known=2)
+    assert result.setting == "open-set"
+    assert result.measures["trained_parameters"] == 128
+    with pytest.raises(UserError, match=r"no features before the projection; run .*--pre-proj"):
+        evaluate(plain, "ueo", fixed={"learn": "norm"})
+    with pytest.raises(UserError, match="leave --save out"):
+        fit_and_save(store, "ueo", tmp_path / "a.safetensors", fixed={"learn": "norm"})
+    with pytest.raises(UserError, match="a pair of models has no pooled images"):
+        fit(paired(store, store), "ueo", fixed={"learn": "norm"})
+
+
 def test_an_oracle_that_knows_the_unknown_images_learns_otherwise() -> None:
     images, text = task()
     weights = torch.where(torch.arange(len(images)) % 5 < 3, 1.0, 1e-3)
     method = UEO(logit_scale=SCALE)
     oracle = method.fit_weighted(images, text, weights)
     assert (oracle.weight - method.fit_unlabeled(images, text).weight).abs().max() > 1e-3
+    method, pooled = replace(method, learn="norm", lr=1.0), 3 * vectors(1, len(images), 12)
+    of_norm = method.fit_pooled(pooled, tower(), text, weights)
+    assert (of_norm.scale - method.fit_pooled(pooled, tower(), text).scale).abs().max() > 1e-3
 
 
 def test_the_seed_orders_the_images_and_nothing_else() -> None:
@@ -153,5 +234,9 @@ def test_what_cannot_be_is_refused() -> None:
         UEO().fit_unlabeled(images, None)
     with pytest.raises(UserError, match="weight_temperature must be more than 0"):
         UEO(weight_temperature=0.0)
+    with pytest.raises(UserError, match="use fit_pooled, or learn=text"):
+        UEO(learn="norm").fit_unlabeled(images, text)
+    with pytest.raises(UserError, match="learns from features and got pooled images"):
+        ZeroShot().fit_pooled(images, tower(), text)
     with pytest.raises(UserError, match="unknown residual"):
         UEO(residual="both")  # type: ignore[arg-type]

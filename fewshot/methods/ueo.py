@@ -3,8 +3,8 @@
 Liang et al., "Realistic Unsupervised CLIP Fine-tuning with Universal Entropy Optimization", ICML
 2024, https://arxiv.org/abs/2308.12919. Differs from the authors' code, which trains the words
 before the class names and the normalization layers of the image tower: here the text features have
-a residual, so features are all it takes. Their temperature of the weights is 1, at which these are
-nearly equal; here it is the model's own.
+a residual, or the tower's last layer norm is trained, so a store is all it takes. Their temperature
+of the weights is 1, at which these are nearly equal; here it is the model's own.
 """
 
 import math
@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from cache.errors import UserError
+from cache.image_tower import ImageTower
 from fewshot.checks import non_negative, one_of, positive, whole
 from fewshot.classifier import LinearClassifier
 from fewshot.method import LearnsFrom, Method
-from fewshot.parts.optimizers import SGD
-from fewshot.parts.softmax_heads import across
+from fewshot.parts.trained_ends import NormEnd, PooledClassifier, TextEnd
 from fewshot.support import SupportSet, unlabeled
 from fewshot.text import Text, required
 from fewshot.training import cosine_by_step
 
+Learn = Literal["text", "norm"]
 Residual = Literal["shared", "class"]
 Weighting = Literal["zero-shot", "none"]
 FLOOR = 1e-5  # added to a probability before its logarithm, as in the authors' code
@@ -69,11 +71,14 @@ class UEO(Method):
 
         logit_k(f) = logit_scale f.t'_k / |t'_k|,    t'_k = t_k + x_k,
 
-    with residuals x_k, zero at first, trained by SGD along a cosine schedule. The weights are
+    with residuals x_k, zero at first, trained by SGD along a cosine schedule. Or t stays, and scale
+    and shift of the image tower's last layer norm are trained, of which pooled images make f: for
+    that, a store is extracted with --pre-projection. The weights are
     w_i = max_k softmax(f_i.t / weight_temperature), computed once. Weighting `none` with a marginal
     of 1 is information maximization, and with 0 entropy minimization.
 
     Attributes:
+        learn: The residuals of the `text`; or the image tower's last layer `norm`.
         residual: `shared` by all classes, as the learned words before their names are; or one for
             each `class`.
         weighting: By zero-shot CLIP's certainty; or `none`, all images alike.
@@ -91,6 +96,7 @@ class UEO(Method):
     # unknown: AUROC by mcm 1.8 above zero-shot's on average of ten and 0.1 below at worst, known
     # accuracy 0.4 above and 0.6 below. At a marginal of 1: 1.5, -0.1, 0.2, 0.5 below. A residual
     # for each class loses AUROC by mcm on five of ten, and more the longer it is trained.
+    learn: Learn = "text"
     residual: Residual = "shared"
     weighting: Weighting = "zero-shot"
     weight_temperature: float | Literal["model"] = "model"
@@ -110,6 +116,7 @@ class UEO(Method):
     learns_from: ClassVar[LearnsFrom] = "images"
 
     def __post_init__(self) -> None:
+        one_of(self, "learn", get_args(Learn))
         one_of(self, "residual", get_args(Residual))
         one_of(self, "weighting", get_args(Weighting))
         if self.weight_temperature != "model":
@@ -132,7 +139,6 @@ class UEO(Method):
         images = unlabeled(images, self.name)
         return self.fit_weighted(images, text, self._weights(images, required(text, self.name)))
 
-    @torch.no_grad()
     def fit_weighted(self, images: Tensor, text: Text | None, weights: Tensor) -> LinearClassifier:
         """Fit with weights of the images' own; labels as weights make the paper's `oracle`.
 
@@ -142,31 +148,63 @@ class UEO(Method):
             weights: (U,) above 0; of an oracle 1 for known images and 0.001 for others.
 
         Raises:
-            UserError: There is no text.
+            UserError: There is no text, or it is the norm that learns.
         """
         t = required(text, self.name)
+        if self.reads_pooled:
+            raise UserError(
+                f"{self.name} with learn=norm learns from pooled images and got features; use "
+                "fit_pooled, or learn=text"
+            )
+        end = TextEnd(t, shared=self.residual == "shared", logit_scale=self.logit_scale)
+        self._descend(end, images, weights)
+        return end.classifier()
+
+    @property
+    def reads_pooled(self) -> bool:
+        """True where the norm learns."""
+        return self.learn == "norm"
+
+    def fit_pooled(
+        self,
+        images: Tensor | None,
+        tower: ImageTower,
+        text: Text | None,
+        weights: Tensor | None = None,
+    ) -> PooledClassifier:
+        """Fit the last layer norm to pooled images.
+
+        Args:
+            images: (U, w).
+            tower: The last layers.
+            text: The classes' text.
+            weights: (U,), as in `fit_weighted`; the method's own without it.
+
+        Raises:
+            UserError: There is no text, or there are fewer than two images.
+        """
+        images, t = unlabeled(images, self.name), required(text, self.name)
+        end = NormEnd(tower, t, logit_scale=self.logit_scale)
+        if weights is None:
+            weights = self._weights(normalize(end.classifier().features(images)), t)
+        self._descend(end, images, weights)
+        return end.classifier()
+
+    @torch.no_grad()
+    def _descend(self, end: TextEnd | NormEnd, images: Tensor, weights: Tensor) -> None:
+        """Take all steps down the objective."""
         steps = self.epochs * math.ceil(len(images) / self.batch_size)
         schedule = cosine_by_step(self.lr)
-        optimizer = SGD(torch.zeros_like(t if self.residual == "class" else t[:1]), momentum=0.0)
-        (x,), (gradient,) = optimizer.values, optimizer.gradients
         generator = torch.Generator().manual_seed(self.seed)
         step = 0
         for _ in range(self.epochs):
             order = torch.randperm(len(images), generator=generator).to(images.device)
             for rows in torch.split(order, self.batch_size):
-                f, moved = images[rows], t + x
-                length = moved.norm(dim=1, keepdim=True)
-                logits = self.logit_scale * f @ (moved / length).T
-                of_logits = objective(logits, weights[rows], self.marginal).gradient
-                of_text = across(self.logit_scale * of_logits.T @ f, moved) / length
-                gradient.copy_(of_text if self.residual == "class" else of_text.sum(0, True))
-                optimizer.step(schedule(0, step / steps))
+                batch = images[rows]
+                of_logits = objective(end.logits(batch), weights[rows], self.marginal).gradient
+                end.backward(of_logits, batch)
+                end.optimizer.step(schedule(0, step / steps))
                 step += 1
-        stats = {
-            "trained_parameters": optimizer.count,
-            "residual_size": float(x.expand_as(t).norm() / t.norm()),
-        }
-        return LinearClassifier(self.logit_scale * normalize(t + x), stats=stats)
 
     def _weights(self, images: Tensor, text: Tensor) -> Tensor:
         """(U,) how sure zero-shot CLIP is of each image, above 0."""
