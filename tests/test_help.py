@@ -14,7 +14,7 @@ import cli
 from cache import encoder, engines, images, loading
 from cache.extract import IF_EXISTS
 from cache.import_store import IF_EXISTS as IF_IMPORTED
-from fewshot.adapters import output
+from fewshot.adapters import output, prediction_parts
 from fewshot.adapters.export.exporting import TARGETS
 from fewshot.commands.examples import EXAMPLES
 from fewshot.commands.help_page import LONG
@@ -97,7 +97,7 @@ CHOICES = [
     ("fit", "tune", TUNING),
     ("bench", "tune", TUNING),
     ("bench", "protocol", SETTINGS),
-    ("predict", "form", output.FORMATS),
+    ("predict", "form", tuple(dict.fromkeys(output.FORMATS + prediction_parts.FORMS))),
     ("report", "form", tuple(FORMATS)),
     ("export", "to", tuple(TARGETS)),
 ]

@@ -8,7 +8,7 @@ from torch import Tensor
 from cache.errors import UserError
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.image_results import Prediction, PredictionForm, distinct
-from fewshot.adapters.opened_adapter import Predictor
+from fewshot.adapters.opened_adapter import FeaturePredictor
 from fewshot.model_selection.conformal import p_values, prediction_sets, thresholds
 
 
@@ -23,7 +23,7 @@ class Answers:
         UserError: As `require_asked`.
     """
 
-    def __init__(self, predictor: Predictor, asked: PredictionForm) -> None:
+    def __init__(self, predictor: FeaturePredictor, asked: PredictionForm) -> None:
         adapter = predictor.adapter
         require_asked(adapter, asked)
         self._predictor, self._asked = predictor, asked

@@ -101,11 +101,13 @@ class PredictionCounts:
         classified: That could be read; `unknown` are among them.
         unknown: That pass not every test asked for.
         unreadable: That could not.
+        there: Whose predictions were there already, of an earlier run.
     """
 
     classified: int
     unknown: int
     unreadable: int
+    there: int = 0
 
     def __str__(self) -> str:
         """Such as `60 images classified, 3 of them unknown, 2 unreadable and skipped`."""
@@ -114,6 +116,8 @@ class PredictionCounts:
             parts.append(f"{self.unknown:,} of them unknown")
         if self.unreadable:
             parts.append(f"{self.unreadable:,} unreadable and skipped")
+        if self.there:
+            parts.append(f"{self.there:,} of an earlier run kept")
         return ", ".join(parts)
 
 

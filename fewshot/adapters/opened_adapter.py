@@ -15,6 +15,7 @@ from cache.images import Preprocess
 from cache.loading import load
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.classifiers import put_together
+from fewshot.method import Method
 from fewshot.methods import METHODS
 
 if TYPE_CHECKING:
@@ -22,30 +23,39 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Predictor:
-    """A classifier of images: an adapter with its model.
+class FeaturePredictor:
+    """A classifier of features: an adapter ready for use.
 
     Attributes:
         adapter: What was learned.
-        preprocess: PIL image to pixels (3, H, W).
-        features: Pixels (B, 3, H, W) to features (B, D), on the CPU.
         logits: Features (M, D) to logits (M, C), on the CPU.
         jointly: Whether the logits of an image depend on the images beside it, so that `logits`
             needs all features at once.
-        device: Where the model runs.
     """
 
     adapter: Adapter
-    preprocess: Preprocess
-    features: Callable[[Tensor], Tensor]
     logits: Callable[[Tensor], Tensor]
     jointly: bool
-    device: torch.device
 
     def probabilities(self, features: Tensor) -> Tensor:
         """(M, C) calibrated probabilities of (M, D) features."""
         t = self.adapter.calibration.temperature
         return torch.softmax(self.logits(features).double() / t, dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor(FeaturePredictor):
+    """A classifier of images: an adapter with its model.
+
+    Attributes:
+        preprocess: PIL image to pixels (3, H, W).
+        features: Pixels (B, 3, H, W) to features (B, D), on the CPU.
+        device: Where the model runs.
+    """
+
+    preprocess: Preprocess
+    features: Callable[[Tensor], Tensor]
+    device: torch.device
 
 
 def open_adapter(
@@ -82,21 +92,44 @@ def with_encoder(adapter: Adapter, encoder: Encoder) -> Predictor:
     preprocess = preprocessing(adapter, encoder)
     if adapter.classifier is None:
         return _end_to_end(adapter, encoder, preprocess)
-    method = METHODS.get(adapter.method)
-    if method is None:
-        raise UserError(
-            f"{adapter.method!r} is no method of this version; update fewshot, or fit again"
-        )
-    classifier = put_together(adapter.classifier, adapter.tensors)
-    unit = method.unit_norm
+    unit = method_of(adapter).unit_norm
 
     def features(pixels: Tensor) -> Tensor:
         encoded = encoder.encode_images(pixels)
         return normalize(encoded, dim=-1) if unit else encoded
 
-    return Predictor(
-        adapter, preprocess, features, classifier.logits, method.transductive, encoder.device
-    )
+    learned = without_model(adapter)
+    return Predictor(adapter, learned.logits, learned.jointly, preprocess, features, encoder.device)
+
+
+def without_model(adapter: Adapter) -> FeaturePredictor:
+    """The adapter of a method on features, for features that exist already.
+
+    Raises:
+        UserError: Its method was trained end to end, or is none of this version.
+    """
+    if adapter.classifier is None:
+        raise UserError(
+            f"{adapter.method} was trained through the model, so it classifies images, not the "
+            "features of a store; name images or a folder"
+        )
+    jointly = method_of(adapter).transductive
+    classifier = put_together(adapter.classifier, adapter.tensors)
+    return FeaturePredictor(adapter, classifier.logits, jointly)
+
+
+def method_of(adapter: Adapter) -> type[Method]:
+    """The method of an adapter that classifies features.
+
+    Raises:
+        UserError: No such method in this version.
+    """
+    method = METHODS.get(adapter.method)
+    if method is None:
+        raise UserError(
+            f"{adapter.method!r} is no method of this version; update fewshot, or fit again"
+        )
+    return method
 
 
 def require_model(adapter: Adapter, identity: Mapping[str, Any]) -> None:
@@ -110,7 +143,7 @@ def require_model(adapter: Adapter, identity: Mapping[str, Any]) -> None:
     keys = (
         ["weights"] if adapter.model.get("weights") else [k for k in ("dim",) if k in adapter.model]
     )
-    have = {key: identity[key] for key in keys}
+    have = {key: identity.get(key) for key in keys}
     want = {key: adapter.model[key] for key in keys}
     if have != want:
         raise UserError(
@@ -163,7 +196,7 @@ def _end_to_end(adapter: Adapter, encoder: Encoder, preprocess: Preprocess) -> P
         with clip.autocast():
             return fixed.logits(features.to(clip.device)).cpu()
 
-    return Predictor(adapter, preprocess, features, logits, False, encoder.device)
+    return Predictor(adapter, logits, False, preprocess, features, encoder.device)
 
 
 def attached(adapter: Adapter, clip: "Clip") -> "tuple[Learner, Clip]":

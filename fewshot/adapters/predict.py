@@ -14,7 +14,7 @@ from torch import Tensor
 from cache.decoding_memory import MAX_PIXELS
 from cache.errors import UserError, none_can, printable
 from cache.progress import progress
-from fewshot.adapters import output
+from fewshot.adapters import output, prediction_parts
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.answers import Answers, require_asked
 from fewshot.adapters.image_results import (
@@ -114,6 +114,7 @@ def run(
     *,
     out: TextIO,
     say: Callable[[str], None],
+    to: Path | None = None,
     stdin: BinaryIO | None = None,
     top: int = 5,
     form: str = "table",
@@ -134,9 +135,10 @@ def run(
         images: Files, folders and patterns.
         out: Where predictions are written, flushed with each.
         say: Called with every image that cannot be read.
+        to: A file that they are written to instead, whole or not at all; its ending is the form.
         stdin: Where the name `-` reads more names.
         top: As in `predict`.
-        form: One of `output.FORMATS`.
+        form: One of `output.FORMATS`, or of `prediction_parts.FORMS` for a file.
         min_confidence: As in `predict`.
         unknown: As in `predict`.
         coverage: As in `predict`.
@@ -151,13 +153,15 @@ def run(
         UserError: As `predict`; but images that cannot be read are no error unless all are so.
     """
     asked = PredictionForm(top, min_confidence, unknown, coverage)
-    output.require_format(form)
+    if to is None:
+        output.require_format(form)
+    else:
+        form = prediction_parts.require_form(to, form)
     learned = load_adapter(adapter)  # damage shows before images are looked for
     require_asked(learned, asked)
     files = image_files(images, stdin, say)
     predictor = open_adapter(learned, model=model, device=device, precision=precision)
     terminal = out.isatty()
-    width = shutil.get_terminal_size().columns if terminal else None
     counts: Counter[str] = Counter()
     with contextlib.ExitStack() as bar:
         found = stream(
@@ -165,17 +169,41 @@ def run(
             max_pixels=max_pixels, advance=bar.enter_context(progress("images", len(files))),
         )  # fmt: skip
         with contextlib.closing(found):
-            for line in output.lines(_counted(found, counts, say), form, width):
-                if terminal:
-                    bar.close()  # it and the lines would write over one another
-                out.write(output.encodable(line, out.encoding))
-                out.flush()
+            results = counted(found, counts, say)
+            if to is not None:
+                prediction_parts.write_file(results, to, form)
+            else:
+                # Bar and lines would write over one another.
+                print_lines(results, form, out, before=bar.close if terminal else None)
     if not counts["classified"]:
         raise UserError(f"{none_can(len(files), 'image')} be read; give others")
     return PredictionCounts(counts["classified"], counts["unknown"], counts["unreadable"])
 
 
-def _counted(
+def print_lines(
+    results: Iterable[Prediction | Unreadable],
+    form: str,
+    out: TextIO,
+    *,
+    before: Callable[[], None] | None = None,
+) -> None:
+    """Write predictions line by line, each flushed; a table keeps to a terminal's width.
+
+    Args:
+        results: The predictions.
+        form: One of `output.FORMATS`.
+        out: Where they are written.
+        before: Called before each line.
+    """
+    width = shutil.get_terminal_size().columns if out.isatty() else None
+    for line in output.lines(results, form, width):
+        if before is not None:
+            before()
+        out.write(output.encodable(line, out.encoding))
+        out.flush()
+
+
+def counted(
     found: Iterable[Prediction | Unreadable], counts: Counter[str], say: Callable[[str], None]
 ) -> Iterator[Prediction | Unreadable]:
     """The same, counted as `PredictionCounts` has it, and said where an image cannot be read."""

@@ -6,10 +6,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from cache.errors import UserError
 from fewshot.commands.options import (
     COMPUTING,
+    DATA,
     DEFAULT_MODEL,
     MAX_PIXELS,
+    OUTPUT,
     SEED,
     AdapterArgument,
     AdapterModelOption,
@@ -21,6 +24,7 @@ from fewshot.commands.options import (
     StoreOption,
     WorkersOption,
     parse_names,
+    parse_shard,
 )
 from fewshot.commands.terminal import say, show
 
@@ -97,14 +101,43 @@ def auto(
 def predict(
     adapter: AdapterArgument,
     images: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="IMAGE|FOLDER|PATTERN|-…", help="Images to classify; - reads paths from stdin."
         ),
-    ],
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="STORE.h5",
+            help="Classify the images of this store by their features instead: no image is read.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    split: Annotated[
+        Literal["train", "val", "test"] | None,
+        typer.Option(help="With --store: this split alone.", rich_help_panel=DATA),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write to, .csv, .jsonl or .parquet; with --store also a folder, written "
+            "in parts, so that the same command continues where it stopped.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="With --store and a folder: write only part I of N, for N processes.",
+            rich_help_panel=COMPUTING,
+        ),
+    ] = None,
     top: Annotated[int, typer.Option(help="Number of most probable classes to print.")] = 5,
     form: Annotated[
-        Literal["table", "csv", "jsonl"], typer.Option("--format", help="Format of the output.")
+        Literal["table", "csv", "jsonl", "parquet"],
+        typer.Option("--format", help="Format of the output; parquet of a folder's parts only."),
     ] = "table",
     min_confidence: Annotated[
         float,
@@ -139,6 +172,26 @@ def predict(
 
     Unreadable images are reported and skipped.
     """
+    if store is not None:
+        if images:
+            raise UserError("give images or --store, not both")
+        from fewshot.adapters.image_results import PredictionForm
+        from fewshot.adapters.stored_images import run as run_stored
+
+        asked = PredictionForm(top, min_confidence, unknown, coverage)
+        done = run_stored(
+            adapter, store, out=sys.stdout, say=say, split=split, to=out, shard=parse_shard(shard),
+            form=form, asked=asked,
+        )  # fmt: skip
+        say(str(done))
+        return
+    if split or shard:
+        raise UserError("--split and --shard are of --store; give a store, or leave them out")
+    if not images:
+        raise UserError(
+            "nothing to classify; give files, folders or patterns such as 'photos/*.jpg', or "
+            "--store STORE.h5"
+        )
     from cache.extract import default_workers
     from fewshot.adapters.predict import run
 
@@ -146,6 +199,7 @@ def predict(
         adapter,
         images,
         out=sys.stdout,
+        to=out,
         say=say,
         stdin=sys.stdin.buffer,
         top=top,
