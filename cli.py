@@ -22,6 +22,7 @@ from fewshot.commands import (
     fit_command,
     photo_commands,
     report_commands,
+    serving_commands,
     show_commands,
     train_command,
 )
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "methods": show_commands.methods,
     "auto": photo_commands.auto,
     "predict": photo_commands.predict,
+    "serve": serving_commands.serve,
     "export": photo_commands.export,
     "import": extract_command.import_,
     "cache": cache_command.cache,

@@ -5,6 +5,7 @@ pixel is decoded, and whatever a decoder raises becomes an OSError with a reason
 """
 
 import contextlib
+import io
 import stat
 import threading
 import warnings
@@ -36,7 +37,7 @@ def read_rgb(path: Path, *, exif: bool, max_pixels: int = MAX_PIXELS) -> Image.I
 
 @contextlib.contextmanager
 def opened(
-    given: Path | Image.Image, *, exif: bool, max_pixels: int = MAX_PIXELS
+    given: Path | bytes | Image.Image, *, exif: bool, max_pixels: int = MAX_PIXELS
 ) -> Iterator[Image.Image]:
     """An image as RGB, counted against the process's memory for decoded images inside the block.
 
@@ -45,7 +46,7 @@ def opened(
     between 0 and 1, is scaled to 8 bits, where that conversion would clip it.
 
     Args:
-        given: A file, or an image that is open already.
+        given: A file, the content of one, or an image that is open already.
         exif: Turn it upright as its EXIF orientation says.
         max_pixels: Width times height that is still decoded.
 
@@ -55,10 +56,10 @@ def opened(
     with contextlib.ExitStack() as held:
         held.enter_context(_PILLOW)
         with _reasons(given):
-            if isinstance(given, Path):
-                image = held.enter_context(_open(given, max_pixels))
-            else:
+            if isinstance(given, Image.Image):
                 image = given
+            else:
+                image = held.enter_context(_open(given, max_pixels))
             _require_size(image, max_pixels)
             needed = image.width * image.height * _BYTES_PER_PIXEL.get(image.format or "", _ELSE)
             held.enter_context(MEMORY.hold(needed))
@@ -80,20 +81,25 @@ def check_file(path: Path, *, max_pixels: int = MAX_PIXELS) -> None:
             read_rgb(path, exif=False, max_pixels=max_pixels)
 
 
-def _open(path: Path, max_pixels: int) -> Image.Image:
+def _open(given: Path | bytes, max_pixels: int) -> Image.Image:
+    size = len(given) if isinstance(given, bytes) else _file_size(given)
+    if size == 0:
+        raise OSError("the file is empty")
+    if size > max_pixels * _ELSE + 2**24:  # some formats are read whole to be opened
+        raise OSError(
+            f"the file has {size:,} bytes, more than {max_pixels:,} pixels take; shrink "
+            "it, or raise the maximum with --max-pixels"
+        )
+    return Image.open(io.BytesIO(given) if isinstance(given, bytes) else given, formats=FORMATS)
+
+
+def _file_size(path: Path) -> int:
     found = path.stat()
     if stat.S_ISDIR(found.st_mode):
         raise OSError("a folder, not a file")
     if not stat.S_ISREG(found.st_mode):
         raise OSError("not a regular file")
-    if found.st_size == 0:
-        raise OSError("the file is empty")
-    if found.st_size > max_pixels * _ELSE + 2**24:  # some formats are read whole to be opened
-        raise OSError(
-            f"the file has {found.st_size:,} bytes, more than {max_pixels:,} pixels take; shrink "
-            "it, or raise the maximum with --max-pixels"
-        )
-    return Image.open(path, formats=FORMATS)
+    return found.st_size
 
 
 def _require_size(image: Image.Image, max_pixels: int) -> None:
@@ -129,12 +135,12 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _reasons(given: Path | Image.Image) -> Iterator[None]:
+def _reasons(given: Path | bytes | Image.Image) -> Iterator[None]:
     """Whatever a decoder raises on damaged bytes becomes an OSError with a reason."""
     try:
         yield
     except FileNotFoundError as error:
-        path = getattr(given, "filename", "") if isinstance(given, Image.Image) else given
+        path = given if isinstance(given, Path) else getattr(given, "filename", "")
         raise FileNotFoundError(f"no file at {path}") from error
     except UnidentifiedImageError as error:
         raise OSError(NO_IMAGE) from error

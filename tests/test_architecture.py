@@ -13,7 +13,9 @@ FILES = sorted(
 )
 ENCODERS = ("open_clip", "torchvision", "cache.encoder", "cache.loading", "cache.extract")
 # Folders of fewshot/ that see images or train a model; all others learn from stored features.
-WITH_ENCODER = {"adapters", "automatic", "bench", "commands", "doctor", "endtoend", "demo"}
+WITH_ENCODER = {
+    "adapters", "automatic", "bench", "commands", "doctor", "endtoend", "demo", "serving",
+}  # fmt: skip
 
 
 def name_of(file: Path) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cache.errors import UserError
 from fewshot.adapters.adapter import Adapter
-from fewshot.adapters.image_results import Prediction, PredictionForm, distinct
+from fewshot.adapters.image_results import Prediction, PredictionForm, Unreadable, distinct
 from fewshot.adapters.opened_adapter import FeaturePredictor
 from fewshot.model_selection.conformal import p_values, prediction_sets, thresholds
 
@@ -58,6 +58,21 @@ class Answers:
         best = zip(paths, classes[:, :k], p[:, :k].tolist(), p_of, sets, strict=True)
         for path, ids, values, p_value, chosen in best:
             yield Prediction(path, self._named(ids), tuple(values), least, p_value, chosen)
+
+    def each(self, images: Sequence[tuple[str, Tensor | str]]) -> Iterator[Prediction | Unreadable]:
+        """The predictions of images in order, classified together.
+
+        Args:
+            images: The path of each and its (D,) features, or why it has none.
+
+        Raises:
+            UserError: The model gave no numbers.
+        """
+        paths = [path for path, x in images if isinstance(x, Tensor)]
+        features = [x for _, x in images if isinstance(x, Tensor)]
+        found = iter(self(paths, torch.stack(features)) if features else ())
+        for path, x in images:
+            yield Unreadable(path, x) if isinstance(x, str) else next(found)
 
     def _named(self, ids: Tensor) -> tuple[str, ...]:
         return tuple(self._names[k] for k in ids.tolist())

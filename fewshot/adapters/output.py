@@ -98,20 +98,23 @@ def _row(cells: Sequence[str]) -> str:
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 
+def plain(one: Prediction | Unreadable) -> dict[str, object]:
+    """The object that a JSON line holds."""
+    if isinstance(one, Unreadable):
+        return {"path": one.path, "error": one.reason}
+    return {
+        "path": one.path,
+        "label": one.label,
+        "confidence": float(_short(one.confidence)),
+        **_extra(one),
+        "classes": one.classes,
+        "probabilities": [float(_short(p)) for p in one.probabilities],
+    }
+
+
 def _jsonl(results: Results) -> Iterator[str]:
     for one in results:
-        if isinstance(one, Unreadable):
-            values: dict[str, object] = {"path": one.path, "error": one.reason}
-        else:
-            values = {
-                "path": one.path,
-                "label": one.label,
-                "confidence": float(_short(one.confidence)),
-                **_extra(one),
-                "classes": one.classes,
-                "probabilities": [float(_short(p)) for p in one.probabilities],
-            }
-        yield json.dumps(values) + "\n"
+        yield json.dumps(plain(one)) + "\n"
 
 
 def _table(results: Results, width: int | None) -> Iterator[str]:

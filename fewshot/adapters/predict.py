@@ -244,11 +244,7 @@ def _stream(
     if together:
         batches = iter([list(chain.from_iterable(batches))])
     for batch in batches:
-        paths = [path for path, x in batch if isinstance(x, Tensor)]
-        features = [x for _, x in batch if isinstance(x, Tensor)]
-        found = iter(classify(paths, torch.stack(features)) if features else ())
-        for path, x in batch:
-            yield Unreadable(path, x) if isinstance(x, str) else next(found)
+        yield from classify.each(batch)
 
 
 def _readable(one: Prediction | Unreadable) -> Prediction:

@@ -61,6 +61,10 @@ EXAMPLES = {
         "fewshot report runs/bench",
         "fewshot report runs/bench --format latex --out report",
     ),
+    "serve": (
+        "fewshot serve adapter.safetensors",
+        "fewshot serve adapter.safetensors --host 0.0.0.0 --port 8080",
+    ),
     "train": (
         "fewshot train clip-lora --dataset dtd --shots 4",
         "fewshot train coop --dataset dtd --official --save adapter.safetensors",
