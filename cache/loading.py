@@ -60,6 +60,8 @@ def load(
     where = _device(device)
     if precision == "auto":
         precision = "fp16" if where.type == "cuda" else "fp32"
+    if where.type == "cuda":  # else its convolutions round float32 to TF32, 10 bits of 23
+        torch.backends.cudnn.allow_tf32 = False
     if precision not in PRECISIONS:
         raise unknown("precision", precision, ["auto", *PRECISIONS])
     if name.startswith(IMAGE_ONLY):

@@ -146,6 +146,11 @@ def train(
             advance=advance,
         )
     added = append_new(out / "results.jsonl", trained.result)
+    if skipped := int(trained.result.measures.get("skipped_steps", 0)):
+        say(
+            f"{skipped} of {steps} steps were skipped, since gradients overflowed float16 (the "
+            "first of a run often do)"
+        )
     if trained.again:
         say(f"this run is finished, with this result; remove {checkpoint} to run it again")
     elif not added:

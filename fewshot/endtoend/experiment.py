@@ -170,10 +170,12 @@ def run(
             learner, plan, batches, labels, checkpoint=checkpoint, about=about, watch=watch
         )
     else:
-        train(
+        skipped = train(
             learner, clip, plan, method.optimizer(learner), batches, labels,
             seed=protocol.seed, checkpoint=checkpoint, about=about, watch=watch,
         )  # fmt: skip
+        if clip.precision == "fp16":
+            measures["skipped_steps"] = float(skipped)
     if before is not None:
         return Trained(learner, clip, before, again=True)
     trained = time.perf_counter()

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from cache.errors import UserError
 from fewshot.endtoend.checkpoint import load_checkpoint, save_checkpoint
 from fewshot.endtoend.clip import Clip, Learner, TrainingPlan
+from fewshot.endtoend.loss_scale import LossScale
 from fewshot.parts.memory import memory_refused
 
 Batches = Callable[[Tensor, int], Tensor]  # rows (B,), epoch -> pixels (B, 3, H, W) or (B, D)
@@ -37,7 +38,7 @@ def train(
     about: str = "",
     every: float = 30.0,
     watch: Watch = lambda step, loss, accuracy: None,
-) -> None:
+) -> int:
     """Train the learner's parameters in place.
 
     Args:
@@ -54,15 +55,16 @@ def train(
         every: Seconds between two checkpoints.
         watch: Called after each step.
 
+    Returns:
+        The number of steps that were skipped, since gradients overflowed float16.
+
     Raises:
         UserError: The checkpoint is another run's or damaged, or the loss is no longer finite.
     """
     n = len(labels)
     size = min(plan.batch_size, n)
     steps = n // size if plan.drop_last else math.ceil(n / size)
-    scaler = torch.amp.GradScaler(
-        clip.device.type, enabled=clip.precision == "fp16" and clip.device.type == "cuda"
-    )
+    scaler = LossScale(clip.device.type, enabled=clip.precision == "fp16")
     averages = {}
     if plan.epoch_shares:
         averages = {k: torch.zeros_like(v.detach()) for k, v in learner.parameters.items()}
@@ -74,7 +76,9 @@ def train(
     def batch(step: int) -> tuple[Tensor, Tensor]:
         epoch, at = divmod(step, steps)
         rows = _order(n, seed, epoch)[at * size : (at + 1) * size]
-        return batches(rows, epoch), labels[rows]
+        given = batches(rows, epoch)
+        # A GPU copies from pinned memory while it computes.
+        return given.pin_memory() if clip.device.type == "cuda" else given, labels[rows]
 
     for step, (given, truth) in _one_ahead(batch, range(first, plan.iterations)):
         if learner.stage is not None:
@@ -88,13 +92,14 @@ def train(
             with clip.autocast():
                 features = given if learner.images is None else learner.images(given)
                 loss, logits = learner.loss(features, truth)
+            # Within, for a checkpointed tower runs again here, and has to drop the same again.
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            # After that, since a GPU is waited for to look at the loss.
             if not torch.isfinite(loss):
                 raise UserError(
                     f"the loss is {float(loss.detach())} in step {step + 1} of {plan.iterations}; "
                     "use a smaller lr, or --precision bf16 or fp32"
                 )
-            # Within, for a checkpointed tower runs again here, and has to drop the same again.
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.step(optimizer)
         scaler.update()
         if (step + 1) % steps == 0:
@@ -110,6 +115,7 @@ def train(
             learner.parameters[name].copy_(average)
     if checkpoint is not None:
         save_checkpoint(checkpoint, about, plan.iterations, learner, optimizer, scaler, averages)
+    return scaler.skipped
 
 
 def _one_ahead(
