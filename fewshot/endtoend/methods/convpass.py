@@ -3,6 +3,7 @@
 Jie and Deng, 2022, https://arxiv.org/abs/2207.07039.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,8 +21,8 @@ from fewshot.endtoend.parts.vit import image_only, linear, patches
 class ConvBottleneck(nn.Module):
     """A bottleneck with a 3 x 3 convolution over the patches in its middle.
 
-    A token before those of the patches, such as the class token, is an image of one pixel to it.
-    The convolution starts as the identity.
+    A token before those of the patches, the class token or a learned one, is an image of one pixel
+    to it. The convolution starts as the identity.
     """
 
     def __init__(
@@ -29,13 +30,12 @@ class ConvBottleneck(nn.Module):
         width: int,
         dim: int,
         grid: tuple[int, int],
-        n_first: int = 1,
         *,
         dropout: float = 0.0,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.grid, self.n_first = grid, n_first
+        self.grid = grid
         self.down = linear(width, dim, None)
         nn.init.xavier_uniform_(self.down.weight, generator=generator)
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, device="meta").to_empty(device="cpu")
@@ -47,7 +47,7 @@ class ConvBottleneck(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, n + h w, W) of (B, n + h w, W), n tokens before those of the patches."""
         low = _quick_gelu(self.down(tokens)).transpose(1, 2)  # (B, d, L)
-        n = self.n_first
+        n = low.shape[2] - math.prod(self.grid)
         alone = [self.conv(low[:, :, i : i + 1, None]).flatten(2) for i in range(n)]
         patched = self.conv(low[:, :, n:].reshape(*low.shape[:2], *self.grid)).flatten(2)
         mixed = torch.cat([*alone, patched], dim=2).transpose(1, 2)
@@ -83,13 +83,13 @@ class Convpass(PEFTMethod):
     def insert(self, clip: Clip) -> Inserted:
         """A branch parallel to both halves, of the normalized input."""
         blocks_path(clip.model, "image", self.name)
-        n_first, grid = patches(clip)
+        grid = patches(clip)
         generator = torch.Generator().manual_seed(self.seed)
 
         def make(width: int) -> dict[Half, Branch]:
             def core() -> nn.Module:
                 return ConvBottleneck(
-                    width, self.dim, grid, n_first, dropout=self.dropout, generator=generator
+                    width, self.dim, grid, dropout=self.dropout, generator=generator
                 )
 
             return {

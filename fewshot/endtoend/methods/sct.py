@@ -5,6 +5,7 @@ Zhao et al., "SCT: A Simple Baseline for Parameter-Efficient Fine-Tuning via Sal
 training.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -87,12 +88,12 @@ def choose_channels(clip: Clip, batches: Iterable[Tensor], labels: Tensor) -> No
         batches: All N images, in order, (B, 3, H, W) at a time.
         labels: (N,) class ids.
     """
-    n_first, _ = patches(clip)
+    n_patches = math.prod(patches(clip))
     squares: dict[ChannelSubset, list[Tensor]] = {}
 
     def collect(core: ChannelSubset, tokens: tuple[Tensor]) -> None:
         squares.setdefault(core, []).append(
-            tokens[0][:, n_first:].float().square().sum(dim=1).cpu()
+            tokens[0][:, -n_patches:].float().square().sum(dim=1).cpu()
         )
 
     cores = [m for m in clip.model.visual.modules() if isinstance(m, ChannelSubset)]

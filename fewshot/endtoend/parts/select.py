@@ -25,7 +25,7 @@ NORMS = (nn.LayerNorm, nn.BatchNorm2d)
 
 
 def select(model: Any, towers: Towers, kind: Kind, last: int = 0) -> dict[str, nn.Parameter]:
-    """Path in the model -> parameter, all of them now with a gradient.
+    """Path in the model -> parameter, all of them now with a gradient and none with one before.
 
     Args:
         model: An unfused model, frozen.
@@ -46,7 +46,7 @@ def select(model: Any, towers: Towers, kind: Kind, last: int = 0) -> dict[str, n
     for tower in ("text", "image"):
         if towers in (tower, "both"):
             for path, parameter in _from_block(model, tower, last):
-                if (
+                if not parameter.requires_grad and (
                     kind == "all"
                     or (kind == "norms" and isinstance(owners[path], NORMS))
                     or (kind == "biases" and path.rpartition(".")[2] == "bias")
@@ -54,9 +54,10 @@ def select(model: Any, towers: Towers, kind: Kind, last: int = 0) -> dict[str, n
                     parameter.requires_grad_()
                     chosen[path] = parameter
     if not chosen:
+        wanted = "parameters" if kind == "all" else kind
         raise UserError(
-            f"the {towers} tower of this {type(model).__name__} has no {kind} to train; use "
-            "another method, such as full-fine-tuning"
+            f"the {towers} tower of this {type(model).__name__} has no {wanted} left to train; use "
+            "another method, such as full-fine-tuning, or attach to a model of its own"
         )
     return chosen
 

@@ -27,15 +27,13 @@ def image_vit(clip: Clip, technique: str) -> Any:
     return tower
 
 
-def patches(clip: Clip) -> tuple[int, tuple[int, int]]:
-    """How many tokens stand before those of the patches, and the patches' rows and columns."""
+def patches(clip: Clip) -> tuple[int, int]:
+    """Rows and columns of the patches, whose tokens are the last of the image tower's."""
     tower = clip.model.visual
-    if hasattr(tower, "transformer"):
-        height, width = tower.grid_size
-        return 1, (height, width)
-    trunk: Any = getattr(tower, "trunk", tower)
-    height, width = trunk.patch_embed.grid_size
-    return int(trunk.num_prefix_tokens), (height, width)
+    if not hasattr(tower, "transformer"):
+        tower = getattr(tower, "trunk", tower).patch_embed
+    height, width = tower.grid_size
+    return height, width
 
 
 def require_blocks_in_a_row(tower: Any, technique: str) -> None:
