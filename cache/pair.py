@@ -7,6 +7,7 @@ scale makes up for sqrt(1 - w), so zero-shot logits are exactly the second's.
 
 import math
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cache.errors import UserError
 from cache.identity import fingerprint
+from cache.location import find_store, pair_names
 from cache.split import Split
 from cache.store import ClassText, FeatureStore
 
@@ -26,10 +28,12 @@ class Pair(FeatureStore):
 
     Attributes:
         beside: The first store.
+        alone: The second store.
         weight: w, the first backbone's, from 0 to below 1; None for `EVEN`, as nothing chose yet.
     """
 
     beside: FeatureStore = field(kw_only=True)
+    alone: FeatureStore = field(kw_only=True)
     weight: float | None = field(default=None, kw_only=True)
 
     @property
@@ -51,6 +55,15 @@ class Pair(FeatureStore):
         if not 0 <= weight < 1:
             raise UserError(f"a pair's weight must be from 0 to below 1; got {weight}")
         return replace(self, weight=weight)
+
+    def reopened(self) -> "Pair":
+        """The same pair, its files opened again; see `FeatureStore.reopened`."""
+        again = paired(self.beside.reopened(), self.alone.reopened())
+        return replace(again, weight=self.weight)
+
+    @property
+    def image_tower(self) -> None:
+        """None: the layers of one model make no features of two."""
 
     def split(self, name: str) -> "PairSplit":
         """The split of that name; see `FeatureStore.split`."""
@@ -85,11 +98,13 @@ class PairSplit(Split):
 
     def features(self, rows: ArrayLike | None = None, *, unit: bool = True) -> NDArray[np.float32]:
         """(n, D) features; not of unit norm, they have the second encoder's norms."""
-        return self._joined(self.beside.features(rows), super().features(rows, unit=unit))
+        second = super().features(rows, unit=unit)
+        return side_by_side(self.beside.features(rows), second, self.weight)
 
     def views(self, rows: ArrayLike, *, unit: bool = True) -> NDArray[np.float32]:
         """(V, n, D) augmented views; norms as in `features`."""
-        return self._joined(self.beside.views(rows), super().views(rows, unit=unit))
+        second = super().views(rows, unit=unit)
+        return side_by_side(self.beside.views(rows), second, self.weight)
 
     def pooled(self, rows: ArrayLike | None = None) -> NDArray[np.float32]:
         """Raise: the last layers are one model's.
@@ -99,12 +114,20 @@ class PairSplit(Split):
         """
         raise UserError("a pair of models has no pooled images; give --model one of the two")
 
-    def _joined(
-        self, first: NDArray[np.float32], second: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        norms = np.linalg.norm(second, axis=-1, keepdims=True)
-        parts = (math.sqrt(self.weight) * norms * first, math.sqrt(1 - self.weight) * second)
-        return np.concatenate(parts, axis=-1, dtype=np.float32)
+
+def side_by_side(
+    first: NDArray[np.float32], second: NDArray[np.float32], weight: float
+) -> NDArray[np.float32]:
+    """(..., D) a pair's features, of the norm that the second's have.
+
+    Args:
+        first: (..., D1) the first model's, of unit norm.
+        second: (..., D2) the second's, of any norm.
+        weight: w.
+    """
+    norms = np.linalg.norm(second, axis=-1, keepdims=True)
+    parts = (math.sqrt(weight) * norms * first, math.sqrt(1 - weight) * second)
+    return np.concatenate(parts, axis=-1, dtype=np.float32)
 
 
 def paired(first: FeatureStore, second: FeatureStore) -> Pair:
@@ -134,7 +157,38 @@ def paired(first: FeatureStore, second: FeatureStore) -> Pair:
         "fingerprint": fingerprint(identity),
         "dim": dim,
     }
-    return Pair(**values, beside=first)
+    return Pair(**values, beside=first, alone=second)
+
+
+def found(root: Path, dataset: str | None, model: str | None) -> tuple[FeatureStore, bool]:
+    """The store of a dataset and a model under a folder, or the pair of two models.
+
+    Args:
+        root: The folder of stores, or one store's file.
+        dataset: As in `location.find_store`.
+        model: A model, or a pair `FIRST+SECOND`; any model without it.
+
+    Returns:
+        It, and whether there were others to choose from.
+
+    Raises:
+        UserError: What `location.find_store` and `paired` raise.
+    """
+    names = None if model is None else pair_names(model)
+    path, chosen = find_store(root, dataset, model if names is None else names[1])
+    second = FeatureStore.open(path)
+    if names is None:
+        return second, chosen
+    if root.is_file():
+        raise UserError(f"a pair is of two stores, and {root} is one; give --store their folder")
+    return paired(FeatureStore.open(find_store(root, second.dataset, names[0])[0]), second), chosen
+
+
+def same_weight(store: FeatureStore, other: FeatureStore) -> FeatureStore:
+    """The store; of two pairs, the first with the weight of the second."""
+    if isinstance(store, Pair) and isinstance(other, Pair):
+        return replace(store, weight=other.weight)
+    return store
 
 
 def _difference(first: FeatureStore, second: FeatureStore) -> str:
@@ -151,10 +205,16 @@ def _difference(first: FeatureStore, second: FeatureStore) -> str:
             return f"the labels of their {name} images"
         if not np.array_equal(a.encoded, b.encoded):
             return f"which {name} images are encoded"
+    if _upright(first) != _upright(second):
+        return "whether photos are turned upright"
     digests = first.versions.get("images"), second.versions.get("images")
     if None not in digests and digests[0] != digests[1]:
         return "the contents of their images"
     return "" if _views(first) == _views(second) else "their augmented views"
+
+
+def _upright(store: FeatureStore) -> bool:
+    return bool((store.identity.get("preprocessing") or {}).get("exif", True))
 
 
 def _views(store: FeatureStore) -> tuple[Any, ...]:

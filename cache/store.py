@@ -147,6 +147,10 @@ class FeatureStore:
         """The store itself, or the one at a path."""
         return store if isinstance(store, FeatureStore) else cls.open(store)
 
+    def reopened(self) -> "FeatureStore":
+        """The store that is at the path now."""
+        return FeatureStore.open(self.path)
+
     @property
     def path(self) -> Path:
         """The HDF5 file."""

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from fewshot.domain_adaptation import adapt
     from fewshot.estimator import FewShotClassifier
     from fewshot.evaluation import evaluate
-    from fewshot.fitting import Fitted, fit
+    from fewshot.fitted import Fitted
+    from fewshot.fitting import fit
     from fewshot.inspection import inspect, verify
     from fewshot.method import Method
     from fewshot.methods import (

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cache.errors import UserError
+from cache.pair import same_weight
 from cache.store import FeatureStore
 from fewshot.classifier import Classifier
 from fewshot.fitting import fit, query, settled
@@ -49,17 +50,18 @@ def transfer(
             cannot classify classes without images.
     """
     source, opened = FeatureStore.of(source), [FeatureStore.of(target) for target in targets]
-    method, protocol = settled(source, method, protocol, {**asked, "setting": "cross-dataset"})
-    columns, tests = {}, {}
+    configured, protocol = settled(source, method, protocol, {**asked, "setting": "cross-dataset"})
+    columns = {}
     for target in opened:
         require_one_model(source, target)
         columns[target.path] = shared_classes(source, target)
-        tests[target.path] = require_test_split(target)
+        require_test_split(target)
         if columns[target.path] is None:
-            require_new_classes(method, "cross-dataset")
+            require_new_classes(configured, "cross-dataset")
     fitted = fit(source, method, protocol)
+    method = fitted.method
     results = []
-    for target in opened:
+    for target in (same_weight(target, fitted.store) for target in opened):
         chosen = columns[target.path]
         classifier: Classifier
         if chosen is None:
@@ -75,7 +77,7 @@ def transfer(
             fingerprint=target.fingerprint,
             setting=setting_name(method, setting),
         )
-        test = tests[target.path]
+        test = target.split("test")
         tested = classify_test(classifier, method, query(test, method))
         results.append(result_on(fitted, run, target, test, tested, save=save))
     return results

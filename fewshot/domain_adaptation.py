@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from cache.errors import UserError
+from cache.pair import same_weight
 from cache.store import FeatureStore
 from fewshot.cross_dataset import require_one_model
 from fewshot.fitting import fit, query, settled
@@ -65,15 +66,18 @@ def adapt(
             target without test images, or without train images for a method that adapts.
     """
     source, target = FeatureStore.of(source), FeatureStore.of(target)
-    method, protocol = settled(source, method, protocol, {**asked, "setting": "domain-adaptation"})
+    configured, protocol = settled(
+        source, method, protocol, {**asked, "setting": "domain-adaptation"}
+    )
     require_one_model(source, target)
     private = relation(source, target) in ("open", "universal")
-    test = require_test_split(target)
-    images = None
-    if takes_target(method):
-        train = target.split("train")
-        images = query(train, method, train.encoded)
-    fitted = fit(source, method, protocol, images=images)
+    require_test_split(target)
+    target = same_weight(target, source)
+    given = _train_images(target, configured) if takes_target(configured) else None
+    fitted = fit(source, method, protocol, images=given)
+    method, target = fitted.method, same_weight(target, fitted.store)
+    test = target.split("test")
+    images = None if given is None else _train_images(target, method)
     start = time.perf_counter()
     classifier = fitted.classifier
     if isinstance(fitted.method, AdaptsToDomain) and images is not None:
@@ -116,13 +120,19 @@ def adapt(
         overall=harmonic_mean(*accuracies.values()) if private else None,
         save=save,
         hyperparameters=asdict(fitted.method),
-        measures=dict(classifier.stats),
+        measures={**classifier.stats, **fitted.measures},
         text_recipe=None if fitted.text is None else fitted.method.text_recipe,
         n_support=fitted.n_images + (len(images) if images is not None and fitted.support else 0),
         n_validation=fitted.n_validation,
         fit_seconds=fitted.seconds + moved - start,
         predict_seconds=tested - moved,
     )
+
+
+def _train_images(store: FeatureStore, method: Method) -> torch.Tensor:
+    """(U, D) the train images that are encoded, labels or none."""
+    train = store.split("train")
+    return query(train, method, train.encoded)
 
 
 def takes_target(method: MethodInfo) -> bool:

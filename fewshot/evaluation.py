@@ -14,15 +14,13 @@ import numpy as np
 import torch
 
 from cache.errors import UserError
-from cache.pair import Pair
-from cache.split import Split
 from cache.store import FeatureStore
-from fewshot.fitting import Fitted, fit, query, settled
+from fewshot.fitted import Fitted
+from fewshot.fitting import fit, query, settled
 from fewshot.method import Method
 from fewshot.metrics import accuracy, harmonic_mean
 from fewshot.new_classes import base_to_new, generalized
 from fewshot.open_set import auroc, checked_known, classify_and_score, fpr_at_95, known_classes
-from fewshot.pair_weight import weighed
 from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result
 from fewshot.run import CLASS_GROUPS
@@ -49,7 +47,7 @@ def evaluate(
     is the harmonic mean of the first two.
 
     Args:
-        store: The features, or the file of them; of a `Pair`, the weight is chosen first.
+        store: The features, or the file of them.
         method: A method, or its name, as in `fitting.fit`.
         protocol: What is asked; the default `Protocol()` without it.
         save: A folder to write the predictions into.
@@ -59,34 +57,28 @@ def evaluate(
         UserError: What `fit` raises, or no test split.
     """
     store = FeatureStore.of(store)
-    if isinstance(store, Pair):
-        store = weighed(store, method, protocol, **asked)
-    method, protocol = settled(store, method, protocol, asked)
+    _, protocol = settled(store, method, protocol, asked)
     if protocol.setting == "base-to-new":
         return base_to_new(store, method, protocol, save=save)
     if protocol.setting == "generalized":
         return generalized(store, method, protocol, save)
     if protocol.setting == "open-set":
         return _open_set(store, method, protocol, save)
-    test = require_test_split(store)
-    return _score(fit(store, method, protocol), store, test, save)
+    require_test_split(store)
+    return score(fit(store, method, protocol), save=save)
 
 
-def score(fitted: Fitted, store: FeatureStore, *, save: Path | str | None = None) -> Result:
-    """The accuracy on the test split of what was fitted to the store's few shots.
+def score(fitted: Fitted, *, save: Path | str | None = None) -> Result:
+    """The accuracy on the test split of what was fitted to a store's few shots.
 
     Args:
         fitted: As `fitting.fit` gave it, of all classes.
-        store: The features it was fitted to.
         save: A folder to write the predictions into.
 
     Raises:
         UserError: No test split.
     """
-    return _score(fitted, store, require_test_split(store), save)
-
-
-def _score(fitted: Fitted, store: FeatureStore, test: Split, save: Path | str | None) -> Result:
+    test = require_test_split(fitted.store)
     tested = classify_test(fitted.classifier, fitted.method, query(test, fitted.method))
     labels = torch.from_numpy(test.labels)
     accuracies = {}
@@ -96,11 +88,13 @@ def _score(fitted: Fitted, store: FeatureStore, test: Split, save: Path | str | 
             rows = (counts >= sizes.start) & (counts < sizes.stop)
             if rows.any():
                 accuracies[group] = accuracy(tested.predicted[rows], labels[rows])
-    return result_on(fitted, fitted.run, store, test, tested, accuracies=accuracies, save=save)
+    return result_on(
+        fitted, fitted.run, fitted.store, test, tested, accuracies=accuracies, save=save
+    )
 
 
 def _open_set(
-    store: FeatureStore, method: Method, protocol: Protocol, save: Path | str | None
+    store: FeatureStore, method: Method | str, protocol: Protocol, save: Path | str | None
 ) -> Result:
     test = require_test_split(store)
     assert protocol.known is not None
@@ -110,9 +104,10 @@ def _open_set(
         kind = "unknown" if ours.all() else "known"
         raise UserError(f"{store.path} has no test image of {kind} classes; name other classes")
     fitted = fit(store, method, protocol)
-    features = query(test, method)
+    store, test = fitted.store, fitted.store.split("test")
+    features = query(test, fitted.method)
     start = time.perf_counter()
-    block = len(features) if method.transductive else 4096
+    block = len(features) if fitted.method.transductive else 4096
     predicted, scores = classify_and_score(
         fitted.classifier, features, protocol.score, store.logit_scale, block
     )

@@ -1,8 +1,8 @@
 """A method fitted to a store's few shots: drawn, tuned and fitted, the test split never read."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from cache.errors import UserError
-from cache.pair import Pair
+from cache.pair import EVEN, Pair
 from cache.split import Split
 from cache.store import FeatureStore
-from fewshot.classifier import Classifier
+from fewshot.fitted import Fitted
 from fewshot.method import Method, MethodInfo
 from fewshot.model_selection import tuning
 from fewshot.model_selection.blending import blend_of
 from fewshot.model_selection.protocols import Share
 from fewshot.open_set import checked_known, known_classes
+from fewshot.pair_weight import weighed
 from fewshot.protocol import HALVES, OFFICIAL, Asked, Protocol
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.run import Run
@@ -33,33 +34,6 @@ from fewshot.threads import few_threads
 Labeled = tuple[Tensor, Tensor]  # features (M, D) float32 and labels (M,)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Fitted:
-    """A classifier, and what it was made of.
-
-    Attributes:
-        run: What was fitted, to be tested on the store that it was fitted to.
-        method: With its hyper-parameters as tuned.
-        classifier: The classifier it made.
-        support: The support set it learned from; None where it learned from no labels.
-        text: The classes' text, or None.
-        n_images: N of the support set, or of the unlabeled images, or 0.
-        n_validation: Labeled images besides the support set that tuning looked at.
-        measures: Figures about what was learned from, such as the loss of what synthesized it.
-        seconds: Synthesizing, tuning and fitting, from features in memory.
-    """
-
-    run: Run
-    method: Method
-    classifier: Classifier
-    support: SupportSet | None
-    text: Text | None
-    n_images: int
-    n_validation: int
-    seconds: float
-    measures: Mapping[str, float] = field(default_factory=dict)
-
-
 def fit(
     store: FeatureStore | Path | str,
     method: Method | str,
@@ -71,7 +45,8 @@ def fit(
 ) -> Fitted:
     """Draw the few shots, tune on them, and fit: `fit(store, "gda", shots=4, seed=1)`.
 
-    For methods that use no labels, shots and seed are recorded as 0.
+    For methods that use no labels, shots and seed are recorded as 0. Of a pair, the weight is
+    chosen first, on the same few shots; see `pair_weight.weighed`.
 
     Args:
         store: The features, or the file of them.
@@ -92,6 +67,8 @@ def fit(
             store itself objects to.
     """
     store = FeatureStore.of(store)
+    if isinstance(store, Pair) and store.weight is None:
+        store = _weighed(store, method, protocol, classes, images, asked)
     method, protocol = settled(store, method, protocol, asked)
     classes = _classes(store, protocol) if classes is None else classes
     tune, recipe = protocol.tune, None
@@ -150,6 +127,7 @@ def fit(
             classifier = method.fit(support, text)
     return Fitted(
         run=run,
+        store=store,
         method=method,
         classifier=classifier,
         support=support,
@@ -159,6 +137,23 @@ def fit(
         seconds=time.perf_counter() - start,
         measures=measures,
     )
+
+
+def _weighed(
+    pair: Pair,
+    method: Method | str,
+    protocol: Protocol | None,
+    classes: Sequence[int] | None,
+    images: Tensor | None,
+    asked: Asked,
+) -> Pair:
+    """The pair with the weight that suits the few shots; features of new classes have no say."""
+    _, one = settled(pair, method, protocol, asked)
+    if one.tune == "none":
+        return pair.at(EVEN)
+    known = _classes(pair, one) if classes is None else classes
+    real = replace(one, synthesize=None)
+    return weighed(pair, lambda at: fit(at, method, real, classes=known, images=images))
 
 
 def _classes(store: FeatureStore, protocol: Protocol) -> Sequence[int]:
@@ -295,6 +290,7 @@ def _fit_unlabeled(
         classifier = method.fit_unlabeled(given, text)
     return Fitted(
         run=_run(store, method, protocol, 0, 0, 0),
+        store=store,
         method=method,
         classifier=classifier,
         support=None,

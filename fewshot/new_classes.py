@@ -11,7 +11,8 @@ from torch import Tensor
 from cache.errors import UserError
 from cache.store import FeatureStore
 from fewshot.classifier import Classifier
-from fewshot.fitting import Fitted, class_text, fit, query, settled
+from fewshot.fitted import Fitted
+from fewshot.fitting import class_text, fit, query, settled
 from fewshot.method import Method, SupportsNewClasses
 from fewshot.metrics import accuracy, harmonic_mean, per_class_accuracy
 from fewshot.protocol import HALVES, Asked, Protocol
@@ -50,10 +51,12 @@ def base_to_new(
         UserError: As `evaluate`, and for a method that cannot classify classes without images.
     """
     store = FeatureStore.of(store)
-    method, protocol = settled(store, method, protocol, {**asked, "setting": "base-to-new"})
-    test = require_test_split(store)
-    base, new = _halves(store, method, protocol)
+    configured, protocol = settled(store, method, protocol, {**asked, "setting": "base-to-new"})
+    require_test_split(store)
+    base, new = _halves(store, configured, protocol)
     fitted = fit(store, method, protocol, classes=base)
+    store, method = fitted.store, fitted.method
+    test = store.split("test")
     if protocol.synthesize is None:
         classifiers = [fitted.classifier, unseen_classes(fitted, store, new)]
     else:
@@ -81,7 +84,7 @@ def base_to_new(
 
 
 def generalized(
-    store: FeatureStore, method: Method, protocol: Protocol, save: Path | str | None
+    store: FeatureStore, method: Method | str, protocol: Protocol, save: Path | str | None
 ) -> Result:
     """Learn the base classes, and test all: generalized zero-shot learning.
 
@@ -89,9 +92,11 @@ def generalized(
     Learning - A Comprehensive Evaluation of the Good, the Bad and the Ugly", TPAMI 2019,
     https://arxiv.org/abs/1707.00600), and the accuracy is their harmonic mean.
     """
-    test = require_test_split(store)
-    seen, unseen = _halves(store, method, protocol)
+    require_test_split(store)
+    seen, unseen = _halves(store, settled(store, method, protocol, {})[0], protocol)
     fitted = fit(store, method, protocol, classes=seen)
+    store, method = fitted.store, fitted.method
+    test = store.split("test")
     classifier = fitted.classifier
     if protocol.synthesize is None:
         classifier = _SideBySide((classifier, unseen_classes(fitted, store, unseen)))

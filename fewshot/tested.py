@@ -14,7 +14,7 @@ from cache.errors import UserError
 from cache.split import Split
 from cache.store import FeatureStore
 from fewshot.classifier import Classifier, classify
-from fewshot.fitting import Fitted
+from fewshot.fitted import Fitted
 from fewshot.method import Method
 from fewshot.metrics import accuracy, per_class_accuracy
 from fewshot.results.log import Result, program_version

@@ -25,7 +25,8 @@ from fewshot.adapters.header import is_adapter
 from fewshot.adapters.making import fit_and_save, of_fitted
 from fewshot.adapters.opened_adapter import preprocessing, require_model, with_encoder
 from fewshot.classifier import LinearClassifier
-from fewshot.fitting import Fitted, query
+from fewshot.fitted import Fitted
+from fewshot.fitting import query
 from fewshot.methods import METHODS
 from fewshot.model_selection.calibration import Calibration, calibrate, out_of_fold
 from fewshot.model_selection.folds import folds
@@ -47,7 +48,7 @@ def fitted(store: FeatureStore, name: str, **settings: Any) -> Fitted:
 
 
 def made(store: FeatureStore, name: str = "gda") -> Adapter:
-    return of_fitted(fitted(store, name), store, calibration=Calibration())
+    return of_fitted(fitted(store, name), calibration=Calibration())
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -56,7 +57,7 @@ def test_a_saved_classifier_of_every_method_gives_the_same_logits(
 ) -> None:
     fit = fitted(store, name)
     path = tmp_path / "a.safetensors"
-    of_fitted(fit, store, calibration=Calibration()).save(path)
+    of_fitted(fit, calibration=Calibration()).save(path)
     again = load_adapter(path)
     assert again.classifier is not None
     images = query(store.split("test"), fit.method)
@@ -117,7 +118,7 @@ def test_nothing_is_known_of_how_sure_zero_shot_or_one_shot_is(store: FeatureSto
     assert out_of_fold(none.method, none.support, none.text) is None
     one = fewshot.fit(store, fewshot.GDA(), shots=1)
     assert out_of_fold(one.method, one.support, one.text) is None
-    assert "not calibrated" in of_fitted(one, store, calibration=Calibration()).summary()
+    assert "not calibrated" in of_fitted(one, calibration=Calibration()).summary()
 
 
 def test_the_calibration_lowers_the_error_of_sure_mistakes() -> None:
@@ -347,8 +348,8 @@ def test_another_backbone_is_refused_and_both_are_named(
         rf"made with local-dir:.* \(weights {here}, D = 16\), and this is other/one \(weights f"
     )
     with pytest.raises(UserError, match=expected):
-        require_model(adapter, other)
-    require_model(adapter, {**encoder.identity, "name": "local-dir:elsewhere"})
+        require_model(adapter.model, other)
+    require_model(adapter.model, {**encoder.identity, "name": "local-dir:elsewhere"})
 
 
 def test_a_model_of_unknown_weights_is_told_by_its_width(
@@ -356,7 +357,7 @@ def test_a_model_of_unknown_weights_is_told_by_its_width(
 ) -> None:
     adapter = replace(on(encoder, store), model={"name": "x", "logit_scale": 1.0, "dim": 8})
     with pytest.raises(UserError, match="weights unknown, D = 8"):
-        require_model(adapter, encoder.identity)
+        require_model(adapter.model, encoder.identity)
 
 
 def test_images_go_to_the_model_as_those_that_were_learned_from(
@@ -365,10 +366,10 @@ def test_images_go_to_the_model_as_those_that_were_learned_from(
     adapter = on(encoder, store)
     squashed = replace(adapter, preprocessing={**adapter.preprocessing, "resize_mode": "squash"})
     through = json.loads(json.dumps(squashed.preprocessing))
-    found = preprocessing(replace(adapter, preprocessing=through), encoder)
+    found = preprocessing(through, encoder)
     assert found == replace(encoder.preprocess, resize_mode="squash")
-    assert preprocessing(replace(adapter, preprocessing={}), encoder) == encoder.preprocess
-    larger = replace(adapter, preprocessing={**adapter.preprocessing, "size": 64})
+    assert preprocessing({}, encoder) == encoder.preprocess
+    larger = {**adapter.preprocessing, "size": 64}
     with pytest.raises(UserError, match="makes images of 64 pixels, and the model takes 32"):
         preprocessing(larger, encoder)
 
@@ -391,7 +392,7 @@ def test_probabilities_are_tempered(store: FeatureStore, encoder: Encoder) -> No
 
 def test_a_wrapped_model_of_the_same_weights_will_do(store: FeatureStore, encoder: Encoder) -> None:
     again = wrap(encoder.model, encoder.tokenizer, torch.device("cpu"), name="mine", arch="mine")
-    require_model(on(encoder, store), again.identity)
+    require_model(on(encoder, store).model, again.identity)
 
 
 def test_inspect_tells_all_of_an_adapter_and_verify_reads_it(

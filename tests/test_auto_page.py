@@ -193,7 +193,7 @@ def many_classes(root: Path, n_classes: int) -> Outcome:
     return Outcome(
         dataset="many", out=root, source=source, report=check(source), store=store,
         validation=validation,
-        adapter=of_fitted(fitted, store, calibration=Calibration()),
+        adapter=of_fitted(fitted, calibration=Calibration()),
         diagnostics=diagnose(validation, method, 1.0, support_of(method), text_for(method)),
         tested=None, unlabeled=None, commands=steps, seconds={"encoding": 1.0},
     )  # fmt: skip

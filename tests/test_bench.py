@@ -236,7 +236,8 @@ def test_the_command_that_is_told_repeats_the_cell(asked: dict[str, Any], bench:
 
 def cell(method: str, dataset: str, shots: int) -> Cell:
     run = replace(RESULT.run, method=method, dataset=dataset, fitted_on=dataset, shots=shots)
-    return Cell(replace(run, model="toy"), Protocol(shots=shots), Path(), Path())
+    nowhere: Any = None
+    return Cell(replace(run, model="toy"), Protocol(shots=shots), nowhere, nowhere)
 
 
 def test_the_time_left_is_that_of_the_cells_most_alike() -> None:

@@ -1,20 +1,37 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.nn.functional import normalize
 
 from cache.errors import UserError
-from cache.location import pair_names
-from cache.pair import EVEN, Pair, paired
+from cache.loading import load
+from cache.location import pair_names, store_path
+from cache.pair import EVEN, Pair, found, paired
 from cache.store import FeatureStore
 from cache.store_writer import create
 from cli import main
-from fewshot.adapters.making import fit_and_save
+from fewshot.adapters.adapter import load_adapter
+from fewshot.adapters.classifiers import put_together
+from fewshot.adapters.export.exporting import export
+from fewshot.adapters.opened_adapter import open_adapter
+from fewshot.adapters.predict import predict
+from fewshot.adapters.stored_images import StoredImages
+from fewshot.bench.benchmark import run
+from fewshot.bench.config import Bench
+from fewshot.bench.plan import plan
+from fewshot.cross_dataset import transfer
+from fewshot.domain_adaptation import adapt
 from fewshot.evaluation import evaluate
+from fewshot.fitted import Fitted
 from fewshot.fitting import fit, query
-from fewshot.pair_weight import WEIGHTS, weighed
+from fewshot.new_classes import base_to_new
+from fewshot.pair_weight import WEIGHTS
 from fewshot.results.log import Result
 from tests.small_stores import DIM, NAMES, write_store
 
@@ -79,6 +96,11 @@ def test_a_result_of_a_pair_names_both_models_and_survives_its_line(
     assert Result.from_json(result.to_json()) == result
 
 
+def weight_of(fitted: Fitted) -> float | None:
+    assert isinstance(fitted.store, Pair)
+    return fitted.store.weight
+
+
 def write_noise(path: Path, like: FeatureStore) -> FeatureStore:
     """A store of the same images whose features and text say nothing of the classes."""
     rng = np.random.default_rng(3)
@@ -108,9 +130,9 @@ def test_what_is_not_tuned_keeps_even_weights_and_a_weight_that_was_set_stays(
 ) -> None:
     pair = opened(tmp_path)
     for asked in ({"shots": 1}, {"tune": "none", "shots": 4}):
-        assert weighed(pair, "gda", **asked).weight == EVEN
-    assert weighed(pair, "zero-shot").weight == EVEN
-    assert weighed(pair.at(0.1), "gda", shots=4).weight == 0.1
+        assert weight_of(fit(pair, "gda", **asked)) == EVEN
+    assert weight_of(fit(pair, "zero-shot")) == EVEN
+    assert weight_of(fit(pair.at(0.1), "gda", shots=4)) == 0.1
     with pytest.raises(UserError, match="from 0 to below 1; got 1"):
         pair.at(1.0)
 
@@ -150,15 +172,135 @@ def test_two_models_are_a_pair_and_a_file_with_a_plus_in_its_name_is_none(tmp_pa
             pair_names(bad)
 
 
-def test_a_pair_makes_no_adapter_and_no_transfer(
+SETTINGS: dict[str, Callable[[FeatureStore], Result]] = {
+    "base-to-new": lambda pair: base_to_new(pair, "gda", shots=2),
+    "generalized": lambda pair: evaluate(pair, "gda", setting="generalized", shots=2),
+    "open-set": lambda pair: evaluate(pair, "gda", known=3, shots=2),
+    "cross-dataset": lambda pair: transfer(pair, [pair], "gda", shots=2)[0],
+    "domain-adaptation": lambda pair: adapt(pair, pair, "gda", shots=2),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_in_every_setting_the_few_shots_choose_the_weight_and_what_is_tested_has_it(
+    tmp_path: Path, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fewshot.pair_weight.best", lambda scores, own: 0.9)
+    pair = opened(tmp_path)
+    chosen, by_hand, even = (SETTINGS[setting](one) for one in (pair, pair.at(0.9), pair.at(EVEN)))
+    assert chosen.measures == {**by_hand.measures, "pair_weight": 0.9}
+    assert chosen.accuracies == by_hand.accuracies
+    assert chosen.accuracy == by_hand.accuracy != even.accuracy
+
+
+def test_new_classes_images_have_no_say_in_the_weight_that_their_features_are_made_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Generating(Exception):  # noqa: N818, it is no error
+        pass
+
+    def generate(words: str, store: FeatureStore, *given: Any, **more: Any) -> None:
+        assert isinstance(store, Pair)
+        raise Generating(store.weight)
+
+    monkeypatch.setattr("fewshot.fitting.extended_by", generate)
+    pair = opened(tmp_path)
+    asked: Any = {"setting": "base-to-new", "shots": 4}
+    with pytest.raises(Generating) as reached:
+        fit(pair, "gda", synthesize="ship", **asked)
+    assert reached.value.args == (weight_of(fit(pair, "gda", classes=range(2), **asked)),)
+
+
+def run_pair(root: Path, *words: str, model: str = "a+b") -> int:
+    common = ["--store", str(root), "--results", str(root / "r.jsonl"), "--json"]
+    return main(["fit", "gda", "--dataset", "toys", "--model", model, *common, *words])
+
+
+def test_the_command_transfers_a_pair_and_takes_its_weight(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pair = opened(tmp_path / "features")
-    with pytest.raises(UserError, match=r"a\+b is a pair; leave --save out"):
-        fit_and_save(pair, "gda", tmp_path / "a.safetensors")
-    common = ["fit", "gda", "--dataset", "toys", "--model", "a+b"]
-    common += ["--store", str(tmp_path / "features"), "--results", str(tmp_path / "r.jsonl")]
-    assert main([*common, "--source", "toys"]) == 2
-    assert "a pair of models learns and tests one dataset" in capsys.readouterr().err
-    assert main([*common, "--shots", "2", "--json"]) == 0
-    assert Result.from_json(capsys.readouterr().out).model == "a+b"
+    opened(tmp_path)
+    for model, seed in zip("ab", (0, 1), strict=True):
+        write_store(tmp_path, "others", model, seed=seed)
+    for words in (["--source", "others"], ["--test-on", "others"]):
+        assert run_pair(tmp_path, "--shots", "2", *words) == 0
+        found = Result.from_json(capsys.readouterr().out)
+        assert found.model == "a+b"
+        assert found.measures["pair_weight"] in WEIGHTS
+    assert run_pair(tmp_path, "--shots", "2", "--pair-weight", "0.2") == 0
+    assert Result.from_json(capsys.readouterr().out).measures["pair_weight"] == 0.2
+    for model, weight, message in (
+        ("a+b", "1", "a pair's weight must be from 0 to below 1; got 1.0"),
+        ("a", "0.5", "--pair-weight shares out the cosine between two models"),
+    ):
+        assert run_pair(tmp_path, "--pair-weight", weight, model=model) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_one_stores_file_is_no_pair(tmp_path: Path) -> None:
+    path = opened(tmp_path).path
+    with pytest.raises(UserError, match=r"a pair is of two stores, and .*b.h5 is one"):
+        found(path, None, "a+b")
+
+
+def test_a_pairs_adapter_classifies_images_by_both_models(
+    tmp_path: Path, draw_photos: Callable[..., Path], random_vit: Path
+) -> None:
+    photos, model = draw_photos(), f"local-dir:{random_vit}+tiny"
+    where = ["--store", str(tmp_path / "f")]
+    of = ["--dataset", str(photos), "--model", model]
+    assert main(["extract", *of, "--all-train", *where, "--device", "cpu"]) == 0
+    path = tmp_path / "a.safetensors"
+    of[1] = "photos-all"
+    fit_it = ["fit", "gda", *of, *where, "--results", str(tmp_path / "r.jsonl")]
+    assert main([*fit_it, "--shots", "2", "--pair-weight", "0.3", "--save", str(path)]) == 0
+    adapter = load_adapter(path)
+    assert adapter.model_name == model
+    assert adapter.beside is not None
+    first, second = (load(name, device="cpu") for name in pair_names(model) or ())
+    files = sorted(photos.rglob("*.jpg"))[:5]
+    vectors = []
+    for encoder in (first, second):
+        crops = [encoder.preprocess.center(Image.open(file).convert("RGB")) for file in files]
+        vectors.append(normalize(encoder.encode_images(torch.stack(crops)), dim=1))
+    features = torch.cat([0.3**0.5 * vectors[0], 0.7**0.5 * vectors[1]], dim=1)
+    assert adapter.classifier is not None
+    logits = put_together(adapter.classifier, adapter.tensors).logits(features)
+    expected = torch.softmax(logits.double() / adapter.calibration.temperature, dim=1)
+    got = predict(path, files, top=3, device="cpu")
+    for one, row in zip(got, expected, strict=True):
+        ours = dict(zip(one.classes, one.probabilities, strict=True))
+        values = torch.tensor([ours[name] for name in adapter.classnames], dtype=torch.float64)
+        torch.testing.assert_close(values, row, atol=1e-5, rtol=1e-4)
+    with pytest.raises(UserError, match="an export takes one crop of an image, and the two models"):
+        export(path, "onnx")
+    store = FeatureStore.open(store_path(tmp_path / "f", "photos-all", "tiny"))
+    with pytest.raises(UserError, match=r"this adapter is of a pair, .* has one model's features"):
+        StoredImages(adapter, store)
+    with pytest.raises(UserError, match="is one model; give --model the like of it"):
+        open_adapter(path, model="ViT-B-32/openai")
+    swapped = "+".join(reversed(pair_names(model) or ()))
+    with pytest.raises(UserError, match="another model's features mean something else"):
+        open_adapter(path, model=swapped, device="cpu")
+
+
+def test_a_benchmark_runs_a_pair_beside_its_models(tmp_path: Path) -> None:
+    opened(tmp_path / "f")
+    write_store(tmp_path / "f", "lone", "b")
+    asked: dict[str, Any] = {
+        "models": ("a", "b", "a+b"), "shots": (2,), "store": tmp_path / "f",
+        "out": tmp_path / "out", "seeds": (1,),
+    }  # fmt: skip
+    bench = Bench(methods=("gda", "ridge"), datasets=("toys",), **asked)
+    made = plan(bench)
+    assert {cell.run.model for cell in made.cells} == {"a", "b", "a+b"}
+    outcome = run(bench, made, lambda line: None)
+    assert not outcome.failures
+    of_pair = [one for one in outcome.runs if isinstance(one, Result) and one.model == "a+b"]
+    alone = [evaluate(opened(tmp_path / "g"), name, shots=2).accuracy for name in ("gda", "ridge")]
+    assert [one.accuracy for one in of_pair] == alone
+    assert {cell.run.dataset for cell in plan(replace(bench, datasets=("all",))).cells} == {
+        "toys", "lone",
+    }  # fmt: skip
+    with pytest.raises(UserError, match="coop is trained through one model, and a"):
+        plan(Bench(methods=("coop",), datasets=("toys",), **{**asked, "models": ("a+b",)}))

@@ -14,6 +14,7 @@ from torch import Tensor
 from cache.errors import UserError, count
 from fewshot.adapters.adapter_file import FORMAT, read_adapter, write_adapter
 from fewshot.adapters.card import UNKNOWN, require_card, require_tensors
+from fewshot.adapters.first_model import FirstModel
 from fewshot.adapters.header import SUFFIX
 from fewshot.adapters.open_set_entry import opened_open_set, plain_open_set, split_tensors
 from fewshot.model_selection.calibration import Calibration
@@ -41,6 +42,7 @@ class Adapter:
         held_out: For prediction sets, by class: the probabilities of it that held-out images of it
             got, ascending; empty where no image was held out.
         open_set: The score that finds images of no class; None where it could not be judged.
+        beside: The first model of a pair, of which `model` is the second; None of one model.
         classifier: The classifier on features as `parts` has it; None of an end-to-end method.
         tensors: Its tensors, or what an end-to-end method trained, by name.
         format: Of the file that it was read from; a file is always written in the newest format.
@@ -60,12 +62,14 @@ class Adapter:
     tensors: Mapping[str, Tensor] = field(repr=False)
     held_out: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
     open_set: OpenSet | None = field(default=None, repr=False)
+    beside: FirstModel | None = None
     format: int = FORMAT
 
     @property
     def model_name(self) -> str:
-        """The model's name, such as `ViT-B-16/openai`."""
-        return str(self.model["name"])
+        """The model's name, such as `ViT-B-16/openai`; of a pair, `FIRST+SECOND`."""
+        first = "" if self.beside is None else f"{self.beside.model['name']}+"
+        return f"{first}{self.model['name']}"
 
     def summary(self) -> str:
         """One line: what it is, and how good as far as is known."""
@@ -88,6 +92,7 @@ class Adapter:
         values = {name: getattr(self, name) for name in names}
         values["calibration"] = asdict(self.calibration)
         values["open_set"] = self.open_set and plain_open_set(self.open_set)[0]
+        values["beside"] = self.beside and self.beside.card()
         plain: dict[str, Any] = json.loads(json.dumps(values, allow_nan=False))
         return plain
 
@@ -152,5 +157,6 @@ def _adapter(
         tensors=tensors,
         held_out=tuple(map(tuple, card.get("held_out", ()))),
         open_set=open_set,
+        beside=FirstModel(**card["beside"]) if card.get("beside") else None,
         format=card["format"],
     )

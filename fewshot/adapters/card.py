@@ -75,7 +75,7 @@ def require_tensors(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> N
             if key == "n_classes" and value != n_classes:
                 raise UserError(f"classifier: expected n_classes {n_classes}, got {value!r}")
         # The first tensor of every kind of classifier is a matrix of features.
-        dim = card["model"].get("dim") or tensors[named[0]].shape[-1]
+        dim = _dim(card) or tensors[named[0]].shape[-1]
         classifier = put_together(tree, tensors)
         query = normalize(torch.randn(2, dim, generator=torch.Generator().manual_seed(0)), dim=1)
         with warnings.catch_warnings(action="ignore"):
@@ -91,6 +91,13 @@ def require_tensors(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> N
             f"classifier: expected finite logits of {n_classes} classes, "
             f"got {tuple(logits.shape)} for two images"
         )
+
+
+def _dim(card: Mapping[str, Any]) -> int | None:
+    """D of the features: the model's, or that of both models of a pair; None where nobody knew."""
+    models = [card["model"], *([card["beside"]["model"]] if card.get("beside") else [])]
+    dims = [model.get("dim") for model in models]
+    return sum(dims) if all(dims) else None
 
 
 def _entries(node: Any) -> Iterator[tuple[str, Any]]:
@@ -191,6 +198,12 @@ class _OpenSet(_Closed):
     compared: dict[str, Fraction]
 
 
+class _Beside(_Closed):
+    model: _Model
+    preprocessing: _Preprocessing | Annotated[dict[str, Any], Field(max_length=0)]
+    weight: Annotated[float, Field(ge=0, lt=1)]
+
+
 class _Card(_Closed):
     format: int
     digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -207,6 +220,7 @@ class _Card(_Closed):
     classifier: dict[str, Any] | None
     held_out: list[Annotated[list[Fraction], AfterValidator(_sorted)]] = []
     open_set: _OpenSet | None = None
+    beside: _Beside | None = None
 
     @model_validator(mode="after")
     def _one_entry_for_each_class(self) -> Self:

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,17 @@ from cache import decode
 from cache.decoding_memory import MAX_PIXELS
 from cache.errors import UserError, printable
 from cache.image_search import describe_ignored, find_images
-from cache.images import Preprocess
 from cache.read_ahead import read_ahead
 
 Taken = str | os.PathLike[str] | Image.Image  # in hand, to be decoded
 Given = Taken | NDArray[np.uint8]
+
+
+class Crops(Protocol):
+    """A maker of pixels, such as a `Preprocess`."""
+
+    def center(self, image: Image.Image) -> Tensor:
+        """Pixels of an RGB image, always of the same shape."""
 
 
 def image_files(
@@ -99,7 +105,7 @@ def _of_pixels(pixels: NDArray[Any]) -> Image.Image:
 
 def decoded(
     images: Iterable[Taken],
-    preprocess: Preprocess,
+    crops: Crops,
     *,
     exif: bool,
     batch_size: int,
@@ -110,7 +116,7 @@ def decoded(
 
     Args:
         images: Files and PIL images; they are taken as they are needed.
-        preprocess: What makes the pixels (3, H, W).
+        crops: What makes the pixels, (3, H, W) for one model.
         exif: Turn images upright as their EXIF orientation says.
         batch_size: Images in a batch.
         workers: Threads.
@@ -123,7 +129,7 @@ def decoded(
         own = lazy if isinstance(image, Image.Image) else contextlib.nullcontext()
         given = image if isinstance(image, Image.Image) else Path(image)
         with own, decode.opened(given, exif=exif, max_pixels=max_pixels) as rgb:
-            return preprocess.center(rgb)
+            return crops.center(rgb)
 
     named = ((_path(i, image), image) for i, image in enumerate(images))
     for batch in read_ahead(named, pixels, batch_size=batch_size, workers=workers):

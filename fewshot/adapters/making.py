@@ -17,11 +17,13 @@ from cache.source import Source
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter, require_suffix
 from fewshot.adapters.classifiers import take_apart
+from fewshot.adapters.first_model import FirstModel
 from fewshot.endtoend.clip import EndToEnd
 from fewshot.endtoend.experiment import Trained
 from fewshot.endtoend.photos import center_crops, require_images
 from fewshot.evaluation import score
-from fewshot.fitting import Fitted, class_text, fit, settled
+from fewshot.fitted import Fitted
+from fewshot.fitting import class_text, fit, settled
 from fewshot.method import Method
 from fewshot.methods import GDA
 from fewshot.model_selection.calibration import Calibration, calibrate, out_of_fold
@@ -34,7 +36,6 @@ from fewshot.sampling import VAL_SHOTS, draw
 
 def of_fitted(
     fitted: Fitted,
-    store: FeatureStore,
     *,
     calibration: Calibration,
     held_out: ByClass = (),
@@ -45,13 +46,13 @@ def of_fitted(
 
     Args:
         fitted: What `fitting.fit` gave for all classes of the store.
-        store: The store of the features.
         calibration: How sure it may be.
         held_out: By `conformal.by_class`, at the calibration's temperature.
         open_set: The score that finds images of no class.
         more: What else is worth keeping of the training, such as the accuracy on the test split.
     """
-    method = fitted.method
+    method, store = fitted.method, fitted.store
+    own = store.alone if isinstance(store, Pair) else store
     plain, tensors = take_apart(fitted.classifier)
     training = {
         "dataset": store.dataset,
@@ -72,11 +73,11 @@ def of_fitted(
     return Adapter(
         method=method.name,
         settings=asdict(method),
-        model=store.identity["model"],
-        preprocessing={} if store.imported else store.identity.get("preprocessing") or {},
-        precision=str(store.identity.get("precision") or "fp32"),
+        model=own.identity["model"],
+        preprocessing={} if own.imported else own.identity.get("preprocessing") or {},
+        precision=str(own.identity.get("precision") or "fp32"),
         classnames=store.classnames,
-        prompts=_prompts(fitted, store),
+        prompts=_prompts(fitted),
         templates=(),
         training=training,
         calibration=calibration,
@@ -84,6 +85,7 @@ def of_fitted(
         tensors=tensors,
         held_out=tuple(map(tuple, held_out)),
         open_set=open_set,
+        beside=FirstModel.of(store) if isinstance(store, Pair) else None,
     )
 
 
@@ -147,10 +149,11 @@ def of_trained(
     )
 
 
-def _prompts(fitted: Fitted, store: FeatureStore) -> tuple[tuple[str, ...], ...]:
+def _prompts(fitted: Fitted) -> tuple[tuple[str, ...], ...]:
     """Each class's sentences."""
     if fitted.text is None:
         return ()
+    store = fitted.store
     text = store.class_text(fitted.method.text_recipe, fitted.run.prompt_set)
     by_class: list[list[str]] = [[] for _ in store.classnames]
     for sentence, label in zip(text.sentences, text.labels.tolist(), strict=True):
@@ -213,28 +216,23 @@ def fit_and_save(
         The adapter, and its result on the test split; None where the store has none.
 
     Raises:
-        UserError: What `fit` raises, the path is no name for an adapter, the store is a pair, the
-            method reads pooled images, or the setting is not few-shot: an adapter is of all
-            classes.
+        UserError: What `fit` raises, the path is no name for an adapter, the method reads pooled
+            images, or the setting is not few-shot: an adapter is of all classes.
     """
     require_suffix(path)
-    if isinstance(store, Pair):
+    configured, protocol = settled(store, method, protocol, asked)
+    if configured.reads_pooled:
         raise UserError(
-            f"an adapter is of one model, and {store.model} is a pair; leave --save out, or fit "
-            "one of the two"
-        )
-    method, protocol = settled(store, method, protocol, asked)
-    if method.reads_pooled:
-        raise UserError(
-            f"an adapter classifies features, and {method.name} as it is set classifies what they "
-            "are made of; leave --save out"
+            f"an adapter classifies features, and {configured.name} as it is set classifies what "
+            "they are made of; leave --save out"
         )
     if protocol.setting != "few-shot":
         raise UserError(f"an adapter keeps one classifier of all classes; got {protocol.setting}")
     fitted = fit(store, method, protocol)
+    store = fitted.store
     result, more = None, {}
     if "test" in store.splits:
-        result = score(fitted, store, save=predictions)
+        result = score(fitted, save=predictions)
         more = {"test accuracy": result.accuracy, "test images": result.n_test}
     held = out_of_fold(
         fitted.method,
@@ -247,7 +245,6 @@ def fit_and_save(
     text = class_text(store, GDA(), fitted.run.prompt_set, range(store.n_classes))
     adapter = of_fitted(
         fitted,
-        store,
         calibration=calibration,
         held_out=() if held is None else by_class(*held, calibration.temperature),
         open_set=find_open_set(fitted.support, text, logit_scale=store.logit_scale),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,10 @@ from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.images import Preprocess
 from cache.loading import load
+from cache.location import pair_names
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.classifiers import put_together
+from fewshot.adapters.two_crops import TwoCrops
 from fewshot.method import Method
 from fewshot.methods import METHODS
 
@@ -48,14 +51,21 @@ class Predictor(FeaturePredictor):
     """A classifier of images: an adapter with its model.
 
     Attributes:
-        preprocess: PIL image to pixels (3, H, W).
-        features: Pixels (B, 3, H, W) to features (B, D), on the CPU.
+        preprocess: PIL image to the model's pixels (3, H, W); of a pair, the second model's.
+        features: A batch of what `crops` gives to features (B, D), on the CPU.
         device: Where the model runs.
+        beside: The preprocessing of a pair's first model.
     """
 
     preprocess: Preprocess
     features: Callable[[Tensor], Tensor]
     device: torch.device
+    beside: Preprocess | None = None
+
+    @property
+    def crops(self) -> Preprocess | TwoCrops:
+        """The crop of an image that the model takes, or the two that a pair takes."""
+        return self.preprocess if self.beside is None else TwoCrops(self.beside, self.preprocess)
 
 
 def open_adapter(
@@ -78,28 +88,54 @@ def open_adapter(
     """
     if not isinstance(adapter, Adapter):
         adapter = load_adapter(adapter)
-    encoder = load(model or adapter.model_name, device=device, precision=precision)
-    return with_encoder(adapter, encoder)
+    names = pair_names(model or adapter.model_name)
+    if (names is None) != (adapter.beside is None):
+        raise UserError(
+            f"this adapter was made with {adapter.model_name}, and {model} is "
+            f"{'one model' if names is None else 'a pair of models'}; give --model the like of it"
+        )
+    encoders = [
+        load(name, device=device, precision=precision)
+        for name in names or (model or adapter.model_name,)
+    ]
+    return with_encoder(adapter, encoders[-1], encoders[0] if names else None)
 
 
-def with_encoder(adapter: Adapter, encoder: Encoder) -> Predictor:
-    """The adapter on a model that is loaded already.
+def with_encoder(adapter: Adapter, encoder: Encoder, beside: Encoder | None = None) -> Predictor:
+    """The adapter on a model that is loaded already, or on two.
+
+    Args:
+        adapter: What was learned.
+        encoder: The model; of a pair, the second.
+        beside: The first of a pair.
 
     Raises:
         UserError: The model is another than the adapter was made with.
     """
-    require_model(adapter, encoder.identity)
-    preprocess = preprocessing(adapter, encoder)
+    require_model(adapter.model, encoder.identity)
+    preprocess = preprocessing(adapter.preprocessing, encoder)
     if adapter.classifier is None:
         return _end_to_end(adapter, encoder, preprocess)
     unit = method_of(adapter).unit_norm
 
+    encode, first = encoder.encode_images, None
+    if adapter.beside is not None and beside is not None:
+        require_model(adapter.beside.model, beside.identity)
+        first = preprocessing(adapter.beside.preprocessing, beside)
+        encode = partial(
+            TwoCrops(first, preprocess).features,
+            encoders=(beside, encoder),
+            weight=adapter.beside.weight,
+        )
+
     def features(pixels: Tensor) -> Tensor:
-        encoded = encoder.encode_images(pixels)
+        encoded = encode(pixels)
         return normalize(encoded, dim=-1) if unit else encoded
 
     learned = without_model(adapter)
-    return Predictor(adapter, learned.logits, learned.jointly, preprocess, features, encoder.device)
+    return Predictor(
+        adapter, learned.logits, learned.jointly, preprocess, features, encoder.device, first
+    )
 
 
 def without_model(adapter: Adapter) -> FeaturePredictor:
@@ -132,34 +168,36 @@ def method_of(adapter: Adapter) -> type[Method]:
     return method
 
 
-def require_model(adapter: Adapter, identity: Mapping[str, Any]) -> None:
-    """Raise unless a model is the one that the adapter was made with.
+def require_model(recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Raise unless a model is the one that an adapter was made with.
 
     The weights decide, where the adapter knows them: a model may have moved.
+
+    Args:
+        recorded: The adapter's record of the model.
+        identity: That of the model at hand.
 
     Raises:
         UserError: It is another; says both identities.
     """
-    keys = (
-        ["weights"] if adapter.model.get("weights") else [k for k in ("dim",) if k in adapter.model]
-    )
+    keys = ["weights"] if recorded.get("weights") else [k for k in ("dim",) if k in recorded]
     have = {key: identity.get(key) for key in keys}
-    want = {key: adapter.model[key] for key in keys}
+    want = {key: recorded[key] for key in keys}
     if have != want:
         raise UserError(
-            f"this adapter was made with {_identity(adapter.model)}, and this is "
+            f"this adapter was made with {_identity(recorded)}, and this is "
             f"{_identity(identity)}: another model's features mean something else; "
             "give --model the one it was made with, or fit again"
         )
 
 
-def preprocessing(adapter: Adapter, encoder: Encoder) -> Preprocess:
+def preprocessing(recorded: Mapping[str, Any], encoder: Encoder) -> Preprocess:
     """From image to pixels as the adapter's training images went; the model's own if unknown.
 
     Raises:
         UserError: It makes images of a size that the model does not take.
     """
-    known = {k: v for k, v in adapter.preprocessing.items() if k != "exif"}
+    known = {k: v for k, v in recorded.items() if k != "exif"}
     if not known:
         return encoder.preprocess
     known |= {key: tuple(known[key]) for key in ("mean", "std")}

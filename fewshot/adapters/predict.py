@@ -228,7 +228,7 @@ def _batches(
     """The paths of images and their features (D,), or why they have none."""
     exif = bool(predictor.adapter.preprocessing.get("exif", True))
     for batch in decoded(
-        images, predictor.preprocess, exif=exif, batch_size=batch_size, workers=workers,
+        images, predictor.crops, exif=exif, batch_size=batch_size, workers=workers,
         max_pixels=max_pixels,
     ):  # fmt: skip
         pixels = [x for _, x in batch if isinstance(x, Tensor)]

@@ -157,13 +157,17 @@ def run(
 
 def _require_same_features(adapter: Adapter, store: FeatureStore) -> None:
     """Raise unless a store's images went to features as the adapter's training images did."""
+    if adapter.beside is not None:
+        raise UserError(
+            f"this adapter is of a pair, {adapter.model_name}, and {store.path} has one model's "
+            "features; name images or a folder"
+        )
     model = store.identity["model"]
-    require_model(adapter, {**model, "dim": store.dim})
+    require_model(adapter.model, {**model, "dim": store.dim})
     if not adapter.model.get("weights") and adapter.model_name != store.model:
         raise UserError(
             f"this adapter was made with {adapter.model_name}, and {store.path} is of "
-            f"{store.model}; "
-            "name a store of the same model"
+            f"{store.model}; name a store of the same model"
         )
     have, want = store.identity.get("preprocessing") or {}, adapter.preprocessing
     differ = [key for key in want if key in have and have[key] != want[key]]

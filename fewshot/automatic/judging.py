@@ -9,7 +9,8 @@ from torch import Tensor
 from cache.errors import UserError, unknown
 from cache.store import FeatureStore
 from fewshot.automatic.candidates import Candidates, candidates
-from fewshot.fitting import Fitted, class_text, fit, query
+from fewshot.fitted import Fitted
+from fewshot.fitting import class_text, fit, query
 from fewshot.method import Method
 from fewshot.methods import METHODS, ZeroShot
 from fewshot.model_selection import tuning

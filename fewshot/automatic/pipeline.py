@@ -28,7 +28,8 @@ from fewshot.automatic.outcome import Outcome, Tested
 from fewshot.automatic.unlabeled import Unlabeled, classify_unlabeled
 from fewshot.automatic.writing import claimed, write
 from fewshot.classifier import classify
-from fewshot.fitting import Fitted, query
+from fewshot.fitted import Fitted
+from fewshot.fitting import query
 from fewshot.methods import GDA
 from fewshot.metrics import accuracy, wilson
 from fewshot.model_selection.calibration import Calibration, calibrate
@@ -241,7 +242,7 @@ def _adapter(
     if tested is not None:
         more |= {"test accuracy": tested.accuracy, "test images": tested.images}
     return of_fitted(
-        fitted, store, calibration=calibration, held_out=held_out, open_set=open_set, more=more
+        fitted, calibration=calibration, held_out=held_out, open_set=open_set, more=more
     )
 
 

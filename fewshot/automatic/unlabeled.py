@@ -9,7 +9,8 @@ from cache.skipped import Skipped
 from cache.source import Source
 from cache.store import FeatureStore
 from fewshot.automatic.to_label import ToLabel, to_label
-from fewshot.fitting import Fitted, query
+from fewshot.fitted import Fitted
+from fewshot.fitting import query
 
 BLOCK = 4096  # images whose logits are computed at a time
 WORTH_LABELING = 20

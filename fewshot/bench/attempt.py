@@ -74,7 +74,7 @@ def _require_planned(cell: Cell, run: Run) -> None:
         RuntimeError: The plan was wrong.
     """
     if run.fingerprint != cell.run.fingerprint:
-        raise UserError(f"{cell.tested} was replaced while the benchmark ran; run it again")
+        raise UserError(f"{cell.tested.path} was replaced while the benchmark ran; run it again")
     pairs = {f.name: (getattr(run, f.name), getattr(cell.run, f.name)) for f in fields(Run)}
     differing = [
         f"{k} is {is_!r}, planned {was!r}" for k, (is_, was) in pairs.items() if is_ != was
@@ -88,14 +88,15 @@ def _require_planned(cell: Cell, run: Run) -> None:
 
 def _evaluate(save: Path | None, cells: Sequence[Cell]) -> list[Result]:
     cell = cells[0]
-    store = FeatureStore.open(cell.learned)
+    store = cell.learned.reopened()
     method = cell.run.method
     if method in TRAINED:
         return [_train(save, cell, store)]
     if cell.protocol.setting == "domain-adaptation":
-        return [adapt(store, one.tested, method, cell.protocol, save=save) for one in cells]
+        targets = [one.tested.reopened() for one in cells]
+        return [adapt(store, target, method, cell.protocol, save=save) for target in targets]
     if cell.protocol.setting in TRANSFERS:
-        targets = [FeatureStore.open(one.tested) for one in cells]
+        targets = [one.tested.reopened() for one in cells]
         return transfer(store, targets, method, cell.protocol, save=save)
     return [evaluate(store, method, cell.protocol, save=save)]
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import UserError, unknown
-from cache.location import default_root, pair_names
+from cache.location import default_root
 from cache.toml_table import TomlTable, parse_toml
 from fewshot.bench.trained import TrainOptions, read_train_options
 from fewshot.model_selection.protocols import Share
@@ -42,7 +42,7 @@ class Bench:
     Attributes:
         methods: Names, or `ALL`.
         datasets: Names, or `ALL` that have a store; where learning is transferred, the targets.
-        models: Names, or `ALL` that have a store.
+        models: Names or pairs `FIRST+SECOND`, or `ALL` that have a store.
         shots: K, images per class; 0 for methods that can do without.
         seeds: Random seeds for drawing them.
         tune: The tuning protocol; None for the default.
@@ -90,9 +90,6 @@ class Bench:
         for name in ("methods", "datasets", "models", "shots", "seeds"):
             if not getattr(self, name):
                 raise UserError(f"{name} must name one or more; got none; leave it out for all")
-        pair = next(filter(pair_names, self.models), None)
-        if pair is not None:
-            raise UserError(f"{pair} is a pair of models, which `fit` alone takes; name one model")
         if self.jobs < 1:
             raise UserError(f"jobs must be 1 or more; got {self.jobs}")
         if self.protocol not in SETTINGS:

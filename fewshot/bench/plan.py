@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from cache.errors import UserError, unknown
-from cache.location import find_store, find_stores
+from cache.location import find_store, find_stores, pair_names, store_path
 from cache.manifest import all_manifests
+from cache.pair import Pair, found, paired
 from cache.store import FeatureStore
 from fewshot.bench.config import ALL, Bench
 from fewshot.bench.trained import TrainOptions, require_trained
@@ -45,8 +46,8 @@ class Cell:
 
     run: Run
     protocol: Protocol
-    tested: Path
-    learned: Path
+    tested: FeatureStore
+    learned: FeatureStore
     train: TrainOptions = field(default_factory=TrainOptions)
 
 
@@ -183,6 +184,10 @@ class _Ask:
     def _method_cannot(self) -> str | None:
         name, setting = self.method.name, self.protocol.setting
         if isinstance(self.method, EndToEnd):
+            if isinstance(self.pair.learned, Pair):
+                return (
+                    f"{name} is trained through one model, and {self.pair.learned.model} is a pair"
+                )
             try:
                 require_few_shots(name, self.protocol)
                 if self.bench.train.official:
@@ -261,7 +266,7 @@ class _Ask:
             fewest=fewest,
             n_views=0 if on_images else self.pair.n_views,
         )
-        return Cell(run, protocol, tested.path, learned.path, self.bench.train)
+        return Cell(run, protocol, tested, learned, self.bench.train)
 
     def _chosen_by_hand(self) -> dict[str, Any]:
         train = self.bench.train
@@ -318,7 +323,7 @@ def _pairs(bench: Bench, left_out: dict[str, None]) -> Iterator[_Pair]:
     for model in dict.fromkeys(store.model for store in stores):
         source = None
         if bench.source is not None:
-            source = FeatureStore.open(find_store(bench.store, bench.source, model)[0])
+            source, _ = found(bench.store, bench.source, model)
         for tested in stores:
             learned = source or tested
             if tested.model != model:
@@ -337,21 +342,24 @@ def _stores(bench: Bench, left_out: dict[str, None]) -> Iterator[FeatureStore]:
     there = [bench.store] if bench.store.is_file() else find_stores(bench.store)
     folders = {path.parent.name for path in there}
     manifests = {name.lower() for m in all_manifests() for name in (m.name, *m.aliases)}
-    chosen: set[Path] = set()
+    chosen: set[tuple[Path, ...]] = set()
     for dataset, model in product(bench.datasets, bench.models):
         by_name = None if dataset in ALL else dataset
         if by_name and there and by_name.lower() not in manifests and by_name not in folders:
             raise unknown("dataset", by_name, folders)
-        found, _ = find_store(bench.store, by_name, None if model in ALL else model)
+        names = pair_names(model) or (model,)
+        newest, _ = find_store(bench.store, by_name, None if model in ALL else names[-1])
+        beside = [store_path(bench.store, "x", one).name for one in names[:-1]]
         chosen |= {
-            path
+            (*map(path.with_name, beside), path)
             for path in there
-            if (by_name is None or path.parent == found.parent)
-            and (model in ALL or path.name == found.name)
+            if (by_name is None or path.parent == newest.parent)
+            and (model in ALL or path.name == newest.name)
         }
-    for path in sorted(chosen):
+    for paths in sorted(chosen):
         try:
-            yield FeatureStore.open(path)
+            stores = [FeatureStore.open(path) for path in paths]
+            yield paired(*stores) if len(stores) == 2 else stores[0]
         except UserError as error:
             if bench.datasets != ALL:
                 raise

@@ -78,6 +78,15 @@ def fit(
         ),
     ] = False,
     settings: SettingsOption = None,
+    pair_weight: Annotated[
+        float | None,
+        typer.Option(
+            metavar="W",
+            help="Weight of the first model of a pair, from 0 to below 1. "
+            "[default: chosen by cross-validation]",
+            rich_help_panel=FEW_SHOT,
+        ),
+    ] = None,
     prompts: Annotated[
         str | None,
         typer.Option(
@@ -168,14 +177,13 @@ def fit(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a method on a few labeled images per class, and test it."""
-    from cache.location import pair_names, require_writable
-    from cache.pair import paired
-    from cache.store import FeatureStore
+    from cache.location import require_writable
+    from cache.pair import Pair
     from fewshot.cross_dataset import transfer
     from fewshot.domain_adaptation import adapt
     from fewshot.evaluation import evaluate
     from fewshot.open_set import parse_known
-    from fewshot.protocol import OFFICIAL, TRANSFERS, Protocol, Setting
+    from fewshot.protocol import OFFICIAL, Protocol, Setting
     from fewshot.results.log import append
     from fewshot.results.summaries import accuracy_table
     from fewshot.sample_file import read_sample
@@ -237,17 +245,17 @@ def fit(
         for k in parse_shots(shots)
         for s in parse_ints("--seed", seed)
     ]
-    pair = None if model is None else pair_names(model)
-    if pair is not None and setting in TRANSFERS:
-        raise UserError("a pair of models learns and tests one dataset; give --model one of them")
-    opened = FeatureStore.open(_store(store, dataset, pair[1] if pair else model))
-    if pair is not None:
-        opened = paired(FeatureStore.open(_store(store, opened.dataset, pair[0])), opened)
+    opened = _store(store, dataset, model)
+    if pair_weight is not None:
+        if not isinstance(opened, Pair):
+            raise UserError(
+                "--pair-weight shares out the cosine between two models; give --model FIRST+SECOND"
+            )
+        opened = opened.at(pair_weight)
     targets = [
-        FeatureStore.open(_store(store, name, opened.model))
-        for name in (test_on.split(",") if test_on else ())
+        _store(store, name, opened.model) for name in (test_on.split(",") if test_on else ())
     ]
-    learned = FeatureStore.open(_store(store, source, opened.model)) if source else None
+    learned = _store(store, source, opened.model) if source else None
     if sample is not None and export_sample is not None:
         raise UserError("--sample and --export-sample exclude each other; copy the file instead")
     if sample is not None:
@@ -293,14 +301,15 @@ def parse_shots(text: str) -> list[int | Literal["all"]]:
     return ["all"] if text == "all" else list(parse_ints("--shots", text))
 
 
-def _store(root: Path | None, dataset: str | None, model: str | None) -> Path:
-    """The store that is meant; where that takes a choice, says which."""
-    from cache.location import default_root, find_store
+def _store(root: Path | None, dataset: str | None, model: str | None) -> "FeatureStore":
+    """The store or the pair that is meant; where that takes a choice, says which."""
+    from cache.location import default_root
+    from cache.pair import found
 
-    path, chosen = find_store(root or default_root(), dataset, model)
+    opened, chosen = found(root or default_root(), dataset, model)
     if chosen or dataset is None:
-        say(f"using {path}")
-    return path
+        say(f"using {opened.path}")
+    return opened
 
 
 def _exported(every: list["Protocol"], store: "FeatureStore", path: Path) -> "Protocol":

@@ -12,7 +12,7 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 
 from cache.errors import UserError, count
-from cache.location import find_store
+from cache.pair import Pair, found
 from cache.store import FeatureStore
 from fewshot.fitting import fit, query
 from fewshot.methods import METHODS
@@ -62,8 +62,7 @@ def maps_section(rows: Cells, methods: Collection[str], root: Path) -> Section:
             made.notes.append(f"Not drawn: {name}; maps are of {', '.join(SETTINGS)} alone.")
             continue
         try:
-            path, _ = find_store(root, row.dataset, row.model)
-            maps, note = draw_maps(FeatureStore.open(path), group[0])
+            maps, note = draw_maps(found(root, row.dataset, row.model)[0], group[0])
         except UserError as error:
             made.notes.append(f"Not drawn: {name}; {error}.")
             continue
@@ -104,6 +103,8 @@ def refit(store: FeatureStore, result: Result) -> tuple[Tensor, Tensor, list[str
     kind: Any = METHODS[result.method]
     known = {field.name for field in fields(kind)} & set(result.hyperparameters)
     method = kind(**{name: result.hyperparameters[name] for name in known})
+    if isinstance(store, Pair):
+        store = store.at(result.measures["pair_weight"])
     fitted = fit(
         store, method, shots=result.shots, seed=result.seed, tune="none",
         fixed=known, prompt_set=result.prompt_set, views=result.n_views != 1,

@@ -33,7 +33,7 @@ def write_clip_lora_folder(adapter: Adapter, encoder: Encoder, folder: Path) -> 
     Raises:
         UserError: The model is another, or what was trained has no place in such a file.
     """
-    require_model(adapter, encoder.identity)
+    require_model(adapter.model, encoder.identity)
     method, depths = CLIPLoRA(**adapter.settings), depths_of(encoder.model)
     about = write_clip_lora(folder / FILE, method, adapter.tensors, depths)
     arguments = " ".join(

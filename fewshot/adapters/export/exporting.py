@@ -56,6 +56,7 @@ def export(
     if isinstance(adapter, Path):
         adapter = load_adapter(adapter)
     _require_replaceable(out)
+    _require_one_model(adapter)
     _require_method(adapter)
     if to == "onnx":
         require_onnx()
@@ -74,6 +75,15 @@ def export(
         receipt = json.dumps({"made by": "fewshot export", "files": _digests(folder)}, indent=1)
         (folder / RECEIPT).write_text(receipt + "\n", encoding="utf-8")
     return out
+
+
+def _require_one_model(adapter: Adapter) -> None:
+    """Refuse a pair."""
+    if adapter.beside is not None:
+        raise UserError(
+            f"an export takes one crop of an image, and the two models of {adapter.model_name} "
+            "crop it each in its own way; use `fewshot predict`, or fit and export one of the two"
+        )
 
 
 def _require_method(adapter: Adapter) -> None:
