@@ -16,9 +16,10 @@ import itertools
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,9 +240,8 @@ class Training:
         return Number(1 / statistics.median(times)), Number(peak, digits=2), first
 
 
-def training_rows(encoders: Sequence[Encoder], classes: Sequence[int]) -> list[list[Any]]:
-    """Rows of steps per second and memory: at 77 positions, and ours."""
-    rows: list[list[Any]] = []
+def training_rows(encoders: Sequence[Encoder], classes: Sequence[int]) -> Iterator[list[Any]]:
+    """Yield rows of steps per second and memory: at 77 positions, and ours."""
     for method, n_classes in itertools.product((CLIPLoRA(), CoOp()), classes):
         what = f"{method.name}, {n_classes} classes"
         ways = [
@@ -249,11 +249,19 @@ def training_rows(encoders: Sequence[Encoder], classes: Sequence[int]) -> list[l
             for plain in (True, False)
         ]
         for way, name in zip(ways, ("77 positions", "ours"), strict=True):
-            rows.append([f"{what}, {name}: steps/s", *(steps for steps, _, _ in way)])
-            rows.append([f"{what}, {name}: GiB", *(memory for _, memory, _ in way)])
+            yield [f"{what}, {name}: steps/s", *(steps for steps, _, _ in way)]
+            yield [f"{what}, {name}: GiB", *(memory for _, memory, _ in way)]
         differences = [abs(ours[2] - plain[2]) for plain, ours in zip(*ways, strict=True)]
-        rows.append([f"{what}: losses differ by", *(f"{x:.0e}" for x in differences)])
-    return rows
+        yield [f"{what}: losses differ by", *(f"{x:.0e}" for x in differences)]
+
+
+def told(rows: Iterable[list[Any]]) -> list[list[Any]]:
+    """The rows; each is on stderr as soon as it is measured, in case the run is cut off."""
+    found = []
+    for row in rows:
+        print(*row, sep="  ", file=sys.stderr, flush=True)
+        found.append(row)
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -294,17 +302,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ("copy and forward pass: images/s", lambda e: forward(photos, e, copy=True)),
             (f"extraction, {threads}: images/s", lambda e: extraction(photos, e)),
         ]
-        if options.processes:
-            kinds.append(
-                (
-                    f"extraction, {options.processes} processes, {threads}: images/s",
-                    lambda e: extraction_by_processes(photos, e),
-                )
-            )
         alone = decoding(photos, encoders[0])
-        rows: list[list[Any]] = [[f"decoding, {threads}: images/s", *[alone] * len(encoders)]]
-        rows += [[what, *map(measure, encoders)] for what, measure in kinds]
-        rows += training_rows(encoders, options.classes)
+        parts: list[Iterable[list[Any]]] = [
+            [[f"decoding, {threads}: images/s", *[alone] * len(encoders)]],
+            ([what, *map(measure, encoders)] for what, measure in kinds),
+            training_rows(encoders, options.classes),
+        ]
+        if options.processes:
+            what = f"extraction, {options.processes} processes, {threads}: images/s"
+            several = (extraction_by_processes(photos, encoder) for encoder in encoders)
+            parts.append([what, *numbers] for numbers in [several])
+        rows = told(itertools.chain.from_iterable(parts))
         kind = "a small model" if options.tiny else "ViT-B/16"
         title = f"{kind} on {where}, torch {torch.__version__}, batches of {options.batch_size}"
         print(table_text(Table(title, ("", *PRECISIONS), rows)))
