@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cache.contents import Contents
 from cache.errors import UserError
+from cache.image_tower import ImageTower
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,11 @@ class Split:
         """
         self._require_pooled()
         return self._views(rows, "pooled_views", "pooled_view_norms")
+
+    @property
+    def image_tower(self) -> ImageTower | None:
+        """The layers that made the features of `pooled`; None where the store has no such."""
+        return ImageTower.of(self.contents)
 
     def _require_pooled(self) -> None:
         if not self._has("pooled"):

@@ -223,10 +223,7 @@ class FeatureStore:
     @property
     def image_tower(self) -> ImageTower | None:
         """The layers that made features of `Split.pooled`; None where the store has no such."""
-        if "image_projection" not in self.contents:
-            return None
-        parts = (self.contents.array(f"image_{name}") for name in ("scale", "shift", "projection"))
-        return ImageTower(*parts)
+        return ImageTower.of(self.contents)
 
     def text(self, recipe: str = "unit-mean", prompt_set: str | None = None) -> NDArray[np.float32]:
         """(C, D) text features, one row per class: the `features` of `class_text`."""

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cache.errors import UserError
@@ -198,7 +199,22 @@ def settled(
     if isinstance(method, str):
         method = configure(method, logit_scale=store.logit_scale)
     protocol = asked_of(method, protocol, asked)
-    return replace(method, **protocol.fixed), protocol
+    method = replace(method, **protocol.fixed)
+    pooled = protocol.synthesize is None  # a generator makes features
+    return _settled_on(store, method, pooled=pooled), protocol
+
+
+def configured(store: FeatureStore, name: str) -> Method:
+    """The method of that name, with its defaults for this store.
+
+    Raises:
+        UserError: No such method.
+    """
+    return _settled_on(store, configure(name, logit_scale=store.logit_scale))
+
+
+def _settled_on(store: FeatureStore, method: Method, *, pooled: bool = True) -> Method:
+    return method.on_store(pooled=pooled and store.image_tower is not None)
 
 
 def asked_of(method: MethodInfo, protocol: Protocol | None, asked: Asked) -> Protocol:
@@ -241,6 +257,41 @@ def query(split: Split, method: Method, rows: Rows | None = None) -> Tensor:
     return torch.from_numpy(split.features(rows, unit=method.unit_norm))
 
 
+def support_set(
+    split: Split,
+    method: Method,
+    rows: Rows | None,
+    labels: NDArray[np.int64],
+    n_classes: int,
+    *,
+    views: bool = False,
+) -> SupportSet:
+    """The support set of rows of a split, in the form that the method needs.
+
+    Args:
+        split: Of a store.
+        method: What learns from it.
+        rows: (N,) or None for all.
+        labels: (N,) their classes among the C.
+        n_classes: C.
+        views: With the rows' views, where the split has some.
+    """
+    features, crops = query(split, method, rows), None
+    if views and rows is not None and split.n_views:
+        if method.reads_pooled:
+            crops = split.pooled_views(rows)
+        else:
+            crops = split.views(rows, unit=method.unit_norm)
+    return SupportSet(
+        features=features,
+        labels=torch.from_numpy(labels),
+        n_classes=n_classes,
+        views=None if crops is None else torch.from_numpy(crops),
+        unit_norm=method.unit_norm and not method.reads_pooled,
+        tower=split.image_tower if method.reads_pooled else None,
+    )
+
+
 def require_labels(method: MethodInfo, generator: str) -> None:
     """Raise unless the method can learn from synthesized features.
 
@@ -251,6 +302,11 @@ def require_labels(method: MethodInfo, generator: str) -> None:
         raise UserError(
             f"{method.name} learns from unlabeled images, and {generator} makes labeled features; "
             "use a method that learns from labels"
+        )
+    if isinstance(method, Method) and method.reads_pooled:
+        raise UserError(
+            f"{generator} makes features, and {method.name} as it is set learns from pooled "
+            "images; use --set space=features"
         )
 
 
@@ -322,14 +378,7 @@ def _support(
     """The few shots' features, with their views where they are wanted and there are some."""
     kept, labels = restrict(train.labels[sample.train], classes)
     rows = sample.train[kept]
-    stored = train.views(rows, unit=method.unit_norm) if views and train.n_views else None
-    return SupportSet(
-        features=query(train, method, rows),
-        labels=torch.from_numpy(labels),
-        n_classes=len(classes),
-        views=None if stored is None else torch.from_numpy(stored),
-        unit_norm=method.unit_norm and not method.reads_pooled,
-    )
+    return support_set(train, method, rows, labels, len(classes), views=views)
 
 
 def _validation(

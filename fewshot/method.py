@@ -98,6 +98,14 @@ class Method(MethodInfo):
     practical_size: ClassVar[PracticalSize] = PracticalSize()
     saved_as: ClassVar[tuple[type, ...]] = (LinearClassifier,)
 
+    def on_store(self, *, pooled: bool) -> Self:
+        """Return the method with what its settings leave to the store settled.
+
+        Args:
+            pooled: True if the store has pooled images.
+        """
+        return self
+
     @abstractmethod
     def fit(self, support: SupportSet, text: Text | None) -> Classifier:
         """Return a classifier of the support set's classes; neither argument is modified.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cache.errors import UserError, count
+from cache.image_tower import ImageTower
 from fewshot.arrays import as_tensor
 
 BLOCK = 2**16  # rows checked at a time
@@ -25,6 +26,8 @@ class SupportSet:
         views: (V, N, D) float32, unit norm: V augmented crops of the same images in the same
             order, or None.
         unit_norm: False where features and views are as the encoder gave them, any norm.
+        tower: Where features and views are pooled images, (N, w) and (V, N, w) of any norm: the
+            layers that make CLIP's own features of them. None else.
 
     Raises:
         UserError: Any of this does not hold.
@@ -35,6 +38,7 @@ class SupportSet:
     n_classes: int
     views: Tensor | None = None
     unit_norm: bool = True
+    tower: ImageTower | None = None
 
     kind: ClassVar[str] = "support set"
 
@@ -73,6 +77,13 @@ class SupportSet:
                 f"{count(len(empty), 'has', 'have')} none, such as class {empty[0]}; leave them "
                 "out or add some"
             )
+
+    @property
+    def joint(self) -> Tensor:
+        """(N, D) center crops as features beside text, of any norm where they were pooled."""
+        if self.tower is None:
+            return self.features
+        return torch.from_numpy(self.tower.features(self.features.numpy()))
 
     @property
     def counts(self) -> Tensor:

@@ -20,7 +20,11 @@ from cache.prompts import prompt_sets
 from cache.source import resolve_folder
 from cache.store import FeatureStore
 from fewshot import SupportSet, ZeroShot, evaluate, fit
+from fewshot.adapters.adapter import load_adapter
+from fewshot.adapters.export.onnx_graph import graph_of
 from fewshot.adapters.making import fit_and_save
+from fewshot.adapters.opened_adapter import with_encoder
+from fewshot.adapters.stored_images import StoredImages
 from fewshot.methods import UEO
 from fewshot.methods.ueo import Residual, objective
 from fewshot.text import Text
@@ -197,8 +201,18 @@ def test_the_norm_of_a_store_starts_as_zero_shot_and_ends_elsewhere(
     assert result.measures["trained_parameters"] == 128
     with pytest.raises(UserError, match=r"no features before the projection; run .*--pre-proj"):
         evaluate(plain, "ueo", fixed={"learn": "norm"})
-    with pytest.raises(UserError, match="leave --save out"):
-        fit_and_save(store, "ueo", tmp_path / "a.safetensors", fixed={"learn": "norm"})
+    path = tmp_path / "a.safetensors"
+    adapter, _ = fit_and_save(store, "ueo", path, fixed={"learn": "norm", "epochs": 3, "lr": 10.0})
+    predictor = with_encoder(load_adapter(path), encoder)
+    pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    logits = predictor.logits(predictor.features(pixels))
+    assert not torch.allclose(logits, fit(store, "zero-shot").classifier.logits(
+        normalize(encoder.encode_images(pixels))), atol=0.1)  # fmt: skip
+    with torch.no_grad():
+        graph, _ = graph_of(adapter, encoder)(pixels)
+    torch.testing.assert_close(graph, logits, rtol=1e-4, atol=1e-3)
+    with pytest.raises(UserError, match=r"classifies pooled images, and there are none"):
+        StoredImages(adapter, FeatureStore.open(plain))
     with pytest.raises(UserError, match="a pair of models has no pooled images"):
         fit(paired(store, store), "ueo", fixed={"learn": "norm"})
 

@@ -47,7 +47,8 @@ class Answers:
             )
         p_of: Sequence[float | None] = [None] * len(paths)
         if self._open_set is not None:
-            p_of = p_values(self._open_set.score.score(features), self._open_set.held_out).tolist()
+            scores = self._open_set.score.score(self._predictor.joint(features))
+            p_of = p_values(scores, self._open_set.held_out).tolist()
         # Not topk, which leaves the order of equals to chance.
         p, classes = probabilities.sort(dim=1, descending=True, stable=True)
         sets: Sequence[tuple[str, ...] | None] = [None] * len(paths)

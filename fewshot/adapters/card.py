@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from cache.errors import UserError
 from cache.validation import problem
 from fewshot.adapters.classifiers import put_together
+from fewshot.parts.trained_ends import PooledClassifier
 
 UNKNOWN: tuple[Any, ...] = (
     "unknown",
@@ -77,6 +78,8 @@ def require_tensors(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> N
         # The first tensor of every kind of classifier is a matrix of features.
         dim = _dim(card) or tensors[named[0]].shape[-1]
         classifier = put_together(tree, tensors)
+        if isinstance(classifier, PooledClassifier):
+            dim = len(classifier.scale)
         query = normalize(torch.randn(2, dim, generator=torch.Generator().manual_seed(0)), dim=1)
         with warnings.catch_warnings(action="ignore"):
             logits = classifier.logits(query)

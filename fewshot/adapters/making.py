@@ -216,16 +216,11 @@ def fit_and_save(
         The adapter, and its result on the test split; None where the store has none.
 
     Raises:
-        UserError: What `fit` raises, the path is no name for an adapter, the method reads pooled
-            images, or the setting is not few-shot: an adapter is of all classes.
+        UserError: What `fit` raises, the path is no name for an adapter, or the setting is not
+            few-shot: an adapter is of all classes.
     """
     require_suffix(path)
-    configured, protocol = settled(store, method, protocol, asked)
-    if configured.reads_pooled:
-        raise UserError(
-            f"an adapter classifies features, and {configured.name} as it is set classifies what "
-            "they are made of; leave --save out"
-        )
+    _, protocol = settled(store, method, protocol, asked)
     if protocol.setting != "few-shot":
         raise UserError(f"an adapter keeps one classifier of all classes; got {protocol.setting}")
     fitted = fit(store, method, protocol)

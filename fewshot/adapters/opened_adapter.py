@@ -1,7 +1,7 @@
 """An adapter with its model loaded: pixels in, probabilities out."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from cache.encoder import Encoder
 from cache.errors import UserError
+from cache.image_tower import ImageTower
 from cache.images import Preprocess
 from cache.loading import load
 from cache.location import pair_names
@@ -20,6 +21,7 @@ from fewshot.adapters.classifiers import put_together
 from fewshot.adapters.two_crops import TwoCrops
 from fewshot.method import Method
 from fewshot.methods import METHODS
+from fewshot.parts.trained_ends import PooledClassifier
 
 if TYPE_CHECKING:
     from fewshot.endtoend.clip import Clip, Learner
@@ -34,11 +36,20 @@ class FeaturePredictor:
         logits: Features (M, D) to logits (M, C), on the CPU.
         jointly: Whether the logits of an image depend on the images beside it, so that `logits`
             needs all features at once.
+        tower: Where it classifies pooled images, (M, w) in place of features: the model's own
+            layers that make features of them.
     """
 
     adapter: Adapter
     logits: Callable[[Tensor], Tensor]
     jointly: bool
+    tower: ImageTower | None = field(default=None, kw_only=True)
+
+    def joint(self, features: Tensor) -> Tensor:
+        """(M, D) features beside text, of what it classifies."""
+        if self.tower is None:
+            return features
+        return torch.from_numpy(self.tower.features(features.numpy()))
 
     def probabilities(self, features: Tensor) -> Tensor:
         """(M, C) calibrated probabilities of (M, D) features."""
@@ -128,21 +139,30 @@ def with_encoder(adapter: Adapter, encoder: Encoder, beside: Encoder | None = No
             weight=adapter.beside.weight,
         )
 
+    learned = without_model(adapter, encoder.image_tower)
+
     def features(pixels: Tensor) -> Tensor:
+        if learned.tower is not None:
+            return encoder.encode_images_pooled(pixels)[:, encoder.dim :]
         encoded = encode(pixels)
         return normalize(encoded, dim=-1) if unit else encoded
 
-    learned = without_model(adapter)
     return Predictor(
-        adapter, learned.logits, learned.jointly, preprocess, features, encoder.device, first
-    )
+        adapter, learned.logits, learned.jointly, preprocess, features, encoder.device, first,
+        tower=learned.tower,
+    )  # fmt: skip
 
 
-def without_model(adapter: Adapter) -> FeaturePredictor:
+def without_model(adapter: Adapter, tower: ImageTower | None = None) -> FeaturePredictor:
     """The adapter of a method on features, for features that exist already.
 
+    Args:
+        adapter: What was learned.
+        tower: The layers that make features of pooled images, where there are such.
+
     Raises:
-        UserError: Its method was trained end to end, or is none of this version.
+        UserError: Its method was trained end to end, or is none of this version, or classifies
+            pooled images, and there are none.
     """
     if adapter.classifier is None:
         raise UserError(
@@ -151,7 +171,14 @@ def without_model(adapter: Adapter) -> FeaturePredictor:
         )
     jointly = method_of(adapter).transductive
     classifier = put_together(adapter.classifier, adapter.tensors)
-    return FeaturePredictor(adapter, classifier.logits, jointly)
+    if not isinstance(classifier, PooledClassifier):
+        return FeaturePredictor(adapter, classifier.logits, jointly)
+    if tower is None:
+        raise UserError(
+            f"this adapter of {adapter.method} classifies pooled images, and there are none; "
+            "extract the store with --pre-projection, or name images"
+        )
+    return FeaturePredictor(adapter, classifier.logits, jointly, tower=tower)
 
 
 def method_of(adapter: Adapter) -> type[Method]:

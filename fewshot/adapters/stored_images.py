@@ -50,10 +50,11 @@ class StoredImages:
         split: str | None = None,
         asked: PredictionForm = PredictionForm(),  # noqa: B008, it is frozen
     ) -> None:
-        predictor = without_model(adapter)
+        predictor = without_model(adapter, store.image_tower)
         _require_same_features(adapter, store)
         self._classify = Answers(predictor, asked)
         self._unit = method_of(adapter).unit_norm
+        self._pooled = predictor.tower is not None
         self.jointly = predictor.jointly
         self._splits = [store.split(name) for name in ([split] if split else store.splits)]
         if not len(self):
@@ -76,7 +77,10 @@ class StoredImages:
             features = []
             for split, rows in self._rows(begin, min(begin + block, stop)):
                 paths += [split.paths[row] for row in rows]
-                features.append(split.features(rows, unit=self._unit))
+                pooled = self._pooled
+                features.append(
+                    split.pooled(rows) if pooled else split.features(rows, unit=self._unit)
+                )
             yield from self._classify(paths, torch.from_numpy(np.concatenate(features)))
 
     def _rows(self, start: int, stop: int) -> Iterator[tuple[Split, list[int]]]:

@@ -24,8 +24,8 @@ from cache.store import FeatureStore
 from fewshot.automatic.candidates import Candidates
 from fewshot.automatic.encoding import Encoding, Say, encode_labeled
 from fewshot.automatic.judging import CrossValidation, inputs, judge
+from fewshot.fitting import configured
 from fewshot.model_selection.selection import MethodScore, Selection, select
-from fewshot.settings import configure
 
 SMALL = ("tiny", "ViT-B-32/openai", "RN50/openai", "timm:vit_small_patch14_dinov2.lvd142m")
 LARGE = (
@@ -157,9 +157,7 @@ def choose(
     model, _, method = joint.winner.partition("\n")
     store, found = tried[model]
     selection = replace(joint, winner=method, scores=tuple(scores[model]))
-    validation = replace(
-        found, selection=selection, method=configure(method, logit_scale=store.logit_scale)
-    )
+    validation = replace(found, selection=selection, method=configured(store, method))
     own = next(score for score in scores[model] if score.name == method)
     backbones = [
         Backbone(name, prices[name], own if name == model else scores[name][0]) for name in prices

@@ -10,7 +10,7 @@ from cache.errors import UserError, unknown
 from cache.store import FeatureStore
 from fewshot.automatic.candidates import Candidates, candidates
 from fewshot.fitted import Fitted
-from fewshot.fitting import class_text, fit, query
+from fewshot.fitting import class_text, configured, fit, support_set
 from fewshot.method import Method
 from fewshot.methods import METHODS, ZeroShot
 from fewshot.model_selection import tuning
@@ -25,7 +25,6 @@ from fewshot.model_selection.folds import folds
 from fewshot.model_selection.near_duplicates import scenes
 from fewshot.model_selection.race import GivenUp, Tried, race, try_all
 from fewshot.model_selection.selection import Selection, select
-from fewshot.settings import configure
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
@@ -95,17 +94,15 @@ def to_try(names: Sequence[str] | None, n_images: int, n_classes: int) -> Candid
 def inputs(store: FeatureStore) -> tuple[SupportOf, TextFor]:
     """Two functions of a method: all labeled images, and the classes' text, as it needs them."""
     train = store.split("train")
-    labels = torch.from_numpy(train.labels)
     classes = range(store.n_classes)
-    supports: dict[bool, SupportSet] = {}
+    supports: dict[tuple[bool, bool], SupportSet] = {}
     texts: dict[str, Text | None] = {}
 
     def support_of(method: Method) -> SupportSet:
-        unit = method.unit_norm
-        if unit not in supports:
-            features = query(train, method)
-            supports[unit] = SupportSet(features, labels, store.n_classes, unit_norm=unit)
-        return supports[unit]
+        form = method.unit_norm, method.reads_pooled
+        if form not in supports:
+            supports[form] = support_set(train, method, None, train.labels, store.n_classes)
+        return supports[form]
 
     def text_for(method: Method) -> Text | None:
         recipe = method.text_recipe
@@ -149,10 +146,10 @@ def judge(
         groups = scenes(support_of(ZeroShot()).features, labels)  # a method that wants unit norm
     fold = folds(labels, groups=groups, seed=seed)
     if len(torch.unique(groups[fold >= 0])) < 2:
-        trusted = configure(_on_trust(asked), logit_scale=store.logit_scale)
+        trusted = configured(store, _on_trust(asked))
         yield CrossValidation(labels, groups, fold, (), (), (), (), {}, None, trusted)
         return
-    methods = {name: configure(name, logit_scale=store.logit_scale) for name in asked.names}
+    methods = {name: configured(store, name) for name in asked.names}
 
     def trial(name: str) -> Iterator[OutOfFold | Failed]:
         return cross_validate(

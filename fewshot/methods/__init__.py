@@ -13,6 +13,7 @@ from fewshot.methods.lp_plus_plus import LPPlusPlus
 from fewshot.methods.nearest_mean import NearestMean
 from fewshot.methods.prediction_refiner import PredictionRefiner
 from fewshot.methods.proker import ProKeR
+from fewshot.methods.prolip import ProLIP
 from fewshot.methods.ridge import Ridge
 from fewshot.methods.stack import Stack
 from fewshot.methods.taskres import TaskRes
@@ -42,6 +43,7 @@ __all__ = [
     "NearestMean",
     "PredictionRefiner",
     "ProKeR",
+    "ProLIP",
     "Ridge",
     "Stack",
     "TaskRes",
@@ -79,4 +81,5 @@ METHODS: dict[str, type[Method]] = {
     "refiner": PredictionRefiner,
     "taskres": TaskRes,
     "clip-adapter": CLIPAdapter,
+    "prolip": ProLIP,
 }

@@ -89,7 +89,7 @@ def find_open_set(
     if support is None or support.n_classes < MINIMUM_CLASSES:
         return None
     rows = turns(support.labels, seed) < max(2, -(-IMAGES // support.n_classes))
-    features, labels = normalize(support.features[rows], dim=1), support.labels[rows]
+    features, labels = normalize(support.joint[rows], dim=1), support.labels[rows]
     fold = folds(labels, groups=scenes(features, labels), n_folds=FOLDS, seed=seed)
     if int((fold >= 0).sum()) < needed(1 - REFUSED):
         return None

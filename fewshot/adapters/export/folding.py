@@ -1,5 +1,6 @@
 """The part of an adapter that open_clip's own CLIP can hold: weights, and a matrix."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.endtoend.parts import weight_delta
 from fewshot.methods import METHODS
 from fewshot.methods.clip_adapter import AdapterClassifier
+from fewshot.methods.prolip import ProjectedClassifier
+from fewshot.parts.trained_ends import PooledClassifier
 
 _FOLLOWED = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"))  # in downsample
 
@@ -27,11 +30,13 @@ class Head:
         weight: (C, D).
         bias: (C,), or None.
         unit_norm: Whether features come at unit norm, or as the tower gives them.
+        learned: What is to be put into the image tower's last layers, if anything.
     """
 
     weight: Tensor
     bias: Tensor | None
     unit_norm: bool
+    learned: ProjectedClassifier | PooledClassifier | None = None
 
     def form(self, features: Tensor) -> Tensor:
         """(M, D) features as the head needs them, of the tower's (M, D)."""
@@ -40,6 +45,33 @@ class Head:
     def logits(self, features: Tensor) -> Tensor:
         """(M, C) logits of the tower's (M, D) features."""
         return linear(self.form(features), self.weight, self.bias)
+
+    def of_tower(self, features: Tensor) -> Tensor:
+        """(M, D) features that the changed tower has of images, of what the classifier takes."""
+        return features if self.learned is None else self.learned.features(features)
+
+    def tower(self, model: Any) -> Any:
+        """The model that makes features for the head: itself, or a copy with what was learned.
+
+        Raises:
+            UserError: Its image tower does not end in a matrix.
+        """
+        if self.learned is None:
+            return model
+        if not isinstance(getattr(model.visual, "proj", None), nn.Parameter):
+            raise UserError(
+                "the image tower does not end in a matrix that could take up what was learned; "
+                "use --to onnx"
+            )
+        model = copy.deepcopy(model)
+        tower, projection = model.visual, self.learned.projection
+        if isinstance(self.learned, PooledClassifier):
+            tower.ln_post.weight.data = self.learned.scale.clone()
+            tower.ln_post.bias.data = self.learned.shift.clone()
+            tower.proj.data = projection.clone()
+        else:
+            tower.proj.data = tower.proj @ projection
+        return model
 
 
 def require_towers(adapter: Adapter) -> None:
@@ -67,6 +99,8 @@ def matrix_of(adapter: Adapter) -> Head | None:
         return Head(classifier.weight, classifier.bias, unit_norm)
     if isinstance(classifier, AdapterClassifier) and classifier.visual is None:
         return Head(classifier.weight, None, unit_norm)
+    if isinstance(classifier, ProjectedClassifier | PooledClassifier):
+        return Head(classifier.weight, None, unit_norm, classifier)
     return None
 
 

@@ -13,6 +13,7 @@ from torch.nn.functional import linear, normalize
 from cache.encoder import Encoder
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import put_together
+from fewshot.adapters.export.folding import matrix_of
 from fewshot.adapters.opened_adapter import attached
 from fewshot.classifier import BlockedClassifier, Classifier
 from fewshot.endtoend.clip import Clip
@@ -49,6 +50,9 @@ def graph_of(adapter: Adapter, encoder: Encoder) -> OnnxGraph:
     temperature = adapter.calibration.temperature
     model = encoder.model
     if adapter.classifier is not None:
+        folded = matrix_of(adapter)
+        if folded is not None and folded.learned is not None:
+            return OnnxGraph(folded.tower(model).encode_image, folded.logits, temperature)
         head = formula(adapter.classifier, adapter.tensors)
         if METHODS[adapter.method].unit_norm:
             return OnnxGraph(lambda x: normalize(model.encode_image(x), dim=-1), head, temperature)

@@ -50,7 +50,7 @@ def write_open_clip(adapter: Adapter, encoder: Encoder, folder: Path) -> str:
     prompts = prompts[:PROMPTS_CHECKED]
     head = matrix_of(adapter)
     if head is not None:
-        model, text = encoder.model, encoder.encode_text(prompts)
+        model, text = head.tower(encoder.model), encoder.encode_text(prompts)
     else:
         learner, clip = attached(adapter, Clip.of(encoder))
         weight = learner.logit_scale * normalize(learner.text().float(), dim=-1)
@@ -91,7 +91,7 @@ def check(folder: Path, predictor: Predictor, head: Head, prompts: list[str], te
     require_close("text features", loaded.encode_text(prompts), text)
     for pixels in probes(predictor.preprocess):
         ours, theirs = predictor.features(pixels), loaded.encode_images(pixels)
-        require_close("image features", head.form(theirs), head.form(ours))
+        require_close("image features", head.form(theirs), head.form(head.of_tower(ours)))
         require_close("logits", head.logits(theirs), predictor.logits(ours))
 
 
