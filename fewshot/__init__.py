@@ -137,7 +137,8 @@ _MODULES = {
     "fewshot.evaluation": ("evaluate",),
     "fewshot.new_classes": ("base_to_new",),
     "fewshot.cross_dataset": ("transfer",),
-    "fewshot.fitting": ("Fitted", "fit"),
+    "fewshot.fitted": ("Fitted",),
+    "fewshot.fitting": ("fit",),
     "fewshot.inspection": ("inspect", "verify"),
     "fewshot.method": ("Method",),
     "fewshot.methods": (
