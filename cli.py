@@ -43,6 +43,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "report": report_commands.report,
     "methods": show_commands.methods,
     "auto": photo_commands.auto,
+    "teach": serving_commands.teach,
     "predict": photo_commands.predict,
     "serve": serving_commands.serve,
     "export": photo_commands.export,
@@ -59,6 +60,7 @@ CONTINUES = {
     "extract": "the same command continues where it stopped",
     "bench": "the same command continues where it stopped",
     "train": "the same command with --resume continues from its last checkpoint",
+    "teach": "every label is kept, and the same command uses the features that are encoded",
     "auto": "a first answer stays; the same command uses the features that are encoded",
 }
 app = typer.Typer(

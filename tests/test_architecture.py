@@ -15,6 +15,7 @@ ENCODERS = ("open_clip", "torchvision", "cache.encoder", "cache.loading", "cache
 # Folders of fewshot/ that see images or train a model; all others learn from stored features.
 WITH_ENCODER = {
     "adapters", "automatic", "bench", "commands", "doctor", "endtoend", "demo", "serving",
+    "teaching",
 }  # fmt: skip
 
 

@@ -33,7 +33,9 @@ class ToLabel:
 SURE = 0.99  # probability from which on a label would teach next to nothing
 
 
-def to_label(features: Tensor, probabilities: Tensor, n: int = 20) -> tuple[ToLabel, ...]:
+def to_label(
+    features: Tensor, probabilities: Tensor, n: int = 20, *, nearest: Tensor | None = None
+) -> tuple[ToLabel, ...]:
     """Return the n images to label, in order.
 
     The first has the smallest margin; each next one has the largest product of 1 - margin and the
@@ -45,11 +47,14 @@ def to_label(features: Tensor, probabilities: Tensor, n: int = 20) -> tuple[ToLa
         features: (U, D), any norm.
         probabilities: (U, C), calibrated.
         n: Maximum number of images.
+        nearest: (U,) cosine to the nearest image that has a label, which then counts as chosen.
     """
     unit = normalize(features, dim=1)
     top, classes = probabilities.topk(2, dim=1)
     margin = top[:, 0] - top[:, 1]
     distance = torch.ones(len(unit), dtype=unit.dtype)
+    if nearest is not None:
+        distance = (1 - nearest).clamp(min=0)
     left = top[:, 0] < SURE
     chosen = []
     for _ in range(min(n, int(left.sum()))):

@@ -65,6 +65,10 @@ EXAMPLES = {
         "fewshot serve adapter.safetensors",
         "fewshot serve adapter.safetensors --host 0.0.0.0 --port 8080",
     ),
+    "teach": (
+        "fewshot teach photos/",
+        "fewshot teach photos/ --classes 'red panda,raccoon' --open",
+    ),
     "train": (
         "fewshot train clip-lora --dataset dtd --shots 4",
         "fewshot train coop --dataset dtd --official --save adapter.safetensors",

@@ -42,7 +42,7 @@ function compare(a, b, sign) {
 // Drawings: the pointer or the arrow keys pick a point, and a tip tells its values.
 const tip = document.getElementById("tip");
 
-for (const chart of document.querySelectorAll("svg.chart")) {
+function follow(chart) {
   const points = [...chart.querySelectorAll(".point")];
   const shown = () => points.filter((point) => !point.closest(".off"));
   const place = (point) => [Number(point.dataset.x), Number(point.dataset.y)];
@@ -95,6 +95,8 @@ for (const chart of document.querySelectorAll("svg.chart")) {
     tip.style.top = `${above > 4 ? above : box.bottom + 10}px`;
   }
 }
+
+document.querySelectorAll("svg.chart").forEach(follow);
 
 function hide() {
   tip.hidden = true;

@@ -1,0 +1,1 @@
+"""A page on which photos are labeled while the classifier learns."""
