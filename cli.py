@@ -24,6 +24,7 @@ from fewshot.commands import (
     report_commands,
     serving_commands,
     show_commands,
+    synthesize_command,
     train_command,
 )
 from fewshot.commands.help_page import HelpPage
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "fit": fit_command.fit,
     "train": train_command.train,
     "bench": bench_command.bench,
+    "synthesize": synthesize_command.synthesize,
     "compare": report_commands.compare,
     "report": report_commands.report,
     "methods": show_commands.methods,

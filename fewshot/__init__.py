@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from fewshot.sampling import Sample, base_new, draw, draw_imbalanced
     from fewshot.settings import configure
     from fewshot.support import SupportSet
+    from fewshot.synthesizing import synthesize
     from fewshot.text import Text
 
 __all__ = [
@@ -118,6 +119,7 @@ __all__ = [
     "open_adapter",
     "predict",
     "read_sample",
+    "synthesize",
     "transfer",
     "tune",
     "verify",
@@ -177,6 +179,7 @@ _MODULES = {
     "fewshot.sampling": ("Sample", "base_new", "draw", "draw_imbalanced"),
     "fewshot.settings": ("configure",),
     "fewshot.support": ("SupportSet",),
+    "fewshot.synthesizing": ("synthesize",),
     "fewshot.text": ("Text",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

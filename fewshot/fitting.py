@@ -15,6 +15,7 @@ from cache.errors import UserError
 from cache.pair import EVEN, Pair
 from cache.split import Split
 from cache.store import FeatureStore
+from fewshot.few_shots import draw_sample, unit_support
 from fewshot.fitted import Fitted
 from fewshot.method import Method, MethodInfo
 from fewshot.model_selection import tuning
@@ -22,13 +23,13 @@ from fewshot.model_selection.blending import blend_of
 from fewshot.model_selection.protocols import Share
 from fewshot.open_set import checked_known, known_classes
 from fewshot.pair_weight import weighed
-from fewshot.protocol import HALVES, OFFICIAL, Asked, Protocol
+from fewshot.protocol import OFFICIAL, Asked, Protocol
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.run import Run
 from fewshot.sampling import Rows, Sample, halves, restrict
 from fewshot.settings import configure, fixed_of
 from fewshot.support import SupportSet
-from fewshot.synthesis.from_store import extended_by
+from fewshot.synthesis.from_store import material
 from fewshot.text import Text
 from fewshot.threads import few_threads
 
@@ -91,10 +92,7 @@ def fit(
     train = store.split("train")
     val = store.split("val") if tune in ("val", "full-val") else None
     drawn_val = val.labels if val is not None and tune == "val" else None
-    names = store.classnames
-    if protocol.setting in HALVES:  # the last classes may have no image
-        names = names[: int(train.labels.max(initial=0)) + 1]
-    sample = protocol.draw(train.labels, names, val_labels=drawn_val)
+    sample = draw_sample(store, protocol, drawn_val)
     views = protocol.views if recipe is None else recipe.views > 0
     support = _support(train, method, sample, classes, views)
     run = _run(store, method, protocol, sample.shots, support.shots, support.n_views)
@@ -109,12 +107,15 @@ def fit(
     measures = {"pair_weight": store.share} if isinstance(store, Pair) else {}
     n_images = len(support.labels)
     if protocol.synthesize is not None:
-        mixed = extended_by(
-            protocol.synthesize, store, support, prompt_set=protocol.prompt_set, seed=protocol.seed
-        )
+        seen = support
+        if not support.unit_norm:  # a generator learns of the same features whatever the method
+            seen = unit_support(train, sample, classes, views=views)
+        made = material(
+            protocol.synthesize, store, seen, prompt_set=protocol.prompt_set, seed=protocol.seed
+        ).features()
         share, doubt = _share_by_images(store, method, support, text, run.blend)
-        fold = mixed.folds(tuning.cv_folds(support)) if run.tune == "cv" else None
-        support, measures = mixed.support, {**measures, **doubt, **mixed.measures}
+        fold = made.folds(tuning.cv_folds(support)) if run.tune == "cv" else None
+        support, measures = made.beside(support), {**measures, **doubt, **made.measures}
     if recipe is None:
         method, classifier = tuning.fit_tuned(
             method, support, text,

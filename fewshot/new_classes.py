@@ -11,13 +11,14 @@ from torch import Tensor
 from cache.errors import UserError
 from cache.store import FeatureStore
 from fewshot.classifier import Classifier
+from fewshot.few_shots import base_and_new
 from fewshot.fitted import Fitted
 from fewshot.fitting import class_text, fit, query, settled
 from fewshot.method import Method, SupportsNewClasses
 from fewshot.metrics import accuracy, harmonic_mean, per_class_accuracy
 from fewshot.protocol import HALVES, Asked, Protocol
 from fewshot.results.log import Result
-from fewshot.sampling import halves, restrict
+from fewshot.sampling import restrict
 from fewshot.tested import Classified, classify_test, require_test_split, result_on
 
 
@@ -120,14 +121,7 @@ def _halves(store: FeatureStore, method: Method, protocol: Protocol) -> tuple[ra
     """
     if protocol.synthesize is None:
         require_new_classes(method, protocol.setting)
-    labels = store.labels("train") if "train" in store.splits else ()
-    base, new = halves(labels, store.n_classes)
-    if len(new) < 2:
-        raise UserError(
-            f"{protocol.setting} needs four classes or more, two to tell apart in each half; "
-            f"{store.dataset} has {store.n_classes}; leave {protocol.setting} out"
-        )
-    return base, new
+    return base_and_new(store, protocol.setting)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from fewshot.protocol import Setting
 from fewshot.results.groups import task_of
 from fewshot.sampling import draw
 from fewshot.support import SupportSet
-from fewshot.synthesis.generators import described, extended, generator_of
+from fewshot.synthesis.generators import described, generator_of, synthesize
 from fewshot.synthesis.ship import Ship
 from fewshot.text import Text
 from tests.small_stores import write_store
@@ -78,13 +78,13 @@ def base_images(n_views: int = 0, *, scale: float = 1.0) -> tuple[SupportSet, to
 @pytest.mark.parametrize("n_views", [0, 3])
 def test_real_images_stay_and_every_new_class_gets_its_own(n_views: int) -> None:
     base, text = base_images(n_views)
-    both = extended(generator_of(QUICK), base, text, seed=1)
-    whole = both.support
+    synthesized = synthesize(generator_of(QUICK), base, text, seed=1)
+    whole = synthesized.beside(base)
     assert whole.n_classes == 4
     assert torch.equal(whole.features[:8], base.features)
     assert whole.labels.tolist() == [*base.labels.tolist(), 2, 2, 2, 3, 3, 3]
-    assert torch.equal(both.folds(cv_folds(base))[:8], cv_folds(base))
-    assert set(both.folds(cv_folds(base))[8:].tolist()) == {ALWAYS_TRAINS}
+    assert torch.equal(synthesized.folds(cv_folds(base))[:8], cv_folds(base))
+    assert set(synthesized.folds(cv_folds(base))[8:].tolist()) == {ALWAYS_TRAINS}
     made = Ship(images=3, latent=4, hidden=8, epochs=2).train(base, text[:2], 1)
     draws = torch.Generator().manual_seed(1)
     for got in (whole.features, *(() if whole.views is None else whole.views)):
@@ -92,14 +92,15 @@ def test_real_images_stay_and_every_new_class_gets_its_own(n_views: int) -> None
         torch.testing.assert_close(got[8:], expected)
     if whole.views is not None and base.views is not None:
         assert torch.equal(whole.views[:, :8], base.views)
-    assert both.measures == {
+    assert synthesized.measures == {
         "ship_reconstruction": made.log[-1].reconstruction, "ship_kl": made.log[-1].kl
     }  # fmt: skip
 
 
 def test_features_of_other_norms_get_the_real_ones_mean_norm() -> None:
     base, text = base_images(scale=7.0)
-    norms = extended(generator_of(QUICK), base, text, seed=1).support.features.norm(dim=1)
+    made = synthesize(generator_of(QUICK), base, text, seed=1)
+    norms = made.beside(base).features.norm(dim=1)
     torch.testing.assert_close(norms, torch.full_like(norms, 7.0))
 
 
@@ -115,9 +116,9 @@ def test_the_method_learns_both_and_is_asked_for_either_half(store: FeatureStore
         torch.from_numpy(store.split("train").views(kept)),
     )
     text = torch.from_numpy(store.text())
-    both = extended(generator_of(QUICK), support, text, 2)
+    both = synthesize(generator_of(QUICK), support, text, 2).beside(support)
     ridge = configure("ridge", logit_scale=store.logit_scale)
-    logits = ridge.fit(both.support, Text(text)).logits(torch.from_numpy(store.features("test")))
+    logits = ridge.fit(both, Text(text)).logits(torch.from_numpy(store.features("test")))
     if "share" in result.measures:
         zero = store.logit_scale * torch.from_numpy(store.features("test")) @ text.T
         logits = torch.lerp(zero, logits, result.measures["share"])

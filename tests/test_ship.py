@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from fewshot import LinearProbe, SupportSet, Text
 from fewshot.metrics import harmonic_mean
 from fewshot.sampling import base_new, restrict
-from fewshot.synthesis.generators import extended
+from fewshot.synthesis.generators import synthesize
 from fewshot.synthesis.ship import Autoencoder, Ship, divergence
 from tests.toys import task, vectors
 
@@ -145,7 +145,7 @@ def test_on_real_features_a_linear_probe_beats_zero_shot_from_base_to_new(shared
     features = normalize(f["train16_x"][rows].float())
     support = SupportSet(features, torch.from_numpy(labels), len(base))
     ship = Ship(images=8, latent=32, hidden=128, epochs=25)
-    both = extended(ship, support, text, seed=1).support
+    both = synthesize(ship, support, text, seed=1).beside(support)
     probe = LinearProbe(tol=1e-2).fit(both, Text(text))
     test, truth = normalize(f["test_x"].float()), f["test_y"]
 

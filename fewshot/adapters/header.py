@@ -1,10 +1,8 @@
 """The header of an adapter file, read without its tensors and without torch."""
 
-import json
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from fewshot.sealed_file import card_of
 
 SUFFIX = ".safetensors"
 KEY = "fewshot"  # of the card in the metadata of the header
@@ -15,16 +13,6 @@ def is_adapter(path: Path) -> bool:
     if path.suffix == SUFFIX:
         return True
     try:
-        return path.is_file() and card_of(path) is not None
+        return path.is_file() and card_of(path, KEY) is not None
     except OSError:
         return False
-
-
-def card_of(path: Path) -> dict[str, Any] | None:
-    """The card in the header of a file; None of a file without one."""
-    try:
-        with safe_open(path, "np") as file:
-            card = json.loads((file.metadata() or {})[KEY])
-    except (SafetensorError, KeyError, ValueError, RecursionError):
-        return None
-    return card if isinstance(card, dict) else None

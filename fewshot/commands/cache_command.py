@@ -1,5 +1,6 @@
 """Show and bound the features that are kept for later stores: `cache`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +15,12 @@ UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 def cache(
     store: StoreOption = None,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Remove features that no store uses.")
+        bool,
+        typer.Option(
+            "--prune",
+            help="Remove features that no store uses, and those synthesized of a store that is "
+            "gone.",
+        ),
     ] = False,
     max_size: Annotated[
         str | None,
@@ -25,21 +31,28 @@ def cache(
         ),
     ] = None,
 ) -> None:
-    """Show, prune and bound the features kept for later stores.
+    """Show, prune and bound the features kept for later use.
 
-    What is removed is encoded again when it is needed. Stores stay as they are.
+    What is removed is encoded or synthesized again when it is needed. Stores stay as they are.
     """
     from cache import bank_upkeep
     from cache.bank import Bank
     from cache.location import bank_path, default_root
+    from fewshot.synthesis.kept_files import find_kept
 
     size = None if max_size is None else _bytes(max_size)
-    path = bank_path(store or default_root())
-    if not path.exists():
+    root = store or default_root()
+    path = bank_path(root)
+    synthesized = find_kept(root)
+    if not path.exists() and not synthesized:
         raise UserError(
             f"no features are kept at {path}; extract and auto keep them, and --store names the "
             "folder of stores"
         )
+    if synthesized:
+        _synthesized(root, prune=prune)
+    if not path.exists():
+        return
     with Bank.opened(path) as bank:
         removed = bank_upkeep.prune(bank) if prune else 0
         removed += 0 if size is None else bank_upkeep.shrink(bank, size)
@@ -54,6 +67,25 @@ def cache(
         ],
     )
     say(f"{path}: {path.stat().st_size / 1e6:,.1f} MB on disk")
+
+
+def _synthesized(root: Path, *, prune: bool) -> None:
+    """Show the synthesized features, once those of no store are removed if so asked."""
+    from fewshot.synthesis.kept_files import Card, find_kept
+    from fewshot.synthesis.kept_files import prune as remove
+
+    if prune:
+        say(f"{count(remove(root), 'file')} of synthesized features removed")
+    print_table(
+        ("dataset", "model", "generator", "shots", "seed", "features", "MB"),
+        [
+            (
+                card.dataset, card.model, card.generator, str(card.shots), str(card.seed),
+                f"{card.features:,}", f"{path.stat().st_size / 1e6:,.1f}",
+            )
+            for path, card in ((path, Card.of(path)) for path in find_kept(root))
+        ],
+    )  # fmt: skip
 
 
 def _bytes(text: str) -> int:

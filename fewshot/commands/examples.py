@@ -65,6 +65,10 @@ EXAMPLES = {
         "fewshot serve adapter.safetensors",
         "fewshot serve adapter.safetensors --host 0.0.0.0 --port 8080",
     ),
+    "synthesize": (
+        "fewshot synthesize --dataset dtd --shots 16",
+        "fewshot synthesize --generator 'ship beta=0.1' --per-class 32 --seed 1,2,3",
+    ),
     "teach": (
         "fewshot teach photos/",
         "fewshot teach photos/ --classes 'red panda,raccoon' --open",

@@ -18,9 +18,11 @@ from fewshot.commands.options import (
     JsonOption,
     KnownOption,
     MethodArgument,
+    PromptsOption,
     SaveAdapterOption,
     ScoreOption,
     SettingsOption,
+    StoredDatasetOption,
     StoreOption,
     SynthesizeOption,
     TuneOption,
@@ -37,13 +39,7 @@ if TYPE_CHECKING:
 
 def fit(
     method: MethodArgument = "stack",
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            help="Dataset whose store to use. [default: the one extracted last]",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
+    dataset: StoredDatasetOption = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -87,12 +83,7 @@ def fit(
             rich_help_panel=FEW_SHOT,
         ),
     ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            help="Prompt set of the store. [default: templates]", rich_help_panel=FEW_SHOT
-        ),
-    ] = None,
+    prompts: PromptsOption = None,
     sample: Annotated[
         Path | None,
         typer.Option(
@@ -245,7 +236,7 @@ def fit(
         for k in parse_shots(shots)
         for s in parse_ints("--seed", seed)
     ]
-    opened = _store(store, dataset, model)
+    opened = chosen_store(store, dataset, model)
     if pair_weight is not None:
         if not isinstance(opened, Pair):
             raise UserError(
@@ -253,9 +244,9 @@ def fit(
             )
         opened = opened.at(pair_weight)
     targets = [
-        _store(store, name, opened.model) for name in (test_on.split(",") if test_on else ())
+        chosen_store(store, name, opened.model) for name in (test_on.split(",") if test_on else ())
     ]
-    learned = _store(store, source, opened.model) if source else None
+    learned = chosen_store(store, source, opened.model) if source else None
     if sample is not None and export_sample is not None:
         raise UserError("--sample and --export-sample exclude each other; copy the file instead")
     if sample is not None:
@@ -301,7 +292,7 @@ def parse_shots(text: str) -> list[int | Literal["all"]]:
     return ["all"] if text == "all" else list(parse_ints("--shots", text))
 
 
-def _store(root: Path | None, dataset: str | None, model: str | None) -> "FeatureStore":
+def chosen_store(root: Path | None, dataset: str | None, model: str | None) -> "FeatureStore":
     """The store or the pair that is meant; where that takes a choice, says which."""
     from cache.location import default_root
     from cache.pair import found

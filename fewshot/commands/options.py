@@ -27,6 +27,17 @@ DatasetOption = Annotated[
         rich_help_panel=DATA,
     ),
 ]
+StoredDatasetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Dataset whose store to use. [default: the one extracted last]",
+        rich_help_panel=DATA,
+    ),
+]
+PromptsOption = Annotated[
+    str | None,
+    typer.Option(help="Prompt set of the store. [default: templates]", rich_help_panel=FEW_SHOT),
+]
 ManifestOption = Annotated[
     Path | None,
     typer.Option(
@@ -221,7 +232,7 @@ AdapterModelOption = Annotated[
 ]
 NameArgument = Annotated[str | None, typer.Argument(metavar="NAME", help="Show this one in full.")]
 StoreOrAdapterArgument = Annotated[
-    Path, typer.Argument(metavar="PATH", help="A store or an adapter.")
+    Path, typer.Argument(metavar="PATH", help="A store, an adapter, or synthesized features.")
 ]
 
 

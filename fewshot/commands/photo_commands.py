@@ -72,7 +72,7 @@ def auto(
     max_pixels: MaxPixelsOption = MAX_PIXELS,
     rehash: RehashOption = False,
 ) -> None:
-    """Choose, evaluate and save a classifier of labeled photos.
+    """Choose, test and save a classifier of labeled photos.
 
     Writes an adapter, and an HTML report of how good it is.
     """

@@ -25,7 +25,7 @@ def compare(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two methods image by image, with tests of significance."""
+    """Compare two methods image by image, and test significance."""
     from fewshot.results import comparisons
 
     files = [one for one in (a, b) if one.endswith(".npz")]

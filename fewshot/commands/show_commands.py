@@ -70,14 +70,14 @@ def methods(
 
 
 def inspect(path: StoreOrAdapterArgument) -> None:
-    """Show the contents of a store or an adapter."""
+    """Show the contents of a file that fewshot wrote."""
     from fewshot.inspection import inspect as describe
 
     show(describe(path))
 
 
 def verify(path: StoreOrAdapterArgument) -> None:
-    """Check a store or an adapter against its digests."""
+    """Check a file that fewshot wrote against its digests."""
     from fewshot.inspection import verify as require_whole
 
     show(f"{path}: {require_whole(path)}")

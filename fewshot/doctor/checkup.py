@@ -48,6 +48,7 @@ def checkup(store: Path | None = None, data: Path | None = None) -> list[Finding
         "runs": partial(folders.runs_folder, Path("runs")),
         "leftovers": partial(folders.leftovers, root),
         "stores": partial(folders.stores, root),
+        "synthesized": partial(folders.synthesized, root),
     }
     return [finding for name, check in checks.items() for finding in _guarded(name, check)]
 

@@ -14,6 +14,7 @@ from cache.location import find_stores
 from cache.store import FeatureStore
 from fewshot.doctor.finding import Finding
 from fewshot.parts.memory import GIB
+from fewshot.synthesis.kept_files import find_kept, is_stale, require_whole
 
 ROOM = GIB  # bytes; a store of ImageNet takes more, one of any other of the usual datasets less
 QUIET = 3600  # seconds without a write, after which nobody is taken to be writing
@@ -145,3 +146,20 @@ def stores(root: Path) -> Iterator[Finding]:
             fix = f"rm {shlex.quote(str(path))} and extract or import it again, or move it away"
             yield Finding("stores", "problem", str(error), fix)
     yield Finding("stores", "ok", f"{opened} can be opened")
+
+
+def synthesized(root: Path) -> Iterator[Finding]:
+    """Check that all synthesized features are whole, and of stores that are there."""
+    whole = 0
+    for path in find_kept(root):
+        try:
+            require_whole(path)
+        except UserError as error:
+            yield Finding("synthesized", "problem", str(error), f"rm {shlex.quote(str(path))}")
+            continue
+        if is_stale(path):
+            found = f"{path}: its store is gone or has become another one, so nothing reads it"
+            fix = f"fewshot cache --prune --store {shlex.quote(str(root))}"
+            yield Finding("synthesized", "warning", found, fix)
+        whole += 1
+    yield Finding("synthesized", "ok", f"{whole} files of synthesized features are whole")

@@ -1,30 +1,87 @@
 """The parts of a store that a generator learns from: images, text or attributes."""
 
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from cache.errors import UserError
+from cache.identity import canonical_json
 from cache.store import FeatureStore
 from fewshot.support import SupportSet
-from fewshot.synthesis.generators import Extended, extended, generator_of
+from fewshot.synthesis.generators import Generator, generator_of, synthesize
+from fewshot.synthesis.kept_features import read_kept
+from fewshot.synthesis.kept_files import kept_path
+from fewshot.synthesis.synthesized import Synthesized
 from fewshot.synthesis.tf_vaegan import TfVaegan
 
 
-def extended_by(
-    words: str, store: FeatureStore, support: SupportSet, *, prompt_set: str | None, seed: int
-) -> Extended:
-    """The base classes' images, and synthesized features of the store's other classes.
+@dataclass(frozen=True, eq=False)
+class Material:
+    """All that a generator learns from.
+
+    Attributes:
+        generator: The generator.
+        seen: Images of the base classes at unit norm.
+        text: (C, D) texts of all classes, or (C, A) their attributes.
+        seed: Random seed for training and drawing.
+        unlabeled: (U, D) images of new classes, for a generator that learns from them.
+        store: The file that all of it is from.
+    """
+
+    generator: Generator
+    seen: SupportSet
+    text: Tensor
+    seed: int
+    unlabeled: Tensor | None
+    store: Path
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits that differ for whatever makes other features."""
+        settings = {**asdict(self.generator), "generator": self.generator.name, "seed": self.seed}
+        digest = hashlib.sha256(canonical_json(settings).encode())
+        seen = self.seen
+        for given in (seen.features, seen.labels, seen.views, self.text, self.unlabeled):
+            shape = None if given is None else list(given.shape)
+            digest.update(canonical_json(shape).encode())
+            digest.update(b"" if given is None else given.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def path(self) -> Path:
+        """Where the features are kept, if they are."""
+        return kept_path(self.store, self.generator.name, self.fingerprint)
+
+    def features(self) -> Synthesized:
+        """The features: those that are kept, else of a generator that is trained for it.
+
+        Raises:
+            UserError: The training diverged, or the file of those kept is damaged.
+        """
+        path = self.path
+        if path.exists():
+            return read_kept(path)[0]
+        return synthesize(self.generator, self.seen, self.text, self.seed, self.unlabeled)
+
+
+def material(
+    words: str, store: FeatureStore, seen: SupportSet, *, prompt_set: str | None, seed: int
+) -> Material:
+    """The parts of a store that a generator learns from.
 
     Args:
         words: The generator, as in `generators.generator_of`.
         store: Has the text or the attributes of all classes.
-        support: Images of the base classes.
+        seen: Images of the base classes at unit norm.
         prompt_set: The set of prompts to make class texts of; None for the dataset's own.
         seed: Random seed for training and drawing.
 
     Raises:
-        UserError: What `generator_of` raises, no text, or a training that diverged.
+        UserError: What `generator_of` raises, or no text.
     """
     generator = generator_of(words)
     if lacks_text(store, words):
@@ -34,11 +91,12 @@ def extended_by(
         )
     unlabeled, attributes = None, None
     if isinstance(generator, TfVaegan):
-        unlabeled = unlabeled_images(store, range(support.n_classes, store.n_classes))
+        unlabeled = unlabeled_images(store, range(seen.n_classes, store.n_classes))
         attributes = store.attributes
     if attributes is None:
         attributes = store.text("unit-mean", prompt_set)
-    return extended(generator, support, torch.from_numpy(attributes), seed, unlabeled)
+    text = torch.from_numpy(attributes)
+    return Material(generator, seen, text, seed, unlabeled, store.path)
 
 
 def lacks_text(store: FeatureStore, words: str) -> bool:

@@ -1,18 +1,18 @@
-"""The generators by name, and a support set with the features that one makes."""
+"""The generators by name, and the features that one makes of new classes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from cache.errors import UserError, unknown
-from fewshot.model_selection.folds import ALWAYS_TRAINS
 from fewshot.settings import with_settings
 from fewshot.support import SupportSet
 from fewshot.synthesis.adversarial_training import TrainedNetworks, train_tf_vaegan
 from fewshot.synthesis.ship import Ship, Synthesizer
+from fewshot.synthesis.synthesized import Synthesized
 from fewshot.synthesis.tf_vaegan import TfVaegan
 
 Generator = Ship | TfVaegan
@@ -46,39 +46,19 @@ def described(generator: Generator) -> str:
     return " ".join([generator.name, *changed])
 
 
-@dataclass(frozen=True, eq=False)
-class Extended:
-    """Real and synthesized images together.
-
-    Attributes:
-        support: Of all classes: the real images first, then the synthesized ones.
-        measures: The last epoch's reconstruction and KL divergence.
-    """
-
-    support: SupportSet
-    measures: Mapping[str, float]
-
-    def folds(self, real: Tensor) -> Tensor:
-        """(N,) fold of each image, given the real ones': what is synthesized judges nothing."""
-        made = len(self.support.labels) - len(real)
-        return torch.cat([real, torch.full((made,), ALWAYS_TRAINS)])
-
-
-def extended(
+def synthesize(
     generator: Generator,
-    support: SupportSet,
+    seen: SupportSet,
     text: Tensor,
     seed: int,
     unlabeled: Tensor | None = None,
-) -> Extended:
-    """Train the generator on the base classes' images, and add features of the new classes.
-
-    Views of a synthesized image are further draws. Where features come as the encoder gave them,
-    the synthesized ones have the real ones' mean norm.
+) -> Synthesized:
+    """Train the generator on the base classes' images, and make features of the new classes.
 
     Args:
         generator: The generator.
-        support: Images of the base classes, ids 0 to B - 1.
+        seen: Images of the base classes, ids 0 to B - 1; views of a synthesized image are further
+            draws.
         text: (C, D) texts of the base classes, then the new ones; for a generator that takes them,
             (C, A) attributes.
         seed: Random seed for all of it.
@@ -87,33 +67,19 @@ def extended(
     Raises:
         UserError: The training diverged.
     """
-    base, n_classes = support.n_classes, len(text)
-    made = _trained(generator, support, text, seed, unlabeled)
-    labels = torch.arange(base, n_classes).repeat_interleave(generator.images)
+    made = _trained(generator, seen, text, seed, unlabeled)
+    labels = torch.arange(seen.n_classes, len(text)).repeat_interleave(generator.images)
     draws = torch.Generator().manual_seed(seed)
     unit = normalize(text, dim=1)
-    norm = 1.0 if support.unit_norm else float(support.features.norm(dim=1).mean())
-
-    def more() -> Tensor:
-        return norm * made.features(unit, labels, draws)
-
-    features = torch.cat([support.features, more()])
-    views = support.views
-    if views is not None:
-        views = torch.stack([torch.cat([view, more()]) for view in views])
-    whole = replace(
-        support,
-        features=features,
-        labels=torch.cat([support.labels, labels]),
-        n_classes=n_classes,
-        views=views,
-    )
-    return Extended(whole, {f"{generator.name}_{k}": v for k, v in made.log[-1]._asdict().items()})
+    times = 1 if seen.views is None else 1 + len(seen.views)
+    features = torch.stack([made.features(unit, labels, draws) for _ in range(times)])
+    log = tuple(epoch._asdict() for epoch in made.log)
+    return Synthesized(generator.name, features, labels, log)
 
 
 def _trained(
-    generator: Generator, support: SupportSet, text: Tensor, seed: int, unlabeled: Tensor | None
+    generator: Generator, seen: SupportSet, text: Tensor, seed: int, unlabeled: Tensor | None
 ) -> Synthesizer | TrainedNetworks:
     if isinstance(generator, TfVaegan):
-        return train_tf_vaegan(generator, support, text, seed, unlabeled)
-    return generator.train(support, text[: support.n_classes], seed)
+        return train_tf_vaegan(generator, seen, text, seed, unlabeled)
+    return generator.train(seen, text[: seen.n_classes], seed)
