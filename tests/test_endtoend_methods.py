@@ -23,8 +23,8 @@ NAMES = ["cat", "long_haired dog", "zebra"]
 LABELS = torch.tensor([0, 1, 2, 1])
 SETTINGS = {"visual-prompt": {"pad": "4"}}  # images here are but 32 pixels wide
 RESNET_TOO = {  # the others need a ViT
-    "coop", "cocoop", "kgcoop", "prograd", "craft", "clip-lora", "live-linear-probe", "ln-tune",
-    "2sfs", "bitfit", "full-fine-tuning", "krona", "kadaptation", "ssf", "visual-prompt",
+    "coop", "cocoop", "kgcoop", "prograd", "craft", "plot", "clip-lora", "live-linear-probe",
+    "ln-tune", "2sfs", "bitfit", "full-fine-tuning", "krona", "kadaptation", "ssf", "visual-prompt",
 }  # fmt: skip
 every_method = pytest.mark.parametrize("name", METHODS)
 

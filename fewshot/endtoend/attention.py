@@ -95,13 +95,21 @@ class AttentionPool(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         """Features (B, D) of the last stage's (B, W, h, w)."""
+        return self._attended(grid, 1)[:, 0]
+
+    def every_query(self, grid: Tensor) -> Tensor:
+        """(B, 1 + h w, D): that feature, and what would come with each place as the query."""
+        return self._attended(grid, None)
+
+    def _attended(self, grid: Tensor, n_queries: int | None) -> Tensor:
         tokens = grid.flatten(2).transpose(1, 2)  # (B, h w, W)
         tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
         tokens = tokens + self.positional_embedding.to(tokens.dtype)
-        q, k, v = self.q_proj(tokens[:, :1]), self.k_proj(tokens), self.v_proj(tokens)
+        q, k, v = self.q_proj(tokens[:, :n_queries]), self.k_proj(tokens), self.v_proj(tokens)
         q, k, v = (_split(x, self.num_heads) for x in (q, k, v))
-        pooled: Tensor = self.c_proj(scaled_dot_product_attention(q, k, v).flatten(1))
-        return pooled
+        heads = scaled_dot_product_attention(q, k, v)
+        features: Tensor = self.c_proj(heads.transpose(1, 2).flatten(2))
+        return features
 
 
 def unfuse(model: nn.Module) -> None:

@@ -95,7 +95,9 @@ class Learner:
         text: The classes' (C, D) features of the parameters as they are, any norm.
         images: Pixels (B, 3, H, W) to features (B, D), any norm; None where the image tower is
             left alone and stored features serve. Columns behind the D are for the objective alone.
-        score: Features (B, D) to logits (B, C); None for the scaled cosine to the text.
+        compare: Features and the classes' text to logits (B, C), either of a form of its own; None
+            for the scaled cosine.
+        score: Features (B, D) to logits (B, C), where no text of their own is behind all of them.
         objective: Features, labels (B,) and their logits to the loss; None for cross-entropy. For
             its sake features may be longer than text; the logits are of their first D numbers.
         refine: Those cosines to the logits; None for themselves.
@@ -115,6 +117,7 @@ class Learner:
     logit_scale: float
     text: Callable[[], Tensor]
     images: Callable[[Tensor], Tensor] | None = None
+    compare: Callable[[Tensor, Tensor], Tensor] | None = None
     score: Callable[[Tensor], Tensor] | None = None
     objective: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     refine: Callable[[Tensor], Tensor] | None = None
@@ -154,6 +157,8 @@ class Learner:
         if self.score is not None:
             return self.score(features)
         text = self.text()
+        if self.compare is not None:
+            return self.compare(features, text)
         if self.objective is not None:  # what stands behind the feature is for it alone
             features = features[:, : text.shape[1]]
         cosines = scaled_cosines(self.logit_scale, features, text)

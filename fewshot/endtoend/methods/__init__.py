@@ -27,6 +27,8 @@ from fewshot.endtoend.methods.live_linear_probe import LiveLinearProbe
 from fewshot.endtoend.methods.lst import LST
 from fewshot.endtoend.methods.maple import MaPLe
 from fewshot.endtoend.methods.patt import PATT
+from fewshot.endtoend.methods.plot import PLOT
+from fewshot.endtoend.methods.plot_plus_plus import PLOTPlusPlus
 from fewshot.endtoend.methods.prefix import Prefix
 from fewshot.endtoend.methods.prograd import ProGrad
 from fewshot.endtoend.methods.promptsrc import PromptSRC
@@ -47,6 +49,8 @@ METHODS: dict[str, type[EndToEnd]] = {
     "craft": CraFT,
     "maple": MaPLe,
     "promptsrc": PromptSRC,
+    "plot": PLOT,
+    "plot++": PLOTPlusPlus,
     "clip-lora": CLIPLoRA,
     "live-linear-probe": LiveLinearProbe,
     "ln-tune": LNTune,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from fewshot.endtoend.clip import Clip, Learner
-from fewshot.endtoend.parts.deep_prompts import DeepPrompts, image_width
+from fewshot.endtoend.parts.deep_prompts import DeepPrompts, image_width, prompt_images
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class MaPLe(DeepPrompts):
             return linear(tokens, weight[block], bias[block])
 
         learned = [text.context, text.deeper, weight, bias]
-        self.prompt_images(clip, depth, len(text.context), prompt, learned)
+        prompt_images(clip, depth, len(text.context), prompt, learned)
         return Learner(
             {
                 "context": text.context,

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, kl_div, l1_loss, normalize
 
 from fewshot.checks import non_negative, positive
 from fewshot.endtoend.clip import Clip, Learner, TrainingPlan, scaled_cosines
-from fewshot.endtoend.parts.deep_prompts import DeepPrompts, image_width
+from fewshot.endtoend.parts.deep_prompts import DeepPrompts, image_width, prompt_images
 from fewshot.endtoend.parts.diverse_templates import DIVERSE_TEMPLATES
 from fewshot.endtoend.parts.peft import class_text
 
@@ -68,7 +68,7 @@ class PromptSRC(DeepPrompts):
         text = self.prompt_text(clip, classnames, text_depth, generator)
         n_ctx = len(text.context)
         tokens = nn.Parameter(self.drawn(clip, (image_depth, n_ctx, image_width(clip)), generator))
-        self.prompt_images(clip, image_depth, n_ctx, lambda block: tokens[block], [tokens])
+        prompt_images(clip, image_depth, n_ctx, lambda block: tokens[block], [tokens])
 
         def images(pixels: Tensor) -> Tensor:
             features: Tensor = clip.model.encode_image(pixels)

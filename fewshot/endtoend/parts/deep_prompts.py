@@ -163,34 +163,6 @@ class DeepPrompts(EndToEnd):
         text, image = (min(self.depth, len(each.resblocks)) for each in towers)
         return text, image
 
-    def prompt_images(
-        self,
-        clip: Clip,
-        depth: int,
-        n_tokens: int,
-        prompt: Callable[[int], Tensor],
-        learned: Sequence[nn.Parameter],
-    ) -> None:
-        """Insert tokens into the image tower, in place.
-
-        Args:
-            clip: The model.
-            depth: d.
-            n_tokens: l.
-            prompt: Number of a block to its tokens (l, W). Those of block 0 go through the norm
-                before the blocks, as the image's own do.
-            learned: What they are made of.
-        """
-        tower = clip.model.visual
-
-        def normed(block: int) -> Tensor:
-            tokens = prompt(block)
-            return tokens if block else tower.ln_pre(tokens)
-
-        tower.transformer = PromptedTransformer(
-            tower.transformer, range(depth), n_tokens, normed, learned=learned, inserted=True
-        )
-
     def drawn(self, clip: Clip, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Normal prompts, on the model's device."""
         tokens = torch.empty(*shape).normal_(std=DEVIATION, generator=generator)
@@ -208,3 +180,31 @@ class DeepPrompts(EndToEnd):
 def image_width(clip: Clip) -> int:
     """W of the image tower's tokens."""
     return len(clip.model.visual.class_embedding)
+
+
+def prompt_images(
+    clip: Clip,
+    depth: int,
+    n_tokens: int,
+    prompt: Callable[[int], Tensor],
+    learned: Sequence[nn.Parameter],
+) -> None:
+    """Insert tokens into the image tower, in place.
+
+    Args:
+        clip: The model.
+        depth: d.
+        n_tokens: l.
+        prompt: Number of a block to its tokens (l, W). Those of block 0 go through the norm
+            before the blocks, as the image's own do.
+        learned: What they are made of.
+    """
+    tower = clip.model.visual
+
+    def normed(block: int) -> Tensor:
+        tokens = prompt(block)
+        return tokens if block else tower.ln_pre(tokens)
+
+    tower.transformer = PromptedTransformer(
+        tower.transformer, range(depth), n_tokens, normed, learned=learned, inserted=True
+    )
