@@ -148,6 +148,8 @@ def test_every_third_proposal_is_a_random_draw_and_only_those_are_judged(
     assert found.right == found.judged  # the classes lie apart
     assert found.curve is not None
     assert [point.images for point in found.curve.points] == [4.0, 9.0, 18.0]
+    last = found.curve.points[-1]
+    assert last.accuracy - last.spread == pytest.approx(found.interval[0])
     everyone = torch.ones(18, dtype=torch.bool)
     wrong = given.labels.clone()
     wrong[everyone & ~given.drawn] = (wrong[everyone & ~given.drawn] + 1) % CLASSES

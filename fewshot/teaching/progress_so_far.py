@@ -139,8 +139,12 @@ def _right(logits: Tensor, labels: Tensor) -> int:
 def _curve(sizes: Sequence[int], right: Sequence[int], judged: int) -> LearningCurve:
     points = []
     for size, n_right in zip(sizes, right, strict=True):
-        low, high = wilson(n_right / judged, judged)
-        points.append(CurvePoint(0, float(size), n_right / judged, (high - low) / 2))
+        share = n_right / judged
+        low, high = wilson(share, judged)
+        spread = max(
+            share - low, high - share
+        )  # the longer side of the interval: 7 of 7 is 65..100
+        points.append(CurvePoint(0, float(size), share, spread))
     return LearningCurve(tuple(points), ())
 
 
