@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from cache.location import find_stores
 from cache.store import FeatureStore
 from cli import main
 from fewshot.sampling import draw
+from tests.forked import needs_fork, start
 
 ROOT = Path(__file__).parents[1]
 
@@ -290,30 +292,31 @@ def test_corrupt_images_are_refused_or_left_out_and_listed(
     assert store.skipped[0].path.endswith("red/000.jpg")
 
 
-@pytest.mark.skipif(
-    sys.platform == "win32", reason="no file size limit to stand in for a full disk"
-)
+@needs_fork
 def test_a_disk_that_fills_up_is_one_line_and_loses_nothing(
     draw_photos: Callable[..., Path], random_vit: Path
 ) -> None:
     photos = draw_photos()
     arguments = ["extract", "--dataset", str(photos), "--model", f"local-dir:{random_vit}"]
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))\n"
-        "import cli; sys.exit(cli.main(sys.argv[2:]))"
-    )
-    here = os.environ | {"PYTHONPATH": str(ROOT)}
-    for limit in (20_000,):  # the first bytes of what is kept, and no more
-        command = [sys.executable, "-c", code, str(limit), *arguments]
-        ran = subprocess.run(command, env=here, capture_output=True, text=True, check=False)
-        assert ran.returncode == 2, ran.stderr
-        assert ran.stderr.splitlines()[-1].startswith("fewshot: ")
-        assert "cannot use features/.bank.sqlite" in ran.stderr.splitlines()[-1]
-        assert "room on the disk" in ran.stderr.splitlines()[-1]
-        assert "Traceback" not in ran.stderr
-        assert not list(Path("features").rglob("*.tmp"))
-        assert not find_stores(Path("features"))
+
+    def run_within_limits() -> int:
+        import resource  # Windows has none
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        first_bytes = 20_000  # of what is kept, and no more
+        resource.setrlimit(resource.RLIMIT_FSIZE, (first_bytes, resource.RLIM_INFINITY))
+        return main(arguments)
+
+    ran = start(run_within_limits, err=Path("said.txt"))
+    ran.join()
+    said = Path("said.txt").read_text()
+    assert ran.exitcode == 2, said
+    assert said.splitlines()[-1].startswith("fewshot: ")
+    assert "cannot use features/.bank.sqlite" in said.splitlines()[-1]
+    assert "room on the disk" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert not list(Path("features").rglob("*.tmp"))
+    assert not find_stores(Path("features"))
     assert extracted(photos, random_vit).exists()
 
 

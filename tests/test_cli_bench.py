@@ -1,18 +1,14 @@
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from cli import main
 from fewshot.results.log import read
+from tests.forked import needs_fork, start, stop_once
 from tests.small_stores import write_store
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +93,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert not Path("runs").exists()
 
 
+@needs_fork
 @pytest.mark.parametrize(("how", "jobs"), [(signal.SIGKILL, "1"), (signal.SIGINT, "2")])
 def test_a_stopped_run_goes_on_with_the_rest(
     how: signal.Signals, jobs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -105,31 +102,23 @@ def test_a_stopped_run_goes_on_with_the_rest(
     asked = ["bench", "--methods", "gda", "--datasets", "one", "--shots", "2"]
     asked += ["--out", str(tmp_path / "out"), "--store", str(tmp_path / "features")]
     log = tmp_path / "out" / "results.jsonl"
-    with subprocess.Popen(
-        [sys.executable, "-m", "cli", *asked, "--seeds", many, "--jobs", jobs],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A shell's background job, and all it starts, ignores Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
-    ) as process:
-        deadline = time.monotonic() + 120
-        while not log.exists() or not log.stat().st_size:
-            assert process.poll() is None, "ended before it could be stopped"
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        os.killpg(process.pid, how)  # as Ctrl-C in a terminal, which all its processes hear
-        assert process.stderr is not None
-        errors = process.stderr.read()
+
+    def run() -> int:
+        os.setsid()
+        return main([*asked, "--seeds", many, "--jobs", jobs])
+
+    process = start(run, err=tmp_path / "said.txt")
+    # As Ctrl-C in a terminal, which all its processes hear.
+    stop_once(process, lambda: log.exists() and log.stat().st_size > 0, how, group=True)
+    errors = (tmp_path / "said.txt").read_text()
     if how is signal.SIGINT:
-        assert process.returncode == 130
+        assert process.exitcode == 130
         assert errors.splitlines()[-1].startswith(
             "fewshot: interrupted; the same command continues"
         )
         assert "Traceback" not in errors
     else:
-        assert process.returncode == -9
+        assert process.exitcode == -9
     done = log.read_text().splitlines()
     assert 0 < len(done) < 300
     seeds = ",".join(map(str, range(1, len(done) + 4)))

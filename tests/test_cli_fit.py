@@ -1,7 +1,4 @@
 import json
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +9,8 @@ from cli import main
 from fewshot.adapters.adapter import load_adapter
 from fewshot.results.log import read
 from fewshot.results.prediction_files import read_predictions
+from tests.forked import needs_fork, start
 
-ROOT = Path(__file__).parents[1]
 KEYS = {
     "method", "dataset", "model", "shots", "seed", "tune", "accuracy", "hyperparameters",
     "n_support", "fit_seconds", "predict_seconds", "fingerprint", "version",
@@ -172,15 +169,13 @@ def test_a_sample_goes_out_and_comes_back(capsys: pytest.CaptureFixture[str]) ->
     assert again["accuracy"] == first["accuracy"]
 
 
+@needs_fork
 def test_concurrent_runs_append_whole_lines(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cli", "fit", "gda", "--shots", "1", "--seed", "1,2,3,4,5"]
-    command += ["--store", str(tmp_path / "features"), "--results", str(tmp_path / "r.jsonl")]
-
-    def run(_: int) -> None:
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(run, range(2)))
+    command = ["fit", "gda", "--shots", "1", "--seed", "1,2,3,4,5", "--results", "r.jsonl"]
+    running = [start(lambda: main(command), err=tmp_path / f"{i}.txt") for i in range(2)]
+    for process in running:
+        process.join()
+    assert [process.exitcode for process in running] == [0, 0]
     assert len(read(tmp_path / "r.jsonl")) == 10
 
 

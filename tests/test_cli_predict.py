@@ -1,16 +1,14 @@
 import csv
 import io
 import json
-import subprocess
-import sys
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cli import main
-
-ROOT = Path(__file__).parents[1]
+from tests.forked import needs_fork, start
 
 
 @pytest.fixture
@@ -93,17 +91,19 @@ def test_another_model_is_refused_with_both_named(
     assert "and this is tiny (weights " in line
 
 
+@needs_fork
 def test_a_reader_that_has_seen_enough_is_no_error(photos: Path) -> None:
-    command = [sys.executable, str(ROOT / "cli.py"), "predict", "a.safetensors", "photos"]
-    with subprocess.Popen(
-        [*command, "--format", "csv", "--batch-size", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as running:
-        assert running.stdout is not None
-        assert running.stdout.readline().startswith(b"path,label")
-        running.stdout.close()
-        assert running.stderr is not None
-        said = running.stderr.read()
-    assert running.returncode == 0
-    assert b"Traceback" not in said
+    command = ["predict", "a.safetensors", "photos", "--format", "csv", "--batch-size", "1"]
+    reading, writing = os.pipe()
+
+    def write_alone() -> int:
+        os.close(reading)
+        return main(command)
+
+    running = start(write_alone, out=writing, err=Path("said.txt"))
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        assert pipe.readline().startswith(b"path,label")
+    running.join()
+    assert running.exitcode == 0
+    assert "Traceback" not in Path("said.txt").read_text()

@@ -1,10 +1,6 @@
 import contextlib
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +20,7 @@ from fewshot.endtoend.clip import Clip, Learner, TrainingPlan
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.train import train
 from fewshot.training import cosine_by_step
+from tests.forked import needs_fork, start, stop_once
 
 NAMES = ["cat", "dog", "zebra"]
 LABELS = torch.arange(3).repeat(4)
@@ -241,34 +238,14 @@ def test_a_loss_that_is_no_number_stops_the_run(encoder: Encoder) -> None:
         )  # fmt: skip
 
 
-CODE = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from test_endtoend_train import *
-run = Run(load("local-dir:" + sys.argv[1], device="cpu"), iterations=120)
-print("ready", flush=True)
-run(Path(sys.argv[2]))
-"""
-
-
+@needs_fork
 def test_kill_9_at_any_moment_costs_nothing_but_time(random_vit: Path, tmp_path: Path) -> None:
-    code = CODE.format(tests=str(Path(__file__).parent))
     checkpoint = tmp_path / "c.safetensors"
+    run = Run(load(f"local-dir:{random_vit}", device="cpu"), iterations=120)
     for _ in range(2):
-        with subprocess.Popen(
-            [sys.executable, "-c", code, str(random_vit), str(checkpoint)],
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        ) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            deadline = time.monotonic() + 60
-            while not checkpoint.exists() and time.monotonic() < deadline:
-                time.sleep(0.02)
-            time.sleep(0.1)
-            process.send_signal(signal.SIGKILL)
-    run = replace(Run(load(f"local-dir:{random_vit}", device="cpu")), iterations=120)
+        process = start(lambda: run(checkpoint) and None, err=tmp_path / "said.txt")
+        stop_once(process, checkpoint.exists, signal.SIGKILL, after=0.1)
+        assert process.exitcode == -9
     resumed, steps = run(checkpoint)
     assert steps[0] > 0
     undisturbed, _ = run(tmp_path / "undisturbed.safetensors")

@@ -1,11 +1,6 @@
-import contextlib
 import hashlib
 import io
 import os
-import signal
-import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,9 +21,8 @@ from cache.errors import UserError
 from cache.extract import extract
 from cache.identity import Recipe, identity_of
 from cache.loading import load
-from cache.manifest import load_manifest
 from cache.prompts import from_templates, prompt_sets
-from cache.source import Source, resolve, resolve_folder
+from cache.source import Source, resolve_folder
 from cache.store import FeatureStore
 from cache.store_check import verify
 
@@ -161,64 +155,6 @@ def test_worker_processes_give_the_same_bytes(
     extract(photos, encoder, recipe_of(photos), parallel, engine="process", processes=2)
     assert "images 30/30" in capsys.readouterr().err
     assert parallel.read_bytes() == serial.read_bytes()
-
-
-def command(store: Path, model: Path, *more: str) -> list[str]:
-    arguments = ["extract", "--dataset", "digits", "--model", f"local-dir:{model}"]
-    return [sys.executable, "-m", "cli", *arguments, "--store", str(store), *more]
-
-
-def n_kept(bank: Path) -> int:
-    """How many vectors a bank holds, whose tables need not be there yet."""
-    with (
-        contextlib.suppress(sqlite3.OperationalError),
-        contextlib.closing(sqlite3.connect(f"file:{bank}?mode=ro", uri=True)) as database,
-    ):
-        return int(database.execute("SELECT COUNT(*) FROM vectors").fetchone()[0])
-    return 0
-
-
-def started_and_stopped(arguments: list[str], store: Path, how: signal.Signals) -> tuple[int, str]:
-    """Run until the first shard is kept, then send the signal; exit code and stderr."""
-    root = Path(__file__).parents[1]
-    process = subprocess.Popen(
-        arguments,
-        cwd=root,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell's background job, and all it starts, ignores Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
-    )
-    deadline = time.monotonic() + 120
-    while not n_kept(store / ".bank.sqlite"):
-        assert process.poll() is None, "ended before it could be stopped"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(how)
-    _, errors = process.communicate(timeout=60)
-    return process.returncode, errors
-
-
-def test_a_run_that_was_killed_resumes_to_the_same_bytes(
-    random_vit: Path, encoder: Encoder, tmp_path: Path
-) -> None:  # what Ctrl-C leaves is in test_robust_runs
-    code, _ = started_and_stopped(command(tmp_path, random_vit), tmp_path, signal.SIGKILL)
-    assert code == -9
-    assert not list(tmp_path.glob("digits/*.h5"))
-    again = subprocess.run(
-        command(tmp_path, random_vit), cwd=Path(__file__).parents[1], capture_output=True,
-        text=True, check=True,
-    )  # fmt: skip
-    assert "images 1797/1797" in again.stderr
-    (resumed,) = tmp_path.glob("digits/*.h5")
-    source = resolve(load_manifest("digits"), tmp_path)
-    undisturbed = tmp_path / "undisturbed.h5"
-    extract(source, encoder, recipe_of(source), undisturbed)
-    assert resumed.read_bytes() == undisturbed.read_bytes()
-    assert sorted(p.name for p in tmp_path.glob("digits/*")) == [
-        f".{resumed.stem}.lock",
-        resumed.name,
-    ]
 
 
 @pytest.mark.usefixtures("small_shards")

@@ -4,29 +4,28 @@ On demand alone: FUZZ=200 kills so many times. Each command is timed first, and 
 after its end does not count.
 """
 
-import json
 import os
 import random
 import re
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cache.loading import load
+from tests.forked import needs_fork
 from tests.nasty_photos import two_classes
 from tests.small_stores import write_store
-from tests.stopped_runs import Job
+from tests.stopped_runs import Job, run
 from tests.toy_adapters import fitted_adapter
 
 KILLS = int(os.environ.get("FUZZ", "0"))
 pytestmark = [
     pytest.mark.fuzz,
     pytest.mark.skipif(not KILLS, reason="FUZZ says how many kills there are to be"),
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here"),
+    needs_fork,
 ]
 TINY = ("--model", "tiny", "--store", "s")
 TOYS = ("--dataset", "toys", "--store", "../../stores")
@@ -56,18 +55,6 @@ VOLATILE = re.compile(
 )
 
 
-def forked(jobs: list[Job]) -> Iterator[tuple[list[int], float]]:
-    """The exit codes of each job's runs, and the seconds that they took."""
-    asked = json.dumps([vars(job) for job in jobs])
-    ran = subprocess.run(
-        [sys.executable, "-m", "tests.stopped_runs", asked],
-        cwd=Path(__file__).parents[1], env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
-    return zip(*json.loads(ran.stdout), strict=True)
-
-
 def left(home: Path) -> dict[str, bytes]:
     """Path -> bytes of the files in a folder, but for those that differ from run to run."""
     files = {path.relative_to(home).as_posix(): path for path in home.rglob("*") if path.is_file()}
@@ -92,7 +79,7 @@ def job(tmp_path: Path) -> Callable[..., Job]:
     fitted_adapter(load("tiny", device="cpu"), "gda").save(tmp_path / "a.safetensors")
     fit = Job(str(tmp_path), ("fit", "gda", "--dataset", "toys", "--store", "stores",
                               "--results", "results.jsonl"))  # fmt: skip
-    assert [codes for codes, _ in forked([fit])] == [[0]]
+    assert run(fit)[0] == [0]
 
     def make(command: str, number: int, after: float = 0.0) -> Job:
         home = tmp_path / command / str(number)
@@ -109,7 +96,7 @@ def test_whatever_is_killed_at_any_moment_ends_as_if_it_had_not_been(
     rng = random.Random(0)
     timed = {command: job(command, 0) for command in COMMANDS}
     seconds = {}
-    for command, (codes, took) in zip(timed, forked(list(timed.values())), strict=True):
+    for command, (codes, took) in zip(timed, map(run, timed.values()), strict=True):
         assert codes[0] == 0 or command == "doctor", (command, codes)
         seconds[command] = took
     hits = number = 0
@@ -120,8 +107,8 @@ def test_whatever_is_killed_at_any_moment_ends_as_if_it_had_not_been(
             number += 1
             command = list(COMMANDS)[number % len(COMMANDS)]
             jobs[number] = command, job(command, number, rng.uniform(0.01, seconds[command]))
-        ran = forked([one for _, one in jobs.values()])
-        for (n, (command, _)), (codes, _) in zip(jobs.items(), ran, strict=True):
+        for n, (command, one) in jobs.items():
+            codes, _ = run(one)
             home = tmp_path / command / str(n)
             hits += codes[0] == -9
             said = (home / "first.txt").read_text() + (home / "again.txt").read_text()

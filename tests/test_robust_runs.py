@@ -1,9 +1,8 @@
-import json
+import io
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +15,12 @@ from filelock import FileLock
 from cache.errors import UserError
 from cache.loading import load
 from cache.store import FeatureStore
+from cli import main
 from tests.auto_photos import digit
+from tests.forked import needs_fork
 from tests.nasty_photos import User, contents, two_classes
 from tests.small_stores import write_store
-from tests.stopped_runs import Job, as_json
+from tests.stopped_runs import Job, run
 from tests.toy_adapters import fitted_adapter
 
 ENCODE = "cache.encoder:Encoder.encode_images"
@@ -103,7 +104,7 @@ def write_arrays(path: Path) -> None:
     np.savez(path, **arrays)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
+@needs_fork
 def test_a_run_stopped_at_any_moment_and_typed_again_leaves_what_an_undisturbed_one_does(
     tmp_path: Path,
 ) -> None:
@@ -118,13 +119,7 @@ def test_a_run_stopped_at_any_moment_and_typed_again_leaves_what_an_undisturbed_
             home = tmp_path / command / what
             home.mkdir(parents=True)
             jobs[home] = Job(str(home), arguments, at, call, about, how)
-    ran = subprocess.run(
-        [sys.executable, "-m", "tests.stopped_runs", as_json(jobs.values())],
-        cwd=Path(__file__).parents[1], env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
-    for (home, job), codes in zip(jobs.items(), json.loads(ran.stdout)[0], strict=True):
+    for (home, job), (codes, _) in zip(jobs.items(), map(run, jobs.values()), strict=True):
         said = (home / "first.txt").read_text()
         assert codes == ([STOPPED[job.how], 0] if job.at else [0]), (home, said)
         assert "Traceback" not in said
@@ -292,13 +287,13 @@ def test_a_file_where_a_folder_should_be_is_one_line(user: User, tmp_path: Path)
     assert ran.said[-1].startswith(f"fewshot: cannot write {save}: ")
 
 
-def test_a_terminal_without_the_letters_of_a_path_gets_escapes(user: User, tmp_path: Path) -> None:
+def test_a_terminal_without_the_letters_of_a_path_gets_escapes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     two_classes(tmp_path / "photos", 1)
-    ran = subprocess.run(
-        [sys.executable, "-m", "cli", "extract", "--dataset", str(tmp_path / "photos"),
-         "--all-train", "--model", "tiny", "--store", str(tmp_path / "\u00e9")],
-        cwd=Path(__file__).parents[1], env=os.environ | {"PYTHONIOENCODING": "ascii"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.endswith("/\\xe9/photos-all/tiny.h5\n")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    photos = ["--dataset", str(tmp_path / "photos"), "--all-train", "--model", "tiny"]
+    assert main(["extract", *photos, "--store", str(tmp_path / "\u00e9")]) == 0
+    terminal.seek(0)
+    assert terminal.read().endswith("/\\xe9/photos-all/tiny.h5\n")
