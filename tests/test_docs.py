@@ -200,6 +200,19 @@ def test_a_method_has_a_page_that_names_its_source_and_shows_its_settings(name: 
     assert f"({name}.md)" in index
 
 
+def test_each_row_of_the_survey_names_a_method_or_a_reason() -> None:
+    rows = re.findall(
+        r"^\| [^|]+ \| [^|]+ \| ([^|]+) \|$",
+        (DOCS / "methods" / "survey.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    assert len(rows) > 40
+    for here in rows[2:]:
+        named = re.findall(r"\[`(.+?)`\]\(\1\.md\)", here)
+        assert set(named) <= EVERY.keys()
+        assert named or here.startswith("out of scope: ")
+
+
 def test_every_setting_of_a_method_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(DOCS)
     generated = importlib.import_module("generated")

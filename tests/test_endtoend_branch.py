@@ -18,7 +18,9 @@ from fewshot.endtoend.methods.adaptformer import AdaptFormer
 from fewshot.endtoend.methods.convpass import Convpass
 from fewshot.endtoend.methods.houlsby import Houlsby
 from fewshot.endtoend.methods.inner_clip_adapter import InnerCLIPAdapter
+from fewshot.endtoend.methods.lorand import LoRand
 from fewshot.endtoend.methods.sct import SCT, ChannelSubset
+from fewshot.endtoend.methods.u_tuning import UTuning
 from fewshot.endtoend.parts.peft import PEFTMethod
 from fewshot.sampling import draw
 from tests.image_peft import (
@@ -45,6 +47,8 @@ METHODS: list[PEFTMethod] = [
     AdaptFormer(dim=5),
     AdaptFormer(dim=5, learned_scale=True, scale=0.7),
     Houlsby(dim=5),
+    LoRand(rank=3),
+    UTuning(dim=5),
     Convpass(dim=3),
     AdapterBias(),
     SCT(channels=7),
@@ -94,6 +98,33 @@ def houlsby(get: Any, i: int, block: Any, x: Tensor) -> Tensor:
     x = x + h + two_layers(get, "attn.core", h, gelu)
     h = feed(block, x)
     return x + h + two_layers(get, "mlp.core", h, gelu)
+
+
+def lorand(get: Any, i: int, block: Any, x: Tensor) -> Tensor:
+    def adapted(half: str, h: Tensor) -> Tensor:
+        def matrix(which: str) -> Tensor:
+            Q, K, P = (get(f"{half}.core.{name}") for name in (f"{which}_Q", "K", f"{which}_P"))
+            return sum((Q[a] @ K[a] @ P[a] for a in range(2)), torch.zeros(()))
+
+        middle = gelu(h @ matrix("down") + get(f"{half}.core.down_bias"))
+        out: Tensor = middle @ matrix("up") + get(f"{half}.core.up_bias")
+        return out
+
+    h = attend(block, block.ln_1(x))
+    x = x + h + adapted("attn", h)
+    h = feed(block, x)
+    return x + h + adapted("mlp", h)
+
+
+def u_tuning(get: Any, i: int, block: Any, x: Tensor) -> Tensor:
+    n = block.ln_1(x)
+    x = x + attend(block, n) + 0.3 * two_layers(get, "attn.core", n, gelu)
+    return x + feed(block, x) + 0.3 * two_layers(get, "mlp.core", block.ln_2(x), gelu)
+
+
+def u_tuning_of_blocks(get: Any, i: int, block: Any, x: Tensor) -> Tensor:
+    out = x + attend(block, block.ln_1(x))
+    return out + feed(block, out) + 0.3 * two_layers(get, "block.core", x, gelu)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -159,6 +190,9 @@ def inner_clip_adapter(get: Any, i: int, block: Any, x: Tensor) -> Tensor:
             adaptformer_with_learned_scale,
         ),
         (Houlsby(dim=5), houlsby),
+        (LoRand(rank=3), lorand),
+        (UTuning(dim=5, scale=0.3), u_tuning),
+        (UTuning(dim=5, scale=0.3, operation="block"), u_tuning_of_blocks),
         (Convpass(dim=3, scale=0.3), convpass),
         (AdapterBias(), adapterbias),
         (SCT(channels=7, scale=2.0), sct_attn),
@@ -190,6 +224,9 @@ def test_it_trains_what_it_declares_and_nothing_else(encoder: Encoder, method: P
         (AdaptFormer(dim=8, learned_scale=True), 156_780),
         (AdaptFormer(dim=8, position="up"), 52_256),
         (Houlsby(), 2_379_264),
+        (LoRand(), 24 * (4 * 8 * (768 + 384) + 2 * 8 * 8 + 768 + 384)),
+        (UTuning(), 2_379_264),
+        (UTuning(operation="mlp"), 1_189_632),
         (Convpass(), 327_552),
         (AdapterBias(), 18_444),
         (SCT(), 12_672),

@@ -38,24 +38,27 @@ SETTINGS: dict[str, dict[str, str]] = {
     "vpt-deep": {"n_tokens": "2"},
     "lst": {},
     "vqt": {"dropout": "0"},
-    "visual-prompt": {"pad": "4"},
+    "visual-prompt": {},
+    "side-tuning": {"channels": "4"},
 }
 ALIKE = {  # go into the towers by the same function as the technique they stand beside here
     "krona": "clip-lora", "kadaptation": "clip-lora", "fact": "clip-lora",
     "full-delta": "clip-lora", "houlsby-adapter": "adaptformer", "adapterbias": "adaptformer",
-    "inner-clip-adapter": "adaptformer", "vpt-shallow": "vpt-deep", "dtl": "lst",
+    "inner-clip-adapter": "adaptformer", "lorand": "adaptformer", "u-tuning": "adaptformer",
+    "evp": "visual-prompt", "vpt-shallow": "vpt-deep", "dtl": "lst",
 }  # fmt: skip
 ALONE = {"2sfs", "live-linear-probe"}  # train the classifier too, and one learner has one of it
 WEIGHTS = [
     "clip-lora", "ssf", "repadapter", "bitfit", "ln-tune", "difffit",
     "full-fine-tuning",
 ]  # fmt: skip
-OTHER_FUNCTION = {"prefix", "vpt-deep", "visual-prompt"}  # than CLIP's
+PIXELS = {"visual-prompt", "side-tuning"}  # outside of the tower
+OTHER_FUNCTION = {"prefix", "vpt-deep", *PIXELS}  # than CLIP's
 REFUSED = {  # the second, in one line
     ("clip-lora", "clip-lora"),  # the same matrices
     ("repadapter", "repadapter"), ("ssf", "repadapter"),
     ("ssf", "clip-lora"), ("ssf", "difffit"),
-    *((first, "ssf") for first in SETTINGS if first != "visual-prompt"),  # it scales CLIP's own
+    *((first, "ssf") for first in SETTINGS if first not in PIXELS),  # it scales CLIP's own
     *((name, name) for name in ("bitfit", "ln-tune", "difffit")),  # nothing is left
     *product(("bitfit", "ln-tune"), ("difffit",)), *product(("difffit",), ("bitfit", "ln-tune")),
     *(("full-fine-tuning", second) for second in ("bitfit", "ln-tune", "difffit")),
@@ -68,6 +71,7 @@ REFUSED = {  # the second, in one line
 }  # fmt: skip
 
 BY_ORDER = {  # what a technique does depends on what is there by then
+    *product(PIXELS, repeat=2),  # the last one put in sees the pixels first
     *product(SETTINGS, ("sct",)), *product(("sct",), SETTINGS),  # it measures activity first
     ("bitfit", "ln-tune"), ("ln-tune", "bitfit"),  # the first has the norms' offsets
 }  # fmt: skip

@@ -13,6 +13,7 @@ from cache.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.dtl import DTL
 from fewshot.endtoend.methods.lst import LST
+from fewshot.endtoend.methods.side_tuning import SideTuning
 from fewshot.endtoend.methods.vqt import VQT
 from fewshot.endtoend.parts.peft import PEFTMethod
 from tests.image_peft import (
@@ -102,6 +103,21 @@ def dtl(writes: set[int], kernel: int) -> Naive:
     return feature
 
 
+def side_tuning(model: Any, parameters: Parameters, image: Tensor) -> Tensor:
+    x = image[None]
+    for i in range(3):
+        weight, bias = parameters[f"convs.{i}.weight"], parameters[f"convs.{i}.bias"]
+        x = conv2d(x, weight, bias, stride=2, padding=1)
+        x = (x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt()
+        gain, offset = parameters[f"norms.{i}.weight"], parameters[f"norms.{i}.bias"]
+        x = torch.relu(x * gain[:, None, None] + offset[:, None, None])
+    side = layer(parameters, "out", x.mean(dim=(2, 3))[0])
+    base = model.encode_image(image[None])[0]
+    a = 1 / (1 + torch.exp(-parameters["alpha"]))
+    blended: Tensor = a * base / base.norm() + (1 - a) * side
+    return blended
+
+
 METHODS: list[tuple[PEFTMethod, Naive]] = [
     (LST(reduction=8), lst(heads=1)),
     (LST(reduction=8, seen="cls"), lst(heads=0)),
@@ -122,9 +138,25 @@ def test_before_training_it_is_zero_shot_clip(encoder: Encoder, method: PEFTMeth
     assert_starts_as_zero_shot(encoder, method)
 
 
-@pytest.mark.parametrize("method", [*(method for method, _ in METHODS), VQT(n_tokens=2)])
+@pytest.mark.parametrize(
+    "method", [*(method for method, _ in METHODS), VQT(n_tokens=2), SideTuning()]
+)
 def test_it_trains_what_it_declares_and_nothing_else(encoder: Encoder, method: PEFTMethod) -> None:
     assert_trains_what_it_declares(encoder, method)
+
+
+def test_side_tuning_blends_the_feature_with_that_of_a_network_of_the_pixels(
+    encoder: Encoder, random_resnet: Path
+) -> None:
+    method = SideTuning(channels=5, layers=3)
+    for at_hand in (encoder, load(f"local-dir:{random_resnet}", device="cpu")):
+        assert_learns_as(at_hand, method, side_tuning)
+        _, start = attached(at_hand, method)
+        assert start.images is not None
+        with torch.no_grad():
+            ours = normalize(start.images(pixels()), dim=1)
+            theirs = normalize(at_hand.model.encode_image(pixels()), dim=1)
+        torch.testing.assert_close(ours, theirs)
 
 
 def naive_vqt_logits(encoder: Encoder, learner: Any, parameters: Parameters) -> Tensor:
@@ -207,7 +239,7 @@ def test_no_gradient_goes_through_the_tower_beside_a_ladder(encoder: Encoder) ->
     assert needed == [False, False]
 
 
-@pytest.mark.parametrize("build", [LST, VQT, DTL])
+@pytest.mark.parametrize("build", [LST, VQT, DTL, SideTuning])
 def test_the_seed_alone_draws_the_start(encoder: Encoder, build: Callable[..., PEFTMethod]) -> None:
     before = torch.get_rng_state()
     first, same, other = (attached(encoder, build(seed=s))[1].parameters for s in (1, 1, 2))

@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import interpolate, linear
 from torch.optim import SGD, AdamW
 
 from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.loading import load
 from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.methods.evp import EVP
 from fewshot.endtoend.methods.patt import PATT
 from fewshot.endtoend.methods.prefix import Prefix
 from fewshot.endtoend.methods.visual_prompt import VisualPrompt
@@ -128,12 +129,35 @@ def visual_prompt(model: Any, parameters: Parameters, image: Tensor) -> Tensor:
     return feature
 
 
+def evp(model: Any, parameters: Parameters, image: Tensor) -> Tensor:
+    mean, std = (
+        torch.tensor(model.visual.preprocess_cfg[name]).view(3, 1, 1) for name in ("mean", "std")
+    )
+    canvas = torch.zeros(3, 32, 32)  # of values from 0 to 1
+    small = interpolate((image * std + mean)[None], (24, 24), mode="bicubic", antialias=True)[0]
+    for y in range(32):
+        for x in range(32):
+            if y < 4:
+                canvas[:, y, x] = parameters["top"][:, y, x]
+            elif y >= 28:
+                canvas[:, y, x] = parameters["bottom"][:, y - 28, x]
+            elif x < 4:
+                canvas[:, y, x] = parameters["left"][:, y - 4, x]
+            elif x >= 28:
+                canvas[:, y, x] = parameters["right"][:, y - 4, x - 28]
+            else:
+                canvas[:, y, x] = small[:, y - 4, x - 4]
+    feature: Tensor = model.encode_image(((canvas - mean) / std)[None])[0]
+    return feature
+
+
 METHODS: list[tuple[PEFTMethod, Naive]] = [
     (VPTShallow(n_tokens=3), vpt_shallow),
     (VPTDeep(n_tokens=3), vpt_deep),
     (Prefix(n_tokens=3), prefix),
     (PATT(dim=5, scale=0.3), patt),
-    (VisualPrompt(pad=4), visual_prompt),
+    (VisualPrompt(), visual_prompt),
+    (EVP(), evp),
 ]
 
 
@@ -163,6 +187,7 @@ def test_before_training_patt_is_zero_shot_clip(encoder: Encoder) -> None:
         (Prefix(position="bottom"), 61_440),
         (PATT(), 12 * (768 * 64 + 64 + 2 * (64 * 768 + 768))),
         (VisualPrompt(), 69_840),
+        (VisualPrompt(pad=10), 25_680),
     ],
 )
 def test_a_vit_b16_gets_as_many_parameters_as_published(method: PEFTMethod, n: int) -> None:
@@ -190,9 +215,8 @@ def test_the_border_and_the_prefix_have_their_deviations(encoder: Encoder) -> No
 
 @pytest.mark.parametrize("build", [VPTShallow, VPTDeep, Prefix, PATT, VisualPrompt])
 def test_the_seed_alone_draws_the_start(encoder: Encoder, build: Callable[..., PEFTMethod]) -> None:
-    size = {"pad": 4} if build is VisualPrompt else {}
     before = torch.get_rng_state()
-    first, same, other = (attached(encoder, build(seed=s, **size))[1].parameters for s in (1, 1, 2))
+    first, same, other = (attached(encoder, build(seed=s))[1].parameters for s in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
@@ -234,11 +258,11 @@ def test_a_resnet_takes_a_border_and_nothing_else(random_resnet: Path) -> None:
         method = build()
         with pytest.raises(UserError, match=f"{method.name} needs the blocks of a vision transf"):
             method.attach(Clip.of(resnet), NAMES, TEMPLATES)
-    assert_learns_as(resnet, VisualPrompt(pad=4), visual_prompt)
+    assert_learns_as(resnet, VisualPrompt(), visual_prompt)
 
 
 def test_a_border_is_trained_as_published_and_the_rest_as_clip_lora(encoder: Encoder) -> None:
-    method = VisualPrompt(pad=4)
+    method = VisualPrompt()
     optimizer = method.optimizer(attached(encoder, method)[1])
     assert isinstance(optimizer, SGD)
     assert optimizer.defaults["lr"] == 40
@@ -256,7 +280,7 @@ def test_a_border_is_trained_as_published_and_the_rest_as_clip_lora(encoder: Enc
         (lambda: Prefix(n_tokens=0), "n_tokens must be a whole number, 1 or more"),
         (lambda: Prefix(towers="both"), "prefix changes the image tower only"),
         (lambda: PATT(dim=0), "dim must be a whole number, 1 or more"),
-        (lambda: VisualPrompt(pad=0), "pad must be a whole number, 1 or more"),
+        (lambda: VisualPrompt(pad=-1), "pad must be a whole number, 0 or more"),
     ],
 )
 def test_what_cannot_be_is_refused(build: Callable[[], PEFTMethod], message: str) -> None:
@@ -267,3 +291,17 @@ def test_what_cannot_be_is_refused(build: Callable[[], PEFTMethod], message: str
 def test_a_border_that_leaves_nothing_of_the_image_is_refused(encoder: Encoder) -> None:
     with pytest.raises(UserError, match="pad must be less than half of an image's 32 x 32; got 16"):
         attached(encoder, VisualPrompt(pad=16))
+
+
+def test_a_step_of_normalized_gradients_is_as_long_as_the_learning_rate(encoder: Encoder) -> None:
+    _, learner = attached(encoder, EVP())
+    assert learner.images is not None
+    assert all(not parameter.any() for parameter in learner.parameters.values())  # black
+    optimizer = EVP(lr=3.0).optimizer(learner)
+    learner.loss(learner.images(pixels()), LABELS)[0].backward()  # type: ignore[no-untyped-call]
+    gradient = torch.cat(
+        [p.grad.flatten() for p in learner.parameters.values() if p.grad is not None]
+    )
+    optimizer.step()
+    moved = torch.cat([p.detach().flatten() for p in learner.parameters.values()])
+    torch.testing.assert_close(moved, -3.0 * gradient / gradient.norm())

@@ -92,7 +92,7 @@ def test_one_file_computes_classifiers_of_every_kind_at_any_batch_size(
 def test_the_module_of_every_end_to_end_method_predicts_as_its_learner(
     encoder: Encoder, name: str
 ) -> None:
-    adapter = trained_adapter(encoder, name, **({"pad": "4"} if name == "visual-prompt" else {}))
+    adapter = trained_adapter(encoder, name)
     with torch.no_grad():
         logits, probabilities = graph_of(adapter, encoder)(pixels())
     predictor = with_encoder(adapter, encoder)

@@ -147,10 +147,9 @@ def test_the_card_s_code_prints_the_predicted_class(
 
 def test_every_other_method_is_refused_by_name(vit: Encoder) -> None:
     for name in METHODS.keys() - {*FOLDED, *TOWERS_AS_THEY_WERE}:
-        settings = {"pad": "4"} if name == "visual-prompt" else {}
         refused = rf"{re.escape(name)} cannot be exported to open_clip: .*; use"
         with pytest.raises(UserError, match=refused):
-            require_towers(trained_adapter(vit, name, **settings))
+            require_towers(trained_adapter(vit, name))
     for name in ("tip-adapter", "tip-x", "proker", "clip-adapter"):
         with pytest.raises(UserError, match=f"{name} cannot be .* its classifier is no matrix"):
             require_towers(fitted_adapter(vit, name))

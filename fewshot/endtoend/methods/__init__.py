@@ -15,6 +15,7 @@ from fewshot.endtoend.methods.coop import CoOp
 from fewshot.endtoend.methods.craft import CraFT
 from fewshot.endtoend.methods.difffit import DiffFit
 from fewshot.endtoend.methods.dtl import DTL
+from fewshot.endtoend.methods.evp import EVP
 from fewshot.endtoend.methods.fact import FacT
 from fewshot.endtoend.methods.fine_tuning import BitFit, FullFineTuning, LNTune
 from fewshot.endtoend.methods.full_delta import FullDelta
@@ -24,6 +25,7 @@ from fewshot.endtoend.methods.kadaptation import KAdaptation
 from fewshot.endtoend.methods.kgcoop import KgCoOp
 from fewshot.endtoend.methods.krona import KronA
 from fewshot.endtoend.methods.live_linear_probe import LiveLinearProbe
+from fewshot.endtoend.methods.lorand import LoRand
 from fewshot.endtoend.methods.lst import LST
 from fewshot.endtoend.methods.maple import MaPLe
 from fewshot.endtoend.methods.patt import PATT
@@ -34,8 +36,10 @@ from fewshot.endtoend.methods.prograd import ProGrad
 from fewshot.endtoend.methods.promptsrc import PromptSRC
 from fewshot.endtoend.methods.repadapter import RepAdapter
 from fewshot.endtoend.methods.sct import SCT
+from fewshot.endtoend.methods.side_tuning import SideTuning
 from fewshot.endtoend.methods.ssf import SSF
 from fewshot.endtoend.methods.two_stage_few_shot import TwoStageFewShot
+from fewshot.endtoend.methods.u_tuning import UTuning
 from fewshot.endtoend.methods.visual_prompt import VisualPrompt
 from fewshot.endtoend.methods.vpt import VPTDeep, VPTShallow
 from fewshot.endtoend.methods.vqt import VQT
@@ -66,6 +70,8 @@ METHODS: dict[str, type[EndToEnd]] = {
     "repadapter": RepAdapter,
     "adaptformer": AdaptFormer,
     "houlsby-adapter": Houlsby,
+    "lorand": LoRand,
+    "u-tuning": UTuning,
     "convpass": Convpass,
     "sct": SCT,
     "adapterbias": AdapterBias,
@@ -75,6 +81,8 @@ METHODS: dict[str, type[EndToEnd]] = {
     "prefix": Prefix,
     "patt": PATT,
     "visual-prompt": VisualPrompt,
+    "evp": EVP,
+    "side-tuning": SideTuning,
     "lst": LST,
     "vqt": VQT,
     "dtl": DTL,

@@ -23,26 +23,39 @@ class Border(nn.Module):
     """A frame of learned pixels that is added to images (B, 3, H, W).
 
     Attributes:
-        top: (3, pad, W).
+        top: (3, pad, W), normal, or zero without a generator, and so are the others.
         bottom: (3, pad, W).
         left: (3, H - 2 pad, pad).
         right: (3, H - 2 pad, pad).
     """
 
-    def __init__(self, size: tuple[int, int], pad: int, generator: torch.Generator) -> None:
+    def __init__(self, size: int, pad: int, generator: torch.Generator | None) -> None:
         super().__init__()
-        height, width = size
-        horizontal, vertical = (3, pad, width), (3, height - 2 * pad, pad)
-        self.inside = (3, height - 2 * pad, width - 2 * pad)
-        self.top = nn.Parameter(torch.randn(horizontal, generator=generator))
-        self.bottom = nn.Parameter(torch.randn(horizontal, generator=generator))
-        self.left = nn.Parameter(torch.randn(vertical, generator=generator))
-        self.right = nn.Parameter(torch.randn(vertical, generator=generator))
+        horizontal, vertical = (3, pad, size), (3, size - 2 * pad, pad)
+        self.inside = (3, size - 2 * pad, size - 2 * pad)
+
+        def drawn(shape: tuple[int, ...]) -> nn.Parameter:
+            noise = torch.zeros(shape)
+            return nn.Parameter(noise if generator is None else noise.normal_(generator=generator))
+
+        self.top, self.bottom = drawn(horizontal), drawn(horizontal)
+        self.left, self.right = drawn(vertical), drawn(vertical)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W)."""
         middle = torch.cat([self.left, self.left.new_zeros(self.inside), self.right], dim=2)
         return pixels + torch.cat([self.top, middle, self.bottom], dim=1)
+
+
+def width_of(pad: int, size: int) -> int:
+    """The width of a border around images of that size; `pad`, or 30 of every 224 pixels.
+
+    Raises:
+        UserError: It leaves nothing of the image.
+    """
+    if 2 * pad >= size:
+        raise UserError(f"pad must be less than half of an image's {size} x {size}; got {pad}")
+    return pad or max(1, round(size * 30 / 224))
 
 
 @dataclass(frozen=True)
@@ -53,35 +66,29 @@ class VisualPrompt(PEFTMethod):
     steps as the other methods and so without the 1000 steps of warm-up.
 
     Attributes:
-        pad: Width of the border in pixels.
+        pad: Width of the border in pixels; 0 for the published 30 of every 224.
         lr: Maximum learning rate.
         weight_decay: SGD's.
     """
 
-    pad: int = 30
+    pad: int = 0
     lr: float = 40.0
     weight_decay: float = 0.0
 
     name: ClassVar[str] = "visual-prompt"
-    summary: ClassVar[str] = (
-        "Learns a border of pixels around each photo, which has to be larger than that."
-    )
+    summary: ClassVar[str] = "Learns a border of pixels around each photo."
     unfoldable: ClassVar[str] = "it changes the pixels, before any weight of the model"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         image_only(self.name, self.towers)
-        whole(self, "pad")
+        whole(self, "pad", minimum=0, hint="0 is 30 of every 224")
 
     def insert(self, clip: Clip) -> Inserted:
         """Normal pixels of deviation 1, before whatever the image tower begins with."""
         size = clip.preprocess.size
-        if 2 * self.pad >= size:
-            raise UserError(
-                f"pad must be less than half of an image's {size} x {size}; got {self.pad}"
-            )
-        border = Border((size, size), self.pad, torch.Generator().manual_seed(self.seed))
-        border.to(clip.device)
+        generator = torch.Generator().manual_seed(self.seed)
+        border = Border(size, width_of(self.pad, size), generator).to(clip.device)
         encode = clip.model.encode_image
         clip.model.encode_image = lambda pixels: encode(border(pixels))
         return dict(border.named_parameters()), ()

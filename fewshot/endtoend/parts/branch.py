@@ -25,7 +25,7 @@ from fewshot.endtoend.parts.blocks import (
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 from fewshot.endtoend.parts.vit import linear
 
-Half = Literal["attn", "mlp"]
+Half = Literal["attn", "mlp", "block"]  # of a block, or all of it
 Mode = Literal["before", "parallel", "after", "stream"]
 
 
@@ -37,7 +37,8 @@ class Branch(nn.Module):
         mode: Which tensor: the attention's or MLP's input ("before"), its output ("after"; f sees
             the same tensor), its output but with f of its input ("parallel"), or the sum of output
             and residual ("stream").
-        normed: Whether f in parallel sees the input behind or before the layer norm.
+        normed: Whether f in parallel sees the input behind or before the layer norm. Beside a whole
+            block, which is parallel too, there is no norm.
         scale: s; learned too, if a parameter.
     """
 
@@ -90,7 +91,7 @@ class BranchedBlock(nn.Module):
             return out
 
         x = self._half("attn", q_x, self.ln_1, attend, self.ls_1)
-        return self._half("mlp", x, self.ln_2, self.mlp, self.ls_2)
+        return self._beside(q_x, self._half("mlp", x, self.ln_2, self.mlp, self.ls_2))
 
     def _half(
         self,
@@ -114,6 +115,10 @@ class BranchedBlock(nn.Module):
         x = x + out
         return x + branch(x) if branch.mode == "stream" else x
 
+    def _beside(self, x: Tensor, out: Tensor) -> Tensor:
+        """The block's output, and what the branch beside all of it makes of its input."""
+        return out + self.branches["block"](x) if "block" in self.branches else out
+
 
 class TimmBranchedBlock(BranchedBlock):
     """timm's block with branches, that of a plain ViT or of Eva; submodules keep timm's names."""
@@ -123,8 +128,8 @@ class TimmBranchedBlock(BranchedBlock):
 
     def forward(self, x: Tensor, **how: Any) -> Tensor:  # type: ignore[override]  # as timm's
         """(B, L, W) of (B, L, W); called as timm calls its own, rotary positions included."""
-        x = self._half("attn", x, self.norm1, lambda y: self.attn(y, **how), self._scaled(1))
-        return self._half("mlp", x, self.norm2, self.mlp, self._scaled(2))
+        out = self._half("attn", x, self.norm1, lambda y: self.attn(y, **how), self._scaled(1))
+        return self._beside(x, self._half("mlp", out, self.norm2, self.mlp, self._scaled(2)))
 
     def _scaled(self, half: int) -> Callable[[Tensor], Tensor]:
         """The layer scale: a module of a plain ViT's block, a vector of Eva's or None."""
