@@ -13,14 +13,19 @@ from typing import Unpack
 import numpy as np
 import torch
 
-from cache.errors import UserError
 from cache.store import FeatureStore
 from fewshot.fitted import Fitted
 from fewshot.fitting import fit, query, settled
 from fewshot.method import Method
 from fewshot.metrics import accuracy, harmonic_mean
 from fewshot.new_classes import base_to_new, generalized
-from fewshot.open_set import auroc, checked_known, classify_and_score, fpr_at_95, known_classes
+from fewshot.open_set import (
+    checked_known,
+    classify_and_score,
+    known_among,
+    known_classes,
+    separated,
+)
 from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result
 from fewshot.run import CLASS_GROUPS
@@ -99,10 +104,7 @@ def _open_set(
     test = require_test_split(store)
     assert protocol.known is not None
     known = np.array(known_classes(store.classnames, checked_known(protocol.known)))
-    ours = np.isin(test.labels, known)
-    if ours.all() or not ours.any():
-        kind = "unknown" if ours.all() else "known"
-        raise UserError(f"{store.path} has no test image of {kind} classes; name other classes")
+    ours = known_among(test.labels, known, store.path)
     fitted = fit(store, method, protocol)
     store, test = fitted.store, fitted.store.split("test")
     features = query(test, fitted.method)
@@ -115,8 +117,7 @@ def _open_set(
     rows = np.flatnonzero(ours)
     named = torch.from_numpy(known)[predicted[rows]]
     right = accuracy(named, torch.from_numpy(test.labels[rows]))
-    area = auroc(scores[ours], scores[~ours])
-    passing = fpr_at_95(scores[ours], scores[~ours])
+    accuracies = separated(right, scores, ours)
     return result_on(
         fitted,
         fitted.run,
@@ -124,7 +125,7 @@ def _open_set(
         test,
         Classified(named, seconds),
         rows=rows,
-        accuracies={"known": right, "auroc": area, "fpr95": passing},
-        overall=harmonic_mean(right, area),
+        accuracies=accuracies,
+        overall=harmonic_mean(right, accuracies["auroc"]),
         save=save,
     )

@@ -51,6 +51,7 @@ class MethodInfo(ABC):
             `images`: unlabeled images and text.
         transductive: True where the logits of an image depend on the images beside it, so that the
             whole query has to be classified at once.
+        seeded: True where a seed that is asked for counts even without few shots to draw.
         blends: True where its logits are blended with zero-shot's; see
             `model_selection.blending`. Only those of unit-norm features can be.
     """
@@ -62,6 +63,7 @@ class MethodInfo(ABC):
     learns_from: ClassVar[LearnsFrom] = "labels"
     transductive: ClassVar[bool] = False
     blends: ClassVar[bool] = False
+    seeded: ClassVar[bool] = False
 
     @classmethod
     def needs_support(cls, shots: int) -> bool:

@@ -125,6 +125,33 @@ def classify_and_score(
     return torch.cat([logits.argmax(dim=1) for logits in blocks]), scores.numpy()
 
 
+def known_among(labels: ArrayLike, known: ArrayLike, where: object) -> NDArray[np.bool_]:
+    """(M,) which of the images with these labels are of known classes.
+
+    Raises:
+        UserError: All are, or none; says where.
+    """
+    ours: NDArray[np.bool_] = np.isin(labels, known)
+    if ours.all() or not ours.any():
+        kind = "unknown" if ours.all() else "known"
+        raise UserError(f"{where} has no test image of {kind} classes; name other classes")
+    return ours
+
+
+def separated(
+    right: float, scores: NDArray[np.float64], ours: NDArray[np.bool_]
+) -> dict[str, float]:
+    """The figures of an open set, by the names that results have for them.
+
+    Args:
+        right: Accuracy on known images.
+        scores: (M,) the higher, the likelier known.
+        ours: (M,) which images are.
+    """
+    known, others = scores[ours], scores[~ours]
+    return {"known": right, "auroc": auroc(known, others), "fpr95": fpr_at_95(known, others)}
+
+
 def auroc(known: ArrayLike, unknown: ArrayLike) -> float:
     """Area under the ROC curve: how often a known image's score is above an unknown one's.
 

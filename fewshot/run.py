@@ -59,7 +59,8 @@ class Run:
         fitted_on: The dataset that was learned from.
         shots: K, images per class that the method learned from, or of the largest class where they
             differ; 0 without labels.
-        seed: Random seed that drew them; 0 where nothing was drawn.
+        seed: Random seed that drew them, or that a training without them had; 0 where nothing was
+            drawn.
         tune: The tuning protocol.
         imbalance: Profile of unequal classes; None where they are alike.
         prompt_set: The prompt set that was asked for; None for the dataset's own.
@@ -136,7 +137,7 @@ class Run:
             setting=setting_name(method, setting),
             fitted_on=fitted_on or dataset,
             shots=shots if support else 0,
-            seed=protocol.seed if support else 0,
+            seed=protocol.seed if support or method.seeded else 0,
             tune=protocol.tune_for(method, fewest) if support else "none",
             imbalance=protocol.imbalance if support else None,
             prompt_set=protocol.prompt_set,
@@ -223,6 +224,8 @@ class Run:
         elif self.shots:
             words += ["--shots", str(self.shots), "--seed", str(self.seed)]
             words += ["--imbalance", self.imbalance] if self.imbalance else []
+        elif end_to_end:
+            words += ["--seed", str(self.seed)]
         else:
             words += ["--shots", "0"]
         if self.tune == OFFICIAL:

@@ -23,6 +23,7 @@ NAMES = ["cat", "long_haired dog", "zebra"]
 LABELS = torch.tensor([0, 1, 2, 1])
 RESNET_TOO = {  # the others need a ViT
     "coop", "cocoop", "kgcoop", "prograd", "craft", "plot", "clip-lora", "live-linear-probe",
+    "live-ueo",
     "ln-tune", "2sfs", "bitfit", "full-fine-tuning", "krona", "kadaptation", "ssf", "visual-prompt",
     "evp", "side-tuning",
 }  # fmt: skip
@@ -43,6 +44,8 @@ def attached(name: str, encoder: Encoder, seed: int = 1) -> tuple[Clip, Any]:
     learner: Any = configure(name, {}, seed=seed).attach(clip, NAMES, ["a photo of a {}."])
     if learner.calibrate is not None:
         learner.calibrate([pixels()], LABELS)
+    if learner.survey is not None:
+        learner.survey(torch.randn(4, 16, generator=torch.Generator().manual_seed(2)))
     return clip, learner
 
 

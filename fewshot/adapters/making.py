@@ -102,7 +102,7 @@ def of_trained(
 
     It is calibrated on min(K, 4) validation images of each class, drawn beside the few shots as
     CoOp draws them, or on the first of each where a class has fewer; where there is no val split,
-    it is not.
+    or it was trained without labels, it is not.
 
     Args:
         trained: What `run` gave.
@@ -165,12 +165,15 @@ def _prompts(fitted: Fitted) -> tuple[tuple[str, ...], ...]:
 def _validation(
     trained: Trained, encoder: Encoder, source: Source, workers: int, batch_size: int
 ) -> tuple[Tensor, Tensor]:
-    """(M, C) logits of validation images and (M,) their labels; M is 0 without a val split."""
-    val = source.splits.get("val", ())
+    """(M, C) logits of validation images and (M,) their labels.
+
+    M is 0 without such images, and where the training had no labels.
+    """
+    val, shots = source.splits.get("val", ()), trained.result.shots
     learner, clip = trained.learner, trained.clip
-    if not val:
+    if not val or not shots:
         return torch.zeros(0, len(source.classnames)), torch.zeros(0, dtype=torch.int64)
-    labels, shots = [item.label for item in val], trained.result.shots
+    labels = [item.label for item in val]
     of_class = [np.flatnonzero(np.equal(labels, k)) for k in range(len(source.classnames))]
     if min(map(len, of_class)) < min(shots, VAL_SHOTS):  # after hours of training: what there is
         rows = np.concatenate([rows[:VAL_SHOTS] for rows in of_class]).tolist()

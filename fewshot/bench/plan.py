@@ -189,7 +189,7 @@ class _Ask:
                     f"{name} is trained through one model, and {self.pair.learned.model} is a pair"
                 )
             try:
-                require_few_shots(name, self.protocol)
+                require_few_shots(self.method, self.protocol)
                 if self.bench.train.official:
                     crops = crops_asked(self.bench.train.crop_scale, self.bench.train.flip)
                     require_published(self.method, changed=[*self.protocol.fixed, *crops])

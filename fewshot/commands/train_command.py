@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cache.errors import UserError
 from fewshot.commands.method_names import require_method
 from fewshot.commands.options import (
     COMPUTING,
@@ -20,6 +21,7 @@ from fewshot.commands.options import (
     FlipOption,
     ImageCropScaleOption,
     JsonOption,
+    KnownOption,
     ManifestOption,
     MaxPixelsOption,
     MethodArgument,
@@ -28,6 +30,7 @@ from fewshot.commands.options import (
     PrecisionOption,
     SaveAdapterOption,
     SaveMemoryOption,
+    ScoreOption,
     SettingsOption,
     StoreOption,
     WorkersOption,
@@ -55,6 +58,8 @@ def train(
     ] = 1,
     settings: SettingsOption = None,
     official: OfficialOption = False,
+    known: KnownOption = None,
+    score: ScoreOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     store: StoreOption = None,
@@ -97,6 +102,7 @@ def train(
     from fewshot.endtoend.finished import checkpoint_path, require_new
     from fewshot.endtoend.methods import configure
     from fewshot.endtoend.requirements import require_published
+    from fewshot.open_set import checked_known, known_classes, parse_known
     from fewshot.results.log import append_new
     from fewshot.results.summaries import accuracy_table
 
@@ -104,18 +110,28 @@ def train(
         from fewshot.adapters.adapter import require_suffix
 
         require_suffix(save)
-    require_method(method, "train")
+    method = require_method(method, "train")
     require_writable({"--out": out, "--save": save})
     fixed = parse_pairs("--set", settings)
     chosen = configure(method, fixed, seed=seed)
+    if score is not None and known is None:
+        raise UserError("--score separates known images from unknown ones; give --known as well")
+    if known is not None and save is not None:
+        raise UserError("--save keeps one adapter of all classes; leave --known out")
     if official:
         require_published(chosen, changed=[*fixed, *crops_asked(crop_scale, flip)])
     source = find(dataset, manifest, root=data_root, max_pixels=max_pixels)
     features = None if live else store_of(source, model, store)
     if features is not None:
         say(f"using {features.path}")
-    asked = (shots, seed, crop_scale, flip, official)
-    checkpoint = checkpoint_path(out, chosen, source, model, *asked)
+    unlabeled, n_classes = chosen.unsupervised(), len(source.classnames)
+    n_images = len(source.splits.get("train", ())) if unlabeled else shots * n_classes
+    open_set = None if known is None else parse_known(known)
+    if open_set is not None:
+        n_classes = len(known_classes(source.classnames, checked_known(open_set)))
+    asked: list[object] = [crop_scale, flip, official] + ([] if known is None else [known])
+    few = 0 if unlabeled else shots
+    checkpoint = checkpoint_path(out, chosen, source, model, few, seed, *asked)
     if not resume:
         require_new(checkpoint)
     elif done := steps_done(checkpoint):
@@ -123,11 +139,14 @@ def train(
     else:
         say(f"no checkpoint {checkpoint} to continue from; starting over")
     encoder = load(model, device=device, precision=precision)
-    steps = chosen.plan(shots, shots * len(source.classnames)).iterations
-    with shown(chosen.name, steps, len(source.splits.get("test", ())), chosen.step_name) as (
-        watch,
-        advance,
-    ):
+    steps = chosen.plan(shots, n_images).iterations
+    with shown(
+        chosen.name,
+        steps,
+        len(source.splits.get("test", ())),
+        chosen.step_name,
+        n_classes if chosen.reads_prompts else 0,
+    ) as (watch, advance):
         trained = run(
             chosen,
             encoder,
@@ -135,6 +154,8 @@ def train(
             shots=shots,
             seed=seed,
             fixed=list(fixed),
+            known=open_set,
+            score=score or "mcm",
             store=features,
             crop_scale=crop_scale,
             flip=flip,

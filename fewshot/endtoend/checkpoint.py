@@ -32,13 +32,14 @@ def save_checkpoint(
         path: Of the file.
         about: What is trained, as text.
         step: Steps that are done.
-        learner: Its parameters are written.
+        learner: Its parameters and its memory are written.
         optimizer: And what it remembers of each.
         scaler: And the scale of the loss.
         averages: And the average over epochs so far of each, where one is taken.
     """
     tensors = {f"parameter/{k}": v.detach() for k, v in learner.parameters.items()}
     tensors |= {f"average/{k}": v for k, v in averages.items()}
+    tensors |= {f"memory/{k}": v.detach() for k, v in learner.memory.items()}
     for i, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if value is not None:
@@ -79,6 +80,8 @@ def load_checkpoint(
                 parameter.copy_(tensors[f"parameter/{name}"])
             for name, average in averages.items():
                 average.copy_(tensors[f"average/{name}"])
+            for name, remembered in learner.memory.items():
+                remembered.copy_(tensors[f"memory/{name}"])
         for key, value in tensors.items():
             kind, _, rest = key.partition("/")
             if kind == "optimizer":

@@ -108,9 +108,14 @@ class Learner:
         modules: What is in training mode while it trains, for the sake of dropout.
         calibrate: Called before training with the center crops of the few shots, a batch of pixels
             at a time and in order, and their (N,) labels; None where nothing depends on them.
+        survey: Called before training with (U, D) features that the untrained model has of the
+            center crops of unlabeled images; None where the images have labels. Then the images'
+            numbers, 0 to U - 1, take the place of labels in `objective`.
         stage: Called before each training step with its number, from 0, and the number of all
             steps; None where all steps are alike.
         chosen: Name -> what `calibrate` chose and no gradient moves; saved with the parameters.
+        memory: Name -> what a step leaves to later ones beside the parameters, such as a teacher;
+            part of checkpoints alone.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -125,8 +130,10 @@ class Learner:
     penalty: Callable[[Tensor], Tensor] | None = None
     modules: Sequence[nn.Module] = field(default_factory=tuple)
     calibrate: Callable[[Iterable[Tensor], Tensor], None] | None = None
+    survey: Callable[[Tensor], None] | None = None
     stage: Callable[[int, int], None] | None = None
     chosen: Mapping[str, Tensor] = field(default_factory=dict)
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
     def state(self) -> dict[str, Tensor]:
         """The difference of this learner from one just attached, by name; shares its memory."""
@@ -201,6 +208,7 @@ class TrainingPlan:
         iterations: Steps.
         batch_size: Images per step; fewer images than that are one batch.
         drop_last: Leave out the last batch of an epoch where it is not full.
+        balanced: Draw an epoch's images with replacement, each class as often as every other.
         schedule: The learning rate.
         crop_scale: Minimum and maximum share of an image's area that an augmented crop keeps.
         flip: Mirror half of the crops; False where a mirrored image is of another class, or none.
@@ -213,6 +221,7 @@ class TrainingPlan:
     batch_size: int
     schedule: Schedule
     drop_last: bool = False
+    balanced: bool = False
     crop_scale: tuple[float, float] = (0.08, 1.0)
     flip: bool = True
     epoch_shares: Sequence[float] = ()
@@ -242,6 +251,11 @@ class EndToEnd(MethodInfo):
         """True if it changes the image tower, so that it needs images and not stored features."""
         return True
 
+    @property
+    def reads_prompts(self) -> bool:
+        """True if each step has the text tower read every class's prompt, as progress can say."""
+        return False
+
     @abstractmethod
     def attach(self, clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Learner:
         """Put into the model what the method trains.
@@ -261,4 +275,7 @@ class EndToEnd(MethodInfo):
 
     @abstractmethod
     def optimizer(self, learner: Learner) -> Optimizer:
-        """The optimizer of the learner's parameters; the plan sets its learning rate."""
+        """The optimizer of the learner's parameters.
+
+        The plan sets its learning rate: all of it, or of a group the share `lr_share`.
+        """

@@ -1,4 +1,4 @@
-"""Train a method on a dataset's few shots and test it: from images to a result."""
+"""Train a method on a dataset's few shots, or on unlabeled images, and test it."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cache.encoder import Encoder
 from cache.location import default_root, store_path
-from cache.source import Item, Source
+from cache.source import Source
 from cache.store import FeatureStore
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
 from fewshot.endtoend.crops import augmented, chosen_by_hand, crops_asked
@@ -29,13 +29,17 @@ from fewshot.endtoend.requirements import (
     require_same_weights,
     require_splits,
 )
+from fewshot.endtoend.testing import classify
 from fewshot.endtoend.train import Batches, Watch, train
+from fewshot.endtoend.training_set import TrainingSet
 from fewshot.fitting import asked_of
+from fewshot.metrics import accuracy, harmonic_mean
+from fewshot.open_set import known_among, knownness, separated
 from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result
 from fewshot.results.prediction_files import digest_of_images
 from fewshot.run import Run
-from fewshot.sampling import Rows, Sample, draw
+from fewshot.sampling import Rows
 from fewshot.tested import result_of
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -79,6 +83,9 @@ def run(
 ) -> Trained:
     """Draw the few shots, train on them, and only then classify the test split.
 
+    A method that learns from unlabeled images is given all train images instead, by number; no
+    label reaches it. With `known`, it is tested as `evaluation.evaluate` tests an open set.
+
     A method that leaves the image tower alone learns from the store's features where there is a
     store of the same weights, from a fresh view in each epoch if it has views; without one, and for
     every other method, images are decoded and augmented live.
@@ -106,28 +113,28 @@ def run(
             protocol's own.
 
     Raises:
-        UserError: Another task than few-shot, no train or test split, too few images, unreadable
-            ones, which are found before training starts, a store of other weights or images, or
-            what the method and the loop object to.
+        UserError: Another task than the method is for, no train or test split, too few images,
+            unreadable ones, which are found before training starts, a store of other weights or
+            images, or what the method and the loop object to.
     """
     protocol = asked_of(method, protocol, asked)
     if official:
         require_published(method, changed=[*protocol.fixed, *crops_asked(crop_scale, flip)])
     method = replace(method, **protocol.fixed)
-    require_few_shots(method.name, protocol)
+    require_few_shots(method, protocol)
     require_splits(source)
     if store is not None:
         require_same_weights(store, encoder)
         require_same_images(store, source)
     has_val = bool(source.splits.get("val"))
-    sample = _drawn(source, protocol, official and method.val_first and has_val)
-    items = [source.splits["train"][row] for row in sample.train]
-    labels = torch.tensor([item.label for item in items])
+    drawn = TrainingSet.of(method, source, protocol, official and method.val_first and has_val)
+    paths, labels = drawn.paths, drawn.labels
+    names = [source.classnames[k] for k in drawn.classes]
     clip = Clip.of(encoder)
-    learner = method.attach(clip, source.classnames, source.templates)
+    learner = method.attach(clip, names, source.templates)
     if save_memory:
         clip.save_memory()
-    plan = augmented(method.plan(sample.shots, len(items)), crop_scale, flip)
+    plan = augmented(method.plan(drawn.shots, len(paths)), crop_scale, flip)
     stored = store if learner.images is None else None
     if official and stored is not None and not (protocol.views and stored.split("train").n_views):
         stored = None  # a published recipe learns from fresh crops, never from one of each image
@@ -144,15 +151,14 @@ def run(
         dataset=source.dataset,
         model=str(encoder.identity["name"]),
         fingerprint=store.fingerprint if store else str(encoder.identity["weights"]),
-        shots=sample.shots,
-        fewest=sample.shots,
+        shots=drawn.shots,
+        fewest=drawn.shots,
         n_views=0 if stored is None else max(1, stored.split("train").n_views * protocol.views),
     )
-    about = _about(method, plan, encoder, source, items, protocol, stored)
+    about = _about(method, plan, encoder, source, names, paths, labels, protocol, stored)
     before = finished(checkpoint, about, planned)
-    paths = [item.path for item in items]
     if stored is not None:
-        batches = _stored(stored, sample.train, protocol.views)
+        batches = _stored(stored, drawn.rows, protocol.views)
     else:
         if before is None:
             tested = [item.path for item in source.splits["test"]]
@@ -164,6 +170,8 @@ def run(
             source, paths, encoder.preprocess, batch_size=batch_size, workers=workers
         )
         learner.calibrate(pixels, labels)
+    if learner.survey is not None and before is None:
+        learner.survey(_features(encoder, source, paths, stored, batch_size, workers))
     measures = {}
     if learner.search is not None:
         measures = evolve(
@@ -179,19 +187,33 @@ def run(
     if before is not None:
         return Trained(learner, clip, before, again=True)
     trained = time.perf_counter()
-    predicted, truth = _test(learner, clip, source, stored, batch_size, workers, advance)
+    predicted, sure = classify(
+        learner, clip, source, stored, batch_size=batch_size, workers=workers, advance=advance,
+        sureness=lambda logits: knownness(logits, protocol.score, clip.logit_scale),
+    )  # fmt: skip
+    predicted = torch.tensor(drawn.classes)[predicted]
+    truth = torch.tensor([item.label for item in source.splits["test"]])
+    rows, accuracies, overall = np.arange(len(truth)), {}, None
+    if protocol.known is not None:
+        ours = known_among(truth, drawn.classes, source.dataset)
+        rows = np.flatnonzero(ours)
+        right = accuracy(predicted[rows], truth[rows])
+        accuracies = separated(right, sure.numpy(), ours)
+        overall = harmonic_mean(right, accuracies["auroc"])
     result = result_of(
         planned,
-        predicted,
-        truth,
+        predicted[rows],
+        truth[rows],
         source.classnames,
-        digest_of_images(source.dataset, truth.numpy(), np.arange(len(truth))),
+        digest_of_images(source.dataset, truth.numpy(), rows),
+        accuracies=accuracies,
+        overall=overall,
         save=save,
         hyperparameters={**values, **chosen},
         measures=measures
         | {"trained_parameters": float(sum(p.numel() for p in learner.parameters.values()))},
         text_recipe="live",
-        n_support=len(items),
+        n_support=len(paths),
         n_validation=0,
         fit_seconds=trained - start,
         predict_seconds=time.perf_counter() - trained,
@@ -199,18 +221,6 @@ def run(
     if checkpoint is not None:
         finish(checkpoint, about, result)
     return Trained(learner, clip, result)
-
-
-def _drawn(source: Source, protocol: Protocol, val_first: bool) -> Sample:
-    """The few shots; with `val_first` as CLIP-LoRA's code draws them, after the val split's."""
-    labels = [item.label for item in source.splits["train"]]
-    if not val_first or protocol.sample is not None:
-        return protocol.draw(labels, source.classnames)
-    val_labels = [item.label for item in source.splits["val"]]
-    return draw(
-        labels, source.classnames, shots=int(protocol.shots), seed=protocol.seed,
-        val_labels=val_labels, val_first=True,
-    )  # fmt: skip
 
 
 def _stored(store: FeatureStore, rows: Rows, with_views: bool) -> Batches:
@@ -221,6 +231,21 @@ def _stored(store: FeatureStore, rows: Rows, with_views: bool) -> Batches:
     else:
         views = torch.from_numpy(store.features("train", rows))[None]
     return lambda chosen, epoch: views[epoch % len(views)][chosen]
+
+
+def _features(
+    encoder: Encoder,
+    source: Source,
+    paths: list[str],
+    store: FeatureStore | None,
+    batch_size: int,
+    workers: int,
+) -> Tensor:
+    """(U, D) features that the untrained model has of the train images' center crops."""
+    if store is not None:
+        return torch.from_numpy(store.features("train"))
+    pixels = center_crops(source, paths, encoder.preprocess, batch_size=batch_size, workers=workers)
+    return torch.cat([encoder.encode_images(batch) for batch in pixels]).clone()
 
 
 def _live(
@@ -242,51 +267,21 @@ def _live(
     return lambda rows, epoch: encoder.encode_images(photos(rows, epoch))
 
 
-@torch.no_grad()
-def _test(
-    learner: Learner,
-    clip: Clip,
-    source: Source,
-    store: FeatureStore | None,
-    batch_size: int,
-    workers: int,
-    advance: Callable[[int], None],
-) -> tuple[Tensor, Tensor]:
-    """(M,) predicted and true classes of the test split."""
-    items = source.splits["test"]
-    predicted = []
-    with clip.autocast():
-        fixed = learner.frozen()
-        if store is not None:
-            features = torch.from_numpy(store.features("test"))
-            # A learner with a score of its own may run the text tower for every image.
-            for part in torch.split(features, 4096 if learner.score is None else batch_size):
-                predicted.append(fixed.logits(part.to(clip.device)).argmax(dim=1).cpu())
-                advance(len(part))
-            return torch.cat(predicted), torch.from_numpy(store.labels("test"))
-        paths = [item.path for item in items]
-        encode = learner.images or clip.model.encode_image
-        for pixels in center_crops(
-            source, paths, clip.preprocess, batch_size=batch_size, workers=workers, advance=advance
-        ):
-            logits = fixed.logits(encode(pixels.to(clip.device)))
-            predicted.append(logits.argmax(dim=1).cpu())
-    return torch.cat(predicted), torch.tensor([item.label for item in items])
-
-
 def _about(
     method: EndToEnd,
     plan: TrainingPlan,
     encoder: Encoder,
     source: Source,
-    items: list[Item],
+    names: list[str],
+    paths: list[str],
+    labels: Tensor,
     protocol: Protocol,
     store: FeatureStore | None,
 ) -> str:
     """All that a run's outcome depends on, as text."""
     data = [
-        [[item.path, item.label] for item in items],
-        source.classnames,
+        list(map(list, zip(paths, labels.tolist(), strict=True))),
+        names,
         source.templates,
         encoder.preprocess.identity(),
     ]

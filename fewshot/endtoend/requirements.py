@@ -31,15 +31,18 @@ def require_published(method: EndToEnd, *, changed: Collection[str]) -> None:
         )
 
 
-def require_few_shots(method: str, protocol: Protocol) -> None:
+def require_few_shots(method: EndToEnd, protocol: Protocol) -> None:
     """Raise unless an end-to-end method can do what is asked.
 
     Raises:
-        UserError: Unequal classes, other prompts than the model's, or classes without images.
+        UserError: Unequal classes, other prompts than the model's, classes without images, or
+            known classes for a method that learns from labels.
     """
-    if protocol.setting != "few-shot" or protocol.imbalance or protocol.prompt_set:
+    settings = ("few-shot", "open-set") if method.unsupervised() else ("few-shot",)
+    if protocol.setting not in settings or protocol.imbalance or protocol.prompt_set:
+        source = "all train images without labels" if len(settings) > 1 else "few shots"
         raise UserError(
-            f"{method} is trained end to end, from few shots and with prompts of its own alone"
+            f"{method.name} is trained end to end, from {source} and with prompts of its own alone"
         )
 
 

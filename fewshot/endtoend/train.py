@@ -22,7 +22,8 @@ from fewshot.endtoend.loss_scale import LossScale
 from fewshot.parts.memory import memory_refused
 
 Batches = Callable[[Tensor, int], Tensor]  # rows (B,), epoch -> pixels (B, 3, H, W) or (B, D)
-Watch = Callable[[int, float, float], None]  # step, loss and accuracy on the batch
+# Step, loss and accuracy on the batch, which is no number where the images have no labels.
+Watch = Callable[[int, float, float], None]
 
 
 def train(
@@ -47,7 +48,7 @@ def train(
         plan: How.
         optimizer: Holds the learner's parameters; its learning rate is the plan's.
         batches: The images, by row of `labels`.
-        labels: (N,) class ids.
+        labels: (N,) class ids; the images' numbers where they have none.
         seed: Of all that is random.
         checkpoint: A file to resume from if it is there, written again and again; removed by no
             one here. Without it nothing is written.
@@ -73,9 +74,12 @@ def train(
         first = load_checkpoint(checkpoint, about, learner, optimizer, scaler, averages)
     saved = time.monotonic()
 
+    def order(epoch: int) -> Tensor:
+        return _order(n, seed, epoch, labels if plan.balanced else None)
+
     def batch(step: int) -> tuple[Tensor, Tensor]:
         epoch, at = divmod(step, steps)
-        rows = _order(n, seed, epoch)[at * size : (at + 1) * size]
+        rows = order(epoch)[at * size : (at + 1) * size]
         given = batches(rows, epoch)
         # A GPU copies from pinned memory while it computes.
         return given.pin_memory() if clip.device.type == "cuda" else given, labels[rows]
@@ -84,7 +88,8 @@ def train(
         if learner.stage is not None:
             learner.stage(step, plan.iterations)
         for group in optimizer.param_groups:
-            group["lr"] = plan.schedule(step // steps, step / plan.iterations)
+            rate = plan.schedule(step // steps, step / plan.iterations)
+            group["lr"] = rate * group.get("lr_share", 1.0)
         given = given.to(clip.device, non_blocking=True)
         truth = truth.to(clip.device)
         optimizer.zero_grad()
@@ -106,7 +111,10 @@ def train(
             for name, average in averages.items():
                 parameter = learner.parameters[name].detach()
                 average.add_(parameter, alpha=plan.epoch_shares[step // steps])
-        watch(step + 1, float(loss.detach()), float((logits.argmax(dim=1) == truth).float().mean()))
+        right = math.nan
+        if learner.survey is None:
+            right = float((logits.argmax(dim=1) == truth).float().mean())
+        watch(step + 1, float(loss.detach()), right)
         if checkpoint is not None and time.monotonic() - saved > every:
             save_checkpoint(checkpoint, about, step + 1, learner, optimizer, scaler, averages)
             saved = time.monotonic()
@@ -132,9 +140,15 @@ def _one_ahead(
             yield step, here
 
 
-def _order(n: int, seed: int, epoch: int) -> Tensor:
-    """(n,) a permutation that depends on seed and epoch alone."""
+def _order(n: int, seed: int, epoch: int, balanced_by: Tensor | None = None) -> Tensor:
+    """(n,) a permutation that depends on seed and epoch alone.
+
+    Or, with labels (n,) to balance by, draws with replacement, of every class alike often.
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    if balanced_by is not None:
+        weights = 1 / torch.bincount(balanced_by)[balanced_by].double()
+        return torch.multinomial(weights, n, replacement=True, generator=generator)
     return torch.randperm(n, generator=generator)
 
 

@@ -25,6 +25,7 @@ from fewshot.endtoend.methods.kadaptation import KAdaptation
 from fewshot.endtoend.methods.kgcoop import KgCoOp
 from fewshot.endtoend.methods.krona import KronA
 from fewshot.endtoend.methods.live_linear_probe import LiveLinearProbe
+from fewshot.endtoend.methods.live_ueo import LiveUEO
 from fewshot.endtoend.methods.lorand import LoRand
 from fewshot.endtoend.methods.lst import LST
 from fewshot.endtoend.methods.maple import MaPLe
@@ -57,6 +58,7 @@ METHODS: dict[str, type[EndToEnd]] = {
     "plot++": PLOTPlusPlus,
     "clip-lora": CLIPLoRA,
     "live-linear-probe": LiveLinearProbe,
+    "live-ueo": LiveUEO,
     "ln-tune": LNTune,
     "2sfs": TwoStageFewShot,
     "bitfit": BitFit,

@@ -67,6 +67,11 @@ class CoOp(EndToEnd):
         """No: the image tower stays as it is."""
         return False
 
+    @property
+    def reads_prompts(self) -> bool:
+        """Yes: the context is new in every step."""
+        return True
+
     def attach(self, clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Learner:
         """The context is all that is trained; the dataset's templates play no part."""
         prompts = self.prompts(clip, classnames)

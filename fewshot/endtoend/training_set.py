@@ -1,0 +1,76 @@
+"""What a training may see of a dataset: few shots with labels, or all train images without."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache.source import Item, Source
+from fewshot.endtoend.clip import EndToEnd
+from fewshot.open_set import checked_known, known_classes
+from fewshot.protocol import Protocol
+from fewshot.sampling import Rows, Sample, draw
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """Images to train on.
+
+    Attributes:
+        items: N of the train split; of the training, their paths are all that it may look at.
+        rows: (N,) their rows in it.
+        labels: (N,) class ids; of unlabeled images their own numbers, from 0.
+        shots: K; 0 without labels.
+        classes: The ids of the classes to tell apart.
+    """
+
+    items: Sequence[Item]
+    rows: Rows
+    labels: Tensor
+    shots: int
+    classes: Sequence[int]
+
+    @classmethod
+    def of(
+        cls, method: EndToEnd, source: Source, protocol: Protocol, val_first: bool
+    ) -> "TrainingSet":
+        """That of a protocol.
+
+        Args:
+            method: One that learns from unlabeled images gets all of them, of any class.
+            source: The dataset.
+            protocol: What is asked.
+            val_first: Draw the few shots as CLIP-LoRA's code does, after the val split's.
+
+        Raises:
+            UserError: Too few images of a class, or what `known_classes` objects to.
+        """
+        train = source.splits["train"]
+        classes: Sequence[int] = range(len(source.classnames))
+        if method.unsupervised():
+            if protocol.known is not None:
+                classes = known_classes(source.classnames, checked_known(protocol.known))
+            return cls(train, np.arange(len(train)), torch.arange(len(train)), 0, classes)
+        sample = _drawn(source, protocol, val_first)
+        items = [train[row] for row in sample.train]
+        labels = torch.tensor([item.label for item in items])
+        return cls(items, sample.train, labels, sample.shots, classes)
+
+    @property
+    def paths(self) -> list[str]:
+        """N paths, relative to the dataset's root."""
+        return [item.path for item in self.items]
+
+
+def _drawn(source: Source, protocol: Protocol, val_first: bool) -> Sample:
+    """The few shots; with `val_first` as CLIP-LoRA's code draws them, after the val split's."""
+    labels = [item.label for item in source.splits["train"]]
+    if not val_first or protocol.sample is not None:
+        return protocol.draw(labels, source.classnames)
+    val_labels = [item.label for item in source.splits["val"]]
+    return draw(
+        labels, source.classnames, shots=int(protocol.shots), seed=protocol.seed,
+        val_labels=val_labels, val_first=True,
+    )  # fmt: skip
