@@ -1,4 +1,4 @@
-"""What a training may see of a dataset: few shots with labels, or all train images without."""
+"""The part of a dataset that a training may see: few shots with labels, or images without."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
