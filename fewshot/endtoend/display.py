@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
+from cache.errors import count
 from cache.progress import Advance, progress
 from fewshot.endtoend.train import Watch
 
@@ -40,7 +41,11 @@ def shown(
             notes += [] if math.isnan(accuracy) else [f"{accuracy:.0%} of the batch right"]
             begun.append((step, time.monotonic())) if not begun else None
             steps, seconds = step - begun[0][0], time.monotonic() - begun[0][1]
-            notes += [f"{prompts * steps / seconds:,.0f} prompts/s"] if prompts and steps else []
+            notes += (
+                [f"{count(round(prompts * steps / seconds), 'prompt')}/s"]
+                if prompts and steps
+                else []
+            )
             bar(f"{step_name}s", n_steps, step - 1)(1, ", ".join(notes))
 
         def tested(n: int) -> None:
