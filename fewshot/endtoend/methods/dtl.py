@@ -2,7 +2,7 @@
 
 Fu et al., "DTL: Disentangled Transfer Learning for Visual Recognition", AAAI 2024,
 https://arxiv.org/abs/2312.07856. As the authors' code has it, DTL+'s convolution is one for all
-blocks and the class token goes past it.
+blocks and the class token, as any token before the patches, goes past it.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from fewshot.checks import positive, whole
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.blocks import Position, blocks_of
+from fewshot.endtoend.parts.image_tokens import ImageTokens
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
-from fewshot.endtoend.parts.vit import image_only, image_vit, linear, require_blocks_in_a_row
+from fewshot.endtoend.parts.vit import image_only, linear
 
 
 class CompactSide(nn.Module):
@@ -40,11 +41,12 @@ class CompactSide(nn.Module):
         beta: float,
         kernel: int,
         grid: tuple[int, int],
+        before: int,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
         self.resblocks = transformer.resblocks
-        self.writes, self.beta, self.grid = writes, beta, grid
+        self.writes, self.beta, self.grid, self.before = writes, beta, grid, before
         drawn = [linear(width, rank, generator).weight for _ in self.resblocks]
         self.A = nn.Parameter(torch.stack(drawn).detach())
         self.B = nn.Parameter(torch.zeros(len(drawn), width, rank))
@@ -55,12 +57,12 @@ class CompactSide(nn.Module):
             ).to_empty(device="cpu")
             nn.init.kaiming_uniform_(self.conv.weight, a=5**0.5, generator=generator)
 
-    def forward(self, x: Tensor, attn_mask: None = None) -> Tensor:
+    def forward(self, x: Tensor, **how: Any) -> Tensor:
         """(B, L, W) of (B, L, W)."""
         gathered = torch.zeros_like(x)
         for i, block in enumerate(self.resblocks):
             gathered = gathered + x @ self.A[i].T @ self.B[i].T
-            x = block(x)
+            x = block(x, **how)
             if i in self.writes:
                 x = x + self._written(gathered)
         return x
@@ -69,9 +71,9 @@ class CompactSide(nn.Module):
         swish = gathered * torch.sigmoid(self.beta * gathered)
         if self.conv is None:
             return swish
-        patches = swish[:, 1:].transpose(1, 2).reshape(len(swish), -1, *self.grid)
+        patches = swish[:, self.before :].transpose(1, 2).reshape(len(swish), -1, *self.grid)
         mixed = self.conv(patches).flatten(2).transpose(1, 2)
-        return torch.cat([swish[:, :1], mixed], dim=1)
+        return torch.cat([swish[:, : self.before], mixed], dim=1)
 
 
 @dataclass(frozen=True)
@@ -105,18 +107,18 @@ class DTL(PEFTMethod):
 
     def insert(self, clip: Clip) -> Inserted:
         """The side network, at first of no effect."""
-        tower = image_vit(clip, self.name)
-        require_blocks_in_a_row(tower, self.name)
+        vit = ImageTokens.of(clip, self.name)
         side = CompactSide(
-            tower.transformer,
-            len(tower.conv1.weight),
+            vit.tower.transformer,
+            vit.width,
             self.rank,
-            blocks_of(self.writes, len(tower.transformer.resblocks)),
+            blocks_of(self.writes, len(vit.blocks)),
             self.beta,
             self.kernel,
-            tuple(tower.grid_size),
+            vit.grid,
+            vit.before,
             torch.Generator().manual_seed(self.seed),
         )
-        tower.transformer = side.to(clip.device).eval()
+        vit.run_by(side.to(clip.device).eval())
         names = ("A", "B", *(["conv.weight"] if self.kernel else []))
         return {name: side.get_parameter(name) for name in names}, ()

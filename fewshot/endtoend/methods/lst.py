@@ -18,8 +18,9 @@ from cache.errors import UserError
 from fewshot.checks import one_of, positive, whole
 from fewshot.endtoend.attention import Attention
 from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.parts.image_tokens import ImageTokens
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
-from fewshot.endtoend.parts.vit import image_only, image_vit, linear, require_blocks_in_a_row
+from fewshot.endtoend.parts.vit import image_only, linear
 
 Seen = Literal["cls", "all"]
 
@@ -92,11 +93,11 @@ class LadderTransformer(nn.Module):
         self.ladder = ladder
         self.n_seen = 1 if seen == "cls" else None
 
-    def forward(self, x: Tensor, attn_mask: None = None) -> Tensor:
+    def forward(self, x: Tensor, **how: Any) -> Tensor:
         """(B, L, W) of (B, L, W)."""
         states = []
         for block in self.resblocks:
-            x = block(x)
+            x = block(x, **how)
             states.append(x[:, : self.n_seen])
         side = self.ladder(states)
         return torch.cat([x[:, : self.n_seen] + side, x[:, side.shape[1] :]], dim=1)
@@ -130,12 +131,10 @@ class LST(PEFTMethod):
 
     def insert(self, clip: Clip) -> Inserted:
         """A ladder as deep as the tower and with as many heads."""
-        tower = image_vit(clip, self.name)
-        require_blocks_in_a_row(tower, self.name)
-        if self.seen == "cls" and tower.pool_type != "tok":
+        vit = ImageTokens.of(clip, self.name)
+        if self.seen == "cls" and not vit.pools_class:
             raise UserError("the image tower does not pool by its class token; use seen=all")
-        blocks = tower.transformer.resblocks
-        width, heads = len(tower.conv1.weight), blocks[0].attn.heads
+        width, heads = vit.width, vit.heads
         dim = width // self.reduction
         if dim % heads or not dim:
             raise UserError(
@@ -144,11 +143,11 @@ class LST(PEFTMethod):
             )
         ladder = Ladder(
             width,
-            len(blocks),
+            len(vit.blocks),
             dim,
             heads if self.seen == "all" else 0,
             self.temperature,
             torch.Generator().manual_seed(self.seed),
         ).to(clip.device)
-        tower.transformer = LadderTransformer(tower.transformer, ladder, self.seen).eval()
+        vit.run_by(LadderTransformer(vit.tower.transformer, ladder, self.seen).eval())
         return dict(ladder.named_parameters()), ()

@@ -22,9 +22,9 @@ from fewshot.checks import non_negative, positive, whole
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan, scaled_cosines
 from fewshot.endtoend.parts.dassl import epochs_plan, momentum_sgd
 from fewshot.endtoend.parts.deep_prompts import DEVIATION, image_width, prompt_images
+from fewshot.endtoend.parts.image_tokens import ImageTokens
 from fewshot.endtoend.parts.learned_prompts import LearnedPrompts
 from fewshot.endtoend.parts.transport import SeveralPrompts, similarity
-from fewshot.endtoend.parts.vit import image_vit, require_blocks_in_a_row
 
 WORDS = "a photo of a|this is a photo|this is picture of|one picture of a"
 
@@ -81,7 +81,7 @@ class PLOTPlusPlus(EndToEnd):
 
     def attach(self, clip: Clip, classnames: Sequence[str], templates: Sequence[str]) -> Learner:
         """Tokens and contexts are trained; the dataset's templates play no part."""
-        require_blocks_in_a_row(image_vit(clip, self.name), self.name)
+        ImageTokens.of(clip, self.name)
         prompts = SeveralPrompts(
             [
                 LearnedPrompts.of(

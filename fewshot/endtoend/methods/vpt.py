@@ -13,18 +13,17 @@ from torch import nn
 from fewshot.checks import fraction, whole
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.deep_prompts import PromptedTransformer
+from fewshot.endtoend.parts.image_tokens import ImageTokens
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
-from fewshot.endtoend.parts.vit import (
-    image_only,
-    image_vit,
-    require_blocks_in_a_row,
-    uniform_tokens,
-)
+from fewshot.endtoend.parts.vit import image_only, uniform_tokens
 
 
 @dataclass(frozen=True)
 class VPTShallow(PEFTMethod):
     """Tokens inserted once, where the blocks start; for CLIP that is behind its first layer norm.
+
+    They stand before the patches, behind the class token and registers if there are any.
+    Rotary positions are not for them.
 
     Attributes:
         n_tokens: l.
@@ -46,15 +45,16 @@ class VPTShallow(PEFTMethod):
 
     def insert(self, clip: Clip) -> Inserted:
         """Uniform tokens, in the range that VPT draws them from."""
-        tower = image_vit(clip, self.name)
-        require_blocks_in_a_row(tower, self.name)
-        depth = len(tower.transformer.resblocks) if self.deep else 1
-        tokens = uniform_tokens(depth, self.n_tokens, tower, self.seed)
+        vit = ImageTokens.of(clip, self.name)
+        depth = len(vit.blocks) if self.deep else 1
+        tokens = uniform_tokens(depth, self.n_tokens, vit, self.seed)
         learned, dropout = nn.Parameter(tokens.to(clip.device)), nn.Dropout(self.dropout).eval()
-        tower.transformer = PromptedTransformer(
-            tower.transformer, range(depth), self.n_tokens, lambda i: dropout(learned[i]),
-            learned=[learned], inserted=True,
+        vit.make_room(self.n_tokens)
+        row = PromptedTransformer(
+            vit.tower.transformer, range(depth), self.n_tokens, lambda i: dropout(learned[i]),
+            learned=[learned], inserted=True, before=vit.before,
         )  # fmt: skip
+        vit.run_by(row)
         return {"tokens": learned}, (dropout,)
 
 

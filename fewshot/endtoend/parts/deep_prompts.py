@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.checkpoint import checkpoint
 
 from fewshot.checks import non_negative, positive, whole
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
 from fewshot.endtoend.parts.dassl import epochs_plan, momentum_sgd
+from fewshot.endtoend.parts.image_tokens import ImageTokens, run
 from fewshot.endtoend.parts.learned_prompts import LearnedPrompts
-from fewshot.endtoend.parts.vit import image_vit, require_blocks_in_a_row
 from fewshot.endtoend.text_tower import require_open_clips
 
+TECHNIQUE = "prompts in the image tower"  # for errors
 DEVIATION = 0.02  # of the normal distribution that prompts are drawn from
 
 
@@ -55,7 +55,7 @@ class PromptedTransformer(nn.Module):
         self.inserted, self.before = inserted, before
         self.grad_checkpointing = False
 
-    def forward(self, x: Tensor, attn_mask: Any = None) -> Tensor:
+    def forward(self, x: Tensor, **how: Any) -> Tensor:
         """(B, L, W) of (B, L, W)."""
         before = self.before
         rest = before if self.inserted else before + self.n_tokens  # where other tokens start
@@ -64,10 +64,7 @@ class PromptedTransformer(nn.Module):
                 learned = self.prompt(i).to(x.dtype).expand(len(x), -1, -1)
                 x = torch.cat([x[:, :before], learned, x[:, rest:]], dim=1)
                 rest = before + self.n_tokens
-            if self.grad_checkpointing:
-                x = checkpoint(block, x, attn_mask=attn_mask, use_reentrant=False)
-            else:
-                x = block(x, attn_mask=attn_mask)
+            x = run(block, x, how, again=self.grad_checkpointing)
         return torch.cat([x[:, :before], x[:, rest:]], dim=1) if self.inserted else x
 
 
@@ -157,11 +154,10 @@ class DeepPrompts(EndToEnd):
             UserError: The image tower is no vision transformer of open_clip's, or the text tower
                 takes no embeddings.
         """
-        tower = image_vit(clip, self.name)
-        require_blocks_in_a_row(tower, self.name)
-        towers = (require_open_clips(clip.model).transformer, tower.transformer)
-        text, image = (min(self.depth, len(each.resblocks)) for each in towers)
-        return text, image
+        image = ImageTokens.of(clip, self.name).blocks
+        towers = (require_open_clips(clip.model).transformer.resblocks, image)
+        text_depth, image_depth = (min(self.depth, len(blocks)) for blocks in towers)
+        return text_depth, image_depth
 
     def drawn(self, clip: Clip, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Normal prompts, on the model's device."""
@@ -179,7 +175,7 @@ class DeepPrompts(EndToEnd):
 
 def image_width(clip: Clip) -> int:
     """W of the image tower's tokens."""
-    return len(clip.model.visual.class_embedding)
+    return ImageTokens.of(clip, TECHNIQUE).width
 
 
 def prompt_images(
@@ -199,12 +195,15 @@ def prompt_images(
             before the blocks, as the image's own do.
         learned: What they are made of.
     """
-    tower = clip.model.visual
+    vit = ImageTokens.of(clip, TECHNIQUE)
+    vit.make_room(n_tokens)
 
     def normed(block: int) -> Tensor:
         tokens = prompt(block)
-        return tokens if block else tower.ln_pre(tokens)
+        return tokens if block else vit.norm(tokens)
 
-    tower.transformer = PromptedTransformer(
-        tower.transformer, range(depth), n_tokens, normed, learned=learned, inserted=True
-    )
+    row = PromptedTransformer(
+        vit.tower.transformer, range(depth), n_tokens, normed, learned=learned, inserted=True,
+        before=vit.before,
+    )  # fmt: skip
+    vit.run_by(row)
