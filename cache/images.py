@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -66,10 +67,24 @@ class Preprocess:
 
     def center(self, image: Image.Image) -> Tensor:
         """The single deterministic crop (3, H, W) that features are stored for."""
+        return self.standardize(self.center_crop(image))
+
+    def center_crop(self, image: Image.Image) -> Tensor:
+        """The same before channels are standardized, uint8."""
         image = _middle(image) if self.resize_mode == "shortest" else image
         if self.resized != self.size:  # then what is left for open_clip's transform has its size
             image = self._cropped(image)
-        return _open_clips(self)(image)
+        return _bytes(_open_clips(self)(image))
+
+    def standardize(self, crops: Tensor) -> Tensor:
+        """Pixels (..., 3, H, W), float32, of uint8 crops; of the same bits on every device."""
+
+        def constant(values: float | tuple[float, ...]) -> Tensor:
+            # On the device, for a GPU multiplies by the reciprocal of a number from elsewhere.
+            return torch.tensor(values, device=crops.device)
+
+        mean, std = (constant(values)[:, None, None] for values in (self.mean, self.std))
+        return crops.float().div_(constant(255.0)).sub_(mean).div_(std)
 
     def _cropped(self, image: Image.Image) -> Image.Image:
         """The middle (size, size) of the image at its larger size, as timm crops it."""
@@ -98,6 +113,17 @@ class Preprocess:
                 depend on the order or the process in which images are encoded.
             flip: False for no view flipped; the crops are the same.
         """
+        return self.standardize(self.view_crop(image, scale, key, flip=flip))
+
+    def view_crop(
+        self,
+        image: Image.Image,
+        scale: tuple[float, float],
+        key: tuple[int, ...],
+        *,
+        flip: bool = True,
+    ) -> Tensor:
+        """The same before channels are standardized, uint8."""
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms import functional as tv
 
@@ -109,7 +135,12 @@ class Preprocess:
         )  # fmt: skip
         if flip and rng.random() < 0.5:
             crop = tv.hflip(crop)
-        return tv.normalize(tv.to_tensor(crop), list(self.mean), list(self.std))  # type: ignore[no-any-return]
+        return _bytes(crop)
+
+
+def _bytes(image: Image.Image) -> Tensor:
+    """(3, H, W) uint8; by numpy, for torch in a thread that decodes starts threads of its own."""
+    return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
 
 
 def _middle(image: Image.Image) -> Image.Image:
@@ -124,12 +155,14 @@ def _middle(image: Image.Image) -> Image.Image:
 
 
 @functools.cache
-def _open_clips(preprocess: Preprocess) -> Callable[[Image.Image], Tensor]:
-    """open_clip's own transform, which takes as long to build as to run."""
+def _open_clips(preprocess: Preprocess) -> Callable[[Image.Image], Image.Image]:
+    """open_clip's own transform but for its last two steps; takes as long to build as to run."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
+    from torchvision.transforms import Compose
 
     cfg = PreprocessCfg(**{k: v for k, v in asdict(preprocess).items() if k != "crop_pct"})
-    return image_transform_v2(cfg, is_train=False)  # type: ignore[no-any-return]
+    *geometric, _to_tensor, _normalize = image_transform_v2(cfg, is_train=False).transforms
+    return Compose(geometric)  # type: ignore[no-any-return]
 
 
 def crop_box(

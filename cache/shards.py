@@ -90,11 +90,11 @@ class Cropping:
     def pixels(
         self, preprocess: Preprocess, image: Image.Image, digest: bytes, crop: int
     ) -> Tensor:
-        """The crop (3, H, W); a view is drawn for its seed, the image's content and its number."""
+        """The crop (3, H, W), uint8; a view is drawn for its seed, content and number."""
         if crop == CENTER:
-            return preprocess.center(image)
+            return preprocess.center_crop(image)
         drawn_for = (self.view_seed, int.from_bytes(digest[:16], "big"), crop)
-        return preprocess.view(image, self.crop_scale, drawn_for)
+        return preprocess.view_crop(image, self.crop_scale, drawn_for)
 
 
 def encode_shard(
@@ -117,15 +117,16 @@ def encode_shard(
     images, source, size = shard.images, cropping.source, cropping.batch_size
     contents: list[tuple[Stamp, bytes] | None] = [None] * len(images)
 
-    def crops(i: int) -> Tensor:
+    def crops_of(i: int) -> Tensor:
         path, numbers = images[i]
         contents[i] = stamp, digest = content(source, path)
         with source.opened(path) as image:
-            made = [cropping.pixels(encoder.preprocess, image, digest, n) for n in numbers]
+            crops = [cropping.pixels(encoder.preprocess, image, digest, n) for n in numbers]
         if not unchanged(source, path, stamp):
             contents[i] = None
             raise OSError("it was modified while it was read; run the same command again")
-        return torch.stack(made)
+        # By numpy, for torch would start threads of its own in each that decodes.
+        return torch.from_numpy(np.stack([crop.numpy() for crop in crops]))
 
     keys: list[bytes] = []
     reasons: dict[int, str] = {}
@@ -133,7 +134,7 @@ def encode_shard(
     def decoded() -> Iterator[Tensor]:
         most = max((len(image.crops) for image in images), default=1)
         ahead = max(1, size // most)
-        for batch in read_ahead(range(len(images)), crops, batch_size=ahead, workers=workers):
+        for batch in read_ahead(range(len(images)), crops_of, batch_size=ahead, workers=workers):
             for i, x in batch:
                 known = contents[i]
                 if isinstance(x, str) or known is None:

@@ -275,6 +275,14 @@ def test_other_models_record_no_sigmoid(vit: Encoder) -> None:
     assert not {"loss", "logit_bias"} & vit.identity.keys()
 
 
+def test_crops_of_bytes_are_standardized_on_the_way(vit: Encoder) -> None:
+    crops = torch.randint(0, 256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    crops = crops.to(torch.uint8)
+    pixels = vit.preprocess.standardize(crops)
+    assert torch.equal(vit.encode_images(crops), vit.encode_images(pixels))
+    assert torch.equal(vit.encode_images_pooled(crops), vit.encode_images_pooled(pixels))
+
+
 def test_bf16_is_close_to_fp32(random_vit: Path, vit: Encoder) -> None:
     half = load(f"local-dir:{random_vit}", device="cpu", precision="bf16")
     pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))

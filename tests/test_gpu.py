@@ -7,6 +7,7 @@ by 0.004 in bf16 and 0.0005 in fp16, features by 0.0017 and 0.0002 of their norm
 import contextlib
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,15 @@ def test_features_are_those_of_the_cpu(device: str, precision: str) -> None:
     prompts = [source.templates[0].format(name) for name in source.classnames]
     text, exact_text = encoder.encode_text(prompts), exactly.encode_text(prompts)
     assert moved(text, exact_text) < FEATURES_MOVE[precision]
+
+
+@pytest.mark.gpu
+def test_crops_are_standardized_to_the_same_bits_on_the_gpu() -> None:
+    require("cuda")
+    crops = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
+    preprocess = replace(tiny().preprocess, mean=(0.48, 0.45, 0.40), std=(0.26, 0.25, 0.27))
+    on_gpu = preprocess.standardize(crops.to("cuda"))
+    assert torch.equal(on_gpu.cpu(), preprocess.standardize(crops))
 
 
 @pytest.mark.gpu
@@ -269,7 +279,7 @@ def test_out_of_the_gpus_memory_is_one_line_and_the_checkpoint_stays(tmp_path: P
         return text()
 
     run.learner.text = greedy
-    with pytest.raises(UserError, match=r"the GPU is out of memory: 1048576.0 GiB more") as caught:
+    with pytest.raises(UserError, match=r"the GPU is out of memory: 4194304.0 GiB more") as caught:
         run(path)
     assert "--save-memory" in str(caught.value)
     assert path.exists()

@@ -1,11 +1,14 @@
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.functional import normalize, to_tensor
 
 from cache.errors import UserError
 from cache.images import Preprocess, crop_box
@@ -28,6 +31,20 @@ def test_preprocessing_equals_the_published_pixels(shared: Path) -> None:
     expected = np.load(shared / "golden" / "expected_preprocessed_image.npy")[0]
     image = Image.open(shared / "golden" / "franz-kafka.jpg").convert("RGB")
     np.testing.assert_allclose(CLIP.center(image).numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+def test_pixels_have_the_bits_of_open_clips_own_transform(mode: str) -> None:
+    preprocess = replace(CLIP, resize_mode=mode)
+    image = photo()
+    cfg = {key: value for key, value in asdict(preprocess).items() if key != "crop_pct"}
+    theirs = image_transform_v2(PreprocessCfg(**cfg), is_train=False)
+    assert torch.equal(preprocess.center(image), theirs(image))
+    crop = preprocess.view_crop(image, (0.5, 1.0), (0, 0, 0))
+    assert crop.dtype == torch.uint8
+    expected = normalize(to_tensor(crop.permute(1, 2, 0).numpy()), list(CLIP.mean), list(CLIP.std))
+    assert torch.equal(preprocess.view(image, (0.5, 1.0), (0, 0, 0)), expected)
+    assert torch.equal(preprocess.standardize(torch.stack([crop, crop]))[1], expected)
 
 
 def test_shorter_crops_the_middle_and_squash_keeps_all_of_it() -> None:
