@@ -55,7 +55,7 @@ def load(
     name = model_name(name)
     if pair_names(name):
         raise UserError(
-            f"{name} is a pair of models, which only `extract` and `fit` take; name one of the two"
+            f"{name} is a pair of models, and one model is needed here; name one of the two"
         )
     where = _device(device)
     if precision == "auto":

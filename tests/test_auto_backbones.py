@@ -1,4 +1,5 @@
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,10 @@ import pytest
 import torch
 
 from cache.errors import UserError
+from cache.pair import Pair
 from cache.store import FeatureStore
 from cli import main
+from fewshot.adapters.predict import predict
 from fewshot.automatic import backbones
 from fewshot.automatic.backbones import Backbone, choose, losses
 from fewshot.automatic.judging import CrossValidation, judge
@@ -54,6 +57,8 @@ def test_every_model_encodes_once_and_the_best_is_named_with_its_price(
     assert found.adapter.model_name == found.store.model == "tiny"
     assert {one.model for one in found.backbones} == {weak, "tiny"}
     assert all(one.seconds > 0 for one in found.backbones)
+    [first] = [line for line in said if line.startswith("first answer: ")]
+    assert f"it is in {found.out}, and stays if you stop here; 1 further model to try" in first
     prices = [line for line in said if "ms per image, 24 images in about" in line]
     assert [line.split(": ")[0] for line in prices] == [weak, "tiny"]
     assert "best of 2 models: tiny, " in found.summary()
@@ -65,16 +70,67 @@ def test_every_model_encodes_once_and_the_best_is_named_with_its_price(
     assert f"--models {weak},tiny " in found.commands[0].line
     assert "--model tiny" not in found.commands[0].line
     assert "--model tiny" in found.commands[2].line
-    compared(photos, f"{weak},tiny")
+    again = compared(photos, f"{weak},tiny,{weak}+tiny")
     assert len(encoded) == 2 * 4 * N
+    assert {one.model for one in again.backbones} == {weak, "tiny", f"{weak}+tiny"}
 
 
-def guesses(root: Path, models: int, methods: tuple[str, ...]) -> dict[
-    str, tuple[FeatureStore, CrossValidation]
-]:  # fmt: skip
+def test_the_first_answer_is_the_fastest_models_and_says_what_follows(
+    photos: Path, random_vit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = f"local-dir:{random_vit}"
+    seconds = {"tiny": 1.0, slow: 3.0}
+    monkeypatch.setattr(
+        backbones, "seconds_per_image", lambda encoder, _: seconds[encoder.identity["name"]]
+    )
+    pages: list[Outcome] = []
+    monkeypatch.setattr("fewshot.automatic.pipeline.write", pages.append)
+    compared(photos, f"{slow},tiny", methods=["nearest-mean"])
+    first, last = pages
+    assert first.adapter.model_name == "tiny"
+    assert [one.model for one in first.backbones] == ["tiny"]
+    assert first.validation.pending == (slow,)
+    assert first.adapter.training["still to be tried"] == [slow]
+    assert {one.model for one in last.backbones} == {"tiny", slow}
+    assert not last.validation.pending
+
+
+def test_a_pair_is_judged_at_each_weight_and_its_classifier_repeated_by_the_command(
+    photos: Path, random_vit: Path, encoded: list[str]
+) -> None:
+    home, model = photos.parent, f"local-dir:{random_vit}+tiny"
+    unlabeled = draw_digits(home / "new", {"three": 2, "five": 2}, split="test")
+    found = auto(
+        photos, model=model, methods=METHODS, out=home / "out", store=home / "features",
+        unlabeled=unlabeled, device="cpu",
+    )  # fmt: skip
+    assert len(encoded) == 2 * (4 * N + 4)
+    assert isinstance(found.store, Pair)
+    assert found.adapter.beside is not None
+    weight = found.adapter.beside.weight
+    assert weight == found.store.share
+    assert weight in backbones.WEIGHTS
+    assert f"{model} with weight {weight} for the first" in found.summary()
+    assert json.loads((found.out / "report.json").read_text())["pair_weight"] == weight
+    fit_again = shlex.split(found.commands[2].line)[1:-1]
+    assert main([*fit_again, str(home / "again.safetensors")]) == 0
+    files = sorted(unlabeled.rglob("*.png"))
+    both = [
+        predict(path, files, device="cpu")
+        for path in (found.adapter_path, home / "again.safetensors")
+    ]
+    assert [one.classes for one in both[0]] == [one.classes for one in both[1]]
+    assert [one.confidence for one in both[0]] == pytest.approx([o.confidence for o in both[1]])
+    listed = (found.out / "predictions.csv").read_text()
+    assert all(one.classes[0] in listed for one in both[0])
+
+
+def guesses(
+    root: Path, models: int, methods: tuple[str, ...]
+) -> list[tuple[FeatureStore, CrossValidation]]:
     """Methods that guess one of four classes of 80 images, on several models."""
     drawn = torch.Generator().manual_seed(0)
-    tried = {}
+    tried = []
     for m in range(models):
         store = FeatureStore.open(write_store(root, "toys", f"m{m}"))
         labels = torch.from_numpy(store.labels("train"))
@@ -88,7 +144,7 @@ def guesses(root: Path, models: int, methods: tuple[str, ...]) -> dict[
             labels, torch.arange(len(labels)), torch.arange(len(labels)) % 5, tuple(answers),
             (), (), (), {}, None, configure("gda"),
         )  # fmt: skip
-        tried[store.model] = store, found
+        tried.append((store, found))
     return tried
 
 
@@ -96,13 +152,13 @@ def test_the_accuracy_is_corrected_for_the_choice_among_all_models_and_methods(
     tmp_path: Path,
 ) -> None:
     tried = guesses(tmp_path, 4, ("gda", "ridge", "nearest-mean"))
-    found = choose(tried, dict.fromkeys(tried, 0.1))
+    found = choose(tried, dict.fromkeys([store.model for store, _ in tried], 0.1))
     every = [
-        replace(one, name=f"{model} {one.name}")
-        for model, (_, judged) in tried.items()
+        replace(one, name=f"{store.model} {one.name}")
+        for store, judged in tried
         for one in judged.tried
     ]
-    labels = next(iter(tried.values()))[1].labels
+    labels = tried[0][1].labels
     expected = select(every, labels)
     selection = found.validation.selection
     assert selection is not None
@@ -150,7 +206,7 @@ def test_quick_leaves_out_what_is_slow_or_not_on_this_machine_but_never_the_fast
     [
         (",", "--models must name one model or more, or be quick or best; got none"),
         ("tiny,no-such", "unknown model 'no-such'"),
-        ("tiny+tiny", "is a pair of models, which only `extract` and `fit` take"),
+        ("tiny+tiny+tiny", "a pair is two models with + between"),
     ],
 )
 def test_models_that_cannot_be_tried_are_one_line(

@@ -18,7 +18,7 @@ from cli import main
 from fewshot.adapters.adapter import load_adapter
 from fewshot.adapters.export.model_card import model_card
 from fewshot.adapters.opened_adapter import open_adapter
-from fewshot.automatic import judging, pipeline
+from fewshot.automatic import judging
 from fewshot.automatic.candidates import Candidates
 from fewshot.automatic.commands import Command, quoted, script, settings
 from fewshot.automatic.judging import inputs, refit, to_try
@@ -348,7 +348,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos = draw_digits(tmp_path / "photos", {"zero": 2, "one": 2})
-    monkeypatch.setattr(pipeline, "load", None)  # the model, which comes first
+    monkeypatch.setattr("fewshot.automatic.backbones.load", None)  # the model, which comes first
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write into .*file/out: File exists; give"):
         quickly(photos, out=tmp_path / "file" / "out")

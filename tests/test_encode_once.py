@@ -134,7 +134,7 @@ def test_extract_after_auto_encodes_nothing(
     from cache.preflight import check_files
 
     source = resolve_folder(photos)
-    how = Encoding(encoder, tmp_path / "s", 1, rehash=False, say=lambda line: None)
+    how = Encoding((encoder,), tmp_path / "s", 1, rehash=False, say=lambda line: None)
     encode_labeled(check_files(pooled(source)), how)
     assert len(encoded) == 12
     recipe = Recipe(prompt_sets(source.classnames, source.templates))

@@ -48,7 +48,7 @@ def photos(tmp_path: Path) -> TaughtPhotos:
     cpu = torch.device("cpu")
     encoder = Encoder(object(), lambda _: torch.zeros(0), own, cpu, "fp32", {"logit_scale": 50.0})
     source = Source("toy", folder, ("x",), {"test": tuple(Item(p, 0) for p in paths)}, (), "")
-    how = Encoding(encoder, tmp_path / "features", None, False, lambda line: None)
+    how = Encoding((encoder,), tmp_path / "features", None, False, lambda line: None)
     return TaughtPhotos(source, paths, features, how)
 
 

@@ -1,11 +1,11 @@
 """Several backbones: each encodes the photos once, and the best with its best method is chosen.
 
 The choice is over backbones times methods, judged on the same folds, and `selection.select`
-corrects for all of it at once.
+corrects for all of it at once. A pair of backbones is three of them, one for each weight.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from cache.at_hand import at_hand
 from cache.encoder import Encoder
 from cache.errors import UserError, count
 from cache.loading import load
-from cache.location import model_name
+from cache.location import model_name, pair_names
+from cache.pair import EVEN, Pair
 from cache.preflight import Preflight
 from cache.shards import fitting_batch
 from cache.source import Source
@@ -32,6 +33,7 @@ LARGE = (
     "ViT-B-16/openai", "ViT-L-14/openai", "ViT-B-16-SigLIP2/webli",
     "timm:vit_base_patch14_dinov2.lvd142m",
 )  # fmt: skip
+WEIGHTS = (EVEN, 0.25, 0.75)  # of a pair's first model; each takes as long to judge as a model
 # Of each list, the models to choose from and the seconds that one may take to encode all photos.
 LISTS = {"quick": (SMALL, 300.0), "best": ((*SMALL, *LARGE), 7200.0)}
 
@@ -57,9 +59,10 @@ class Compared:
 
     Attributes:
         model: The name of the best.
-        store: Its features.
+        store: Its features; of a pair, at the best weight.
         validation: Its methods, of which the best is chosen; corrected for the choice among all.
-        backbones: All, the fastest first.
+            Its pending ones are the models still to be tried.
+        backbones: All that were compared, the fastest first.
     """
 
     model: str
@@ -76,9 +79,10 @@ class Machine:
     precision: str
     say: Say
 
-    def load(self, model: str) -> Encoder:
-        """The encoder of that name."""
-        return load(model, device=self.device, precision=self.precision)
+    def load(self, model: str) -> tuple[Encoder, ...]:
+        """The encoder of that name; the two of a pair."""
+        names = pair_names(model) or (model,)
+        return tuple(load(one, device=self.device, precision=self.precision) for one in names)
 
 
 def compare(
@@ -92,11 +96,11 @@ def compare(
     rehash: bool = False,
     thorough: bool = False,
     seed: int = 1,
-) -> Compared:
-    """Encode the photos with every model, and choose the model and its method.
+) -> Iterator[Compared]:
+    """Encode the photos with every model, the fastest first, and choose the model and its method.
 
     Args:
-        models: Names, or `quick` or `best` alone; see `LISTS`.
+        models: Names or pairs, or `quick` or `best` alone; see `LISTS`.
         machine: Where they run.
         report: On the labeled photos.
         asked: The methods to try.
@@ -106,64 +110,88 @@ def compare(
         thorough: As in `judge`.
         seed: As in `judge`.
 
+    Yields:
+        The first answer, of the fastest model, if others follow; then the last answer.
+
     Raises:
-        UserError: A model cannot be had, or no class has a second photo to compare by.
+        UserError: A model cannot be had, or several were named and no class has a second photo to
+            compare by.
     """
     source, _ = report.passed(skip_unreadable=True)
     prices = _priced(models, machine, source)
-    tried: dict[str, tuple[FeatureStore, CrossValidation]] = {}
+    tried: list[tuple[FeatureStore, CrossValidation]] = []
     groups: Tensor | None = None
-    for model in prices:
+    names = sorted(prices, key=prices.__getitem__)
+    for number, model in enumerate(names, 1):
         how = Encoding(machine.load(model), root, workers, rehash, machine.say)
-        store = encode_labeled(report, how)
-        answers = judge(store, asked, *inputs(store), thorough=thorough, seed=seed, groups=groups)
-        try:
-            *_, found = answers
-        except UserError as error:
-            raise UserError(f"{model}: {error}") from None
-        if found.selection is None:
-            raise UserError(
-                "every class has one photo (or near-duplicates of one), so models cannot be "
-                "compared; name one with --model, or add a photo of each class"
+        for store in _weighted(encode_labeled(report, how)):
+            answers = judge(
+                store, asked, *inputs(store), thorough=thorough, seed=seed, groups=groups
             )
-        groups = found.groups
-        tried[model] = store, found
-    return choose(tried, prices, seed)
+            try:
+                *_, found = answers
+            except UserError as error:
+                raise UserError(f"{model}: {error}") from None
+            if found.selection is None and len(names) == 1 and isinstance(store, Pair):
+                yield Compared(model, store, found, ())
+                return
+            if found.selection is None:
+                raise UserError(
+                    "every class has one photo (or near-duplicates of one), so models cannot be "
+                    "compared; name one with --model, or add a photo of each class"
+                )
+            groups = found.groups
+            tried.append((store, found))
+        if number in (1, len(names)):
+            yield choose(tried, prices, seed, pending=names[number:])
+
+
+def _weighted(store: FeatureStore) -> Sequence[FeatureStore]:
+    """The store alone; a pair at each of `WEIGHTS`."""
+    return [store.at(weight) for weight in WEIGHTS] if isinstance(store, Pair) else [store]
 
 
 def choose(
-    tried: Mapping[str, tuple[FeatureStore, CrossValidation]],
+    tried: Sequence[tuple[FeatureStore, CrossValidation]],
     prices: Mapping[str, float],
     seed: int = 1,
+    *,
+    pending: Sequence[str] = (),
 ) -> Compared:
     """Choose among all methods on all models.
 
     Args:
-        tried: Model -> its features, and its methods judged on the folds that all share.
+        tried: The features of each, and the methods judged on the folds that all share.
         prices: Model -> seconds for each image.
         seed: Of the resamples that judge the choice.
+        pending: The models still to be tried.
     """
     every = [
-        replace(one, name=f"{model}\n{one.name}")
-        for model, (_, found) in tried.items()
+        replace(one, name=f"{number}\n{one.name}")
+        for number, (_, found) in enumerate(tried)
         for one in found.tried
     ]
-    first = next(iter(tried.values()))[1]
+    first = tried[0][1]
     joint = select(every, first.labels, groups=first.groups, seed=seed)
-    scores: dict[str, list[MethodScore]] = {model: [] for model in tried}
+    scores: list[list[MethodScore]] = [[] for _ in tried]
+    best: dict[str, MethodScore] = {}
     for score in joint.scores:  # the best accuracy first
-        model, _, method = score.name.partition("\n")
-        scores[model].append(replace(score, name=method))
-    model, _, method = joint.winner.partition("\n")
-    store, found = tried[model]
-    selection = replace(joint, winner=method, scores=tuple(scores[model]))
-    validation = replace(found, selection=selection, method=configured(store, method))
-    own = next(score for score in scores[model] if score.name == method)
-    backbones = [
-        Backbone(name, prices[name], own if name == model else scores[name][0]) for name in prices
-    ]
+        number, _, method = score.name.partition("\n")
+        scores[int(number)].append(replace(score, name=method))
+        best.setdefault(tried[int(number)][0].model, scores[int(number)][-1])
+    number, _, method = joint.winner.partition("\n")
+    store, found = tried[int(number)]
+    own = scores[int(number)]
+    best[store.model] = next(score for score in own if score.name == method)
+    validation = replace(
+        found,
+        selection=replace(joint, winner=method, scores=tuple(own)),
+        method=configured(store, method),
+        pending=tuple(pending),
+    )
+    backbones = [Backbone(model, prices[model], score) for model, score in best.items()]
     backbones.sort(key=lambda one: one.seconds)
-    return Compared(model, store, validation, tuple(backbones))
+    return Compared(store.model, store, validation, tuple(backbones))
 
 
 def _priced(models: Sequence[str], machine: Machine, source: Source) -> dict[str, float]:
@@ -178,7 +206,7 @@ def _priced(models: Sequence[str], machine: Machine, source: Source) -> dict[str
     n = sum(map(len, source.splits.values()))
     prices = {}
     for name in names:
-        prices[name] = seconds_per_image(machine.load(name), source)
+        prices[name] = sum(seconds_per_image(one, source) for one in machine.load(name))
         machine.say(
             f"{name}: {1000 * prices[name]:.1f} ms per image, {count(n, 'image')} in about "
             f"{n * prices[name]:.0f} s"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from cache.errors import printable
+from cache.pair import Pair
 from cache.store import FeatureStore
 from fewshot.method import Method
 from fewshot.settings import configure
@@ -90,6 +91,7 @@ def commands(
     if method.takes_support():
         learning = ["--shots", "all", *(["--seed", str(seed)] if seed != 1 else [])]
     chosen = settings(method, store.logit_scale)
+    shared = ["--pair-weight", str(store.share)] if isinstance(store, Pair) else []
     calibrated = ["--temperature", repr(temperature)]
     return (
         Command(
@@ -102,7 +104,7 @@ def commands(
         ),
         Command(
             "Fit the winner to all labels, with the settings that were chosen",
-            quoted(*fit, *model, *learning, *chosen, *calibrated, "--save", adapter),
+            quoted(*fit, *model, *learning, *shared, *chosen, *calibrated, "--save", adapter),
         ),
         Command(
             f"Classify new photos; {PHOTOS} stands for files or folders",

@@ -1,7 +1,7 @@
 """Photos into feature stores, whatever state an earlier run left these in."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cache.encoder import Encoder
@@ -9,6 +9,7 @@ from cache.errors import UserError, none_can
 from cache.extract import default_workers, extract
 from cache.identity import Recipe, identity_of
 from cache.location import bank_path, store_path
+from cache.pair import paired
 from cache.preflight import Preflight, check_files
 from cache.prompts import prompt_sets
 from cache.source import Source
@@ -22,14 +23,14 @@ class Encoding:
     """By what, to where and how photos are encoded.
 
     Attributes:
-        encoder: The model.
+        encoders: The model, or the two of a pair.
         root: The folder of stores.
         workers: Threads that decode images; one per core or so if None.
         rehash: Read images again whose size and time of modification are as before.
         say: Called with what is known, and with what happens to an older store.
     """
 
-    encoder: Encoder
+    encoders: tuple[Encoder, ...]
     root: Path
     workers: int | None
     rehash: bool
@@ -49,9 +50,7 @@ def encode_labeled(report: Preflight, how: Encoding) -> FeatureStore:
         UserError: The report has problems, or too few images of a class can be read.
     """
     source, left_out = report.passed(skip_unreadable=True)
-    reads_text = how.encoder.reads_text
-    prompts = prompt_sets(source.classnames, source.templates) if reads_text else {}
-    recipe = Recipe(prompts, left_out=left_out)
+    recipe = Recipe(prompt_sets(source.classnames, source.templates), left_out=left_out)
     store = _encode(source, recipe, how)
     present = set(store.labels("train").tolist())
     empty = [name for c, name in enumerate(store.classnames) if c not in present]
@@ -83,14 +82,21 @@ def _decodes(source: Source, path: str) -> bool:
 
 
 def _encode(source: Source, recipe: Recipe, how: Encoding) -> FeatureStore:
+    """The store, or the pair of the two models' stores."""
+    stores = [_encode_by(encoder, source, recipe, how) for encoder in how.encoders]
+    return paired(*stores) if len(stores) == 2 else stores[0]
+
+
+def _encode_by(encoder: Encoder, source: Source, recipe: Recipe, how: Encoding) -> FeatureStore:
     """The store, begun or finished before or not; a new one if images or classes changed since."""
-    path = store_path(how.root, source.dataset, str(how.encoder.identity["name"]))
-    stale = path.exists() and _others(FeatureStore.open(path), source, how.encoder, recipe)
+    recipe = recipe if encoder.reads_text else replace(recipe, prompts={})
+    path = store_path(how.root, source.dataset, str(encoder.identity["name"]))
+    stale = path.exists() and _others(FeatureStore.open(path), source, encoder, recipe)
     if stale:
         how.say(f"the images or classes are not those that {path} was made of; making it again")
     extract(
         source,
-        how.encoder,
+        encoder,
         recipe,
         path,
         bank=bank_path(how.root),

@@ -47,7 +47,7 @@ class CrossValidation:
         tried: The methods that could be cross-validated.
         failed: The methods that could not.
         given_up: The methods that could not win any more.
-        pending: The methods still to be tried: this is the first answer then.
+        pending: The methods, or the models, still to be tried: this is the first answer then.
         left_out: Name of a method -> why it was not tried.
         selection: The winner; None where no image could be held out.
         method: The winner, or the method that is taken on trust, before tuning.

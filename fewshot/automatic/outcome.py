@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cache.errors import count
+from cache.pair import Pair
 from cache.preflight import Preflight
 from cache.source import Source
 from cache.store import FeatureStore
@@ -155,8 +156,9 @@ class Outcome:
         return "\n".join(_summary(self))
 
     def first_answer(self) -> str:
-        """The first answer in two lines, while other methods are tried."""
-        more = count(len(self.validation.pending), "further method")
+        """The first answer in two lines, while other methods or models are tried."""
+        what = "further model" if self.backbones else "further method"
+        more = count(len(self.validation.pending), what)
         return (
             f"first answer: {_summary(self)[0]}\n"
             f"it is in {self.out}, and stays if you stop here; {more} to try"
@@ -189,7 +191,11 @@ def _summary(outcome: Outcome) -> list[str]:
     if outcome.backbones and selection is not None:
         own = next(one for one in outcome.backbones if one.model == outcome.store.model)
         tried = count(len(outcome.backbones), "model")
-        lines.append(f"best of {tried}: {own.model}, {1000 * own.seconds:.1f} ms per image")
+        weight = ""
+        if isinstance(outcome.store, Pair):
+            weight = f" with weight {outcome.store.share} for the first"
+        price = f"{1000 * own.seconds:.1f} ms per image"
+        lines.append(f"best of {tried}: {own.model}{weight}, {price}")
         lines += losses(outcome.backbones, selection, own.model)
     if outcome.tested:
         right = f"{100 * outcome.tested.accuracy:.1f} %"

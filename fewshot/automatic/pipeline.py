@@ -11,14 +11,14 @@ import torch
 
 from cache.decoding_memory import MAX_PIXELS
 from cache.errors import UserError
-from cache.loading import load
-from cache.location import default_root, model_name, require_outside
+from cache.location import default_root, model_name, pair_names, require_outside
 from cache.manifest import all_manifests
+from cache.pair import same_weight
 from cache.preflight import check_files
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.making import of_fitted
-from fewshot.automatic.backbones import Machine, compare
+from fewshot.automatic.backbones import Compared, Machine, compare
 from fewshot.automatic.commands import commands
 from fewshot.automatic.diagnostics import Diagnostics, diagnose
 from fewshot.automatic.encoding import Encoding, Say, encode_labeled, encode_unlabeled
@@ -68,10 +68,10 @@ def auto(
     Args:
         dataset: A folder of class folders, a CSV or JSON lines of paths and labels, or a dataset's
             name.
-        model: As `encoder.load` names it.
+        model: As `encoder.load` names it, or a pair `FIRST+SECOND`.
         models: Names of several to choose among instead, or `quick` or `best`: those of
-            `backbones.LISTS` that are on this machine and fast enough. Then there is no first
-            answer.
+            `backbones.LISTS` that are on this machine and fast enough. The first answer is then of
+            the fastest model.
         out: The folder to write into; `runs/auto/NAME` without it.
         store: Where feature stores lie; `location.default_root()` without it.
         unlabeled: A folder of images without labels; see `gather`.
@@ -110,39 +110,48 @@ def auto(
     asked = to_try(methods, len(source.splits["train"]), len(source.classnames))
 
     with claimed(out, source.root):
-        compared = None
-        if models is not None:
-            with _timed(seconds, "comparing models"):
-                compared = compare(
-                    models, Machine(device, precision, say), report, asked, root=root,
-                    workers=workers, rehash=rehash, thorough=thorough, seed=seed,
-                )  # fmt: skip
-            model = compared.model
-        with _timed(seconds, "loading the model", say):
-            encoder = load(model, device=device, precision=precision)
-        with _timed(seconds, "encoding"):
-            how = Encoding(encoder, root, workers, rehash, say)
-            opened = encode_labeled(report, how) if compared is None else compared.store
-            others = None
-            if found.unlabeled is not None:
-                others = encode_unlabeled(found.unlabeled, how)
-        support_of, text_for = inputs(opened)
-        answers = (
-            judge(opened, asked, support_of, text_for, thorough=thorough, seed=seed)
-            if compared is None
-            else iter([compared.validation])
-        )
-        open_set = None  # which depends on no method
-        examined: dict[str, tuple[Fitted, Diagnostics, Unlabeled | None]] = {}  # by the winner
-        for validation in _each_timed(seconds, "trying methods", answers):
+        machine = Machine(device, precision, say)
+        hows: dict[str, Encoding] = {}  # by the model
+
+        def how(name: str) -> Encoding:
+            if name not in hows:
+                with _timed(seconds, "loading the model", say):
+                    hows[name] = Encoding(machine.load(name), root, workers, rehash, say)
+            return hows[name]
+
+        if models is not None or pair_names(model) is not None:
+            stage = "comparing models"
+            answers = compare(
+                [model] if models is None else models, machine, report, asked, root=root,
+                workers=workers, rehash=rehash, thorough=thorough, seed=seed,
+            )  # fmt: skip
+        else:
+            encoding = how(model)
+            with _timed(seconds, "encoding"):
+                opened = encode_labeled(report, encoding)
+            stage = "trying methods"
+            judged = judge(opened, asked, *inputs(opened), thorough=thorough, seed=seed)
+            answers = (Compared(model, opened, one, ()) for one in judged)
+        others: dict[str, FeatureStore | None] = {}  # by the model
+        open_sets: dict[str, OpenSet | None] = {}  # by the features: no method matters
+        examined: dict[tuple[str, str], tuple[Fitted, Diagnostics, Unlabeled | None]] = {}
+        for answer in _each_timed(seconds, stage, answers):
+            opened, validation = answer.store, answer.validation
+            features = f"{opened.fingerprint} {opened.logit_scale}"
+            support_of, text_for = inputs(opened)
             calibration = _calibration(validation)
-            if open_set is None and validation.winner is not None:
+            if features not in open_sets and validation.winner is not None:
                 with _timed(seconds, "hiding classes"):
-                    open_set = find_open_set(
+                    open_sets[features] = find_open_set(
                         support_of(GDA()), text_for(GDA()),
                         logit_scale=opened.logit_scale, seed=seed,
                     )  # fmt: skip
-            if validation.method.name not in examined:
+            if found.unlabeled is not None and answer.model not in others:
+                encoding = how(answer.model)
+                with _timed(seconds, "encoding"):
+                    others[answer.model] = encode_unlabeled(found.unlabeled, encoding)
+            key = features, validation.method.name
+            if key not in examined:
                 with _timed(seconds, "fitting the winner", say):
                     fitted = refit(opened, validation, support_of, text_for, seed=seed)
                 method, temperature = fitted.method, calibration.temperature
@@ -151,11 +160,14 @@ def auto(
                         validation, method, temperature, support_of(method), text_for(method),
                         seed=seed,
                     )  # fmt: skip
-                    beside = None
-                    if found.unlabeled is not None and others is not None:
-                        beside = classify_unlabeled(fitted, temperature, others, found.unlabeled)
-                examined[validation.method.name] = fitted, diagnostics, beside
-            fitted, diagnostics, beside = examined[validation.method.name]
+                beside = None
+                photos = others.get(answer.model)
+                if found.unlabeled is not None and photos is not None:
+                    beside = classify_unlabeled(
+                        fitted, temperature, same_weight(photos, opened), found.unlabeled
+                    )
+                examined[key] = fitted, diagnostics, beside
+            fitted, diagnostics, beside = examined[key]
             tested = None
             if "test" in opened.splits and not validation.pending:
                 tested = _tested(opened, fitted)
@@ -166,7 +178,7 @@ def auto(
                 report=report,
                 store=opened,
                 validation=validation,
-                adapter=_adapter(fitted, opened, validation, calibration, open_set, tested),
+                adapter=_adapter(fitted, validation, calibration, open_sets.get(features), tested),
                 diagnostics=diagnostics,
                 tested=tested,
                 unlabeled=beside,
@@ -194,7 +206,7 @@ def auto(
                     skip=bool(opened.skipped),
                 ),
                 seconds=seconds,
-                backbones=() if compared is None else compared.backbones,
+                backbones=answer.backbones,
             )
             write(outcome)
             if validation.pending:
@@ -220,7 +232,6 @@ def _calibration(validation: CrossValidation) -> Calibration:
 
 def _adapter(
     fitted: Fitted,
-    store: FeatureStore,
     validation: CrossValidation,
     calibration: Calibration,
     open_set: OpenSet | None,
@@ -265,8 +276,8 @@ def _timed(seconds: dict[str, float], stage: str, say: Say | None = None) -> Ite
 
 
 def _each_timed(
-    seconds: dict[str, float], stage: str, answers: Iterator[CrossValidation]
-) -> Iterator[CrossValidation]:
+    seconds: dict[str, float], stage: str, answers: Iterator[Compared]
+) -> Iterator[Compared]:
     """Yield each answer, and record how long they all take."""
     while True:
         with _timed(seconds, stage):

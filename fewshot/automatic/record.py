@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from cache.pair import Pair
 from fewshot.automatic.outcome import Outcome
 from fewshot.automatic.unlabeled import Unlabeled
 from fewshot.model_selection.learning_curve import LearningCurve
@@ -29,6 +30,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "accuracy": outcome.accuracy,
         "interval": outcome.interval,
         "backbones": [asdict(one) for one in outcome.backbones],
+        "pair_weight": outcome.store.share if isinstance(outcome.store, Pair) else None,
         "tried": [asdict(one) for one in selection.scores] if selection else [],
         "failed": [asdict(one) for one in outcome.validation.failed],
         "given_up": [asdict(one) for one in outcome.validation.given_up],

@@ -44,7 +44,7 @@ class TaughtPhotos:
     @property
     def encoder(self) -> Encoder:
         """The model."""
-        return self.how.encoder
+        return self.how.encoders[0]
 
     def text_of(self, name: str) -> Tensor | None:
         """(D,) the class's text, of unit norm; None where the model reads none."""

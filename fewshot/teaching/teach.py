@@ -74,7 +74,7 @@ def teach(
     classes = [class_name(one) for one in classes]
     with WebServer(HOST, port) as server, LabelLog.opened(labels, source.root) as log:
         encoder = load(model, device=device, precision=precision)
-        photos = encoded_photos(source, Encoding(encoder, root, workers, rehash, say))
+        photos = encoded_photos(source, Encoding((encoder,), root, workers, rehash, say))
         session = TeachingSession(photos, log, classes, seed=seed)
         judge = Judge(session)
         service = TeachingService(session, judge, out, server.place[1])

@@ -92,11 +92,11 @@ def limits(
         conflicts: Near-duplicates of more than one class.
         guessing: The accuracy of always predicting the most frequent class.
         skipped: How many photos could not be read.
-        pending: The methods still to be tried.
+        pending: The methods or models still to be tried.
     """
     if pending:
         yield (
-            "This is a first answer, of the quickest methods. Still to be tried when it was "
+            "This is a first answer, of what takes the least time. Still to be tried when it was "
             f"written: {', '.join(pending)}. The same command tries them."
         )
     if selection is not None:
