@@ -29,6 +29,7 @@ from fewshot.run import Run
 from fewshot.sampling import Rows, Sample, halves, restrict
 from fewshot.settings import configure, fixed_of
 from fewshot.support import SupportSet
+from fewshot.synthesis.decoded import Decoding
 from fewshot.synthesis.from_store import material
 from fewshot.text import Text
 from fewshot.threads import few_threads
@@ -106,16 +107,25 @@ def fit(
     share, fold = run.blend, None
     measures = {"pair_weight": store.share} if isinstance(store, Pair) else {}
     n_images = len(support.labels)
+    decoding: Decoding | None = None
     if protocol.synthesize is not None:
         seen = support
         if not support.unit_norm:  # a generator learns of the same features whatever the method
             seen = unit_support(train, sample, classes, views=views)
-        made = material(
+        learned = material(
             protocol.synthesize, store, seen, prompt_set=protocol.prompt_set, seed=protocol.seed
-        ).features()
+        )
+        made = learned.features()
+        if learned.decodes:
+            decoding, text = made.decoding, None
         share, doubt = _share_by_images(store, method, support, text, run.blend)
         fold = made.folds(tuning.cv_folds(support)) if run.tune == "cv" else None
         support, measures = made.beside(support), {**measures, **doubt, **made.measures}
+    if decoding is not None:
+        support = decoding.support(support)
+        if validation is not None:
+            held, truth = validation
+            validation = decoding.features(held, unit=method.unit_norm), truth
     if recipe is None:
         method, classifier = tuning.fit_tuned(
             method, support, text,
@@ -127,6 +137,8 @@ def fit(
             if validation is not None:
                 method = method.search_published(recipe.grid, support, text, *validation)
             classifier = method.fit(support, text)
+    if decoding is not None:
+        classifier = decoding.classifier(classifier, unit=method.unit_norm)
     return Fitted(
         run=run,
         store=store,

@@ -33,7 +33,7 @@ class FeatureEncoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The decoder of (B, D) features into (B, A) attributes at unit norm."""
+    """The decoder of (..., D) features into (..., A) attributes at unit norm."""
 
     def __init__(self, dim: int, attributes: int, hidden: int) -> None:
         super().__init__()
@@ -41,12 +41,12 @@ class Decoder(nn.Module):
         self.second = nn.Linear(hidden, attributes)
 
     def hidden(self, x: Tensor) -> Tensor:
-        """Return the (B, H) hidden layer."""
+        """Return the (..., H) hidden layer."""
         return leaky_relu(self.first(x), SLOPE)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the attributes."""
-        return normalize(self.second(self.hidden(x)), dim=1)
+        return normalize(self.second(self.hidden(x)), dim=-1)
 
 
 class Feedback(nn.Module):

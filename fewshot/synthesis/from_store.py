@@ -43,6 +43,7 @@ class Material:
     def fingerprint(self) -> str:
         """64 hex digits that differ for whatever makes other features."""
         settings = {**asdict(self.generator), "generator": self.generator.name, "seed": self.seed}
+        settings.pop("decoded", None)  # it is about what is learned from the features
         digest = hashlib.sha256(canonical_json(settings).encode())
         seen = self.seen
         for given in (seen.features, seen.labels, seen.views, self.text, self.unlabeled):
@@ -50,6 +51,11 @@ class Material:
             digest.update(canonical_json(shape).encode())
             digest.update(b"" if given is None else given.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def decodes(self) -> bool:
+        """True if methods learn from features beside their decoded attributes."""
+        return isinstance(self.generator, TfVaegan) and self.generator.decoded
 
     @property
     def path(self) -> Path:

@@ -11,6 +11,7 @@ from cache.errors import UserError, unknown
 from fewshot.settings import with_settings
 from fewshot.support import SupportSet
 from fewshot.synthesis.adversarial_training import TrainedNetworks, train_tf_vaegan
+from fewshot.synthesis.decoded import Decoding
 from fewshot.synthesis.ship import Ship, Synthesizer
 from fewshot.synthesis.synthesized import Synthesized
 from fewshot.synthesis.tf_vaegan import TfVaegan
@@ -74,7 +75,10 @@ def synthesize(
     times = 1 if seen.views is None else 1 + len(seen.views)
     features = torch.stack([made.features(unit, labels, draws) for _ in range(times)])
     log = tuple(epoch._asdict() for epoch in made.log)
-    return Synthesized(generator.name, features, labels, log)
+    decoding = None
+    if isinstance(made, TrainedNetworks):
+        decoding = Decoding(made.scale, made.networks.decoder)
+    return Synthesized(generator.name, features, labels, log, decoding)
 
 
 def _trained(

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load
 
 from fewshot.sealed_file import write_sealed
+from fewshot.synthesis.decoded import Decoding
 from fewshot.synthesis.kept_files import FORMAT, KEY, Card, require_whole
 from fewshot.synthesis.synthesized import Synthesized
 
@@ -18,6 +19,7 @@ def write_kept(path: Path, made: Synthesized, card: Card) -> None:
     rows = [[epoch[name] for name in card.log] for epoch in made.log]
     log = torch.tensor(rows, dtype=torch.float64)
     tensors = {"features": made.features, "labels": made.labels, LOG: log}
+    tensors |= {} if made.decoding is None else made.decoding.tensors()
     write_sealed(path, KEY, FORMAT, asdict(card), tensors)
 
 
@@ -31,4 +33,5 @@ def read_kept(path: Path) -> tuple[Synthesized, Card]:
     tensors = load(path.read_bytes())
     log = tuple(dict(zip(card.log, row, strict=True)) for row in tensors[LOG].tolist())
     name = card.generator.partition(" ")[0]
-    return Synthesized(name, tensors["features"], tensors["labels"], log), card
+    features, labels = tensors["features"], tensors["labels"]
+    return Synthesized(name, features, labels, log, Decoding.of(tensors)), card

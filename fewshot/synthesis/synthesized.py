@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fewshot.model_selection.folds import ALWAYS_TRAINS
 from fewshot.support import SupportSet
+from fewshot.synthesis.decoded import Decoding
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,12 +20,14 @@ class Synthesized:
         features: (1 + V, n, D) at unit norm: in place of center crops, then of each of V views.
         labels: (n,) class ids.
         log: Every epoch's means by name, the first one first.
+        decoding: Of a generator with a decoder of attributes: what decodes features by it.
     """
 
     generator: str
     features: Tensor
     labels: Tensor
     log: tuple[Mapping[str, float], ...]
+    decoding: Decoding | None = None
 
     @property
     def measures(self) -> dict[str, float]:

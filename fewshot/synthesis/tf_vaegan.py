@@ -35,6 +35,8 @@ class TfVaegan:
         lr: Adam's learning rate.
         batch_size: Images per step.
         critic_steps: Steps of the critics per step of the generator.
+        decoded: Have the method learn from features beside their decoded attributes and the
+            decoder's hidden layer, as published; for methods that need no text.
     """
 
     feedback: float = 0.1
@@ -49,6 +51,7 @@ class TfVaegan:
     lr: float = 1e-3
     batch_size: int = 64
     critic_steps: int = 5
+    decoded: bool = False
 
     name: ClassVar[str] = "tf-vaegan"
 
