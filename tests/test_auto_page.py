@@ -168,7 +168,7 @@ def test_one_photo_of_each_class_makes_a_page_without_claims(tmp_path: Path) -> 
     html = found.page_path.read_text()
     elements = Elements(html)
     assert elements.open == []
-    assert "How good it is nobody can say yet" in html
+    assert "Nobody can say yet how good it is" in html
     assert "in 100" not in html
     assert set(elements.values("id")) >= {"labels", "data", "commands"}
     assert not {"tried", "classes", "confusions"} & set(elements.values("id"))

@@ -79,7 +79,7 @@ def test_a_check_that_fails_is_a_problem_of_its_name(monkeypatch: pytest.MonkeyP
 ALL_CHECKS = (
     "versions", "torch_pair", "encoder", "modules", "owners", "command", "processor", "memory",
     "cuda", "locks", "encoding", "hub", "stores_folder", "data_folder", "runs_folder", "leftovers",
-    "stores",
+    "stores", "synthesized",
 )  # fmt: skip
 
 

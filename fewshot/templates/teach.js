@@ -289,7 +289,7 @@ function drawProgress(found) {
   const minimum = Number(document.body.dataset.minimum);
   const big = at("accuracy");
   if (found.position < 0 || !found.judged) {
-    big.textContent = "How good it is nobody can say yet";
+    big.textContent = "Nobody can say yet how good it is";
     at("interval").textContent = `Every third photo is drawn at random. ${minimum} of them, of classes with two photos or more, give a first answer.`;
   } else if (!found.enough) {
     big.textContent = "Too few to say how good it is";
