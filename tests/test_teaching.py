@@ -99,6 +99,20 @@ def test_labels_are_on_the_disk_at_once_and_a_torn_last_line_is_dropped(
         LabelLog.opened(path, photos.source.root).__enter__()
 
 
+def test_a_label_is_synced_to_the_disk_before_anybody_hears_of_it(
+    photos: TaughtPhotos, log: LabelLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = TeachingSession(photos, log, ["zebra"])
+    synced: list[tuple[bytes, int]] = []
+    monkeypatch.setattr(
+        "os.fsync", lambda handle: synced.append((log.path.read_bytes(), log.position))
+    )
+    session.label([3], "ant", seen=log.position)
+    [(content, position)] = synced
+    assert b"03.png" in content.splitlines()[-1]
+    assert position == log.position - 1
+
+
 def test_undo_takes_back_action_after_action(photos: TaughtPhotos, log: LabelLog) -> None:
     session = TeachingSession(photos, log)
     session.label([0, 1], "ant", seen=0)
