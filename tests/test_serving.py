@@ -27,11 +27,13 @@ from fewshot.adapters.opened_adapter import Predictor
 from fewshot.adapters.output import lines
 from fewshot.adapters.predict import stream
 from fewshot.serving import web_server
+from fewshot.serving.connection import BODY
+from fewshot.serving.messages import as_json
 from fewshot.serving.openapi import PARAMETERS
 from fewshot.serving.prediction_service import PredictionService
 from fewshot.serving.serve import answering
 from fewshot.serving.uploads import PARTS
-from fewshot.serving.web_server import BODY, WebServer, as_json
+from fewshot.serving.web_server import WebServer
 from tests.small_stores import DIM, write_store
 
 SIDE = 4

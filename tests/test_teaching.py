@@ -18,7 +18,8 @@ from cache.layouts.table import read_table
 from cache.listing import Item
 from cache.source import Source
 from fewshot.automatic.encoding import Encoding
-from fewshot.serving.web_server import Reply, Request, RequestError, WebServer
+from fewshot.serving.messages import Reply, Request, RequestError
+from fewshot.serving.web_server import WebServer
 from fewshot.teaching.judge import Judge
 from fewshot.teaching.label_log import ASIDE, LabelLog
 from fewshot.teaching.live_classifier import live_classifier

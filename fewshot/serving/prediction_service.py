@@ -16,9 +16,9 @@ from fewshot.adapters.image_results import PredictionForm, distinct
 from fewshot.adapters.opened_adapter import Predictor
 from fewshot.adapters.output import plain
 from fewshot.serving.batching import Batcher
+from fewshot.serving.messages import Reply, Request, RequestError, as_json
 from fewshot.serving.openapi import PARAMETERS, description
 from fewshot.serving.uploads import Upload, uploads
-from fewshot.serving.web_server import Reply, Request, RequestError, as_json
 
 QUEUE = 256  # images that are being answered; their pixels take 150 MB at 224 x 224
 PLACES = {"/predict": "POST", "/health": "GET", "/openapi.json": "GET"}

@@ -5,7 +5,7 @@ import email.policy
 from dataclasses import dataclass, field
 from email.message import Message
 
-from fewshot.serving.web_server import Request, RequestError
+from fewshot.serving.messages import Request, RequestError
 
 PARTS = 64  # images of one request
 HEADER = 2**13  # bytes before a part's content

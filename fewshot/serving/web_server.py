@@ -7,96 +7,25 @@ one sentence of JSON for every error.
 
 import contextlib
 import errno
-import io
-import json
 import os
 import signal
 import socket
 import sys
 import threading
-import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
+from collections.abc import Iterator
 from socketserver import ThreadingTCPServer
 from types import FrameType
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 from cache.errors import UserError
+from fewshot.serving.connection import Connection
+from fewshot.serving.messages import Reply, Request, RequestError, Respond
 
 CONNECTIONS = 64  # each is a thread; a browser opens six
-BODY = 2**25  # bytes of one request: 32 MiB
 BODIES = 2**28  # bytes of all requests that are being answered
 SECONDS = 60.0  # for a request to arrive, from its first line to its last byte
-IDLE = 15.0  # for the next request to begin on a connection
-LINGER = 2.0  # seconds for which a client is listened to that still sends what was refused
 FINISH = 5.0  # seconds that answers get which are on their way when the server ends
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request that arrived whole.
-
-    Attributes:
-        method: `GET` or `POST`.
-        path: Of its address, without the query.
-        query: Name -> its last value.
-        headers: Name in small letters -> value.
-        body: Empty where there is none.
-    """
-
-    method: str
-    path: str
-    query: Mapping[str, str]
-    headers: Mapping[str, str]
-    body: bytes = b""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer.
-
-    Attributes:
-        body: Its bytes.
-        kind: Its media type.
-        status: Of HTTP.
-        headers: Further ones.
-    """
-
-    body: bytes
-    kind: str = "application/json"
-    status: int = 200
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-class RequestError(Exception):
-    """A request that cannot be answered.
-
-    Args:
-        status: Of HTTP, 400 or more.
-        sentence: Why, and what to do.
-        headers: Further ones of the answer.
-    """
-
-    def __init__(self, status: int, sentence: str, **headers: str) -> None:
-        super().__init__(sentence)
-        self.status = status
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
-
-    def reply(self) -> Reply:
-        """The answer that says so."""
-        return as_json({"error": str(self)}, self.status, **self.headers)
-
-
-Respond = Callable[[Request], Reply]
-
-
-def as_json(value: object, status: int = 200, **headers: str) -> Reply:
-    """Return a value as JSON, with characters of any script written out."""
-    body = json.dumps(value, allow_nan=False).encode()
-    return Reply(body, status=status, headers=headers)
 
 
 class WebServer(ThreadingTCPServer):
@@ -123,7 +52,7 @@ class WebServer(ThreadingTCPServer):
         self._changed = threading.Condition()
         self._bytes = self._answering = 0
         try:
-            super().__init__((host, port), _Handler)
+            super().__init__((host, port), Connection)
         except OverflowError:
             raise UserError(f"--port must be 0..65535; got {port}") from None
         except OSError as error:
@@ -233,144 +162,3 @@ def _cannot_listen(host: str, port: int, error: OSError) -> UserError:
         f"cannot listen at {host} ({error.strerror}); give --host an address of this machine, such "
         "as 127.0.0.1"
     )
-
-
-class _Timed(io.RawIOBase):
-    """What arrives on a connection, until a deadline rather than for a time per byte."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self.deadline = 0.0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self._connection.settimeout(left)
-        return self._connection.recv_into(buffer)
-
-    def give(self, seconds: float) -> None:
-        """Move the deadline to so many seconds from now."""
-        self.deadline = time.monotonic() + seconds
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """One connection."""
-
-    server: WebServer
-    protocol_version = "HTTP/1.1"
-    server_version, sys_version = "fewshot", ""
-
-    def setup(self) -> None:
-        super().setup()
-        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        self._timed = _Timed(self.connection)
-        self.rfile = io.BufferedReader(self._timed)
-
-    def handle_one_request(self) -> None:
-        self._timed.give(min(IDLE, self.server.seconds))
-        super().handle_one_request()
-
-    def parse_request(self) -> bool:
-        self._timed.give(self.server.seconds)
-        return super().parse_request()
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def do_POST(self) -> None:
-        self._answer()
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer what `http.server` refuses: a method, or lines that are no HTTP."""
-        self._refuse(
-            RequestError(int(code), message or "this is no HTTP that the server understands")
-        )
-
-    def handle_expect_100(self) -> bool:
-        """Ask for the body only if it will be taken."""
-        try:
-            self._size()
-        except RequestError as refused:
-            self._refuse(refused)
-            return False
-        return super().handle_expect_100()
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Print nothing."""
-
-    def _answer(self) -> None:
-        try:
-            size = self._size()
-            with self.server.answering(size):
-                self._send(self._reply(size))
-        except RequestError as refused:  # before the body was read
-            self._refuse(refused)
-
-    def _reply(self, size: int) -> Reply:
-        try:
-            body = self.rfile.read(size)
-        except TimeoutError:
-            seconds = f"{self.server.seconds:g}"
-            raise RequestError(
-                408, f"the request took more than {seconds} s; send it faster"
-            ) from None
-        if len(body) < size:
-            raise ConnectionResetError
-        address = urlsplit(self.path)
-        query = {name: values[-1] for name, values in parse_qs(address.query).items()}
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        request = Request(self.command, address.path, query, headers, body)
-        try:
-            return self.server.respond(request)
-        except RequestError as refused:
-            return refused.reply()
-        except Exception:
-            traceback.print_exc()
-            return RequestError(500, "the server failed; its terminal shows why").reply()
-
-    def _size(self) -> int:
-        """Bytes of the body.
-
-        Raises:
-            RequestError: It does not say, or there are too many.
-        """
-        if "transfer-encoding" in self.headers:
-            raise RequestError(411, "the upload does not say how long it is; send Content-Length")
-        length = self.headers.get("content-length", "0")
-        if not (length.isascii() and length.isdigit()):
-            raise RequestError(400, "Content-Length is no number; send the length of the upload")
-        if len(length) > 18 or int(length) > BODY:
-            raise RequestError(
-                413, f"an upload may have {BODY:,} bytes; send fewer or smaller images"
-            )
-        return int(length)
-
-    def _refuse(self, refused: RequestError) -> None:
-        """Answer, and end the connection; the client may be sending still, and has to be heard.
-
-        Closed at once, it would get a reset in place of the answer.
-        """
-        self.close_connection = True
-        self._send(refused.reply())
-        with contextlib.suppress(OSError):
-            self.connection.shutdown(socket.SHUT_WR)
-            self._timed.give(LINGER)
-            while self.rfile.read1(2**16):
-                pass
-
-    def _send(self, reply: Reply) -> None:
-        self.connection.settimeout(self.server.seconds)
-        self.send_response(reply.status)
-        self.send_header("Content-Type", reply.kind)
-        self.send_header("Content-Length", str(len(reply.body)))
-        self.send_header("X-Content-Type-Options", "nosniff")
-        for name, value in reply.headers.items():
-            self.send_header(name, value)
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(reply.body)

@@ -11,7 +11,8 @@ from cache.location import default_root, require_outside, require_writable
 from cache.names import name_of
 from fewshot.automatic.encoding import Encoding, Say
 from fewshot.automatic.pipeline import MODEL
-from fewshot.serving.web_server import RequestError, WebServer, until_interrupted
+from fewshot.serving.messages import RequestError
+from fewshot.serving.web_server import WebServer, until_interrupted
 from fewshot.teaching.judge import Judge
 from fewshot.teaching.label_log import LabelLog
 from fewshot.teaching.session import TeachingSession, class_name

@@ -17,7 +17,7 @@ from cache.errors import UserError
 from cache.read_ahead import ERRORS, reason
 from fewshot.automatic.page.learning_curve_drawing import curve_svg
 from fewshot.html import render
-from fewshot.serving.web_server import Reply, Request, RequestError, as_json
+from fewshot.serving.messages import Reply, Request, RequestError, as_json
 from fewshot.teaching.judge import Judge
 from fewshot.teaching.progress_so_far import MINIMUM, Progress
 from fewshot.teaching.saving import Saved, save
