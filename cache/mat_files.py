@@ -37,8 +37,8 @@ class ProposedSplit:
     files: Mapping[str, Path]
 
 
-def read_proposed_split(folder: Path) -> ProposedSplit:
-    """Read the two files of a data set.
+def read_proposed_split(folder: Path, *, features: bool = True) -> ProposedSplit:
+    """Read the two files of a data set, without the features where they are not wanted.
 
     The train split is `trainval_loc`, the test split both others. `att` is taken for the classes'
     text where it is as long as the features, which holds of text features alone, and for their
@@ -48,14 +48,14 @@ def read_proposed_split(folder: Path) -> ProposedSplit:
         UserError: A file is missing, damaged or of another layout, an id is out of range, or a
             class is both seen and unseen.
     """
-    read = {**_read(folder / FEATURES), **_read(folder / SPLITS)}
+    read = {**_read(folder / FEATURES, () if features else ("features",)), **_read(folder / SPLITS)}
     names = read["allclasses_names"]
-    features = np.atleast_2d(read["features"]).T
     labels = _ids("labels", read["labels"], len(names), "classes")
-    if len(features) != len(labels):
+    images = np.atleast_2d(read["features"]).T if features else np.empty((len(labels), 0))
+    if len(images) != len(labels):
         raise UserError(
             f"features of {FEATURES} must be (D, N) for its N labels; got "
-            f"{features.shape[::-1]} and {count(len(labels), 'label')}; get the file again"
+            f"{images.shape[::-1]} and {count(len(labels), 'label')}; get the file again"
         )
     train, seen_test, unseen_test = (
         _ids(f"{part}_loc", read[f"{part}_loc"], len(labels), "images")
@@ -81,13 +81,14 @@ def read_proposed_split(folder: Path) -> ProposedSplit:
     paths = read.get("image_files")
     arrays: dict[str, NDArray[Any]] = {"classnames": np.array([names[k] for k in order])}
     for split, rows in (("train", train), ("test", test)):
-        arrays[f"{split}_features"] = features[rows]
+        if features:
+            arrays[f"{split}_features"] = images[rows]
         arrays[f"{split}_labels"] = new[labels[rows]]
         if paths is not None and len(paths) == len(labels):
             arrays[f"{split}_paths"] = np.array([paths[row] for row in rows])
     if "att" in read:
         attributes = np.atleast_2d(read["att"]).T
-        fits = attributes.shape == (len(names), features.shape[1])
+        fits = attributes.shape == (len(names), images.shape[1])
         if len(attributes) != len(names):
             raise UserError(
                 f"att of {SPLITS} must be (A, C) for its {count(len(names), 'class', 'classes')}; "
@@ -118,7 +119,7 @@ def _ids(name: str, array: Any, n: int, what: str) -> NDArray[np.int64]:
     return ids.astype(np.int64) - 1
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, unwanted: Sequence[str] = ()) -> dict[str, Any]:
     """The variables that are needed of a file, and those of the others that it has.
 
     Raises:
@@ -126,7 +127,8 @@ def _read(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"no {path.name} in {path.parent}; put {FEATURES} and {SPLITS} there")
-    wanted = (*NEEDED[path.name], *OPTIONAL[path.name])
+    needed = [name for name in NEEDED[path.name] if name not in unwanted]
+    wanted = (*needed, *OPTIONAL[path.name])
     try:
         with path.open("rb") as file:
             version_7_3 = b"MATLAB 7.3" in file.read(128)
@@ -141,7 +143,7 @@ def _read(path: Path) -> dict[str, Any]:
         zlib.error,
     ) as e:
         raise UserError(f"{path} is no MATLAB file, or is damaged; get it again") from e
-    missing = [name for name in NEEDED[path.name] if name not in found]
+    missing = [name for name in needed if name not in found]
     if missing:
         raise UserError(
             f"{path} has no {missing[0]}, and so another layout than the proposed splits'; "

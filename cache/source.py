@@ -12,13 +12,23 @@ from PIL import Image
 from cache import decode
 from cache.decoding_memory import MAX_PIXELS
 from cache.errors import UserError
-from cache.layouts import aircraft, digits, folder, imagenet, list_file, split_file, table
+from cache.layouts import (
+    aircraft,
+    digits,
+    folder,
+    imagenet,
+    list_file,
+    proposed_split,
+    split_file,
+    table,
+)
 from cache.layouts import torchvision_datasets as from_torchvision
 from cache.layouts.described_folder import read_described
 from cache.layouts.table_file import ENDINGS as TABLES
 from cache.listing import SPLIT_RULE, Listing
 from cache.listing import Item as Item
-from cache.manifest import Manifest, load_manifest
+from cache.manifest import load_manifest
+from cache.manifest_file import Manifest
 from cache.names import name_of
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -30,6 +40,7 @@ _READERS: dict[str, Callable[[Manifest, Path], Listing]] = {
     "folder": folder.read,
     "table": table.read,
     "list-file": list_file.read,
+    "proposed-split": proposed_split.read,
     "digits": digits.read,
 }
 
@@ -287,7 +298,7 @@ def _wanted(manifest: Manifest, data_root: Path) -> Path:
     layout = manifest.layout
     directory = data_root / layout.directory
     match layout.kind:
-        case "split-file" | "table":
+        case "split-file" | "table" | "proposed-split":
             return directory / layout.split_file
         case "list-file":
             return list_file.first_file(manifest, data_root)

@@ -16,10 +16,14 @@ def found(root: Path, layout: str = "") -> Source:
     return resolve(load_manifest("", file), root)
 
 
-def write(root: Path, **lists: str) -> None:
+def write(root: Path, *, ending: str = "txt", **lists: str) -> None:
     (root / "lists" / "photos").mkdir(parents=True, exist_ok=True)
     for name, text in lists.items():
-        (root / "lists" / f"{name}.txt").write_text(text)
+        (root / "lists" / f"{name}.{ending}").write_text(text)
+
+
+def rows(source: Source) -> dict[str, list[tuple[str, int]]]:
+    return {k: [(item.path, item.label) for item in v] for k, v in source.splits.items()}
 
 
 SPLIT = 'split_file = "art_{split}.txt"\n'
@@ -29,8 +33,7 @@ def test_a_list_has_a_path_that_may_hold_spaces_and_a_label(tmp_path: Path) -> N
     write(tmp_path, art_train="a b/1 2.jpg 1\n\nc/3.jpg 0\n", art_test="c/4.jpg 0\r\n")
     source = found(tmp_path, SPLIT)
     assert source.classnames == ("c", "a b")
-    rows = {k: [(item.path, item.label) for item in v] for k, v in source.splits.items()}
-    assert rows == {"train": [("a b/1 2.jpg", 1), ("c/3.jpg", 0)], "test": [("c/4.jpg", 0)]}
+    assert rows(source) == {"train": [("a b/1 2.jpg", 1), ("c/3.jpg", 0)], "test": [("c/4.jpg", 0)]}
     assert source.root == tmp_path / "lists" / "photos"
 
 
@@ -43,6 +46,60 @@ def test_names_come_from_a_file_and_one_list_is_split(tmp_path: Path) -> None:
         "train": 10, "val": 4, "test": 6
     }  # fmt: skip
     assert source.drawn
+
+
+def test_each_split_may_have_a_list_of_its_own_name_and_checksum(tmp_path: Path) -> None:
+    write(tmp_path, train800="a/1.jpg 0\n", val200="a/2.jpg 0\nb/3.jpg 1\n")
+    layout = 'lists = { train = "train800.txt", val = "val200.txt" }\n'
+    assert rows(found(tmp_path, layout)) == {
+        "train": [("a/1.jpg", 0)], "val": [("a/2.jpg", 0), ("b/3.jpg", 1)]
+    }  # fmt: skip
+    sums = f'checksums.val = "sha256:{"0" * 64}"\n'
+    with pytest.raises(UserError, match=r"val200.txt is not the declared file"):
+        found(tmp_path, layout + sums)
+
+
+def test_ids_of_json_lists_become_labels_in_the_order_of_the_train_list(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        ending="json",
+        train='{"x/1.jpg": "007", "y/2.jpg": "012", "z/3.jpg": "100"}',
+        val='{"z/4.jpg": 100, "x/5.jpg": 7}',  # a class of it is missing, and shifts none
+        test='{"y/6.jpg": "12"}',
+    )
+    source = found(tmp_path, 'split_file = "{split}.json"\n')
+    assert source.classnames == ("x", "y", "z")
+    assert rows(source)["val"] == [("z/4.jpg", 2), ("x/5.jpg", 0)]
+    write(tmp_path, ending="json", val='{"x/1.jpg": 8}')
+    with pytest.raises(UserError, match=r"val.json, 'x/1.jpg': no train image has class id 8"):
+        found(tmp_path, 'split_file = "{split}.json"\n')
+
+
+def test_folders_are_the_classes_where_labels_are_not(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        art_train="u/c/1.jpg 337\nu/b/2.jpg 3\n",
+        art_test="v/a/3.jpg 200\nv/c/4.jpg 200\n",
+    )
+    source = found(tmp_path, SPLIT + 'labels = "folders"\n')
+    assert source.classnames == ("a", "b", "c")
+    assert rows(source) == {
+        "train": [("u/c/1.jpg", 2), ("u/b/2.jpg", 1)], "test": [("v/a/3.jpg", 0), ("v/c/4.jpg", 2)]
+    }  # fmt: skip
+
+
+def test_the_manifest_names_classes_of_which_the_train_list_lacks_some(tmp_path: Path) -> None:
+    write(tmp_path, art_train="images/1.jpg 2\n", art_test="images/2.jpg 0\n")
+    source = found(tmp_path, SPLIT + '[classnames]\nnames = ["ant", "bee", "cat"]\n')
+    assert source.classnames == ("ant", "bee", "cat")
+    with pytest.raises(UserError, match=r"line 1: label 2 has no name, for the manifest has 1"):
+        found(tmp_path, SPLIT + '[classnames]\nnames = ["ant"]\n')
+
+
+def test_a_missing_file_of_names_says_what_to_write(tmp_path: Path) -> None:
+    write(tmp_path, art_test="1.jpg 0\n")
+    with pytest.raises(UserError, match=r"no class names at .*birds.txt; put them there, one per"):
+        found(tmp_path, SPLIT + 'names = "birds.txt"\n')
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 
 from cache.errors import UserError
 from cache.layouts.torchvision_datasets import PLACES
-from cache.manifest import TORCHVISION, all_manifests, describe, load_manifest
+from cache.manifest import all_manifests, describe, load_manifest
+from cache.manifest_file import TORCHVISION
 
 COOP = [
     "caltech101", "dtd", "eurosat", "fgvc_aircraft", "food101", "imagenet", "oxford_flowers",
@@ -21,8 +22,28 @@ DOMAINS = [
     ),
     *(f"office31_{d}" for d in ("amazon", "dslr", "webcam")),
     *(f"office_home_{d}" for d in ("art", "clipart", "product", "real_world")),
+    "visda_c_train",
     "visda_c_validation",
 ]
+GEO = [f"geo{kind}_{region}" for kind in ("imnet", "places", "unida") for region in ("asia", "usa")]
+ZERO_SHOT = [f"zsl_{name}" for name in ("apy", "awa1", "awa2", "cub", "flowers", "sun")]
+VPT = [f"vpt_{name}" for name in ("cars", "cub", "dogs", "flowers", "nabirds")]
+BIOMEDICAL = [
+    f"biomed_{name}"
+    for name in (
+        "btmri", "busi", "chmnist", "covid_19", "ctkidney", "dermamnist", "kneexray", "kvasir",
+        "lungcolon", "octmnist", "retina",
+    )
+]  # fmt: skip
+VTAB = [
+    f"vtab_{name}"
+    for name in (
+        "caltech101", "cifar", "clevr_count", "clevr_dist", "diabetic_retinopathy", "dmlab",
+        "dsprites_loc", "dsprites_ori", "dtd", "eurosat", "kitti", "oxford_flowers102",
+        "oxford_iiit_pet", "patch_camelyon", "resisc45", "smallnorb_azi", "smallnorb_ele", "sun397",
+        "svhn",
+    )
+]  # fmt: skip
 VARIANTS = ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"]
 
 GOOD = """
@@ -47,7 +68,7 @@ def write(path: Path, text: str) -> Path:
 
 def test_every_dataset_of_the_protocol_has_a_manifest() -> None:
     assert [manifest.name for manifest in all_manifests()] == sorted(
-        [*COOP, *VARIANTS, *DOMAINS, "digits"]
+        [*COOP, *VARIANTS, *DOMAINS, *GEO, *ZERO_SHOT, *VPT, *BIOMEDICAL, *VTAB, "digits"]
     )
 
 
@@ -86,7 +107,9 @@ def test_names_are_found_whatever_their_case_and_dashes(given: str, name: str) -
 
 
 def test_an_unknown_dataset_offers_the_nearest_names() -> None:
-    with pytest.raises(UserError, match=r"unknown dataset 'eurosta'; did you mean 'eurosat'\?"):
+    with pytest.raises(
+        UserError, match=r"unknown dataset 'eurosta'; did you mean 'eurosat' or 'vtab"
+    ):
         load_manifest("eurosta")
 
 
@@ -106,11 +129,32 @@ def test_a_manifest_says_what_its_reader_needs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DOMAINS)
-def test_a_domain_says_which_lists_it_needs(name: str) -> None:
+def test_a_domain_says_which_lists_it_needs_and_which_classes_are_known(name: str) -> None:
+    text = describe(load_manifest(name))
+    assert "_list.txt" in text or "{split}.txt" in text
+    assert "mean per-class accuracy" in text
+    assert re.search(r"the first (8|25|50|300) classes are known: --known \1", text)
+
+
+@pytest.mark.parametrize("name", [*GEO, *ZERO_SHOT, *VPT, *BIOMEDICAL, *VTAB])
+def test_a_dataset_of_a_collection_has_all_that_it_does_not_share(name: str) -> None:
     manifest = load_manifest(name)
-    assert manifest.layout.split_file.replace("{split}", "test") in manifest.obtain
-    assert "--known" in manifest.obtain
     assert manifest.homepage.startswith("https://")
+    assert manifest.obtain
+    assert manifest.sizes["train"]
+    assert manifest.sizes["test"]
+    assert manifest.layout.directory
+    assert not manifest.classnames or len(manifest.classnames) == manifest.n_classes
+    assert (manifest.metric == "per-class") == (name in ZERO_SHOT)
+
+
+def test_vtab_is_nineteen_tasks_of_a_thousand_images() -> None:
+    tasks = [load_manifest(name) for name in VTAB]
+    assert all((task.sizes["train"], task.sizes["val"]) == (800, 200) for task in tasks)
+    assert {task.layout.lists["train"] for task in tasks} == {"train800.txt"}
+    assert len({task.layout.directory for task in tasks}) == 19
+    places = load_manifest("vtab_sun397").classnames
+    assert places.index("jail indoor") < places.index("jail cell")  # as TensorFlow Datasets has it
 
 
 def test_totals_are_those_of_the_data() -> None:
@@ -177,6 +221,43 @@ def test_a_manifest_of_ones_own_under_another_name_is_refused(tmp_path: Path) ->
         load_manifest("dtd", file)
 
 
+def test_datasets_of_one_file_have_what_they_share_and_what_is_their_own(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "many.toml",
+        GOOD.replace('name = "mine"\n', "")
+        + """
+[datasets.left]
+sizes.test = 5
+layout.directory = "left"
+[datasets.right]
+title = "Right"
+sizes = { train = 7 }
+""",
+    )
+    left, right = load_manifest("left", file), load_manifest("right", file)
+    assert (left.title, right.title) == ("Mine", "Right")
+    assert (left.sizes, right.sizes) == ({"train": 30, "test": 5}, {"train": 7})
+    assert (left.layout.directory, right.layout.directory) == ("left", "mine")
+    with pytest.raises(
+        UserError, match=r"many.toml declares left, right; say which with --dataset"
+    ):
+        load_manifest("", file)
+
+
+def test_an_error_of_a_dataset_among_others_names_it(tmp_path: Path) -> None:
+    own = "[datasets.left]\nn_classes = 1\n"
+    file = write(tmp_path / "many.toml", GOOD.replace('name = "mine"\n', "") + own)
+    with pytest.raises(UserError, match=r"many.toml, datasets.left: n_classes: .* got 1"):
+        load_manifest("left", file)
+
+
+def test_published_names_are_made_of_those_of_the_data(tmp_path: Path) -> None:
+    rules = "[classnames.replace]\n'^\\d+\\.' = ''\n'\\+' = '_'\n[classnames.rename]\na_b = 'ab'"
+    file = write(tmp_path / "mine.toml", GOOD.replace('[classnames]\nrename.a = "ant"', rules))
+    called = load_manifest("", file).called
+    assert [called(name) for name in ("007.Auk", "a+b", "3x")] == ["Auk", "ab", "3x"]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -204,6 +285,8 @@ def test_a_manifest_of_ones_own_under_another_name_is_refused(tmp_path: Path) ->
         ('["a photo of a {}."]', "[]", r"templates: expected a list of templates, got \[\]"),
         ('["a photo of a {}."]', '"a {}"', r"templates: expected a list of texts, got 'a \{\}'"),
         ('rename.a = "ant"', "rename.a = 3", r"classnames.rename.a: expected a text, got 3"),
+        ("rename.a", "replace.'('", r"classnames.replace.\(: expected a regular expression"),
+        ("n_classes = 3", 'metric = "auc"', r"metric: expected one of accuracy, per-class, got"),
         ("[layout]", "[lay", r"bad.toml is not a valid TOML file"),
         ('kind = "folder"', 'kind = "folder"\nchecksum = "md5:1"', r"layout.checksum: expected"),
         ("[sizes]", 'torchvision = "DDT"\n[sizes]', r"torchvision: expected one of .*, got 'DDT'"),

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from cache.errors import UserError
-from cache.manifest import Layout, Manifest, load_manifest
+from cache.manifest import load_manifest
+from cache.manifest_file import Layout, Manifest
 from cache.source import Item, Source, data_root, dataset_status, find, resolve
 
 SPLIT = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cache.errors import UserError
 from cache.listing import Item, Listing
-from cache.manifest import SPLITS, Manifest
+from cache.manifest_file import SPLITS, Manifest
 
 
 def read(manifest: Manifest, data_root: Path) -> Listing:

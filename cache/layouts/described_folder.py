@@ -10,7 +10,7 @@ from cache.image_search import folders
 from cache.layouts.conventions import METADATA, split_of
 from cache.layouts.table import read_table
 from cache.listing import Item, Listing
-from cache.manifest import SPLITS
+from cache.manifest_file import SPLITS
 
 
 def read_described(root: Path) -> Listing | None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cache.listing import Item, Listing
-from cache.manifest import Manifest
+from cache.manifest_file import Manifest
 
 CLASSNAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 BYTES = 64  # of one image, 8 x 8

@@ -13,7 +13,7 @@ from cache.errors import UserError, printable
 from cache.image_search import describe_ignored, find_images, folders, lost_links
 from cache.layouts.conventions import UNLABELED, of_a_system, split_of
 from cache.listing import SPLIT_RULE, Item, Listing, split_items
-from cache.manifest import SPLITS, Manifest
+from cache.manifest_file import SPLITS, Manifest
 
 
 def read(manifest: Manifest, data_root: Path) -> Listing:

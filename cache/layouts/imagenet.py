@@ -9,7 +9,7 @@ from pathlib import Path
 from cache.errors import UserError
 from cache.image_search import find_images, folders
 from cache.listing import Item, Listing
-from cache.manifest import Manifest
+from cache.manifest_file import Manifest
 
 N_CLASSES = 1000
 

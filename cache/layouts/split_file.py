@@ -13,7 +13,7 @@ from typing import Any
 from cache.errors import UserError, excerpt
 from cache.json_text import parse_json
 from cache.listing import Item, Listing
-from cache.manifest import SPLITS, Manifest
+from cache.manifest_file import SPLITS, Manifest
 
 
 def read(manifest: Manifest, data_root: Path) -> Listing:

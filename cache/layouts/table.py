@@ -18,7 +18,7 @@ from cache.layouts.conventions import COLUMNS, IMAGES, columns, extension, split
 from cache.layouts.split_file import read_declared
 from cache.layouts.table_file import read_rows
 from cache.listing import SPLIT_RULE, Item, Listing, split_items
-from cache.manifest import SPLITS, Manifest
+from cache.manifest_file import SPLITS, Manifest
 
 
 def read(manifest: Manifest, data_root: Path) -> Listing:

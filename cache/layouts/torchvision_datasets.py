@@ -12,7 +12,7 @@ from typing import Any
 
 from cache.errors import UserError
 from cache.listing import SPLIT_RULE, Item, Listing, split_items
-from cache.manifest import Manifest
+from cache.manifest_file import Manifest
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def read(manifest: Manifest, data_root: Path, *, download: bool) -> Listing:
     if not place.splits:
         ordered = sorted(splits["all"], key=lambda item: (item.label, item.path))
         splits, origin = split_items(ordered), f"torchvision's {name}, {SPLIT_RULE}"
-    classnames = tuple(manifest.rename.get(raw[label], raw[label]) for label in kept)
+    classnames = tuple(manifest.called(raw[label]) for label in kept)
     return Listing(root, classnames, splits, origin, drawn=not place.splits)
 
 
