@@ -1,5 +1,6 @@
 """Small members of the families of towers that came after CLIP's, with random weights."""
 
+import functools
 from typing import Any
 
 import open_clip
@@ -9,6 +10,10 @@ from torch import Tensor
 
 from cache.encoder import Encoder, wrap
 
+PREPROCESSING: dict[str, Any] = {
+    "size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic",
+    "resize_mode": "shortest", "fill_color": 0,
+}  # fmt: skip
 SMALL: dict[str, Any] = {"img_size": 32, "embed_dim": 64, "depth": 2, "num_heads": 2}
 TRUNKS: dict[str, dict[str, Any]] = {
     "vit_tiny_patch16_224": {"qk_norm": True, "init_values": 0.1},
@@ -46,15 +51,27 @@ def words(prompts: list[str]) -> Tensor:
 SIGLIP = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "vocab_size": 1000}
 
 
+@functools.cache
+def coca() -> Encoder:
+    """A small CoCa, whose text has a class token and whose towers give tokens beside features."""
+    both: Any = {"context_length": 12, "width": 8, "heads": 2, "layers": 2, "vocab_size": 49408}
+    text = both | {"embed_cls": True, "output_tokens": True}
+    vision: Any = {
+        "image_size": 32, "layers": 2, "width": 64, "patch_size": 16, "attentional_pool": True,
+        "attn_pooler_heads": 2, "output_tokens": True,
+    }  # fmt: skip
+    model = moved(open_clip.CoCa(16, both, text, vision))
+    model.visual.preprocess_cfg = PREPROCESSING
+    tokenizer: Any = open_clip.SimpleTokenizer(context_length=12)
+    return wrap(model, tokenizer, torch.device("cpu"), name="small", arch="small")
+
+
 def two_towers(name: str, **text: Any) -> Encoder:
     """CustomTextCLIP with a small trunk of timm's."""
     plain: dict[str, Any] = {"context_length": 12, "width": 8, "heads": 2, "layers": 1}
     vision = {"timm_model_name": "test_vit", "image_size": 160}
     model: Any = open_clip.CustomTextCLIP(16, vision, plain | text)
     model.visual.trunk, size = trunk(name), SMALL["img_size"]
-    model.visual.preprocess_cfg = {
-        "size": size, "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic",
-        "resize_mode": "shortest", "fill_color": 0,
-    }  # fmt: skip
+    model.visual.preprocess_cfg = PREPROCESSING | {"size": size}
     tokenizer: Any = words if "vocab_size" in text else open_clip.SimpleTokenizer(context_length=12)
     return wrap(moved(model), tokenizer, torch.device("cpu"), name="small", arch="small")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from torch.nn.functional import normalize
 
 from cache.encoder import Encoder, wrap
 from cache.errors import UserError
@@ -23,8 +24,9 @@ from fewshot.endtoend.parts import weight_delta
 from fewshot.endtoend.text_tower import encode
 from fewshot.model_selection.calibration import Calibration
 from tests.image_peft import NAMES, TEMPLATES, attached, pixels
-from tests.modern_towers import SIGLIP, SMALL, TRUNKS, trunk, two_towers
+from tests.modern_towers import SIGLIP, SMALL, TRUNKS, coca, trunk, two_towers
 
+COCA = {"embed_cls": True, "layers": 2}
 VIT, EVA = "vit_tiny_patch16_224", "vit_small_patch16_dinov3"
 
 
@@ -87,7 +89,7 @@ def test_an_update_is_folded_into_timms_own_weights(encoder: Encoder) -> None:
     torch.testing.assert_close(text, image[1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("text", [{}, {"no_causal_mask": True}, SIGLIP])
+@pytest.mark.parametrize("text", [{}, {"no_causal_mask": True}, SIGLIP, COCA])
 @pytest.mark.parametrize(
     ("position", "prompt"),
     [("end", "a photo of a {}."), ("front", "{} a photo of a."), ("middle", "a photo {} of a.")],
@@ -97,7 +99,7 @@ def test_a_context_of_words_is_those_words(
     text: dict[str, Any], position: Any, prompt: str
 ) -> None:
     encoder = two_towers(VIT, **text)
-    names = ["cat", "long haired dog", "zebra"]
+    names = ["cat", "very very long haired dog", "zebra"]  # the second fills the context
     expected = encoder.encode_text([prompt.format(name) for name in names])
     method = CoOp(ctx_init="a photo of a", position=position)
     learner = method.attach(Clip.of(encoder), names, ["a {}"])
@@ -106,7 +108,7 @@ def test_a_context_of_words_is_those_words(
 
 @torch.no_grad()
 def test_a_text_tower_with_a_mask_for_each_prompt_is_taken_apart() -> None:
-    encoder = two_towers(VIT, embed_cls=True, pad_id=0)  # as CoCa has it
+    encoder = two_towers(VIT, **COCA)
     tokens = encoder.tokenizer(["a cat", "a photo of a long haired dog"])
     ours = copy.deepcopy(encoder.model)
     unfuse(ours)
@@ -123,6 +125,25 @@ def test_prompts_are_learned_before_a_tower_that_is_not_causal(name: str) -> Non
     gradient = learner.parameters["context"].grad
     assert gradient is not None
     assert gradient.any()
+
+
+@pytest.mark.parametrize("name", ["maple", "promptsrc", "cocoop"])
+def test_prompts_are_learned_before_the_class_token_of_coca(name: str) -> None:
+    encoder = coca()
+    start: dict[str, Any] = {"ctx_init": "a photo of a", "n_ctx": 4}
+    learner = METHODS[name](**start).attach(Clip.of(encoder), NAMES, TEMPLATES)
+    if name == "cocoop":  # whose context starts as the words, for every image
+        expected = encoder.encode_text(
+            [f"a photo of a {name.replace('_', ' ')}." for name in NAMES]
+        )
+        torch.testing.assert_close(normalize(learner.text()), expected, rtol=1e-5, atol=2e-6)
+    features = (learner.images or encoder.model.encode_image)(pixels())
+    learner.loss(features, torch.tensor([0, 1, 2, 1]))[0].backward()  # type: ignore[no-untyped-call]
+    for parameter in learner.parameters.values():
+        assert parameter.grad is not None
+    context = learner.parameters["context"].grad
+    assert context is not None
+    assert context.any(dim=-1).all()
 
 
 def image_alone() -> Encoder:

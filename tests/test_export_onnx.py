@@ -27,6 +27,7 @@ from fewshot.adapters.opened_adapter import with_encoder
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.methods import METHODS
 from fewshot.model_selection.calibration import Calibration
+from tests.modern_towers import coca
 from tests.toy_adapters import NAMES, fitted_adapter, fitted_classifier, trained_adapter
 
 onnx = pytest.importorskip("onnx")
@@ -102,6 +103,14 @@ def test_the_module_of_every_end_to_end_method_predicts_as_its_learner(
     torch.testing.assert_close(
         probabilities.double(), predictor.probabilities(features), rtol=1e-3, atol=1e-5
     )
+
+
+def test_cocoops_prompts_go_through_a_text_tower_with_a_class_token() -> None:
+    encoder = coca()
+    adapter = trained_adapter(encoder, "cocoop")
+    features = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+    expected = with_encoder(adapter, encoder).logits(features)
+    torch.testing.assert_close(graph_of(adapter, encoder).head(features), expected)
 
 
 @pytest.fixture(scope="module")

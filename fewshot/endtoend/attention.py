@@ -60,7 +60,8 @@ class Attention(nn.Module):
             key: The tokens they look at.
             value: What they see of those.
             need_weights: Not heeded; open_clip never asks for them.
-            attn_mask: (L, L') to add to the logits, (B H, L, L') of each head, or `Prompts`.
+            attn_mask: (L, L') to add to the logits, (B H, L, L') of each head, (B, 1, L, L') of
+                all heads, or `Prompts`.
         """
         q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
         if not self.batch_first:

@@ -12,7 +12,7 @@ The model has to be unfused. Its own blocks do the work, so whatever was put int
 as long as it treats tokens one by one.
 
 Of a tower that is not causal, such as SigLIP's, every position counts, so it runs on the whole
-context.
+context. CoCa's has a class token behind the padding, which sees the prompt but not the padding.
 """
 
 from collections.abc import Callable
@@ -40,6 +40,7 @@ class TextTower:
         mask: (L, L) causal; None for a tower in which all tokens see each other.
         pooling: Where the feature is taken: "first", "last", or the end of text, "argmax" or "eos".
         eos: The end-of-text token's id, for "eos".
+        class_token: (W,) behind the context, from which the feature is taken; None for none.
     """
 
     embedding: nn.Module
@@ -50,6 +51,7 @@ class TextTower:
     mask: Tensor | None
     pooling: str
     eos: int | None
+    class_token: Tensor | None = None
 
     @classmethod
     def of(cls, model: Any) -> "TextTower | None":
@@ -64,9 +66,12 @@ class TextTower:
             tower = getattr(model, "text", None)
             if not isinstance(tower, TextTransformer):
                 return None
-            if tower.cls_emb is not None or tower.use_pad_mask:
+            if tower.use_pad_mask or tower.correct_cls_mask:  # in no model that open_clip names
                 return None
             pooling, eos = tower.pool_type, tower.eos_id
+        class_token = getattr(tower, "cls_emb", None)
+        if class_token is not None:
+            pooling = "last"
         if pooling == "none":
             return None
         return cls(
@@ -78,6 +83,7 @@ class TextTower:
             tower.attn_mask,
             pooling,
             eos,
+            class_token,
         )
 
     @property
@@ -104,18 +110,38 @@ class TextTower:
         at = {"first": torch.zeros_like(end), "last": torch.full_like(end, size - 1)}
         return at.get(self.pooling, end)
 
+    @property
+    def length(self) -> int:
+        """L, the maximum number of a prompt's tokens."""
+        return len(self.positions) - (self.class_token is not None)
+
     def whole(self, rows: Tensor, end: Tensor) -> Tensor:
         """Features (C, D) of embedded rows (C, S, W) of one length, padding included.
 
         Args:
-            rows: Without positions.
-            end: (C,) place of the end of text, for a tower that pools there.
+            rows: Without positions; before a class token each ends in padding or fills the context.
+            end: (C,) place of the end of text.
         """
         size = rows.shape[1]
-        mask = None if self.mask is None else self.mask[:size, :size]
-        tokens = self.transformer(rows + self.positions[:size], attn_mask=mask)
-        rows_of = torch.arange(len(rows), device=rows.device)
-        return self.project(self.norm(tokens)[rows_of, self.places(end, size)])
+        positions, mask = self.positions[:size], self.mask
+        if self.class_token is not None:
+            rows = torch.cat([rows, self.class_token.expand(len(rows), 1, -1)], dim=1)
+            positions, mask = torch.cat([positions, self.positions[-1:]]), self._mask(size, end)
+        elif mask is not None:
+            mask = mask[:size, :size]
+        tokens = self.transformer(rows + positions, attn_mask=mask)
+        at = self.places(end, tokens.shape[1])[:, None, None].expand(-1, 1, tokens.shape[2])
+        return self.project(self.norm(tokens.gather(1, at)[:, 0]))
+
+    def _mask(self, size: int, end: Tensor) -> Tensor:
+        """(C, 1, S + 1, S + 1) of C prompts of S tokens with a class token behind them.
+
+        Every place sees what precedes it, up to one place behind the end of text: CoCa was trained
+        with the mask of the padding, and so of the class token itself, one place too late.
+        """
+        place = torch.arange(size + 1, device=end.device)
+        hidden = (place > end[:, None] + 1)[:, None, None] | (place > place[:, None])
+        return torch.zeros(hidden.shape, device=end.device).masked_fill(hidden, -torch.inf)
 
 
 def require_open_clips(model: Any) -> TextTower:
@@ -133,14 +159,10 @@ def require_open_clips(model: Any) -> TextTower:
     tower = TextTower.of(model)
     if tower is None:
         kind = type(getattr(model, "text", model)).__name__
-        why = (
-            "takes its feature from a class token behind the padding"
-            if getattr(getattr(model, "text", None), "cls_emb", None) is not None
-            else "is not open_clip's own, which takes embeddings in place of tokens"
-        )
         raise UserError(
-            f"prompts cannot be learned here: the text tower of this {name}, {kind}, {why}; use "
-            "a model such as ViT-B-16/openai"
+            f"prompts cannot be learned here: the text tower of this {name}, {kind}, is not "
+            "open_clip's own, which takes embeddings in place of tokens; use a model such as "
+            "ViT-B-16/openai"
         )
     if any(isinstance(module, nn.MultiheadAttention) for module in tower.transformer.modules()):
         raise UserError("the text tower must be unfused; got open_clip's own; call unfuse first")
@@ -201,7 +223,7 @@ def encode_with_prefix(
         model: An unfused open_clip model.
         prefix: (P, W) embeddings of the shared tokens, the start token first; P may be 0.
         suffix: (C, S, W) embeddings of each prompt's further tokens; for a tower that is not
-            causal with padding behind them, at least to the end of the context.
+            causal, or has a class token, with padding behind them, to the end of the context.
         end: (C,) position in the suffix of its end-of-text token; what follows it is padding,
             which a causal tower ignores.
         chunk: How many prompts go through the tower at a time; None is all. The prefix is computed
@@ -214,7 +236,7 @@ def encode_with_prefix(
             or the chunk is no positive number.
     """
     tower = require_open_clips(model)
-    length, most = len(prefix) + int(end.max()) + 1, len(tower.positions)
+    length, most = len(prefix) + int(end.max()) + 1, tower.length
     if length > most:
         raise UserError(
             f"prompts must fit into {most} tokens; the longest has {length}; "
@@ -226,7 +248,9 @@ def encode_with_prefix(
 
     def whole(own: Tensor, last: Tensor) -> Tensor:
         rows = torch.cat([prefix.expand(len(own), -1, -1), own], dim=1)
-        return tower.whole(rows[:, :most], len(prefix) + last)
+        # A class token sees one token of padding and what precedes it.
+        size = most if tower.class_token is None else min(most, length + 1)
+        return tower.whole(rows[:, :size], len(prefix) + last)
 
     return _in_chunks(packed if tower.packs else whole, (suffix, end), chunk, checkpointing)
 

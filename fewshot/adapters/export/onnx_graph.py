@@ -92,11 +92,8 @@ def _cocoop(adapter: Adapter, clip: Clip, trained: Mapping[str, Tensor]) -> Step
     )
     n_classes, n_rest, width = prompts.rest.shape
     before = len(prompts.start) + len(context)
-    length = min(before + n_rest, len(tower.positions))
-    end = tower.places(before + prompts.end, length)
-    classes = torch.arange(n_classes)
-    positions = tower.positions[:length]
-    mask = None if tower.mask is None else tower.mask[:length, :length]
+    length = min(before + n_rest, tower.length)
+    end = before + prompts.end
 
     def logits(features: Tensor) -> Tensor:
         n, unit = len(features), normalize(features, dim=-1)
@@ -109,8 +106,7 @@ def _cocoop(adapter: Adapter, clip: Clip, trained: Mapping[str, Tensor]) -> Step
             ],
             dim=2,
         )
-        tokens = tower.transformer(rows.flatten(0, 1) + positions, attn_mask=mask)
-        text = tower.project(tower.norm(tokens.view(n, n_classes, length, width)[:, classes, end]))
+        text = tower.whole(rows.flatten(0, 1), end.repeat(n)).view(n, n_classes, -1)
         return clip.logit_scale * (normalize(text, dim=-1) @ unit[:, :, None])[:, :, 0]
 
     return logits

@@ -62,8 +62,8 @@ class PromptSRC(DeepPrompts):
         """The prompts of both towers are trained; the dataset's templates play no part."""
         text_depth, image_depth = self.depths(clip)
         known = class_text(clip, classnames, DIVERSE_TEMPLATES)
-        # The tower without prompts, of the same weights in memory.
-        frozen = copy.deepcopy(clip.model.visual, {id(p): p for p in clip.model.parameters()})
+        # The model without prompts, of the same weights in memory.
+        frozen = copy.deepcopy(clip.model, {id(p): p for p in clip.model.parameters()})
         generator = torch.Generator().manual_seed(self.seed)
         text = self.prompt_text(clip, classnames, text_depth, generator)
         n_ctx = len(text.context)
@@ -75,7 +75,7 @@ class PromptSRC(DeepPrompts):
             if not torch.is_grad_enabled():
                 return features
             with torch.no_grad():
-                without = frozen(pixels)
+                without = frozen.encode_image(pixels)
             return torch.cat([features, without], dim=1)
 
         def objective(features: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
