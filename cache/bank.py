@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache.errors import UserError
 from cache.identity import canonical_json
+from cache.reader import Stamp
 
 T = TypeVar("T")
 FORMAT = 1
@@ -38,19 +39,6 @@ CREATE TABLE uses (
 ) WITHOUT ROWID;
 CREATE TABLE files (path BLOB PRIMARY KEY, size INTEGER, modified INTEGER, digest BLOB);
 """
-
-
-class Stamp(NamedTuple):
-    """A file's size in bytes and time of modification in ns: equal ones mean an unchanged file."""
-
-    size: int
-    modified: int
-
-    @classmethod
-    def of(cls, path: Path) -> Self:
-        """The stamp of a file now; OSError where there is none."""
-        found = path.stat()
-        return cls(found.st_size, found.st_mtime_ns)
 
 
 class Bank:
@@ -164,11 +152,11 @@ class Bank:
                 rows,
             )
 
-    def digests(self, stamps: Mapping[Path, Stamp]) -> dict[Path, bytes]:
-        """Path -> SHA-256 of the content, of files that have the stamp they had when read."""
+    def digests(self, stamps: Mapping[str, Stamp]) -> dict[str, bytes]:
+        """Place -> SHA-256 of the content, of images that have the stamp they had when read."""
         known = {}
         for some in _chunks(stamps):
-            by_name = {os.fsencode(path): path for path in some}
+            by_name = {os.fsencode(place): place for place in some}
             marks = ",".join("?" * len(some))
             rows = self.database.execute(
                 f"SELECT path, size, modified, digest FROM files WHERE path IN ({marks})",
@@ -179,13 +167,13 @@ class Bank:
                     known[by_name[name]] = digest
         return known
 
-    def remember(self, read: Mapping[Path, tuple[Stamp, bytes]]) -> None:
-        """Keep the digests of files, but of those modified a moment ago."""
+    def remember(self, read: Mapping[str, tuple[Stamp, bytes]]) -> None:
+        """Keep the digests of images by place, but of those modified a moment ago or who knows."""
         settled = time.time_ns() - SETTLED
         rows = [
-            (os.fsencode(path), *stamp, digest)
-            for path, (stamp, digest) in read.items()
-            if stamp.modified < settled
+            (os.fsencode(place), *stamp, digest)
+            for place, (stamp, digest) in read.items()
+            if 0 < stamp.modified < settled
         ]
         if rows:
             with self.transaction():

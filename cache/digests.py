@@ -3,13 +3,14 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.bank import Bank, Stamp
-from cache.layouts import digits
+from cache.bank import Bank
+from cache.reader import Content, Stamp
 
 if TYPE_CHECKING:
     from cache.source import Source
@@ -18,22 +19,16 @@ SIZE = 32  # bytes of a SHA-256
 NONE = bytes(SIZE)  # of a file that cannot be read
 
 
-def content(source: "Source", path: str) -> tuple[Stamp, bytes]:
-    """The stamp and the SHA-256 of an item's file; OSError where it cannot be read."""
-    if source.bundled:
-        pixels = digits.image(path).tobytes()
-        return Stamp(len(pixels), 0), hashlib.sha256(pixels).digest()
-    place = source.root / path
-    if not place.is_file():  # a folder, or what never ends
-        raise FileNotFoundError(f"no file at {place}")
-    stamp = Stamp.of(place)
-    with place.open("rb") as file:
-        return stamp, hashlib.file_digest(file, "sha256").digest()
+def digest_of(content: Content) -> bytes:
+    """The SHA-256 of a file's bytes, or of pixels that have no file.
 
-
-def unchanged(source: "Source", path: str, stamp: Stamp) -> bool:
-    """True if an item's file has the stamp that it had."""
-    return source.bundled or Stamp.of(source.root / path) == stamp
+    Raises:
+        OSError: The file cannot be read.
+    """
+    if isinstance(content, Path):
+        with content.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    return hashlib.sha256(content if isinstance(content, bytes) else content.tobytes()).digest()
 
 
 class Digests:
@@ -60,22 +55,22 @@ class Digests:
         self.source, self.rows, self._bank = source, rows, bank
         self.of = {split: np.zeros((len(chosen), SIZE), np.uint8) for split, chosen in rows.items()}
         self.trusted = 0
-        if not trust or source.bundled:
+        if not trust:
             return
         for split, chosen in rows.items():
             for start in range(0, len(chosen), 4096):
                 places = range(start, min(start + 4096, len(chosen)))
                 stamps = {}
                 for place in places:
-                    path = source.root / self.path(split, place)
+                    path = self.path(split, place)
                     try:
-                        stamps[path] = Stamp.of(path)
+                        stamps[source.images.place(path)] = source.images.stamp(path)
                     except OSError:
                         continue
                 known = bank.digests(stamps)
                 self.trusted += len(known)
                 for place in places:
-                    digest = known.get(source.root / self.path(split, place), NONE)
+                    digest = known.get(source.images.place(self.path(split, place)), NONE)
                     self.set(split, place, digest)
 
     def path(self, split: str, place: int) -> str:
@@ -96,7 +91,9 @@ class Digests:
 
         def attempt(place: int) -> tuple[Stamp, bytes] | None:
             try:
-                return content(self.source, self.path(split, place))
+                path = self.path(split, place)
+                stamp = self.source.images.stamp(path)
+                return stamp, digest_of(self.source.images.content(path))
             except OSError:
                 return None
 
@@ -117,8 +114,8 @@ class Digests:
 
     def remember(self, read: Mapping[str, tuple[Stamp, bytes]]) -> None:
         """Have the bank know the digests of these paths."""
-        if not self.source.bundled:
-            self._bank.remember({self.source.root / path: found for path, found in read.items()})
+        place = self.source.images.place
+        self._bank.remember({place(path): found for path, found in read.items()})
 
     def total(self) -> str:
         """One digest of all, in hex, in store order."""

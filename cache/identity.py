@@ -104,8 +104,8 @@ def _size(source: "Source", path: str) -> int:
         return source.size(path)
     except OSError as error:
         raise UserError(
-            f"cannot read {source.root / path}: {error.strerror}; it was there when the dataset "
-            "was listed; run the same command again"
+            f"cannot read {source.images.place(path)}: {error.strerror}; it was there when the "
+            "dataset was listed; run the same command again"
         ) from error
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cache.reader import Reader
+
 SPLIT_RULE = "stratified 50/20/30"
 
 
@@ -34,6 +36,8 @@ class Listing:
         notes: What a reader should know about how it was found, one line each.
         class_ids: ImageNet's id of each class, where the classes are ImageNet's.
         drawn: Whether nobody gave a split and this one is `stratified_split`'s.
+        reader: What reads the images; None for files below `root`.
+        templates: Prompts that lie beside the images.
     """
 
     root: Path
@@ -43,6 +47,8 @@ class Listing:
     notes: tuple[str, ...] = ()
     class_ids: tuple[int, ...] | None = None
     drawn: bool = False
+    reader: Reader | None = None
+    templates: tuple[str, ...] = ()
 
 
 def stratified_split(labels: Sequence[int]) -> dict[str, list[int]]:

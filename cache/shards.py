@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from cache.bank import Stamp
-from cache.digests import content, unchanged
+from cache.digests import digest_of
 from cache.encoder import Encoder
 from cache.identity import canonical_json
 from cache.images import Preprocess
 from cache.read_ahead import read_ahead
+from cache.reader import Stamp
 from cache.source import Source
 
 T = TypeVar("T")
@@ -119,10 +119,11 @@ def encode_shard(
 
     def crops_of(i: int) -> Tensor:
         path, numbers = images[i]
-        contents[i] = stamp, digest = content(source, path)
-        with source.opened(path) as image:
+        content, stamp = source.images.content(path), source.images.stamp(path)
+        contents[i] = _, digest = stamp, digest_of(content)
+        with source.decoded(content) as image:
             crops = [cropping.pixels(encoder.preprocess, image, digest, n) for n in numbers]
-        if not unchanged(source, path, stamp):
+        if source.images.stamp(path) != stamp:
             contents[i] = None
             raise OSError("it was modified while it was read; run the same command again")
         # By numpy, for torch would start threads of its own in each that decodes.

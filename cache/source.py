@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from cache.listing import Item as Item
 from cache.manifest import load_manifest
 from cache.manifest_file import Manifest
 from cache.names import name_of
+from cache.reader import Content, Files, Reader
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _READERS: dict[str, Callable[[Manifest, Path], Listing]] = {
@@ -63,9 +63,9 @@ class Source:
         class_ids: ImageNet's id of each class, where the classes are ImageNet's.
         sizes: Rows that the manifest says each split must have; empty where it does not say.
         notes: What a reader should know about how it was found, one line each.
-        bundled: Images come with an installed package rather than from `root`.
         drawn: Whether nobody gave a split, and this one is our own.
         max_pixels: Width times height of the largest image that is decoded.
+        reader: What reads the images; None for files below `root`.
     """
 
     dataset: str
@@ -80,9 +80,14 @@ class Source:
     class_ids: tuple[int, ...] | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    bundled: bool = False
     drawn: bool = False
     max_pixels: int = MAX_PIXELS
+    reader: Reader | None = None
+
+    @property
+    def images(self) -> Reader:
+        """What reads the images."""
+        return self.reader or Files(self.root)
 
     def read(self, path: str) -> Image.Image:
         """The image at an item's path, as RGB; OSError where it cannot be read to the end."""
@@ -92,36 +97,26 @@ class Source:
     @contextlib.contextmanager
     def opened(self, path: str) -> Iterator[Image.Image]:
         """The same, counted against the memory for decoded images until the block ends."""
-        if self.bundled:
-            yield digits.image(path)
-            return
-        with decode.opened(self.root / path, exif=self.exif, max_pixels=self.max_pixels) as image:
+        with self.decoded(self.images.content(path)) as image:
             yield image
+
+    def decoded(self, content: Content) -> contextlib.AbstractContextManager[Image.Image]:
+        """The image of a content that was read, counted against that memory as well."""
+        return decode.opened(content, exif=self.exif, max_pixels=self.max_pixels)
 
     def size(self, path: str) -> int:
         """Bytes of an item's file; FileNotFoundError where there is none."""
-        return digits.BYTES if self.bundled else (self.root / path).stat().st_size
+        return self.images.stamp(path).size
 
     def changed_since(self, moment: int, split: str, rows: Iterable[int]) -> list[str]:
         """The paths of images whose files were modified after a moment, or are gone.
-
-        A modification yet to come, as a camera with a wrong clock dates it, says nothing.
 
         Args:
             moment: Nanoseconds since the epoch.
             split: The split that they are of.
             rows: Their rows in it.
         """
-        now = time.time_ns()
-
-        def changed(path: str) -> bool:
-            try:
-                return moment < (self.root / path).stat().st_mtime_ns <= now
-            except OSError:
-                return True
-
-        paths = [] if self.bundled else [self.splits[split][row].path for row in rows]
-        return [path for path in paths if changed(path)]
+        return self.images.changed_since(moment, [self.splits[split][row].path for row in rows])
 
     def check_file(self, path: str) -> None:
         """Raise OSError where an item's file is missing, no image, too large, or cut off.
@@ -130,8 +125,7 @@ class Source:
         """
         if path.encode(errors="replace") != path.encode(errors="surrogatepass"):
             raise OSError("its name is no valid UTF-8; rename it")
-        if not self.bundled:
-            decode.check_file(self.root / path, max_pixels=self.max_pixels)
+        self.images.check(path, self.max_pixels)
 
     def without(self, paths: Iterable[str]) -> "Source":
         """The source less these paths, whose counts no longer need to be the manifest's."""
@@ -240,7 +234,6 @@ def resolve(manifest: Manifest, data_root: Path, *, download: bool = False) -> S
         template_sets=manifest.template_sets,
         manifest_digest=manifest.digest,
         sizes=sizes,
-        bundled=kind == "digits",
     )
 
 
@@ -316,12 +309,13 @@ def _source(dataset: str, listing: Listing, *, exif: bool) -> Source:
         root=listing.root.absolute(),
         classnames=listing.classnames,
         splits=listing.splits,
-        templates=DEFAULT_TEMPLATES,
+        templates=listing.templates or DEFAULT_TEMPLATES,
         origin=listing.origin,
         exif=exif,
         class_ids=listing.class_ids,
         notes=listing.notes,
         drawn=listing.drawn,
+        reader=listing.reader,
     )
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache.bank import Bank, Stamp
+from cache.bank import Bank
 from cache.bank_upkeep import kept, prune, shrink
 from cache.errors import UserError
+from cache.reader import Stamp
 
 KEYS = [bytes([i]) * 32 for i in range(6)]
 VECTORS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
@@ -124,7 +125,7 @@ def test_a_bank_of_a_later_version_is_refused(path: Path) -> None:
 
 
 def test_a_digest_counts_for_the_size_and_time_it_was_read_at(tmp_path: Path) -> None:
-    a, b, young = (tmp_path / name for name in ("a", "b\udcff", "young"))
+    a, b, young = (str(tmp_path / name) for name in ("a", "b\udcff", "young"))
     stamp = Stamp(3, 10**9)
     with Bank.opened(tmp_path / "bank.sqlite") as bank:
         bank.remember({a: (stamp, b"1"), b: (stamp, b"2")})

@@ -449,7 +449,7 @@ def test_a_manifest_of_ones_own_can_name_a_table(tmp_path: Path) -> None:
 def test_a_source_can_be_made_by_hand() -> None:
     source = Source("x", Path(), ("a", "b"), {}, ("{}",), "hand")
     assert source.notes == ()
-    assert not source.bundled
+    assert source.images.place("a.png") == "a.png"
 
 
 def test_a_folder_and_a_table_of_ones_own_are_found_by_name_in_the_data_root(

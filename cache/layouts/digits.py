@@ -5,6 +5,7 @@
 """
 
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from cache.listing import Item, Listing
 from cache.manifest_file import Manifest
+from cache.reader import Stamp
 
 CLASSNAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 BYTES = 64  # of one image, 8 x 8
@@ -26,7 +28,13 @@ def read(manifest: Manifest, data_root: Path) -> Listing:
         split: tuple(Item(f"digits/{row:04d}.png", int(labels[row])) for row in sorted(rows))
         for split, rows in _split(labels).items()
     }
-    return Listing(Path(), CLASSNAMES, splits, "scikit-learn's digits, stratified 50/20/30")
+    return Listing(
+        Path(),
+        CLASSNAMES,
+        splits,
+        "scikit-learn's digits, stratified 50/20/30",
+        reader=DigitImages(),
+    )
 
 
 def _split(labels: NDArray[np.int64]) -> dict[str, list[int]]:
@@ -43,6 +51,31 @@ def _split(labels: NDArray[np.int64]) -> dict[str, list[int]]:
         for split, part in zip(splits, np.split(rows, [first, second]), strict=True):
             splits[split] += part.tolist()
     return splits
+
+
+class DigitImages:
+    """Reads digits: each is its pixels, and has no file."""
+
+    def place(self, path: str) -> str:
+        """The item's path, for there is no other place."""
+        return path
+
+    def stamp(self, path: str) -> Stamp:
+        """Its size in scikit-learn's array, at an unknown time."""
+        del path
+        return Stamp(BYTES, 0)
+
+    def content(self, path: str) -> Image.Image:
+        """The RGB image (8 x 8)."""
+        return image(path)
+
+    def check(self, path: str, max_pixels: int) -> None:
+        """Accept every digit."""
+
+    def changed_since(self, moment: int, paths: Iterable[str]) -> list[str]:
+        """Return no path, for an installed package does not change."""
+        del moment, paths
+        return []
 
 
 def image(path: str) -> Image.Image:

@@ -111,7 +111,7 @@ def require_images(source: Source, paths: Sequence[str], *, workers: int = 2) ->
         try:
             source.check_file(path)
         except OSError as error:
-            return f"{source.root / path}: {error}"
+            return f"{source.images.place(path)}: {error}"
         return ""
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
@@ -125,5 +125,5 @@ def require_images(source: Source, paths: Sequence[str], *, workers: int = 2) ->
 
 def _unreadable(source: Source, path: str, why: str) -> UserError:
     return UserError(
-        f"cannot read {source.root / path}: {why}; fix it, or remove it from the dataset"
+        f"cannot read {source.images.place(path)}: {why}; fix it, or remove it from the dataset"
     )
