@@ -1,6 +1,6 @@
 """Tell apart an image file that was cut off and a whole one by its end, without decoding it."""
 
-from pathlib import Path
+import os
 from typing import BinaryIO
 
 from PIL import Image
@@ -9,33 +9,32 @@ _JPEG_END = b"\xff\xd9"
 _PNG_END = b"IEND\xaeB`\x82"
 
 
-def is_complete(image: Image.Image, path: Path) -> bool:
+def is_complete(image: Image.Image, file: BinaryIO) -> bool:
     """True if the file ends as its format says; False also where no cheap check exists.
 
     Args:
         image: The file, opened but not loaded.
-        path: The file.
+        file: The same, read from any place.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(8)
-        file.seek(max(0, size - len(_PNG_END)))
-        tail = file.read()
-        match image.format:
-            case "JPEG" | "MPO":
-                return tail.endswith(_JPEG_END) or _JPEG_END in _after_the_headers(file)
-            case "JPEG2000":
-                return tail.endswith(_JPEG_END)
-            case "PNG":
-                return tail == _PNG_END
-            case "GIF":
-                return tail.endswith(b";")
-            case "WEBP":
-                return int.from_bytes(head[4:8], "little") + 8 <= size
-            case "BMP":
-                return int.from_bytes(head[2:6], "little") <= size
-            case "TIFF":
-                return _end_of_pixels(image) <= size
+    head = file.read(8)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - len(_PNG_END)))
+    tail = file.read()
+    match image.format:
+        case "JPEG" | "MPO":
+            return tail.endswith(_JPEG_END) or _JPEG_END in _after_the_headers(file)
+        case "JPEG2000":
+            return tail.endswith(_JPEG_END)
+        case "PNG":
+            return tail == _PNG_END
+        case "GIF":
+            return tail.endswith(b";")
+        case "WEBP":
+            return int.from_bytes(head[4:8], "little") + 8 <= size
+        case "BMP":
+            return int.from_bytes(head[2:6], "little") <= size
+        case "TIFF":
+            return _end_of_pixels(image) <= size
     return False
 
 

@@ -29,9 +29,9 @@ _BYTES_PER_PIXEL = {"AVIF": 10, "WEBP": 16, "JPEG2000": 20}
 _ELSE = 8  # also what a pixel takes at most in a file: 16 bits of four channels, uncompressed
 
 
-def read_rgb(path: Path, *, exif: bool, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The image in a file, as RGB; all else as `opened`."""
-    with opened(path, exif=exif, max_pixels=max_pixels) as image:
+def read_rgb(given: Path | bytes, *, exif: bool, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image in a file or its content, as RGB; all else as `opened`."""
+    with opened(given, exif=exif, max_pixels=max_pixels) as image:
         return image
 
 
@@ -68,17 +68,19 @@ def opened(
         yield rgb
 
 
-def check_file(path: Path, *, max_pixels: int = MAX_PIXELS) -> None:
+def check_file(given: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> None:
     """Raise OSError unless there is a file that begins and ends as an image of fair size does.
 
-    Pixels are decoded only where the end is not what the format asks for.
+    A file's content will do as well. Pixels are decoded only where the end is not what the format
+    asks for.
     """
-    with _PILLOW, _reasons(path):
-        with _open(path, max_pixels) as image:
+    with _PILLOW, _reasons(given):
+        with _open(given, max_pixels) as image:
             _require_size(image, max_pixels)
-            complete = is_complete(image, path)
+            with io.BytesIO(given) if isinstance(given, bytes) else given.open("rb") as file:
+                complete = is_complete(image, file)
         if not complete:
-            read_rgb(path, exif=False, max_pixels=max_pixels)
+            read_rgb(given, exif=False, max_pixels=max_pixels)
 
 
 def _open(given: Path | bytes, max_pixels: int) -> Image.Image:

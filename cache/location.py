@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cache.errors import UserError
+from cache.layouts.shard_names import dataset_name, is_pattern
 from cache.manifest import all_manifests, load_manifest
 from cache.names import name_of, safe_name
 
@@ -89,7 +90,8 @@ def find_store(
 
     Args:
         root: The folder of stores, or one store's file.
-        dataset: A name, an alias, or the folder or table that was extracted; any without it.
+        dataset: A name, an alias, or the folder, table or shards that were extracted; any without
+            it.
         model: Any model without it.
 
     Returns:
@@ -116,10 +118,12 @@ def find_store(
 
 
 def _canonical(dataset: str) -> str:
-    """A dataset's name for any of its aliases, or for its folder or table; others stay."""
+    """A dataset's name for any of its aliases, or for its folder, table or shards; others stay."""
     names = {name.lower() for m in all_manifests() for name in (m.name, *m.aliases)}
     if dataset.lower() in names:
         return load_manifest(dataset).name
+    if is_pattern(dataset):
+        return dataset_name(dataset)
     path = Path(dataset)
     if path.is_dir():
         return name_of(path)

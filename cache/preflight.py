@@ -173,7 +173,7 @@ def _class_problems(source: Source) -> Iterator[str]:
 
 def _count_problems(source: Source, counts: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     if not any(source.splits.values()):
-        yield f"no images in {source.root}"
+        yield f"no images in {source.images.place('')}"
     for split in dict.fromkeys([*source.sizes, *source.splits]):
         got, expected = len(source.splits.get(split, ())), source.sizes.get(split, 0)
         if source.sizes and got != expected:
@@ -191,11 +191,12 @@ def _unreadable_problems(
 ) -> Iterator[str]:
     """Skipping unreadable images must not empty a class or a split."""
     lost = {(image.split, image.path) for image in unreadable}
+    folder = source.images.place("")
     for split, items in source.splits.items():
         labels = [item.label for item in items if (split, item.path) not in lost]
         left = _per_class(labels, len(source.classnames))
         if items and not labels:
-            yield f"{none_can(len(items), f'{split} image')} be read; is {source.root} right?"
+            yield f"{none_can(len(items), f'{split} image')} be read; is {folder} right?"
         elif split == "train":
             pairs = zip(counts[split], left, strict=True)
             emptied = [c for c, (before, after) in enumerate(pairs) if before and not after]

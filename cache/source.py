@@ -18,11 +18,13 @@ from cache.layouts import (
     imagenet,
     list_file,
     proposed_split,
+    sharded,
     split_file,
     table,
 )
 from cache.layouts import torchvision_datasets as from_torchvision
 from cache.layouts.described_folder import read_described
+from cache.layouts.shard_names import dataset_name, is_pattern
 from cache.layouts.table_file import ENDINGS as TABLES
 from cache.listing import SPLIT_RULE, Listing
 from cache.listing import Item as Item
@@ -86,7 +88,7 @@ class Source:
 
     @property
     def images(self) -> Reader:
-        """What reads the images."""
+        """The reader of the images."""
         return self.reader or Files(self.root)
 
     def read(self, path: str) -> Image.Image:
@@ -169,6 +171,8 @@ def find(
 def _found(dataset: str | None, manifest: Path | None, root: Path | None, download: bool) -> Source:
     if dataset is None and manifest is None:
         raise UserError("say which dataset: --dataset NAME, FOLDER or TABLE, or --manifest FILE")
+    if manifest is None and is_pattern(dataset or ""):
+        return _source(dataset_name(dataset or ""), sharded.read_pattern(dataset or ""), exif=False)
     path = Path(dataset or "")
     if manifest is None and path.is_file() and path.suffix.lower() not in TABLES:
         raise UserError(f"{dataset} is no table; a table of images ends in {', '.join(TABLES)}")
@@ -238,7 +242,10 @@ def resolve(manifest: Manifest, data_root: Path, *, download: bool = False) -> S
 
 
 def resolve_folder(path: Path, name: str = "") -> Source:
-    """A user's folder as a dataset, called after it: class folders, or a table among the images."""
+    """A user's folder as a dataset, called after it: shards, a table, or class folders."""
+    listing = sharded.read_folder(str(path.absolute())) if path.is_dir() else None
+    if listing is not None:
+        return _source(name or name_of(path), listing, exif=False)
     listing = read_described(path) if path.is_dir() else None
     listing = listing or folder.read_folder(path)
     return _source(name or name_of(path), listing, exif=True)

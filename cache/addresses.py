@@ -1,0 +1,165 @@
+"""Bytes at an address: a path, or a URL that fsspec knows, such as s3://, gs:// and https://.
+
+Remote reads are repeated when they fail, and a process has a limited number of them at a time.
+"""
+
+import itertools
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from cache.errors import UserError
+from cache.reader import Stamp
+
+T = TypeVar("T")
+CONNECTIONS = 32  # remote reads at a time, of all threads of a process
+WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each repetition of a remote read
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, UserError)
+_connections = threading.BoundedSemaphore(CONNECTIONS)
+
+
+def is_remote(address: str) -> bool:
+    """True for a URL, False for a path."""
+    return "://" in address
+
+
+def expand(pattern: str) -> list[str]:
+    """The addresses that a pattern stands for: {000..012} counts, {a,b} lists, `*` looks.
+
+    Raises:
+        UserError: Braces are not of these forms, or nothing fits a `*`.
+    """
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    if any(brace in text for text in parts[::2] for brace in "{}"):
+        raise UserError(f"braces in {pattern} must be {{000..012}} or {{a,b}}, not one in another")
+    choices = [[part] if i % 2 == 0 else _choices(part, pattern) for i, part in enumerate(parts)]
+    found = []
+    for address in map("".join, itertools.product(*choices)):
+        fitting = _matching(address) if "*" in address else [address]
+        if not fitting:
+            raise UserError(f"nothing fits {address}; give shards that are there")
+        found += fitting
+    return found
+
+
+def read(address: str, start: int = 0, size: int | None = None) -> bytes:
+    """A part of what lies at an address, or all of it from `start` on.
+
+    Raises:
+        OSError: It cannot be read, or ends before.
+    """
+    if not is_remote(address):
+        with Path(address).open("rb") as file:
+            file.seek(start)
+            found = file.read() if size is None else file.read(size)
+    else:
+        end = None if size is None else start + size
+        found = _patiently(lambda system, path: bytes(system.cat_file(path, start, end)), address)
+    if size is not None and len(found) < size:
+        raise OSError(f"{address} ends before byte {start + size:,}")
+    return found
+
+
+def stamp(address: str) -> Stamp:
+    """The size, and a number that changes when what lies there changes: of a file, its time.
+
+    Raises:
+        OSError: There is nothing.
+    """
+    if not is_remote(address):
+        return Stamp.of(Path(address))
+
+    def ask(system: Any, path: str) -> Stamp:
+        # 60 bits, so that it is earlier than any clock shows, as a file's time is.
+        return Stamp(int(system.size(path)), int(str(system.ukey(path))[:15], 16))
+
+    return _patiently(ask, address)
+
+
+def exists(address: str) -> bool:
+    """True if something lies at an address."""
+    if not is_remote(address):
+        return Path(address).exists()
+    return bool(_patiently(lambda system, path: system.exists(path), address))
+
+
+def through(address: str, use: Callable[[IO[bytes]], T]) -> T:
+    """The result of a function of the open file at an address, called again where reading fails.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if not is_remote(address):
+        with Path(address).open("rb") as file:
+            return use(file)
+
+    def opened(system: Any, path: str) -> T:
+        with system.open(path, "rb", block_size=2**22) as file:  # read from the start to the end
+            return use(file)
+
+    return _patiently(opened, address)
+
+
+def below(folder: str, ending: str, folders: Iterable[str]) -> list[str]:
+    """The files with an ending in a folder, else those in some folders in it; sorted."""
+    for places in ([folder], [f"{folder}/{name}" for name in folders]):
+        found = [file for place in places for file in _matching(f"{place}/*{ending}")]
+        if found:
+            return found
+    return []
+
+
+def _choices(braces: str, pattern: str) -> list[str]:
+    if counted := re.fullmatch(r"(\d+)\.\.(\d+)", braces):
+        first, last = counted.groups()
+        if int(first) <= int(last):
+            return [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
+    elif "," in braces:
+        return braces.split(",")
+    raise UserError(
+        f"braces in {pattern} must be {{000..012}} or {{a,b}}, got {{{braces}}}; write the first "
+        "number before the last"
+    )
+
+
+def _matching(address: str) -> list[str]:
+    """The addresses that fit one with `*` in it, sorted; none is no error."""
+    if not is_remote(address):
+        path = Path(address)
+        root = Path(path.anchor)
+        return sorted(str(found) for found in root.glob(str(path.relative_to(root))))
+    found = _patiently(
+        lambda system, path: list(map(system.unstrip_protocol, system.glob(path))), address
+    )
+    return sorted(map(str, found))
+
+
+def _patiently(use: Callable[[Any, str], T], address: str) -> T:
+    """The result of a function of a file system and a path in it, tried again where it fails."""
+    for wait in (*WAITS, None):
+        try:
+            with _connections:
+                return use(*_system(address))
+        except _FINAL:
+            raise
+        except Exception as error:  # each file system raises its own
+            if wait is None:
+                why = str(error) or type(error).__name__
+                raise OSError(f"{address}: {why}, {len(WAITS) + 1} times") from error
+        time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def _system(address: str) -> tuple[Any, str]:
+    import fsspec  # a tenth of a second, and local files do without
+
+    try:
+        system, path = fsspec.core.url_to_fs(address)
+    except ImportError as error:  # says which package to install
+        raise UserError(f"cannot read {address}: {error}") from error
+    except ValueError as error:
+        raise UserError(f"cannot read {address}: {error}; give a path or a URL") from error
+    return system, str(path)
