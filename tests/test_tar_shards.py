@@ -247,7 +247,7 @@ def test_a_remote_read_is_tried_again_and_few_run_at_a_time(
         ("s3://bucket/im age/train-{000..012}.tar", "im-age"),
         ("imagenet1k-validation-*.tar", "imagenet1k"),
         ("gs://b/wds_cifar10/", "wds-cifar10"),
-        ("data/train-{0..3}-of-00004.TAR", "data"),
+        ("fruit/data/train-{0..3}-of-00004.TAR", "fruit"),
     ],
 )
 def test_a_dataset_in_shards_has_the_name_of_the_shards_or_of_their_folder(

@@ -6,7 +6,8 @@ from pathlib import Path
 from cache.layouts.conventions import split_of
 from cache.names import ascii_name
 
-ENDINGS = (".tar",)
+ENDINGS = (".tar", ".parquet", ".arrow")
+_GENERAL = ("of", "data")  # words in names of shards and folders that say nothing
 
 
 def is_pattern(dataset: str) -> bool:
@@ -29,7 +30,7 @@ def dataset_name(pattern: str) -> str:
     ending = next((ending for ending in ENDINGS if place.lower().endswith(ending)), "")
     for part in reversed(place[: len(place) - len(ending)].split("/")):
         words = [word for word in re.split(r"[-_. ]+", part) if word and not word.isdigit()]
-        words = [word for word in words if split_of(word) is None and word != "of"]
+        words = [word for word in words if split_of(word) is None and word.lower() not in _GENERAL]
         if words:
             return ascii_name("-".join(words), "shards")
     return ascii_name(Path.cwd().name, "shards")

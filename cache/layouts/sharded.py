@@ -5,13 +5,17 @@ from pathlib import Path
 
 from cache import addresses
 from cache.errors import UserError
-from cache.layouts import tar_shards
+from cache.layouts import table_shards, tar_shards
 from cache.layouts.conventions import SPLITS
 from cache.layouts.shard_listing import addresses_of
 from cache.layouts.shard_names import ENDINGS
 from cache.listing import Listing
 
-READERS: Mapping[str, Callable[[Sequence[str]], Listing]] = {".tar": tar_shards.read}
+READERS: Mapping[str, Callable[[Sequence[str]], Listing]] = {
+    ".tar": tar_shards.read,
+    ".parquet": table_shards.read,
+    ".arrow": table_shards.read,
+}
 _SPLIT_FOLDERS = tuple(name for names in SPLITS.values() for name in names)
 
 
@@ -49,6 +53,7 @@ def read_folder(folder: str) -> Listing | None:
         return tar_shards.read([one for pattern in numbered for one in addresses.expand(pattern)])
     for ending, read in READERS.items():
         found = addresses.below(folder, ending, _SPLIT_FOLDERS)
+        found = [address for address in found if not _of_a_cache(address)]
         if found:
             return read(found)
     return None
@@ -59,3 +64,8 @@ def _n_shards(address: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) == 0:
         raise UserError(f"{address} must hold the number of shards; got {text[:40]!r}")
     return int(text)
+
+
+def _of_a_cache(address: str) -> bool:
+    """True for a file that Hugging Face's library keeps beside a dataset's own."""
+    return address.rpartition("/")[2].startswith(("cache-", "indices-"))

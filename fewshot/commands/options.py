@@ -23,8 +23,8 @@ OUTPUT = "Output"
 DatasetOption = Annotated[
     str | None,
     typer.Option(
-        help="A name from `fewshot datasets`, a folder of images, a CSV or JSONL file, or tar "
-        "shards such as 's3://bucket/train-{000..012}.tar'.",
+        help="A name from `fewshot datasets`, a folder of images, a CSV or JSONL file, or "
+        "shards (tar, parquet) such as 's3://bucket/train-{000..012}.tar'.",
         rich_help_panel=DATA,
     ),
 ]
