@@ -12,11 +12,13 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cache import gray
 from cache.completeness import is_complete
 from cache.decoding_memory import MAX_PIXELS, MEMORY
+from cache.turbo_jpeg import Pixels, decoded_jpeg
 
 # Formats whose decoders start no program and read no other file. Pillow knows more of them by
 # content, whatever a file is called: EPS starts `gs`, and an icon decodes the file inside it.
@@ -53,6 +55,30 @@ def opened(
     Raises:
         OSError: There is no such file, it is too large, or it does not decode to the end.
     """
+    with _held(given, max_pixels) as image:
+        with _reasons(given):
+            rgb = _decoded(image, exif, own=image is not given)
+        yield rgb
+
+
+@contextlib.contextmanager
+def opened_pixels(
+    given: Path | bytes | Image.Image, *, exif: bool, max_pixels: int = MAX_PIXELS
+) -> Iterator[Pixels]:
+    """The same as an array (H, W, 3), uint8; `turbo_jpeg` decodes what it can."""
+    with _held(given, max_pixels) as image:
+        with _reasons(given):
+            pixels = None
+            if not isinstance(given, Image.Image):
+                pixels = decoded_jpeg(image, given, exif=exif)
+            if pixels is None:
+                pixels = np.asarray(_decoded(image, exif, own=image is not given))
+        yield pixels
+
+
+@contextlib.contextmanager
+def _held(given: Path | bytes | Image.Image, max_pixels: int) -> Iterator[Image.Image]:
+    """The image before it is decoded, with memory for it held inside the block."""
     with contextlib.ExitStack() as held:
         held.enter_context(_PILLOW)
         with _reasons(given):
@@ -61,11 +87,14 @@ def opened(
             else:
                 image = held.enter_context(_open(given, max_pixels))
             _require_size(image, max_pixels)
-            needed = image.width * image.height * _BYTES_PER_PIXEL.get(image.format or "", _ELSE)
-            held.enter_context(MEMORY.hold(needed))
-            image.load()
-            rgb = _rgb(_upright(image, own=image is not given) if exif else image)
-        yield rgb
+        needed = image.width * image.height * _BYTES_PER_PIXEL.get(image.format or "", _ELSE)
+        held.enter_context(MEMORY.hold(needed))
+        yield image
+
+
+def _decoded(image: Image.Image, exif: bool, *, own: bool) -> Image.Image:
+    image.load()
+    return _rgb(_upright(image, own=own) if exif else image)
 
 
 def check_file(given: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> None:

@@ -145,6 +145,7 @@ def wrap(
     precision: str = "fp32",
     resize: str | None = None,
     *,
+    fast_images: bool = False,
     name: str,
     arch: str,
     tag: str = "",
@@ -152,7 +153,7 @@ def wrap(
 ) -> Encoder:
     """An encoder around a model that is already built: open_clip's, or an `ImageOnly`."""
     model = model.eval().requires_grad_(False)
-    preprocess = Preprocess.of(model, resize)
+    preprocess = Preprocess.of(model, resize, fast=fast_images)
     weights = _digest(model)
     if isinstance(model, ImageOnly):
         dim = model.dim

@@ -32,17 +32,22 @@ class EncoderSpec:
     device: str
     precision: str
     resize_mode: str
+    fast_images: bool
 
     @classmethod
     def of(cls, encoder: Encoder) -> "EncoderSpec":
         """The spec of an encoder that was loaded by name."""
         name = str(encoder.identity["name"])
-        return cls(name, encoder.device.type, encoder.precision, encoder.preprocess.resize_mode)
+        crops = encoder.preprocess
+        return cls(name, encoder.device.type, encoder.precision, crops.resize_mode, crops.fast)
 
     def load(self) -> Encoder:
         """The encoder, in whatever process this runs."""
         style = {"shortest": "shorter", "squash": "squash"}.get(self.resize_mode)
-        return load(self.name, device=self.device, precision=self.precision, resize=style)
+        return load(
+            self.name, device=self.device, precision=self.precision, resize=style,
+            fast_images=self.fast_images,
+        )  # fmt: skip
 
 
 def run(

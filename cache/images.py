@@ -11,7 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from cache.errors import unknown
+from cache import fast_images
+from cache.errors import UserError, unknown
+from cache.fast_images import PREFIX
+from cache.turbo_jpeg import Pixels
 
 RESIZE = {"shorter": "shortest", "squash": "squash"}  # our word, open_clip's word
 
@@ -24,7 +27,8 @@ class Preprocess:
         size: H = W in pixels.
         mean: Per-channel mean that is taken off, of values in 0..1.
         std: Per-channel divisor.
-        interpolation: "bicubic", or what else the model was trained with.
+        interpolation: "bicubic", or what else the model was trained with; with "fast-" before it
+            `fast_images` scales, not Pillow.
         resize_mode: open_clip's word: "shortest", "squash" or "longest".
         fill_color: Padding for "longest".
         crop_pct: Share of the resized image's side that the center crop keeps; timm's models
@@ -40,18 +44,33 @@ class Preprocess:
     crop_pct: float = 1.0
 
     @classmethod
-    def of(cls, model: nn.Module, resize: str | None = None) -> "Preprocess":
-        """The preprocessing that open_clip names for the model; `resize` overrides the style."""
+    def of(cls, model: nn.Module, resize: str | None = None, *, fast: bool = False) -> "Preprocess":
+        """The preprocessing that open_clip names for the model.
+
+        Args:
+            model: It carries its own configuration.
+            resize: Overrides the style.
+            fast: Scale by `fast_images`.
+
+        Raises:
+            UserError: There is no such style, or the model's cannot be fast.
+        """
         if resize is not None and resize not in RESIZE:
             raise unknown("resize", resize, RESIZE)
         cfg: Mapping[str, Any] = model.visual.preprocess_cfg  # type: ignore[union-attr, assignment]
-        size = cfg["size"]
+        size, interpolation = cfg["size"], str(cfg["interpolation"])
+        mode = RESIZE[resize] if resize else str(cfg["resize_mode"])
+        if fast and (mode == "longest" or interpolation not in ("bicubic", "bilinear")):
+            raise UserError(
+                f"--fast-images cannot scale as this model asks for ({interpolation}, {mode}); "
+                "leave it out"
+            )
         return cls(
             size=int(size if isinstance(size, int) else size[0]),
             mean=tuple(cfg["mean"]),
             std=tuple(cfg["std"]),
-            interpolation=str(cfg["interpolation"]),
-            resize_mode=RESIZE[resize] if resize else str(cfg["resize_mode"]),
+            interpolation=f"{PREFIX}{interpolation}" if fast else interpolation,
+            resize_mode=mode,
             fill_color=int(cfg["fill_color"]),
             crop_pct=float(cfg.get("crop_pct", 1.0)),
         )
@@ -65,13 +84,28 @@ class Preprocess:
         """The side in pixels that images are scaled to before the center crop."""
         return math.floor(self.size / self.crop_pct)
 
-    def center(self, image: Image.Image) -> Tensor:
+    @property
+    def fast(self) -> bool:
+        """True if `fast_images` scales; images may then come as arrays (H, W, 3) of bytes."""
+        return self.interpolation.startswith(PREFIX)
+
+    def center(self, image: Image.Image | Pixels) -> Tensor:
         """The single deterministic crop (3, H, W) that features are stored for."""
         return self.standardize(self.center_crop(image))
 
-    def center_crop(self, image: Image.Image) -> Tensor:
+    def center_crop(self, image: Image.Image | Pixels) -> Tensor:
         """The same before channels are standardized, uint8."""
-        image = _middle(image) if self.resize_mode == "shortest" else image
+        if self.resize_mode == "shortest":
+            image = _middle(image)
+        if self.fast:
+            return fast_images.center_crop(
+                image,
+                self.resized,
+                self.size,
+                self.interpolation,
+                squash=self.resize_mode == "squash",
+            )
+        image = _pillows(image)
         if self.resized != self.size:  # then what is left for open_clip's transform has its size
             image = self._cropped(image)
         return _bytes(_open_clips(self)(image))
@@ -97,7 +131,7 @@ class Preprocess:
 
     def view(
         self,
-        image: Image.Image,
+        image: Image.Image | Pixels,
         scale: tuple[float, float],
         key: tuple[int, ...],
         *,
@@ -117,7 +151,7 @@ class Preprocess:
 
     def view_crop(
         self,
-        image: Image.Image,
+        image: Image.Image | Pixels,
         scale: tuple[float, float],
         key: tuple[int, ...],
         *,
@@ -128,14 +162,13 @@ class Preprocess:
         from torchvision.transforms import functional as tv
 
         rng = np.random.default_rng(key)
-        top, left, height, width = crop_box(image.height, image.width, scale, rng)
-        crop = tv.resized_crop(
-            image, top, left, height, width, [self.size, self.size],
-            InterpolationMode(self.interpolation),
-        )  # fmt: skip
-        if flip and rng.random() < 0.5:
-            crop = tv.hflip(crop)
-        return _bytes(crop)
+        box = crop_box(*_height_and_width(image), scale, rng)
+        mirrored = flip and rng.random() < 0.5
+        if self.fast:
+            return fast_images.box_crop(image, box, self.size, self.interpolation, mirrored)
+        size, how = [self.size, self.size], InterpolationMode(self.interpolation)
+        crop = tv.resized_crop(_pillows(image), *box, size, how)
+        return _bytes(tv.hflip(crop) if mirrored else crop)
 
 
 def _bytes(image: Image.Image) -> Tensor:
@@ -143,15 +176,29 @@ def _bytes(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
 
 
-def _middle(image: Image.Image) -> Image.Image:
+def _height_and_width(image: Image.Image | Pixels) -> tuple[int, int]:
+    return (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
+
+
+def _pillows(image: Image.Image | Pixels) -> Image.Image:
+    return image if isinstance(image, Image.Image) else Image.fromarray(image)
+
+
+def _middle(image: Image.Image | Pixels) -> Image.Image | Pixels:
     """The middle of a sliver: its ends are cut off anyway, and whole it could fill the memory.
 
     As much goes from either end, so that the middle stays where it was.
     """
-    short, long = sorted(image.size)
+    height, width = _height_and_width(image)
+    short, long = sorted((height, width))
     cut = max(0, long - 64 * short) // 2
-    left, top = (cut, 0) if image.width == long else (0, cut)
-    return image.crop((left, top, image.width - left, image.height - top)) if cut else image
+    left, top = (cut, 0) if width == long else (0, cut)
+    right, bottom = width - left, height - top
+    if not cut:
+        return image
+    if isinstance(image, Image.Image):
+        return image.crop((left, top, right, bottom))
+    return image[top:bottom, left:right]
 
 
 @functools.cache

@@ -37,7 +37,12 @@ HUGGING_FACE = ("hf_model_name", "hf_tokenizer_name")  # of open_clip's configs:
 
 
 def load(
-    name: str, *, device: str = "auto", precision: str = "auto", resize: str | None = None
+    name: str,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    resize: str | None = None,
+    fast_images: bool = False,
 ) -> Encoder:
     """The encoder of that name, ready to run.
 
@@ -47,6 +52,7 @@ def load(
         precision: "auto" (fp16 autocast on CUDA, else float32), "fp32", "bf16" or "fp16".
         resize: "shorter" (short side to the model's size, then a center crop), "squash" (both
             sides), or None for what the model was trained with.
+        fast_images: Decode and scale by `fast_images`: two to three times faster, to 1 of 255.
 
     Raises:
         UserError: Unknown model or tag, no such device, a package that is missing, or weights
@@ -68,7 +74,8 @@ def load(
         model: Any = _image_only(name)
         arch, _, tag = weights_file(name)[0].removeprefix(IMAGE_ONLY).partition(".")
         return wrap(
-            model, no_text(name), where, precision, resize, name=name, arch=arch, tag=tag
+            model, no_text(name), where, precision, resize, fast_images=fast_images, name=name,
+            arch=arch, tag=tag,
         )  # fmt: skip
     file = weights_file(name)[1]
     source, arch, tag = _parse(name)
@@ -80,8 +87,8 @@ def load(
             model = build(arch, file)
         quick_gelu = _computes_quick_gelu(model)
     return wrap(
-        model, tokenizer, where, precision, resize, name=name, arch=arch, tag=tag,
-        quick_gelu=quick_gelu,
+        model, tokenizer, where, precision, resize, fast_images=fast_images, name=name, arch=arch,
+        tag=tag, quick_gelu=quick_gelu,
     )  # fmt: skip
 
 

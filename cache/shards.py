@@ -23,6 +23,7 @@ from cache.images import Preprocess
 from cache.read_ahead import read_ahead
 from cache.reader import Stamp
 from cache.source import Source
+from cache.turbo_jpeg import Pixels
 
 T = TypeVar("T")
 PROMPTS_PER_BATCH = 32
@@ -88,7 +89,7 @@ class Cropping:
         return hashlib.sha256(digest + canonical_json(what).encode()).digest()
 
     def pixels(
-        self, preprocess: Preprocess, image: Image.Image, digest: bytes, crop: int
+        self, preprocess: Preprocess, image: Image.Image | Pixels, digest: bytes, crop: int
     ) -> Tensor:
         """The crop (3, H, W), uint8; a view is drawn for its seed, content and number."""
         if crop == CENTER:
@@ -115,13 +116,14 @@ def encode_shard(
         advance: Called with the number of images after each batch.
     """
     images, source, size = shard.images, cropping.source, cropping.batch_size
+    pixels_of = source.decoded_pixels if encoder.preprocess.fast else source.decoded
     contents: list[tuple[Stamp, bytes] | None] = [None] * len(images)
 
     def crops_of(i: int) -> Tensor:
         path, numbers = images[i]
         content, stamp = source.images.content(path), source.images.stamp(path)
         contents[i] = _, digest = stamp, digest_of(content)
-        with source.decoded(content) as image:
+        with pixels_of(content) as image:
             crops = [cropping.pixels(encoder.preprocess, image, digest, n) for n in numbers]
         if source.images.stamp(path) != stamp:
             contents[i] = None

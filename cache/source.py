@@ -32,6 +32,7 @@ from cache.manifest import load_manifest
 from cache.manifest_file import Manifest
 from cache.names import name_of
 from cache.reader import Content, Files, Reader
+from cache.turbo_jpeg import Pixels
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _READERS: dict[str, Callable[[Manifest, Path], Listing]] = {
@@ -105,6 +106,10 @@ class Source:
     def decoded(self, content: Content) -> contextlib.AbstractContextManager[Image.Image]:
         """The image of a content that was read, counted against that memory as well."""
         return decode.opened(content, exif=self.exif, max_pixels=self.max_pixels)
+
+    def decoded_pixels(self, content: Content) -> contextlib.AbstractContextManager[Pixels]:
+        """The same as an array (H, W, 3), uint8, which `turbo_jpeg` decodes if it can."""
+        return decode.opened_pixels(content, exif=self.exif, max_pixels=self.max_pixels)
 
     def size(self, path: str) -> int:
         """Bytes of an item's file; FileNotFoundError where there is none."""

@@ -44,7 +44,7 @@ ENDING = "--mark--\r\n"
 class Shrunk(Preprocess):
     """Pixels without the library that a model's own preprocessing needs."""
 
-    def center(self, image: Image.Image) -> Tensor:
+    def center(self, image: Any) -> Tensor:
         pixels = np.asarray(image.resize((SIDE, SIDE)), np.float32) / 255
         return torch.from_numpy(pixels).permute(2, 0, 1)
 

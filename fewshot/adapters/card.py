@@ -139,7 +139,7 @@ class _Preprocessing(_Closed):
     size: Size
     mean: Channels
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
-    interpolation: Literal["bicubic", "bilinear", "random"]
+    interpolation: Literal["bicubic", "bilinear", "random", "fast-bicubic", "fast-bilinear"]
     resize_mode: Literal["shortest", "squash", "longest"]
     fill_color: Annotated[int, Field(ge=0, le=255)]
     crop_pct: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -56,6 +56,14 @@ def extract(
             rich_help_panel=COMPUTING,
         ),
     ] = None,
+    fast_images: Annotated[
+        bool,
+        typer.Option(
+            "--fast-images",
+            help="Decode and scale photos 2 to 3 times faster; pixels may differ by 1 of 255.",
+            rich_help_panel=COMPUTING,
+        ),
+    ] = False,
     template: Annotated[
         list[str] | None,
         typer.Option(
@@ -235,7 +243,9 @@ def extract(
 
     require_writable({"--store": jobs[0][2]})
     for name, wanted, path in jobs:
-        encoder = load(name, device=device, precision=precision, resize=resize)
+        encoder = load(
+            name, device=device, precision=precision, resize=resize, fast_images=fast_images
+        )
         built = extract_to(
             source,
             encoder,

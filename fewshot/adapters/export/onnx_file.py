@@ -115,7 +115,7 @@ def check(path: Path, predictor: Predictor) -> None:
 
 def how_to_run(preprocess: Preprocess, *, exif: bool) -> str:
     """Markdown with the Python that classifies one image."""
-    method = "BILINEAR" if preprocess.interpolation == "bilinear" else "BICUBIC"
+    method = "BILINEAR" if preprocess.interpolation.endswith("bilinear") else "BICUBIC"
     fitted = _FITTED[preprocess.resize_mode].format(
         side="size" if preprocess.resized == preprocess.size else preprocess.resized,
         method=f"Image.Resampling.{method}",
