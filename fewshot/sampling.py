@@ -58,6 +58,8 @@ def draw(
         seed: Any integer; the literature's are 1, 2 and 3.
         val_labels: Class ids of the val split, to draw min(K, 4) of each class from it too.
         val_first: Draw these before the train rows, as CLIP-LoRA's code does; other images result.
+            Without a val split draw min(K, 4) more of each class's train images along with its K,
+            and leave these out, as that code does for ImageNet.
 
     Raises:
         UserError: K is less than 1, or a class has too few images.
@@ -66,6 +68,8 @@ def draw(
         raise UserError(f"shots must be 1 or more; got {shots}; zero-shot alone needs none")
     rng = random.Random(seed)
     val = None
+    if val_first and val_labels is None:
+        return Sample(shots, seed, _draw_beside_val(rng, train_labels, classnames, shots))
     if val_first and val_labels is not None:
         val = _draw_split(rng, "val", val_labels, classnames, min(shots, VAL_SHOTS))
     train = _draw_split(rng, "train", train_labels, classnames, shots)
@@ -211,6 +215,22 @@ def _draw_split(
     groups = np.split(np.argsort(ids, kind="stable"), np.cumsum(counts)[:-1])
     drawn = [groups[k][rng.sample(range(counts[k]), shots)] for k in np.argsort(first)]
     return np.concatenate(drawn)
+
+
+def _draw_beside_val(
+    rng: random.Random, labels: ArrayLike, classnames: Sequence[str], shots: int
+) -> Rows:
+    """(C * shots,) rows, drawn along with images to validate on, which come after each class's."""
+    aside = min(shots, VAL_SHOTS)
+    fewest = int(np.bincount(np.asarray(labels, np.int64), minlength=len(classnames)).min())
+    if fewest < shots + aside:
+        raise UserError(
+            f"the authors' draw takes {aside} more train images of every class to validate on, "
+            f"since there is no val split: {shots + aside} in all; a class has {fewest}; use fewer "
+            "shots"
+        )
+    both = _draw_split(rng, "train", labels, classnames, shots + aside)
+    return both.reshape(-1, shots + aside)[:, :shots].ravel()
 
 
 def support_rows(

@@ -11,6 +11,8 @@ import cli
 from cache.errors import UserError
 from cli import main
 from fewshot.bench.config import configured
+from fewshot.endtoend.clip import TrainingPlan
+from fewshot.endtoend.methods.coop import CoOp
 from fewshot.results.log import read
 
 BENCH = ["bench", "--datasets", "digits", "--models", "tiny", "--shots", "1", "--seeds", "1,2"]
@@ -75,6 +77,18 @@ def test_a_cell_that_fails_names_the_command_that_repeats_it(
     assert "the loss is" in err
     assert "fewshot train vpt-deep --model tiny --dataset digits --shots 1 --seed 1" in err
     assert [r.method for r in read(Path("runs/bench/results.jsonl"))] == ["gda"]
+
+
+def test_an_official_recipe_is_run_as_planned_whatever_the_store_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(CoOp, "plan", lambda *_: TrainingPlan(1, 32, lambda epoch, done: 1e-4))
+    asked = [*BENCH, "--seeds", "1", "--methods", "coop", "--official"]
+    assert main([*asked, "--crop-scale", "0.5", "1"]) == 2
+    assert main(asked) == 0
+    [result] = read(Path("runs/bench/results.jsonl"))
+    assert result.run.n_views == 0
+    assert result.hyperparameters["crop_scale"] == [0.08, 1.0]
 
 
 TRAINED = ["--methods", "vpt-deep", "--seeds", "1", "--set", "iterations_per_shot=2"]

@@ -31,6 +31,8 @@ from fewshot.endtoend.methods.cocoop import CoCoOp
 from fewshot.endtoend.methods.coop import CoOp
 from fewshot.endtoend.methods.kgcoop import KgCoOp
 from fewshot.endtoend.methods.prograd import ProGrad
+from fewshot.endtoend.training_set import TrainingSet
+from fewshot.protocol import Protocol
 from fewshot.sampling import draw
 
 COOP = CoOp(n_ctx=2, epochs=3, batch_size=4, lr=0.1)
@@ -421,6 +423,17 @@ def test_with_a_store_a_frozen_image_tower_needs_no_images(
     assert equal(trained(COOP, encoder, source, store=store)[0], before)
     with pytest.raises(UserError, match=r"^14 of 14 images of photos cannot be read"):
         trained(LORA, encoder, source, store=store)
+
+
+def test_few_shots_as_the_authors_draw_them_do_without_a_val_split(source: Source) -> None:
+    labels = [item.label for item in source.splits["train"]]
+    protocol = Protocol(shots=2, seed=5)
+    theirs, ours = (
+        TrainingSet.of(LORA, source, protocol, val_first=first).rows.tolist()
+        for first in (True, False)
+    )
+    expected = draw(labels, source.classnames, shots=2, seed=5, val_first=True).train
+    assert theirs == expected.tolist() != ours == sample_of(source)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

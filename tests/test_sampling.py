@@ -227,6 +227,18 @@ def test_val_first_is_the_same_stream_the_other_way_round() -> None:
     assert usual.train.tolist() != sample.train.tolist()
 
 
+def test_without_a_val_split_its_images_are_drawn_along_with_the_few_shots() -> None:
+    names, labels = ["a", "b"], [0, 1] * 30
+    for shots, together in ((2, 4), (16, 20)):
+        rng = random.Random(3)
+        expected = [2 * i + k for k in (0, 1) for i in rng.sample(range(30), together)[:shots]]
+        sample = draw(labels, names, shots=shots, seed=3, val_first=True)
+        assert sample.train.tolist() == expected
+        assert sample.train.tolist() != draw(labels, names, shots=shots, seed=3).train.tolist()
+    with pytest.raises(UserError, match="no val split: 34 in all; a class has 30; use fewer shots"):
+        draw(labels, names, shots=30, seed=3, val_first=True)
+
+
 def test_support_rows_are_those_of_any_draw() -> None:
     labels, names = [0, 1] * 10, ["a", "b"]
     rows = support_rows(labels, names, shots=(1, 2), seeds=(1, 7))

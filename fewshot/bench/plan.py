@@ -18,7 +18,7 @@ from fewshot.bench.trained import TrainOptions, require_trained
 from fewshot.cross_dataset import shared_classes
 from fewshot.domain_adaptation import relation, takes_target
 from fewshot.endtoend.clip import EndToEnd
-from fewshot.endtoend.crops import chosen_by_hand, crops_asked
+from fewshot.endtoend.crops import chosen_by_hand, crops_asked, learns_live
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.endtoend.methods import configure as configure_trained
 from fewshot.endtoend.requirements import require_few_shots, require_published
@@ -135,7 +135,7 @@ class _Pair:
         learned: The store of the few shots.
         tested: The store of the test split; mostly the same.
         shares: Whether all classes to test are among those to learn.
-        n_views: V of the support sets.
+        n_views: V of the store of the few shots.
         counted: What unequal classes were drawn for, and the images of their largest and smallest.
     """
 
@@ -253,8 +253,16 @@ class _Ask:
             most, fewest = self.pair.counts(protocol)
         if protocol.tune == "cv" and fewest < 2:
             protocol = replace(protocol, tune=None)
-        on_images = isinstance(self.method, EndToEnd) and self.method.on_images
-        fixed = {**protocol.fixed, **self._chosen_by_hand()}
+        n_views = max(1, self.pair.n_views)
+        fixed = protocol.fixed
+        if isinstance(self.method, EndToEnd):
+            live = learns_live(
+                on_images=self.method.on_images,
+                n_views=self.pair.n_views,
+                official=self.bench.train.official,
+            )
+            n_views = 0 if live else n_views
+            fixed = {**fixed, **self._chosen_by_hand(self.method, live)}
         run = Run.planned(
             self.method,
             replace(protocol, fixed=fixed),
@@ -264,17 +272,15 @@ class _Ask:
             fitted_on=learned.dataset,
             shots=most,
             fewest=fewest,
-            n_views=0 if on_images else self.pair.n_views,
+            n_views=n_views,
         )
         return Cell(run, protocol, tested, learned, self.bench.train)
 
-    def _chosen_by_hand(self) -> dict[str, Any]:
+    def _chosen_by_hand(self, method: EndToEnd, live: bool) -> dict[str, Any]:
         train = self.bench.train
-        if not isinstance(self.method, EndToEnd):
-            return {}
         return chosen_by_hand(
-            self.method,
-            live=self.method.on_images,
+            method,
+            live=live,
             has_val="val" in self.pair.learned.splits,
             crop_scale=train.crop_scale,
             flip=train.flip,
@@ -334,7 +340,7 @@ def _pairs(bench: Bench, left_out: dict[str, None]) -> Iterator[_Pair]:
                 continue
             shares = learned is tested or shared_classes(learned, tested) is not None
             n_views = learned.split("train").n_views if "train" in learned.splits else 0
-            yield _Pair(learned, tested, shares, max(1, n_views))
+            yield _Pair(learned, tested, shares, n_views)
 
 
 def _stores(bench: Bench, left_out: dict[str, None]) -> Iterator[FeatureStore]:

@@ -235,7 +235,7 @@ class EndToEnd(MethodInfo):
             matrix of classes, in words; empty where it is.
         published: Whether the defaults are a published recipe for few shots of CLIP.
         step_name: What progress calls a step of the training.
-        val_first: Whether that recipe draws validation images first, and so other few shots.
+        val_first: Whether that recipe draws validation images too, and so other few shots.
     """
 
     unfoldable: ClassVar[str] = (

@@ -26,6 +26,19 @@ def require_shares(crop_scale: tuple[float, float] | None) -> None:
         )
 
 
+def learns_live(*, on_images: bool, n_views: int, official: bool) -> bool:
+    """True for what learns from images though there are stored features of them.
+
+    A published recipe learns from fresh crops, never from one of each image.
+
+    Args:
+        on_images: The image tower is changed, so that stored features are of no use.
+        n_views: V of the store that may be used.
+        official: As in `run`.
+    """
+    return on_images or (official and not n_views)
+
+
 def chosen_by_hand(
     method: EndToEnd,
     *,
@@ -46,8 +59,8 @@ def chosen_by_hand(
         official: As in `run`.
     """
     chosen: dict[str, Any] = {}
-    if official and method.val_first and has_val:
-        chosen["sample"] = "val first"
+    if official and method.val_first:
+        chosen["sample"] = "val first" if has_val else "with val"
     if live and crop_scale is not None:
         chosen["crop_scale"] = list(crop_scale)
     if live and flip is not None:

@@ -18,7 +18,7 @@ from cache.location import default_root, store_path
 from cache.source import Source
 from cache.store import FeatureStore
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
-from fewshot.endtoend.crops import augmented, chosen_by_hand, crops_asked
+from fewshot.endtoend.crops import augmented, chosen_by_hand, crops_asked, learns_live
 from fewshot.endtoend.evolve import evolve
 from fewshot.endtoend.finished import finish, finished
 from fewshot.endtoend.photos import PhotoBatches, center_crops, require_images
@@ -127,7 +127,7 @@ def run(
         require_same_weights(store, encoder)
         require_same_images(store, source)
     has_val = bool(source.splits.get("val"))
-    drawn = TrainingSet.of(method, source, protocol, official and method.val_first and has_val)
+    drawn = TrainingSet.of(method, source, protocol, official and method.val_first)
     paths, labels = drawn.paths, drawn.labels
     names = [source.classnames[k] for k in drawn.classes]
     clip = Clip.of(encoder)
@@ -135,9 +135,9 @@ def run(
     if save_memory:
         clip.save_memory()
     plan = augmented(method.plan(drawn.shots, len(paths)), crop_scale, flip)
-    stored = store if learner.images is None else None
-    if official and stored is not None and not (protocol.views and stored.split("train").n_views):
-        stored = None  # a published recipe learns from fresh crops, never from one of each image
+    n_views = store.split("train").n_views * protocol.views if store else 0
+    live = learns_live(on_images=learner.images is not None, n_views=n_views, official=official)
+    stored = None if live else store
     values: dict[str, Any] = asdict(method)
     if stored is None:
         values |= {"crop_scale": list(plan.crop_scale), "flip": plan.flip}
@@ -153,7 +153,7 @@ def run(
         fingerprint=store.fingerprint if store else str(encoder.identity["weights"]),
         shots=drawn.shots,
         fewest=drawn.shots,
-        n_views=0 if stored is None else max(1, stored.split("train").n_views * protocol.views),
+        n_views=0 if stored is None else max(1, n_views),
     )
     about = _about(method, plan, encoder, source, names, paths, labels, protocol, stored)
     before = finished(checkpoint, about, planned)

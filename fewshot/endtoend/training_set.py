@@ -42,7 +42,7 @@ class TrainingSet:
             method: One that learns from unlabeled images gets all of them, of any class.
             source: The dataset.
             protocol: What is asked.
-            val_first: Draw the few shots as CLIP-LoRA's code does, after the val split's.
+            val_first: Draw the few shots as CLIP-LoRA's code does; see `sampling.draw`.
 
         Raises:
             UserError: Too few images of a class, or what `known_classes` objects to.
@@ -65,12 +65,12 @@ class TrainingSet:
 
 
 def _drawn(source: Source, protocol: Protocol, val_first: bool) -> Sample:
-    """The few shots; with `val_first` as CLIP-LoRA's code draws them, after the val split's."""
+    """The few shots; with `val_first` as CLIP-LoRA's code draws them."""
     labels = [item.label for item in source.splits["train"]]
     if not val_first or protocol.sample is not None:
         return protocol.draw(labels, source.classnames)
-    val_labels = [item.label for item in source.splits["val"]]
+    val_labels = [item.label for item in source.splits.get("val", ())]
     return draw(
         labels, source.classnames, shots=int(protocol.shots), seed=protocol.seed,
-        val_labels=val_labels, val_first=True,
+        val_labels=val_labels or None, val_first=True,
     )  # fmt: skip
