@@ -81,7 +81,7 @@ def identity_of(source: "Source", encoder: "Encoder", recipe: Recipe) -> dict[st
                 split: len(items) + sum(image.split == split for image in recipe.left_out)
                 for split, items in source.splits.items()
             },
-            "split": digest([[split, item.path, item.label] for split, item in items]),
+            "split": digest([[split, item.path, *item.labels] for split, item in items]),
             "images": digest([_size(source, item.path) for item in encoded]),
             "classnames": digest(source.classnames),
         },
@@ -92,6 +92,8 @@ def identity_of(source: "Source", encoder: "Encoder", recipe: Recipe) -> dict[st
         "views": views if recipe.views else None,
         "support_only": recipe.support_only,
     }
+    if source.multi_label:
+        what["dataset"]["multi_label"] = True
     if source.class_ids is not None:
         what["dataset"]["class_ids"] = source.class_ids
     if recipe.pre_projection:

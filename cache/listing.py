@@ -17,11 +17,18 @@ class Item:
 
     Attributes:
         path: Relative to the listing's root, with "/" between parts.
-        label: Id of its class.
+        label: Id of its class; of several, the one that the fewest images have.
+        more: Ids of its other classes, ascending.
     """
 
     path: str
     label: int
+    more: tuple[int, ...] = ()
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Ids of all its classes."""
+        return (self.label, *self.more)
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Listing:
         drawn: Whether nobody gave a split and this one is `stratified_split`'s.
         reader: What reads the images; None for files below `root`.
         templates: Prompts that lie beside the images.
+        multi_label: Whether an image may have several labels.
     """
 
     root: Path
@@ -49,6 +57,7 @@ class Listing:
     drawn: bool = False
     reader: Reader | None = None
     templates: tuple[str, ...] = ()
+    multi_label: bool = False
 
 
 def stratified_split(labels: Sequence[int]) -> dict[str, list[int]]:

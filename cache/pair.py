@@ -201,7 +201,7 @@ def _difference(first: FeatureStore, second: FeatureStore) -> str:
         a, b = first.split(name), second.split(name)
         if a.paths != b.paths:
             return f"the paths of their {name} images"
-        if not np.array_equal(a.labels, b.labels):
+        if a.multi_label != b.multi_label or not np.array_equal(_labels(a), _labels(b)):
             return f"the labels of their {name} images"
         if not np.array_equal(a.encoded, b.encoded):
             return f"which {name} images are encoded"
@@ -211,6 +211,10 @@ def _difference(first: FeatureStore, second: FeatureStore) -> str:
     if None not in digests and digests[0] != digests[1]:
         return "the contents of their images"
     return "" if _views(first) == _views(second) else "their augmented views"
+
+
+def _labels(split: Split) -> NDArray[Any]:
+    return split.label_sets if split.multi_label else split.labels
 
 
 def _upright(store: FeatureStore) -> bool:

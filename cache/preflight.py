@@ -45,7 +45,7 @@ class Preflight:
         """All of it for a terminal; the classes in full where there are at most twenty."""
         source = self.source
         n = len(source.classnames)
-        total = sum(map(sum, self.counts.values()))
+        total = sum(map(len, source.splits.values()))
         size = f"{count(n, 'class', 'classes')}, {count(total, 'image')}"
         lines = [
             f"{source.dataset}: {size} ({source.origin})",
@@ -53,7 +53,7 @@ class Preflight:
         ]
         for split, counts in self.counts.items():
             spread = f"{min(counts):,} / {median(counts):,g} / {max(counts):,}"
-            lines.append(f"  {split:<5} {sum(counts):>9,}  {spread}")
+            lines.append(f"  {split:<5} {len(source.splits[split]):>9,}  {spread}")
         lines += [f"  {row}" for row in (self._header(), *self._class_rows())]
         lines += [f"problem: {problem}" for problem in self.problems]
         lines += [f"note: {note}" for note in self.notes]
@@ -119,7 +119,7 @@ def check(
     unreadable = tuple(_unreadable(source, rows, workers, advance))
     n_classes = len(source.classnames)
     counts = {
-        split: _per_class([item.label for item in items], n_classes)
+        split: _per_class((label for item in items for label in item.labels), n_classes)
         for split, items in source.splits.items()
     }
     return Preflight(
@@ -162,7 +162,9 @@ def _class_problems(source: Source) -> Iterator[str]:
     if n_classes < 2:
         yield f"a classifier needs two classes at least, got {n_classes}"
     for split, items in source.splits.items():
-        wrong = [item for item in items if not 0 <= item.label < n_classes]
+        wrong = [
+            item for item in items if not 0 <= min(item.labels) <= max(item.labels) < n_classes
+        ]
         if wrong:
             yield (
                 f"{count(len(wrong), f'{split} label is', f'{split} labels are')} out of range "
@@ -193,7 +195,8 @@ def _unreadable_problems(
     lost = {(image.split, image.path) for image in unreadable}
     folder = source.images.place("")
     for split, items in source.splits.items():
-        labels = [item.label for item in items if (split, item.path) not in lost]
+        there = [item for item in items if (split, item.path) not in lost]
+        labels = [label for item in there for label in item.labels]
         left = _per_class(labels, len(source.classnames))
         if items and not labels:
             yield f"{none_can(len(items), f'{split} image')} be read; is {folder} right?"

@@ -69,6 +69,7 @@ class Source:
         drawn: Whether nobody gave a split, and this one is our own.
         max_pixels: Width times height of the largest image that is decoded.
         reader: What reads the images; None for files below `root`.
+        multi_label: Whether an image may have several labels.
     """
 
     dataset: str
@@ -86,6 +87,7 @@ class Source:
     drawn: bool = False
     max_pixels: int = MAX_PIXELS
     reader: Reader | None = None
+    multi_label: bool = False
 
     @property
     def images(self) -> Reader:
@@ -125,6 +127,21 @@ class Source:
         """
         return self.images.changed_since(moment, [self.splits[split][row].path for row in rows])
 
+    def require_one_label(self, what: str) -> None:
+        """Raise unless each image has one label.
+
+        Args:
+            what: The work that needs it, for the message.
+
+        Raises:
+            UserError: An image may have several.
+        """
+        if self.multi_label:
+            raise UserError(
+                f"{what} needs one label of each image, and images of {self.dataset} may have "
+                "several; for these there are extract, fit, bench and predict"
+            )
+
     def check_file(self, path: str) -> None:
         """Raise OSError where an item's file is missing, no image, too large, or cut off.
 
@@ -156,6 +173,7 @@ def find(
     root: Path | None = None,
     download: bool = False,
     max_pixels: int = MAX_PIXELS,
+    multi_label: bool = False,
 ) -> Source:
     """The dataset that a user means, found on disk.
 
@@ -166,14 +184,28 @@ def find(
         root: Where named datasets lie; see `data_root`.
         download: Let torchvision download what is not there.
         max_pixels: Width times height of the largest image that is decoded.
+        multi_label: Take several rows of one image in a table for several labels.
 
     Raises:
-        UserError: Nothing was named, or it is unknown, or not to be found.
+        UserError: Nothing was named, or it is unknown, or not to be found; or it is no table and
+            is to have several labels.
     """
-    return replace(_found(dataset, manifest, root, download), max_pixels=max_pixels)
+    source = _found(dataset, manifest, root, download, multi_label)
+    if multi_label and not source.multi_label:
+        raise UserError(
+            f"--multi-label is for tables of paths and labels; {source.dataset} is none; give a "
+            "CSV or JSON lines"
+        )
+    return replace(source, max_pixels=max_pixels)
 
 
-def _found(dataset: str | None, manifest: Path | None, root: Path | None, download: bool) -> Source:
+def _found(
+    dataset: str | None,
+    manifest: Path | None,
+    root: Path | None,
+    download: bool,
+    multi_label: bool,
+) -> Source:
     if dataset is None and manifest is None:
         raise UserError("say which dataset: --dataset NAME, FOLDER or TABLE, or --manifest FILE")
     if manifest is None and is_pattern(dataset or ""):
@@ -182,7 +214,7 @@ def _found(dataset: str | None, manifest: Path | None, root: Path | None, downlo
     if manifest is None and path.is_file() and path.suffix.lower() not in TABLES:
         raise UserError(f"{dataset} is no table; a table of images ends in {', '.join(TABLES)}")
     if manifest is None and path.suffix.lower() in TABLES:
-        return resolve_table(path)
+        return resolve_table(path, multi_label=multi_label)
     try:
         declared = load_manifest(dataset or "", manifest)
     except UserError as error:
@@ -190,10 +222,10 @@ def _found(dataset: str | None, manifest: Path | None, root: Path | None, downlo
             raise
         for place in (path, data_root(root) / path):
             if place.is_dir():
-                return resolve_folder(place)
+                return resolve_folder(place, multi_label=multi_label)
             for table_of_it in (place.with_name(f"{place.name}{ending}") for ending in TABLES):
                 if table_of_it.is_file():
-                    return resolve_table(table_of_it)
+                    return resolve_table(table_of_it, multi_label=multi_label)
         if path.name != dataset:
             raise UserError(f"no folder or table at {dataset}; give one that there is") from None
         raise UserError(
@@ -246,19 +278,19 @@ def resolve(manifest: Manifest, data_root: Path, *, download: bool = False) -> S
     )
 
 
-def resolve_folder(path: Path, name: str = "") -> Source:
+def resolve_folder(path: Path, name: str = "", *, multi_label: bool = False) -> Source:
     """A user's folder as a dataset, called after it: shards, a table, or class folders."""
     listing = sharded.read_folder(str(path.absolute())) if path.is_dir() else None
     if listing is not None:
         return _source(name or name_of(path), listing, exif=False)
-    listing = read_described(path) if path.is_dir() else None
+    listing = read_described(path, multi_label=multi_label) if path.is_dir() else None
     listing = listing or folder.read_folder(path)
     return _source(name or name_of(path), listing, exif=True)
 
 
-def resolve_table(path: Path, name: str = "") -> Source:
+def resolve_table(path: Path, name: str = "", *, multi_label: bool = False) -> Source:
     """A user's CSV or JSON lines as a dataset, called after the file."""
-    listing = table.read_table(path)
+    listing = table.read_table(path, multi_label=multi_label)
     return _source(name or name_of(path.with_suffix("")), listing, exif=True)
 
 
@@ -328,6 +360,7 @@ def _source(dataset: str, listing: Listing, *, exif: bool) -> Source:
         notes=listing.notes,
         drawn=listing.drawn,
         reader=listing.reader,
+        multi_label=listing.multi_label,
     )
 
 

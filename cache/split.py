@@ -33,8 +33,33 @@ class Split:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """(N,) class ids of every image, those not encoded included."""
+        """(N,) class ids of every image, those not encoded included.
+
+        Raises:
+            UserError: Images have several labels.
+        """
+        if self.multi_label:
+            raise UserError(
+                f"images of {self.contents.path} may have several labels, and this needs one of "
+                "each; for several there are fit and bench, in the few-shot setting, and predict"
+            )
         return self._integers("labels")
+
+    @property
+    def multi_label(self) -> bool:
+        """True if an image may have several labels."""
+        return self._has("label_sets")
+
+    @cached_property
+    def label_sets(self) -> NDArray[np.bool_]:
+        """(N, C) True for each class of each image, where images may have several labels."""
+        return np.asarray(self.contents.array(f"{self.name}/label_sets"), np.bool_)
+
+    def images_per_class(self, n_classes: int) -> NDArray[np.int64]:
+        """(C,) images of each class; one of several labels counts for each of its classes."""
+        if self.multi_label:
+            return np.asarray(self.label_sets.sum(axis=0), np.int64)
+        return np.bincount(self.labels, minlength=n_classes).astype(np.int64)
 
     @cached_property
     def paths(self) -> list[str]:

@@ -3,6 +3,8 @@
     identity, versions                 JSON: what made the features, and with which libraries
     classnames, skipped                names by class id; the unreadable images left out
     <split>/labels, <split>/paths      (N,) every image of train, val or test, in published order
+    <split>/label_sets                 (N, C) 1 for each class of an image; only where it may have
+                                       several, of which `labels` has the rarest
     <split>/features, <split>/norms    (N, D) float16, unit norm; (N,) float32, the norms before
     <split>/rows                       (n,) the images encoded, where not all N were
     <split>/views, view_norms          (V, m, D), (V, m): augmented views of the images in view_rows
@@ -41,6 +43,7 @@ from cache.store_format import (
     FORMAT,
     SCHEMA,
     form_problems,
+    has_label_sets,
     id_problems,
     identity_problems,
     splits_of,
@@ -180,6 +183,11 @@ class FeatureStore:
     def n_classes(self) -> int:
         """C."""
         return len(self.classnames)
+
+    @property
+    def multi_label(self) -> bool:
+        """True if an image may have several labels."""
+        return has_label_sets(self.contents.places)
 
     @property
     def attributes(self) -> NDArray[np.float32] | None:

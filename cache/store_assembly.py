@@ -12,7 +12,7 @@ from cache.errors import UserError
 from cache.identity import Recipe
 from cache.image_tower import ImageTower
 from cache.new_images import Group, NewImages
-from cache.source import Source
+from cache.source import Item, Source
 from cache.store_writer import StoreWriter, create
 
 Text = Mapping[str, NDArray[np.float32]]  # prompt -> its embedding (D,) and pooled (W,) after it
@@ -78,6 +78,16 @@ def assemble(
             writer.image_tower(tower)
 
 
+def _label_sets(source: Source, items: list[Item]) -> NDArray[np.uint8] | None:
+    """(N, C) 1 for each class of each item; None where each has one."""
+    if not source.multi_label:
+        return None
+    sets = np.zeros((len(items), len(source.classnames)), np.uint8)
+    for row, item in enumerate(items):
+        sets[row, list(item.labels)] = 1
+    return sets
+
+
 def _write_split(
     writer: StoreWriter,
     source: Source,
@@ -96,6 +106,7 @@ def _write_split(
     writer.split(
         split,
         labels=np.array([items[row].label for row in kept], dtype=np.int64),
+        label_sets=_label_sets(source, [items[row] for row in kept]),
         paths=[items[row].path for row in kept],
         dim=dim,
         pooled_dim=pooled_dim,

@@ -138,8 +138,10 @@ def _norms(vectors: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _split_words(split: Split, n_classes: int) -> str:
-    counts = np.bincount(split.labels, minlength=n_classes)
-    words = f"{count(counts.sum(), 'image')}, {_range(counts)} per class"
+    counts = split.images_per_class(n_classes)
+    words = f"{count(len(split), 'image')}, {_range(counts)} per class"
+    if split.multi_label:
+        words += f", labels per image: {counts.sum() / len(split):.1f}"
     if len(split.encoded) < len(split):
         words += f", {len(split.encoded)} of them encoded"
     if split.n_views:

@@ -5,7 +5,7 @@ tower; of a split N images, n of them encoded, m with V views; P prompts. `S` is
 per array.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from cache.errors import count
 from cache.hdf5 import Place
 
 FORMAT = "fewshot feature store"
-SCHEMA = 2  # 2 where there are attributes, else 1
+SCHEMA = 3  # the newest; see `schema_of`
 ATTRIBUTES = {"format", "schema", "fingerprint", "imported", "complete"}
 SPLITS = ("train", "val", "test")
 
@@ -23,6 +23,7 @@ Form = dict[str, tuple[str, str]]  # name -> type and axes
 STORE: Form = {"identity": ("S", ""), "versions": ("S", "")}
 NAMES: Form = {"classnames": ("S", "C"), "skipped": ("S", "s")}
 SPLIT: Form = {"labels": ("<i8", "N"), "paths": ("S", "N")}
+LABEL_SETS: Form = {"label_sets": ("|u1", "NC")}
 ALL: Form = {"features": ("<f2", "ND"), "norms": ("<f4", "N")}
 SOME: Form = {"rows": ("<i8", "n"), "features": ("<f2", "nD"), "norms": ("<f4", "n")}
 VIEWS: Form = {"view_rows": ("<i8", "m"), "views": ("<f2", "VmD"), "view_norms": ("<f4", "Vm")}
@@ -62,6 +63,16 @@ def is_image_matrix(name: str) -> bool:
     return group in SPLITS and array in IMAGE_MATRICES
 
 
+def has_label_sets(names: Collection[str]) -> bool:
+    """True if there is anything of what images of several labels have."""
+    return any(f"{split}/{name}" in names for split in SPLITS for name in LABEL_SETS)
+
+
+def schema_of(names: Collection[str]) -> int:
+    """The earliest schema of a store with these arrays: 3 with label sets, 2 with attributes."""
+    return 3 if has_label_sets(names) else 2 if "attributes" in names else 1
+
+
 def has_pooled_images(places: Mapping[str, Place]) -> bool:
     """True if there is anything of what is before the image tower's last layers."""
     known = {f"{split}/{name}" for split in SPLITS for name in (*IMAGE_POOLED, *POOLED_VIEWS)}
@@ -88,12 +99,12 @@ def form_problems(places: Mapping[str, Place]) -> Iterator[str]:
 def _forms(places: Mapping[str, Place]) -> Iterator[tuple[str, Form]]:
     """What belongs under each prefix, optional arrays where there is one of them."""
     yield "", STORE | NAMES | (DESCRIBED if "attributes" in places else {})
-    pooled = has_pooled_images(places)
+    pooled, several = has_pooled_images(places), has_label_sets(places)
     if pooled:
         yield "", IMAGE_TOWER
     for split in splits_of(places):
         few = f"{split}/rows" in places
-        yield f"{split}/", SPLIT | (SOME if few else ALL)
+        yield f"{split}/", SPLIT | (SOME if few else ALL) | (LABEL_SETS if several else {})
         if pooled:
             yield f"{split}/", IMAGE_POOLED if few else _of_all(IMAGE_POOLED)
         if any(f"{split}/{name}" in places for name in VIEWS):
@@ -148,6 +159,8 @@ def identity_problems(
         "views.count": (max(views, default=0), (identity.get("views") or {}).get("count", 0)),
     }
     found["pre_projection"] = (has_pooled_images(places), identity.get("pre_projection", False))
+    several = identity["dataset"].get("multi_label", False)
+    found["dataset.multi_label"] = (has_label_sets(places), several)
     said = {"text": "text" in identity, "views.count": "views" in identity}
     for key, (there, expected) in found.items():
         if said.get(key, expected is not None) and there != expected:
@@ -186,6 +199,10 @@ def id_problems(contents: Contents, n_classes: int) -> Iterator[str]:
             n_rows = contents.places[f"{split}/labels"].shape[0]
             if (np.diff(ids, prepend=-1) <= 0).any() or (ids >= n_rows).any():
                 yield f"/{name}: not ascending within 0..{n_rows - 1}"
+    for split in splits_of(contents.places) if has_label_sets(contents.places) else ():
+        sets, own = contents.array(f"{split}/label_sets"), read[f"{split}/labels"]
+        if (sets > 1).any() or not np.take_along_axis(sets, own[:, None], 1).all():
+            yield f"/{split}/label_sets: not 0 and 1, with 1 for the image's class in labels"
     for name in text_sets_of(contents.places):
         unserved = np.setdiff1d(np.arange(n_classes), read[f"text/{name}/labels"])
         if unserved.size:

@@ -16,7 +16,7 @@ from cache.hdf5 import datasets, digest, reserve, write_strings
 from cache.identity import canonical_json, fingerprint
 from cache.image_tower import ImageTower
 from cache.skipped import Skipped
-from cache.store_format import FORMAT, SCHEMA, SPLITS
+from cache.store_format import FORMAT, SPLITS, schema_of
 
 
 @contextlib.contextmanager
@@ -62,7 +62,7 @@ def create(
                 for dataset in datasets(file):
                     dataset.attrs["sha256"] = np.bytes_(digest(temporary, dataset))
                 file.attrs["format"] = np.bytes_(FORMAT)
-                file.attrs["schema"] = SCHEMA if "attributes" in file else 1
+                file.attrs["schema"] = schema_of(file)
                 file.attrs["fingerprint"] = np.bytes_(fingerprint(identity))
                 file.attrs["imported"] = imported
                 file.attrs["complete"] = True
@@ -104,6 +104,7 @@ class StoreWriter:
         n_views: int = 0,
         view_rows: ArrayLike | None = None,
         pooled_dim: int = 0,
+        label_sets: ArrayLike | None = None,
     ) -> None:
         """Declare a split; its features are written afterwards.
 
@@ -116,6 +117,7 @@ class StoreWriter:
             n_views: V, augmented views of each of some images.
             view_rows: (m,) ascending, the images with views; all that are encoded without it.
             pooled_dim: w, the width of pooled images, which every image and view then has.
+            label_sets: (N, C) True for each class of each image, where images have several.
         """
         ids = np.asarray(labels)
         if name not in SPLITS:
@@ -129,6 +131,8 @@ class StoreWriter:
         self._check_width(f"{name} features", dim)
         group = self._file.create_group(name)
         group["labels"] = ids.astype("<i8")
+        if label_sets is not None:
+            group["label_sets"] = np.asarray(label_sets, "u1")
         write_strings(group, "paths", paths)
         encoded = _ascending(np.arange(len(ids)) if rows is None else rows, len(ids))
         if len(encoded) < len(ids):

@@ -18,6 +18,7 @@ from fewshot.fitted import Fitted
 from fewshot.fitting import fit, query, settled
 from fewshot.method import Method
 from fewshot.metrics import accuracy, harmonic_mean
+from fewshot.multi_label.label_evaluation import evaluate_labels, refuse_predictions
 from fewshot.new_classes import base_to_new, generalized
 from fewshot.open_set import (
     checked_known,
@@ -51,6 +52,9 @@ def evaluate(
     and `fpr95`, the share of unknown images that pass where 95 % of the known ones do. Its accuracy
     is the harmonic mean of the first two.
 
+    Where images may have several labels, the setting is `multi-label` and the accuracy is mAP; see
+    `multi_label.label_evaluation`.
+
     Args:
         store: The features, or the file of them.
         method: A method, or its name, as in `fitting.fit`.
@@ -63,6 +67,9 @@ def evaluate(
     """
     store = FeatureStore.of(store)
     _, protocol = settled(store, method, protocol, asked)
+    if store.multi_label or protocol.setting == "multi-label":
+        refuse_predictions(save)
+        return evaluate_labels(store, method, protocol)
     if protocol.setting == "base-to-new":
         return base_to_new(store, method, protocol, save=save)
     if protocol.setting == "generalized":

@@ -96,7 +96,7 @@ def fit(
     sample = draw_sample(store, protocol, drawn_val)
     views = protocol.views if recipe is None else recipe.views > 0
     support = _support(train, method, sample, classes, views)
-    run = _run(store, method, protocol, sample.shots, support.shots, support.n_views)
+    run = run_on(store, method, protocol, sample.shots, support.shots, support.n_views)
     validation = None
     if val is not None and tune is not None and run.tune != "none":
         validation = _validation(val, method, sample, tune, classes)
@@ -358,7 +358,7 @@ def _fit_unlabeled(
     else:
         classifier = method.fit_unlabeled(given, text)
     return Fitted(
-        run=_run(store, method, protocol, 0, 0, 0),
+        run=run_on(store, method, protocol, 0, 0, 0),
         store=store,
         method=method,
         classifier=classifier,
@@ -370,9 +370,10 @@ def _fit_unlabeled(
     )
 
 
-def _run(
+def run_on(
     store: FeatureStore, method: Method, protocol: Protocol, shots: int, fewest: int, n_views: int
 ) -> Run:
+    """The run of a method on a store; see `Run.planned`."""
     return Run.planned(
         method,
         protocol,

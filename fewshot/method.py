@@ -12,6 +12,7 @@ from torch import Tensor
 from cache.errors import UserError
 from cache.image_tower import ImageTower
 from fewshot.classifier import Classifier, LinearClassifier
+from fewshot.multi_label_support import MultiLabelSupport
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
 from fewshot.text import Text
@@ -224,6 +225,20 @@ class AdaptsToDomain(Protocol):
             source: What `fit` made of the labeled source; nothing else is left of that.
             images: (U, D) unlabeled features of the target.
             unknown: True where some images may be of classes that the source does not have.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsMultiLabel(Protocol):
+    """A method for which a class on an image says nothing of the other classes."""
+
+    def fit_multi_label(self, support: MultiLabelSupport, text: Text | None) -> Classifier:
+        """Return a classifier whose logits rank the images within each class.
+
+        Args:
+            support: Images of several labels each, in the form of `unit_norm`.
+            text: The classes' text by the method's recipe, or None where there is none.
         """
         ...
 

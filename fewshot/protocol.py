@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Setting = Literal[
     "few-shot", "base-to-new", "generalized", "domain-generalization", "cross-dataset", "open-set",
-    "domain-adaptation",
+    "domain-adaptation", "multi-label",
 ]  # fmt: skip
 SETTINGS: tuple[Setting, ...] = get_args(Setting)
 # Learn the first half of the classes alone, of which the second half has names.
@@ -65,7 +65,7 @@ class Protocol:
         views: Learn from the store's augmented views where it has some, else from center crops.
         setting: Which classes are tested: those learned, or base and new ones apart
             (`base-to-new`) or together (`generalized`), or another dataset's, or known among
-            unknown ones.
+            unknown ones. Images that may have several labels make it `multi-label`.
         known: From open set, the number of classes, from the first, or the names of those that are
             known; the others' images are unknown. It makes the setting `open-set`.
         score: How sure a classifier is that an image is of a known class; see `open_set.knownness`.
@@ -163,7 +163,8 @@ class Protocol:
             )
         given = [] if self.sample is None else ["a sample"]
         given += [] if imbalance is None else [f"imbalance {imbalance}"]
-        whole = ("few-shot", "domain-adaptation")  # settings in which no class is left out
+        # settings in which no class is left out
+        whole = ("few-shot", "domain-adaptation", "multi-label")
         given += [] if self.setting in whole else [self.setting]
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)} exclude one another; give one")

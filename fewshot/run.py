@@ -23,8 +23,11 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "base-to-new": ("base", "new"),
     "generalized": ("seen", "unseen"),
     "open-set": ("known", "auroc", "fpr95"),
+    "multi-label": ("mAP",),
 }
 ADAPTED = ("known", "unknown")  # likewise, in adaptation to a domain with unknown classes
+# Likewise, where images may have several labels and there were thresholds.
+LABELED = ("macro F1", "micro F1", "macro precision", "macro recall")
 JOINTLY = "transductive "  # begins the setting of a result whose test images were joint
 # Images of a class in the train split by which long-tailed recognition groups its test accuracy.
 CLASS_GROUPS = {"many": range(101, 2**62), "medium": range(20, 101), "few": range(20)}
@@ -54,8 +57,8 @@ class Run:
         model: The CLIP model's name.
         setting: Which task it was; results of different settings are never averaged. One of
             zero-shot, few-shot, imbalanced, unsupervised, base-to-new, generalized,
-            domain-generalization, cross-dataset, open-set and domain-adaptation, with
-            `transductive` before it where the test images were classified together.
+            domain-generalization, cross-dataset, open-set, domain-adaptation and multi-label,
+            with `transductive` before it where the test images were classified together.
         fitted_on: The dataset that was learned from.
         shots: K, images per class that the method learned from, or of the largest class where they
             differ; 0 without labels.

@@ -7,6 +7,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from fewshot.multi_label_support import MultiLabelSupport
 from fewshot.support import SupportSet
 
 # Multiply-adds of one product of all images with all classes, N C D. On two busy cores, a step of
@@ -20,7 +21,7 @@ Made = TypeVar("Made")
 
 
 @contextmanager
-def few_threads(support: SupportSet) -> Iterator[None]:
+def few_threads(support: SupportSet | MultiLabelSupport) -> Iterator[None]:
     """Compute within on one thread where the support set is small, and as before afterwards.
 
     Small is N C D up to `SMALL`, on the CPU.
@@ -42,13 +43,15 @@ def closed_form(train: Callable[Given, Made]) -> Callable[Given, Made]:
 
     @wraps(train)
     def quietly(*args: Given.args, **kwargs: Given.kwargs) -> Made:
-        (support,) = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, SupportSet)]
+        given = (*args, *kwargs.values())
+        (support,) = [x for x in given if isinstance(x, SupportSet | MultiLabelSupport)]
         with torch.no_grad(), few_threads(support):
             return train(*args, **kwargs)
 
     return quietly
 
 
-def _small(support: SupportSet) -> bool:
-    size = support.features.numel() * support.n_views * support.n_classes
+def _small(support: SupportSet | MultiLabelSupport) -> bool:
+    n_views = support.n_views if isinstance(support, SupportSet) else 1
+    size = support.features.numel() * n_views * support.n_classes
     return support.features.device.type == "cpu" and size <= SMALL

@@ -188,10 +188,10 @@ def test_somebody_elses_safetensors_is_no_adapter(tmp_path: Path) -> None:
 def test_a_later_format_is_refused(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fewshot.adapters.adapter_file.FORMAT", 4)
+    monkeypatch.setattr("fewshot.adapters.adapter_file.FORMAT", 5)
     made(store).save(tmp_path / "a.safetensors")
     monkeypatch.undo()
-    with pytest.raises(UserError, match="is of adapter format 4, and this version reads 1 to 3"):
+    with pytest.raises(UserError, match="is of adapter format 5, and this version reads 1 to 4"):
         load_adapter(tmp_path / "a.safetensors")
 
 

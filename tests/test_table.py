@@ -222,3 +222,40 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
 def test_a_path_too_long_to_exist_is_an_image_that_is_missing(tmp_path: Path) -> None:
     source = resolve_table(table(tmp_path, f"path,label\n{'a' * 5000},x\nb.png,y\n"))
     assert len(check(source).unreadable) == 2
+
+
+def test_semicolons_between_labels_make_an_image_of_several(tmp_path: Path) -> None:
+    rows = "path,label,split\na.png,cat; dog,train\nb.png,dog,train\nc.png,cat;ant;dog,test\n"
+    lists = [("a.png", ["cat", "dog"], "train"), ("b.png", "dog", "train"),
+             ("c.png", ["cat", "ant", "dog"], "test")]  # fmt: skip
+    lines = "".join(json.dumps({"path": p, "label": x, "split": s}) + "\n" for p, x, s in lists)
+    for name, content in (("rows.csv", rows), ("rows.jsonl", lines)):
+        source = resolve_table(table(tmp_path, content, name))
+        assert source.classnames == ("ant", "cat", "dog")
+        assert source.multi_label
+        assert source.splits == {  # the rarest label first
+            "train": (Item("a.png", 1, (2,)), Item("b.png", 2)),
+            "test": (Item("c.png", 0, (1, 2)),),
+        }
+        note = f"images of {name} may have several labels: there are semicolons between labels"
+        assert source.notes == (note,)
+        assert check(source).counts == {"train": (0, 1, 2), "test": (1, 1, 1)}
+
+
+def test_rows_of_one_image_are_its_labels_only_where_that_is_asked(tmp_path: Path) -> None:
+    file = table(tmp_path, "path,label\na.png,cat\nb.png,dog\na.png,dog\na.png,cat\n")
+    with pytest.raises(UserError, match=r"line 4: .*one class: remove .* or extract with --multi"):
+        resolve_table(file)
+    source = resolve_table(file, multi_label=True)
+    items = [item for found in source.splits.values() for item in found]
+    assert sorted(item.path for item in items) == ["a.png", "b.png"]
+    assert {item.path: sorted(item.labels) for item in items} == {"a.png": [0, 1], "b.png": [1]}
+
+
+def test_several_labels_have_as_many_class_names(tmp_path: Path) -> None:
+    good = "path,label,classname\na.png,0;1,cat;dog\nb.png,1,\n"
+    assert resolve_table(table(tmp_path, good)).classnames == ("cat", "dog")
+    with pytest.raises(UserError, match="line 2: expected a class name for each label, got 2"):
+        resolve_table(table(tmp_path, good.replace("cat;dog", "cat")))
+    with pytest.raises(UserError, match="line 3: expected path and label, got no label"):
+        resolve_table(table(tmp_path, good.replace("b.png,1", "b.png,;")))

@@ -13,19 +13,23 @@ from cache.listing import Item, Listing
 from cache.manifest_file import SPLITS
 
 
-def read_described(root: Path) -> Listing | None:
+def read_described(root: Path, *, multi_label: bool = False) -> Listing | None:
     """The listing of the table or tables inside; None where the folder has none.
 
     A table beside several class folders is not taken: there the folders name the classes.
+
+    Args:
+        root: The folder.
+        multi_label: As in `read_table`.
 
     Raises:
         UserError: A table cannot be read, with the line that is wrong.
     """
     whole = _metadata(root)
     if whole and len(folders(root)) < 2:
-        return read_table(whole)
+        return read_table(whole, multi_label=multi_label)
     parts = {
-        split: read_table(table)
+        split: read_table(table, multi_label=multi_label)
         for name in folders(root)
         if (split := split_of(name)) and (table := _metadata(root / name))
     }
@@ -41,7 +45,11 @@ def _merged(root: Path, parts: Mapping[str, Listing]) -> Listing:
     ids = {name: i for i, name in enumerate(classnames)}
     splits = {
         split: tuple(
-            Item(f"{part.root.name}/{item.path}", ids[part.classnames[item.label]])
+            Item(
+                f"{part.root.name}/{item.path}",
+                ids[part.classnames[item.label]],
+                tuple(sorted(ids[part.classnames[label]] for label in item.more)),
+            )
             for item in sorted(
                 (item for items in part.splits.values() for item in items),
                 key=lambda item: item.path,
@@ -52,4 +60,5 @@ def _merged(root: Path, parts: Mapping[str, Listing]) -> Listing:
     in_order = {split: splits[split] for split in SPLITS if split in splits}
     origin = f"metadata in {', '.join(parts[split].root.name for split in in_order)}"
     notes = tuple(dict.fromkeys(note for part in parts.values() for note in part.notes))
-    return Listing(root, tuple(classnames), in_order, origin, notes)
+    several = any(part.multi_label for part in parts.values())
+    return Listing(root, tuple(classnames), in_order, origin, notes, multi_label=several)

@@ -2,21 +2,22 @@
 
 `conventions` knows other names of these columns. A label is a class name; labels that are exactly
 the numbers 0..C-1 are class ids, and `classname` may name them. Paths are relative to the table's
-folder.
+folder. An image has several labels where a cell has semicolons between them, as in `cat;dog`.
 """
 
 import os
 import posixpath
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cache.errors import UserError, count, excerpt, printable
 from cache.image_search import folders
 from cache.layouts.conventions import COLUMNS, IMAGES, columns, extension, split_of
 from cache.layouts.split_file import read_declared
-from cache.layouts.table_file import read_rows
+from cache.layouts.table_file import LABEL_SEPARATOR, read_rows
 from cache.listing import SPLIT_RULE, Item, Listing, split_items
 from cache.manifest_file import SPLITS, Manifest
 
@@ -29,18 +30,27 @@ def read(manifest: Manifest, data_root: Path) -> Listing:
     return read_table(file, manifest.rename)
 
 
-def read_table(file: Path, rename: Mapping[str, str] | None = None) -> Listing:
+def read_table(
+    file: Path, rename: Mapping[str, str] | None = None, *, multi_label: bool = False
+) -> Listing:
     """The listing of a table, in its own order.
 
     Args:
         file: `.csv`, `.tsv`, `.jsonl` or `.ndjson`.
         rename: Class name (or id, as text, where there are no names) -> class name.
+        multi_label: Take several rows of one image for several labels; that is so, too, where a
+            cell has semicolons between labels.
 
     Raises:
         UserError: With the line that is wrong.
     """
     rows, notes = _rows(file)
-    rows, repeated = _once(rows)
+    several = multi_label or any(LABEL_SEPARATOR in row.label for row in rows)
+    if several:
+        rows = list(_one_label_each(rows))
+        why = "as asked" if multi_label else "there are semicolons between labels"
+        notes.append(f"images of {file.name} may have several labels: {why}")
+    rows, repeated = _once(rows, several)
     if repeated:
         rows_repeat = count(repeated, "row repeats", "rows repeat")
         notes.append(f"{rows_repeat} an image of {file.name}, which counts once")
@@ -57,12 +67,19 @@ def read_table(file: Path, rename: Mapping[str, str] | None = None) -> Listing:
         names[row.label] = names[row.label] or row.classname
     classnames = [names[label] or label for label in classes]
     ids = {label: i for i, label in enumerate(classes)}
-    paths = [_relative(row, file.parent) for row in rows]
-    before, after = _completion(file.parent, paths[0])
+    images: dict[tuple[str, str], list[_Row]] = {}
+    for row in rows:
+        images.setdefault((_relative(row, file.parent), row.split_name), []).append(row)
+    before, after = _completion(file.parent, next(iter(images))[0])
     if before or after:
         notes.append(f"paths stand for {before}PATH{after}")
-    pairs = zip(paths, rows, strict=True)
-    items = [Item(f"{before}{path}{after}", ids[row.label]) for path, row in pairs]
+    of_class = Counter(row.label for row in rows)
+    items = []
+    for (path, _), of_image in images.items():
+        rarest = min(of_image, key=lambda row: of_class[row.label])
+        more = {ids[row.label] for row in of_image} - {ids[rarest.label]}
+        items.append(Item(f"{before}{path}{after}", ids[rarest.label], tuple(sorted(more))))
+    rows = [of_image[0] for of_image in images.values()]
     drawn = not any(row.split for row in rows)
     return Listing(
         file.parent,
@@ -71,6 +88,7 @@ def read_table(file: Path, rename: Mapping[str, str] | None = None) -> Listing:
         f"{file.name}, {SPLIT_RULE}" if drawn else file.name,
         tuple(notes),
         drawn=drawn,
+        multi_label=several,
     )
 
 
@@ -83,6 +101,10 @@ class _Row:
     label: str
     split: str
     classname: str
+
+    @property
+    def split_name(self) -> str:
+        return split_of(self.split) or self.split
 
     def error(self, what: str) -> UserError:
         return UserError(f"{self.place}: {what}")
@@ -122,20 +144,42 @@ def _rows(file: Path) -> tuple[list[_Row], list[str]]:
     return rows, notes
 
 
-def _once(rows: list[_Row]) -> tuple[list[_Row], int]:
-    """Each image once per split, and how many rows were left out for that."""
-    kept: dict[tuple[str, str | None], _Row] = {}
+def _one_label_each(rows: Sequence[_Row]) -> Iterator[_Row]:
+    """The rows, those of several labels as a row for each."""
+    for row in rows:
+        labels = [part.strip() for part in row.label.split(LABEL_SEPARATOR) if part.strip()]
+        names = [part.strip() for part in row.classname.split(LABEL_SEPARATOR)]
+        names = names if row.classname else [""] * len(labels)
+        if not labels:
+            raise row.error("expected path and label, got no label")
+        if len(names) != len(labels):
+            named = count(len(names), "class name")
+            raise row.error(
+                f"expected a class name for each label, got {count(len(labels), 'label')} and "
+                f"{named}; put semicolons between both"
+            )
+        for label, name in zip(labels, names, strict=True):
+            yield replace(row, label=label, classname=name)
+
+
+def _once(rows: list[_Row], several: bool) -> tuple[list[_Row], int]:
+    """Each label of an image once per split, and how many rows were left out for that.
+
+    Raises:
+        UserError: An image has several labels and is to have one.
+    """
+    kept: dict[tuple[str, str, str], _Row] = {}
     labels: dict[str, _Row] = {}
     for row in rows:
         path = posixpath.normpath(row.path.replace("\\", "/"))
         first = labels.setdefault(path, row)
-        if first.label != row.label:
+        if first.label != row.label and not several:
             raise row.error(
                 f"{excerpt(row.path)} has the label {excerpt(row.label)}, and "
                 f"{excerpt(first.label)} in {first.place}; an image has one class: remove one of "
-                "the two lines"
+                "the two lines, or extract with --multi-label where images have several"
             )
-        kept.setdefault((path, split_of(row.split) or row.split), row)
+        kept.setdefault((path, row.split_name, row.label), row)
     return list(kept.values()), len(rows) - len(kept)
 
 

@@ -10,6 +10,7 @@ from cache.errors import UserError, printable
 from cache.json_text import parse_json
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
+LABEL_SEPARATOR = ";"  # between the labels of one image
 _SEPARATORS = ",;\t|"
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -73,8 +74,15 @@ def _object(line: str, place: str) -> dict[str, object]:
         raise UserError(
             f'{place}: expected an object like {{"path": ..., "label": ...}}, got {got}'
         )
-    nested = [key for key, x in value.items() if isinstance(x, dict | list)]
-    return {key: x for key, x in value.items() if key not in nested}
+    plain = {key: _joined(x) if isinstance(x, list) else x for key, x in value.items()}
+    return {key: x for key, x in plain.items() if not isinstance(x, dict | list)}
+
+
+def _joined(values: list[object]) -> object:
+    """A list of labels as a cell of a table has them; another list as it is."""
+    if not all(isinstance(x, str | int) for x in values):
+        return values
+    return LABEL_SEPARATOR.join(map(str, values))
 
 
 def _texts(row: dict[str, object]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from fewshot.adapters.card import UNKNOWN, require_card, require_tensors
 from fewshot.adapters.first_model import FirstModel
 from fewshot.adapters.header import SUFFIX
 from fewshot.adapters.open_set_entry import opened_open_set, plain_open_set, split_tensors
+from fewshot.label_rule import LabelRule
 from fewshot.model_selection.calibration import Calibration
 from fewshot.model_selection.unknown_classes import OpenSet
 from fewshot.sampling import shots_name
@@ -42,10 +43,12 @@ class Adapter:
         held_out: For prediction sets, by class: the probabilities of it that held-out images of it
             got, ascending; empty where no image was held out.
         open_set: The score that finds images of no class; None where it could not be judged.
+        label_rule: From logits to the labels of an image that may have several; None where it has
+            one.
         beside: The first model of a pair, of which `model` is the second; None of one model.
         classifier: The classifier on features as `parts` has it; None of an end-to-end method.
         tensors: Its tensors, or what an end-to-end method trained, by name.
-        format: Of the file that it was read from; a file is always written in the newest format.
+        format: Of the file that it was read from.
     """
 
     method: str
@@ -62,6 +65,7 @@ class Adapter:
     tensors: Mapping[str, Tensor] = field(repr=False)
     held_out: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
     open_set: OpenSet | None = field(default=None, repr=False)
+    label_rule: LabelRule | None = field(default=None, repr=False)
     beside: FirstModel | None = None
     format: int = FORMAT
 
@@ -80,6 +84,9 @@ class Adapter:
             learned = "nobody knows how many shots"
         classes = count(len(self.classnames), "class", "classes")
         line = f"{self.method} on {self.model_name}, {classes}, {learned}"
+        if self.label_rule is not None:
+            reached = 100 * self.label_rule.mean_average_precision
+            return f"{line}; several labels per image, mAP {reached:.1f} cross-validated"
         if known.accuracy is None or known.interval is None:
             return f"{line}; not calibrated, for want of labeled images to judge by"
         low, high = (f"{100 * end:.1f}" for end in known.interval)
@@ -87,17 +94,24 @@ class Adapter:
         return f"{line}; {100 * known.accuracy:.1f} % right {where} ({low} to {high})"
 
     def card(self) -> dict[str, Any]:
-        """Everything but the tensors and the format, as plain values."""
+        """Everything but the tensors and the format, as plain values.
+
+        `label_rule` is not among them where an image has one label: earlier versions have no such
+        entry.
+        """
         names = [field.name for field in fields(self) if field.name not in ("tensors", "format")]
         values = {name: getattr(self, name) for name in names}
         values["calibration"] = asdict(self.calibration)
         values["open_set"] = self.open_set and plain_open_set(self.open_set)[0]
         values["beside"] = self.beside and self.beside.card()
+        values["label_rule"] = self.label_rule and asdict(self.label_rule)
+        if self.label_rule is None:
+            del values["label_rule"]
         plain: dict[str, Any] = json.loads(json.dumps(values, allow_nan=False))
         return plain
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all, in the newest format.
+        """Write the file, whole or not at all, in the earliest format that has all of it.
 
         Raises:
             UserError: The path does not end in .safetensors.
@@ -157,6 +171,14 @@ def _adapter(
         tensors=tensors,
         held_out=tuple(map(tuple, card.get("held_out", ()))),
         open_set=open_set,
+        label_rule=_label_rule(card.get("label_rule")),
         beside=FirstModel(**card["beside"]) if card.get("beside") else None,
         format=card["format"],
     )
+
+
+def _label_rule(entry: Mapping[str, Any] | None) -> LabelRule | None:
+    if entry is None:
+        return None
+    lists = {name: tuple(entry[name]) for name in ("slopes", "shifts", "thresholds")}
+    return LabelRule(**{**entry, **lists})

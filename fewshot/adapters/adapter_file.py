@@ -15,12 +15,14 @@ from fewshot.adapters.header import KEY
 from fewshot.sealed_file import card_of, is_whole, write_sealed
 
 FORMAT = 3
-READ = (1, 2, FORMAT)
+LABELS = 4  # of adapters for images that may have several labels
+READ = (1, 2, FORMAT, LABELS)
 
 
 def write_adapter(path: Path, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write the file whole or not at all, in the newest format."""
-    write_sealed(path, KEY, FORMAT, card, tensors)
+    """Write the file whole or not at all, in the earliest format that has all of it."""
+    version = LABELS if "label_rule" in card else FORMAT
+    write_sealed(path, KEY, version, card, tensors)
 
 
 def read_adapter(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -47,7 +49,7 @@ def read_adapter(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if version not in READ:
         raise UserError(
             f"{path} is of adapter format {version}, and this version reads "
-            f"{READ[0]} to {FORMAT}; update fewshot"
+            f"{READ[0]} to {READ[-1]}; update fewshot"
         )
     try:
         tensors = load(content)

@@ -53,12 +53,21 @@ class Answers:
         p, classes = probabilities.sort(dim=1, descending=True, stable=True)
         sets: Sequence[tuple[str, ...] | None] = [None] * len(paths)
         if self._thresholds is not None:
-            within = prediction_sets(probabilities, self._thresholds).gather(1, classes)
-            sets = [self._named(ids[inside]) for ids, inside in zip(classes, within, strict=True)]
+            inside = prediction_sets(probabilities, self._thresholds).gather(1, classes)
+            sets = [self._named(ids[mask]) for ids, mask in zip(classes, inside, strict=True)]
+        labeled: Sequence[tuple[tuple[str, ...], tuple[float, ...]] | tuple[None, None]]
+        labeled = [(None, None)] * len(paths)
+        rule = self._predictor.adapter.label_rule
+        if rule is not None:
+            chosen = rule.labels(probabilities).gather(1, classes)
+            labeled = [
+                (self._named(ids[mask]), tuple(values[mask].tolist()))
+                for ids, values, mask in zip(classes, p, chosen, strict=True)
+            ]
         k, least = self._asked.top, self._asked.min_confidence
-        best = zip(paths, classes[:, :k], p[:, :k].tolist(), p_of, sets, strict=True)
-        for path, ids, values, p_value, chosen in best:
-            yield Prediction(path, self._named(ids), tuple(values), least, p_value, chosen)
+        best = zip(paths, classes[:, :k], p[:, :k].tolist(), p_of, sets, labeled, strict=True)
+        for path, ids, values, p_value, within, labels in best:
+            yield Prediction(path, self._named(ids), tuple(values), least, p_value, within, *labels)
 
     def each(self, images: Sequence[tuple[str, Tensor | str]]) -> Iterator[Prediction | Unreadable]:
         """The predictions of images in order, classified together.
@@ -83,8 +92,21 @@ def require_asked(adapter: Adapter, asked: PredictionForm) -> None:
     """Raise unless an adapter can give predictions in this form.
 
     Raises:
-        UserError: It lacks an open-set score, or enough held-out images.
+        UserError: It lacks an open-set score, or enough held-out images; or its images may have
+            several labels, and the form is of one.
     """
+    if adapter.label_rule is not None:
+        given = {
+            "--unknown": asked.unknown,
+            "--coverage": asked.coverage is not None,
+            "--min-confidence": asked.min_confidence > 0,
+        }
+        wrong = [option for option, one in given.items() if one]
+        if wrong:
+            raise UserError(
+                f"{wrong[0]} is for images of one label, and this adapter gives several, or none; "
+                "leave it out"
+            )
     if asked.unknown and adapter.open_set is None:
         raise UserError(
             "this adapter cannot recognize unknown images; fit it again by `fewshot auto` or "

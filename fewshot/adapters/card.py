@@ -201,6 +201,14 @@ class _OpenSet(_Closed):
     compared: dict[str, Fraction]
 
 
+class _LabelRule(_Closed):
+    slopes: list[Annotated[float, Field(gt=0)]]
+    shifts: list[float]
+    thresholds: list[Fraction]
+    images: Size
+    mean_average_precision: Fraction
+
+
 class _Beside(_Closed):
     model: _Model
     preprocessing: _Preprocessing | Annotated[dict[str, Any], Field(max_length=0)]
@@ -223,19 +231,25 @@ class _Card(_Closed):
     classifier: dict[str, Any] | None
     held_out: list[Annotated[list[Fraction], AfterValidator(_sorted)]] = []
     open_set: _OpenSet | None = None
+    label_rule: _LabelRule | None = None
     beside: _Beside | None = None
 
     @model_validator(mode="after")
     def _one_entry_for_each_class(self) -> Self:
         counts = self.training.images_per_class
+        rule = self.label_rule
         for name, entries in (
+            ("label_rule.slopes", rule and rule.slopes),
+            ("label_rule.shifts", rule and rule.shifts),
+            ("label_rule.thresholds", rule and rule.thresholds),
             ("prompts", self.prompts),
             ("training.images per class", counts),
             ("held_out", self.held_out),
         ):
-            if entries and len(entries) != len(self.classnames):
+            needed = bool(entries) or (name.startswith("label_rule") and rule is not None)
+            if needed and len(entries or ()) != len(self.classnames):
                 raise ValueError(
                     f"{name}: expected {len(self.classnames)} entries, one for each class, "
-                    f"got {len(entries)}"
+                    f"got {len(entries or ())}"
                 )
         return self

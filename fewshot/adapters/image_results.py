@@ -54,6 +54,9 @@ class Prediction:
         p_value: The share of known images that look as foreign as this one; at 0.05 or less the
             label is `unknown`. None where it was not asked for.
         prediction_set: Names of the classes in the set, most probable first; None likewise.
+        labels: Names of the labels of an image that may have several, possibly none, most probable
+            first; None where it has one.
+        label_probabilities: Theirs; None likewise.
     """
 
     path: str
@@ -62,6 +65,8 @@ class Prediction:
     min_confidence: float = 0.0
     p_value: float | None = None
     prediction_set: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = None
+    label_probabilities: tuple[float, ...] | None = None
 
     @property
     def confidence(self) -> float:
@@ -70,7 +75,12 @@ class Prediction:
 
     @property
     def label(self) -> str:
-        """The most probable class, or `unknown` where the image is not `known`."""
+        """The most probable class, or `unknown` where the image is not `known`.
+
+        Of an image that may have several labels, all of them with semicolons between.
+        """
+        if self.labels is not None:
+            return ";".join(self.labels)
         return self.classes[0] if self.known else UNKNOWN
 
     @property

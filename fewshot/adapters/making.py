@@ -24,11 +24,14 @@ from fewshot.endtoend.photos import center_crops, require_images
 from fewshot.evaluation import score
 from fewshot.fitted import Fitted
 from fewshot.fitting import class_text, fit, settled
+from fewshot.label_rule import LabelRule
 from fewshot.method import Method
 from fewshot.methods import GDA
 from fewshot.model_selection.calibration import Calibration, calibrate, out_of_fold
 from fewshot.model_selection.conformal import ByClass, by_class
 from fewshot.model_selection.unknown_classes import OpenSet, find_open_set
+from fewshot.multi_label.label_evaluation import refuse_predictions, score_labels
+from fewshot.multi_label.label_fitting import fit_labels
 from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result, program_version
 from fewshot.sampling import VAL_SHOTS, draw
@@ -40,6 +43,7 @@ def of_fitted(
     calibration: Calibration,
     held_out: ByClass = (),
     open_set: OpenSet | None = None,
+    label_rule: LabelRule | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> Adapter:
     """The adapter of a method that was fitted to a store's features.
@@ -49,6 +53,7 @@ def of_fitted(
         calibration: How sure it may be.
         held_out: By `conformal.by_class`, at the calibration's temperature.
         open_set: The score that finds images of no class.
+        label_rule: From logits to labels, where an image may have several.
         more: What else is worth keeping of the training, such as the accuracy on the test split.
     """
     method, store = fitted.method, fitted.store
@@ -85,6 +90,7 @@ def of_fitted(
         tensors=tensors,
         held_out=tuple(map(tuple, held_out)),
         open_set=open_set,
+        label_rule=label_rule,
         beside=FirstModel.of(store) if isinstance(store, Pair) else None,
     )
 
@@ -224,6 +230,9 @@ def fit_and_save(
     """
     require_suffix(path)
     _, protocol = settled(store, method, protocol, asked)
+    if store.multi_label:
+        refuse_predictions(predictions)
+        return _labels_saved(store, method, path, protocol)
     if protocol.setting != "few-shot":
         raise UserError(f"an adapter keeps one classifier of all classes; got {protocol.setting}")
     fitted = fit(store, method, protocol)
@@ -247,6 +256,36 @@ def fit_and_save(
         held_out=() if held is None else by_class(*held, calibration.temperature),
         open_set=find_open_set(fitted.support, text, logit_scale=store.logit_scale),
         more=more,
+    )
+    adapter.save(path)
+    return adapter, result
+
+
+def _labels_saved(
+    store: FeatureStore, method: Method | str, path: Path, protocol: Protocol
+) -> tuple[Adapter, Result | None]:
+    """`fit_and_save` where images may have several labels.
+
+    Raises:
+        UserError: What `fit_labels` raises, or there is no rule that makes labels of logits.
+    """
+    fitted = fit_labels(store, method, protocol)
+    if fitted.rule is None or fitted.label_support is None:
+        raise UserError(
+            f"{fitted.method.name} has no held-out images here to say from which probability on a "
+            "class is a label; give two shots or more, and for zero-shot use nearest-mean with "
+            "--set text_weight=1, which ranks alike"
+        )
+    result = score_labels(fitted) if "test" in store.splits else None
+    adapter = of_fitted(
+        fitted,
+        calibration=Calibration(),
+        label_rule=fitted.rule,
+        more={
+            "images per class": fitted.label_support.counts.tolist(),
+            "views": 1,
+            **({} if result is None else {"test images": result.n_test}),
+        },
     )
     adapter.save(path)
     return adapter, result

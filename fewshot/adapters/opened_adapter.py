@@ -53,6 +53,8 @@ class FeaturePredictor:
 
     def probabilities(self, features: Tensor) -> Tensor:
         """(M, C) calibrated probabilities of (M, D) features."""
+        if self.adapter.label_rule is not None:
+            return self.adapter.label_rule.probabilities(self.logits(features))
         t = self.adapter.calibration.temperature
         return torch.softmax(self.logits(features).double() / t, dim=1)
 

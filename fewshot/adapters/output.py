@@ -3,7 +3,7 @@ r"""Predictions as lines of text: a table, CSV, or JSON lines, each written as s
     table  aligned columns, for reading; their widths are chosen by the first images
     csv    one row for each image that could be read, names in the first row; a text that a
            spreadsheet would take for a formula begins with an apostrophe; the classes of a set
-           have semicolons between them
+           have semicolons between them, and so have the labels of an image of several
     jsonl  one object for each image; {"path", "error"} for one that could not be read
 
 Bytes of a path that are not UTF-8 become \udc80 to \udcff. In JSON lines that is Python's own form,
@@ -76,17 +76,22 @@ def _csv(results: Results) -> Iterator[str]:
             columns = [name for rank in ranks for name in (f"class_{rank}", f"probability_{rank}")]
             yield _row(["path", "label", "confidence", *_extra(one), *columns])
         pairs = zip(one.classes, map(_short, one.probabilities), strict=True)
-        extra = [_short(x) if isinstance(x, float) else ";".join(x) for x in _extra(one).values()]
+        extra = [
+            _short(x) if isinstance(x, float) else ";".join(map(str, x))
+            for x in _extra(one).values()
+        ]
         yield _row([one.path, one.label, _short(one.confidence), *extra, *chain(*pairs)])
 
 
-def _extra(one: Prediction) -> dict[str, float | tuple[str, ...]]:
+def _extra(one: Prediction) -> dict[str, float | tuple[str | float, ...]]:
     """Column -> what was asked for besides the label."""
-    found: dict[str, float | tuple[str, ...]] = {}
+    found: dict[str, float | tuple[str | float, ...]] = {}
     if one.p_value is not None:
         found["p_value"] = float(_short(one.p_value))
     if one.prediction_set is not None:
         found["set"] = one.prediction_set
+    if one.label_probabilities is not None:
+        found["label_probabilities"] = tuple(float(_short(p)) for p in one.label_probabilities)
     return found
 
 
@@ -125,6 +130,8 @@ def _table(results: Results, width: int | None) -> Iterator[str]:
     in_sets = begin[0].prediction_set is not None
     first, read = list(map(_cells, begin)), map(_cells, readable)
     header = ("image", "label", "%", "set" if in_sets else "next" if first[0][3] else "")
+    if begin[0].labels is not None:
+        header = ("image", "label", "%", "most probable")
     widths = _widths([header, *first], width)
     for row in chain([header], first, read):
         yield _line(row, widths, cut=width is not None)
@@ -136,11 +143,16 @@ _Cells = tuple[str, str, str, str]
 def _cells(one: Prediction) -> _Cells:
     """Path, label, confidence, and the set, or the classes after the first."""
     label = one.label if one.known else f"{one.label} ({one.classes[0]})"
-    pairs = list(zip(one.classes, one.probabilities, strict=True))[1:]
+    percent = _percent(one.confidence)
+    pairs = list(zip(one.classes, one.probabilities, strict=True))
+    if one.label_probabilities is not None:
+        percent = ";".join(map(_percent, one.label_probabilities))
+    else:
+        pairs = pairs[1:]
     after = ", ".join(f"{name} {_percent(p)}" for name, p in pairs)
     if one.prediction_set is not None:
         after = ", ".join(one.prediction_set)
-    return printable(one.path), printable(label), _percent(one.confidence), printable(after)
+    return printable(one.path), printable(label), percent, printable(after)
 
 
 def _widths(rows: Sequence[_Cells], width: int | None) -> tuple[int, int, int, int]:

@@ -137,6 +137,8 @@ def _write_parquet(results: Results, path: Path) -> None:
         fields.append(("p_value", pa.float64()))
     if first and first.prediction_set is not None:
         fields.append(("set", pa.list_(pa.string())))
+    if first and first.label_probabilities is not None:
+        fields.append(("label_probabilities", pa.list_(pa.float64())))
     fields += [("classes", pa.list_(pa.string())), ("probabilities", pa.list_(pa.float64()))]
     columns = {"set": "prediction_set"}
     with pa.parquet.ParquetWriter(path, pa.schema(fields)) as file:

@@ -54,6 +54,7 @@ def gather(
             raise UserError(
                 f"{dataset} is neither a folder nor a table of images: {error}"
             ) from None
+    found.require_one_label("auto")
     found = replace(found, max_pixels=max_pixels)
     if unlabeled is not None:
         if not unlabeled.is_dir():

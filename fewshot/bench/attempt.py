@@ -98,6 +98,8 @@ def _evaluate(save: Path | None, cells: Sequence[Cell]) -> list[Result]:
     if cell.protocol.setting in TRANSFERS:
         targets = [one.tested.reopened() for one in cells]
         return transfer(store, targets, method, cell.protocol, save=save)
+    if cell.protocol.setting == "multi-label":
+        save = None  # predictions for `compare` are one class of each image
     return [evaluate(store, method, cell.protocol, save=save)]
 
 

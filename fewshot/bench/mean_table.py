@@ -45,7 +45,7 @@ def mean_table(runs: Sequence[Run]) -> Table:
     lines: list[list[Cell]] = []
     for row, by_shots in rows.items():
         first = [names[row][0], *(names[row][i] for i in told), _tuned_by(tunes[row])]
-        for part in (*_parts(row), "H") if _parts(row) else ("",):
+        for part in (*_parts(row), "H") if len(_parts(row)) > 1 else _parts(row) or ("",):
             halves = _parts(row)[:2] if part == "H" else (part,)
             means = [_mean(by_shots.get(k, {}), halves, len(datasets)) for k in all_shots]
             lines.append([*first, *([part] if parted else []), *means])
@@ -61,6 +61,8 @@ def mean_table(runs: Sequence[Run]) -> Table:
         notes.append("Seen and unseen: mean accuracy per class, among all classes; H of the means.")
     if "open-set" in {plain_setting(row.setting) for row in rows}:
         notes.append("Open set: H is the harmonic mean of the mean known accuracy and mean AUROC.")
+    if "multi-label" in {row.setting for row in rows}:
+        notes.append("Several labels per image: mAP, the mean over classes of average precision.")
     if any(tune > {"none"} for tune in tunes.values()):
         notes.append(UNTUNED)
     done = [run for run in runs if isinstance(run, Result)]

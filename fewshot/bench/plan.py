@@ -23,8 +23,9 @@ from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.endtoend.methods import configure as configure_trained
 from fewshot.endtoend.requirements import require_few_shots, require_published
 from fewshot.fitting import require_labels
-from fewshot.method import MethodInfo, SupportsNewClasses
+from fewshot.method import Method, MethodInfo, SupportsNewClasses
 from fewshot.methods import METHODS
+from fewshot.multi_label.label_fitting import of_several_labels, require_several
 from fewshot.open_set import checked_known, known_classes
 from fewshot.protocol import HALVES, TRANSFERS, Protocol
 from fewshot.run import Run
@@ -95,6 +96,7 @@ def plan(bench: Bench) -> BenchPlan:
     for seed, shots, pair, name, prompts in product(
         bench.seeds, bench.shots, pairs, methods, bench.prompts or (None,)
     ):
+        several = pair.learned.multi_label and bench.protocol == "few-shot"
         for settings in variants[name]:
             method = _configured(name, settings, pair.learned.logit_scale)
             if not shots and method.needs_support(shots):
@@ -106,7 +108,7 @@ def plan(bench: Bench) -> BenchPlan:
                 fixed=settings,
                 prompt_set=prompts,
                 imbalance=bench.imbalance,
-                setting=bench.protocol,
+                setting="multi-label" if several else bench.protocol,
                 known=bench.known,
                 score=bench.score,
                 blend=bench.blend,
@@ -151,12 +153,15 @@ class _Pair:
         if protocol.imbalance is None and shots != "all":
             return shots, shots
         if (shots, protocol.seed) not in self.counted:
-            labels, names = self.learned.labels("train"), self.learned.classnames
+            train, names = self.learned.split("train"), self.learned.classnames
+            if train.multi_label:  # then all
+                counts = train.images_per_class(len(names))
+                return int(counts.max()), int(counts.min())
             try:
-                drawn = protocol.draw(labels, names)
+                drawn = protocol.draw(train.labels, names)
             except UserError:  # what is wrong is for the cell to say when it runs
                 return (0, 0) if shots == "all" else (shots, shots)
-            fewest = np.bincount(labels[drawn.train], minlength=len(names)).min()
+            fewest = np.bincount(train.labels[drawn.train], minlength=len(names)).min()
             self.counted[shots, protocol.seed] = drawn.shots, int(fewest)
         return self.counted[shots, protocol.seed]
 
@@ -195,6 +200,11 @@ class _Ask:
                     require_published(self.method, changed=[*self.protocol.fixed, *crops])
             except UserError as error:
                 return str(error)
+        if setting == "multi-label" and isinstance(self.method, Method):
+            try:
+                require_several(self.method)
+            except UserError as error:
+                return str(error)
         if self.protocol.synthesize is not None:
             try:
                 require_labels(self.method, self.protocol.synthesize)
@@ -212,6 +222,11 @@ class _Ask:
     def _stores_cannot(self) -> str | None:
         learned, tested, setting = self.pair.learned, self.pair.tested, self.protocol.setting
         prompts = self.protocol.prompt_set
+        if learned.multi_label or setting == "multi-label":
+            try:
+                of_several_labels(learned, self.protocol)
+            except UserError as error:
+                return str(error)
         if setting in HALVES and learned.n_classes < 4:
             return f"{learned.dataset} has fewer than four classes, so it is not for {setting}"
         if self.protocol.known is not None:
@@ -253,7 +268,7 @@ class _Ask:
             most, fewest = self.pair.counts(protocol)
         if protocol.tune == "cv" and fewest < 2:
             protocol = replace(protocol, tune=None)
-        n_views = max(1, self.pair.n_views)
+        n_views = 1 if learned.multi_label else max(1, self.pair.n_views)
         fixed = protocol.fixed
         if isinstance(self.method, EndToEnd):
             live = learns_live(

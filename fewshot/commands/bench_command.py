@@ -104,6 +104,7 @@ def bench(
             "cross-dataset",
             "open-set",
             "domain-adaptation",
+            "multi-label",
         ]
         | None,
         typer.Option(help="What to measure. [default: few-shot]", rich_help_panel=FEW_SHOT),

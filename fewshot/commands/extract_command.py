@@ -124,6 +124,15 @@ def extract(
             rich_help_panel=IMAGES,
         ),
     ] = "1,2,3",
+    multi_label: Annotated[
+        bool,
+        typer.Option(
+            "--multi-label",
+            help="Take several rows of one image in a table for several labels. [default: only "
+            "where cells have semicolons between labels]",
+            rich_help_panel=IMAGES,
+        ),
+    ] = False,
     all_train: Annotated[
         bool,
         typer.Option(
@@ -201,7 +210,10 @@ def extract(
     root = store or default_root()
     if dataset is not None:
         require_outside(Path(dataset), {"--store": root})
-    source = find(dataset, manifest, root=data_root, download=download, max_pixels=max_pixels)
+    source = find(
+        dataset, manifest, root=data_root, download=download, max_pixels=max_pixels,
+        multi_label=multi_label,
+    )  # fmt: skip
     source = pooled(source) if all_train else source
     rows, only = _support_rows(source, support_only, seeds)
     source, left_out = _checked(source, rows, skip_unreadable)
@@ -276,6 +288,7 @@ def _support_rows(
         return None, None
     from fewshot.sampling import support_rows
 
+    source.require_one_label("--support-only")
     labels = [item.label for item in source.splits.get("train", ())]
     only = {"shots": parse_ints("--support-only", shots), "seeds": parse_ints("--seeds", seeds)}
     return support_rows(labels, source.classnames, **only), only

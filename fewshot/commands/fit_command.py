@@ -176,9 +176,10 @@ def fit(
     from fewshot.open_set import parse_known
     from fewshot.protocol import OFFICIAL, Protocol, Setting
     from fewshot.results.log import append
-    from fewshot.results.summaries import accuracy_table
+    from fewshot.results.summaries import accuracy_table, class_table
     from fewshot.sample_file import read_sample
     from fewshot.settings import configure
+    from fewshot.tables import text
 
     tested = {
         "--base-to-new": base_to_new,
@@ -267,6 +268,8 @@ def fit(
         if result is not None:
             append(results, result)
             print(result.to_json() if as_json else accuracy_table([result]))
+            if result.by_class is not None and not as_json:
+                print(f"\n{text(class_table(result, opened.classnames))}")
         say(f"{save}: {saved.summary()}")
         return
     alike = [one for one in every if not one.support_for(chosen)]  # whatever its shots and seed
@@ -285,6 +288,8 @@ def fit(
                 print(result.to_json(), flush=True)
     if not as_json:
         print(accuracy_table(done))
+        if len(done) == 1 and done[0].by_class is not None:
+            print(f"\n{text(class_table(done[0], opened.classnames))}")
 
 
 def parse_shots(text: str) -> list[int | Literal["all"]]:

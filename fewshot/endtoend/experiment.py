@@ -122,6 +122,7 @@ def run(
         require_published(method, changed=[*protocol.fixed, *crops_asked(crop_scale, flip)])
     method = replace(method, **protocol.fixed)
     require_few_shots(method, protocol)
+    source.require_one_label(method.name)
     require_splits(source)
     if store is not None:
         require_same_weights(store, encoder)

@@ -20,6 +20,7 @@ from cache.errors import UserError
 from fewshot.checks import one_of, positive, whole
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
+from fewshot.multi_label_support import MultiLabelSupport
 from fewshot.parts.logistic import Solution, logistic_path
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
@@ -92,7 +93,15 @@ class LinearProbe(Method):
     def fit(self, support: SupportSet, text: Text | None = None) -> LinearClassifier:
         """Fit to the tolerance; text is not looked at."""
         (solution,) = self._path(support, [self.C])
-        return _classifier(solution, support)
+        return _classifier(solution, support.features)
+
+    @closed_form
+    def fit_multi_label(self, support: MultiLabelSupport, text: Text | None) -> LinearClassifier:
+        """Fit a binary logistic regression for each class; text is not looked at."""
+        (solution,) = self._solved(
+            support.features, support.label_sets, [self.C], 1, n_classes=support.n_classes
+        )
+        return _classifier(solution, support.features)
 
     def sweep(
         self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
@@ -103,7 +112,9 @@ class LinearProbe(Method):
         def prepare(fitted: Self) -> Callable[[Self], Tensor]:
             loose = replace(fitted, tol=fitted.tuning_tol)
             solutions = zip(ascending, loose._path(support, ascending), strict=True)
-            logits = {c: _classifier(found, support).logits(query) for c, found in solutions}
+            logits = {
+                c: _classifier(found, support.features).logits(query) for c, found in solutions
+            }
             return lambda v: logits[v.C]
 
         return sweep_prepared(self, grid, ("C",), prepare)
@@ -122,16 +133,30 @@ class LinearProbe(Method):
     def _path(self, support: SupportSet, strengths: Sequence[float]) -> Iterator[Solution]:
         """The solution for each of ascending C."""
         features, labels = support.samples()
+        return self._solved(
+            features, labels, strengths, support.n_views, n_classes=support.n_classes
+        )
+
+    def _solved(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        strengths: Sequence[float],
+        n_views: int,
+        *,
+        n_classes: int,
+    ) -> Iterator[Solution]:
+        """The same, of (N,) class ids or (N, C) label sets."""
         scale = 1.0
         if self.C_unit == "feature":
             scale = float(features.double().square().sum(dim=1).mean())
             if not scale:
                 raise UserError(f"{self.name} needs features that are not all zero; extract again")
-        scale *= support.n_views
+        scale *= n_views
         return logistic_path(
             features,
             labels,
-            support.n_classes,
+            n_classes,
             [c / scale for c in strengths],
             tol=self.tol,
             max_iter=self.max_iter,
@@ -161,8 +186,8 @@ def bisected(accuracy: Callable[[float], float], candidates: Sequence[float]) ->
     return float(10**best)
 
 
-def _classifier(solution: Solution, support: SupportSet) -> LinearClassifier:
-    weight, bias = solution.weight.to(support.features), solution.bias.to(support.features)
+def _classifier(solution: Solution, features: Tensor) -> LinearClassifier:
+    weight, bias = solution.weight.to(features), solution.bias.to(features)
     stats = {
         "trained_parameters": float(weight.numel() + bias.numel()),
         "converged": float(solution.converged),

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from fewshot.checks import fraction
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Method
+from fewshot.multi_label_support import MultiLabelSupport
 from fewshot.parts.gaussian import class_means
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
@@ -50,8 +52,20 @@ class NearestMean(Method):
         Raises:
             UserError: Text has a weight, and there is none.
         """
-        features, labels = support.samples()
-        prototypes = normalize(class_means(features.double(), labels, support.n_classes))
+        return self._of(*support.samples(), support.n_classes, text)
+
+    def fit_multi_label(self, support: MultiLabelSupport, text: Text | None) -> LinearClassifier:
+        """Do the same; an image is in the mean of each of its classes.
+
+        Raises:
+            UserError: Text has a weight, and there is none.
+        """
+        return self._of(*support.one_label_each(), support.n_classes, text)
+
+    def _of(
+        self, features: Tensor, labels: Tensor, n_classes: int, text: Text | None
+    ) -> LinearClassifier:
+        prototypes = normalize(class_means(features.double(), labels, n_classes))
         if self.text_weight:
             anchors = required(text, f"{self.name} with text_weight {self.text_weight}").double()
             prototypes = normalize(torch.lerp(prototypes, anchors, self.text_weight))

@@ -19,6 +19,7 @@ from torch.nn.functional import linear, one_hot
 from fewshot.checks import positive
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Grid, Method, sweep_prepared
+from fewshot.multi_label_support import MultiLabelSupport
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
@@ -67,11 +68,20 @@ class Ridge(Method):
 
     def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
         """Fit in closed form."""
-        anchor = self._anchor(support, text)
-        basis, spectrum, hot, anchored = self._factor(support, anchor)
+        return self._of(*support.samples(), 1 / support.n_views, support.n_classes, text)
+
+    def fit_multi_label(self, support: MultiLabelSupport, text: Text | None) -> LinearClassifier:
+        """Do the same with a target for each label; an image's targets sum to zero."""
+        return self._of(support.features, support.label_sets, 1.0, support.n_classes, text)
+
+    def _of(
+        self, features: Tensor, labels: Tensor, share: float, n_classes: int, text: Text | None
+    ) -> LinearClassifier:
+        anchor = self._anchor(features.shape[1], n_classes, text)
+        basis, spectrum, hot, anchored = self._factor(features, labels, share, anchor)
         targets = self.margin * hot - anchored
         weight = anchor + (basis @ (targets / (spectrum + self.penalty)[:, None])).T
-        return LinearClassifier(weight.to(support.features))
+        return LinearClassifier(weight.to(features))
 
     def sweep(
         self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
@@ -79,8 +89,11 @@ class Ridge(Method):
         """Factor once for all; multiply once per penalty, the margin being a factor."""
 
         def prepare(fitted: Self) -> Callable[[Self], Tensor]:
-            anchor = fitted._anchor(support, text)
-            basis, spectrum, *targets = fitted._factor(support, anchor)
+            features, labels = support.samples()
+            anchor = fitted._anchor(features.shape[1], support.n_classes, text)
+            basis, spectrum, *targets = fitted._factor(
+                features, labels, 1 / support.n_views, anchor
+            )
             zero_shot = linear(query, anchor.to(query))
             projected = query @ basis.to(query)  # (M, R)
 
@@ -98,24 +111,24 @@ class Ridge(Method):
 
         return sweep_prepared(self, grid, ("penalty", "margin"), prepare)
 
-    def _anchor(self, support: SupportSet, text: Text | None) -> Tensor:
+    def _anchor(self, dim: int, n_classes: int, text: Text | None) -> Tensor:
         """(C, D) weights W0 at which an infinite penalty holds the solution."""
         if text is None:
-            dim = support.features.shape[1]
-            return support.features.new_zeros(support.n_classes, dim, dtype=torch.float64)
+            return torch.zeros(n_classes, dim, dtype=torch.float64)
         return self.logit_scale * (text.features - text.features.mean(dim=0)).double()
 
-    def _factor(self, support: SupportSet, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _factor(
+        self, features: Tensor, labels: Tensor, share: float, anchor: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Basis B (D, R), spectrum e (R,), targets H and Z (R, C).
 
-        W - W0 = (B (e + penalty)^-1 (margin H - Z))', H of the one-hot labels less 1/C and Z of
-        what the anchor says already. With samples X, each of weight 1/V, and Y either of these:
+        W - W0 = (B (e + penalty)^-1 (margin H - Z))', H of the labels as ones less their mean, 1/C
+        for one label, and Z of what the anchor says already. Labels are (N,) class ids or (N, C)
+        label sets. With samples X, each of weight `share`, and Y either of these:
 
             X'X = U e U':  (X'X + penalty)^-1 X'Y = U (e + penalty)^-1 U'X'Y    N >= D
             XX' = U e U':  X'(XX' + penalty)^-1 Y = X'U (e + penalty)^-1 U'Y    N < D
         """
-        features, labels = support.samples()
-        share = 1 / support.n_views
         n, dim = features.shape
         if n >= dim:
             # X'Y from the sums of each class, (C, D): Y would be the largest matrix of all.
@@ -125,11 +138,15 @@ class Ridge(Method):
             ):
                 x = part.double()
                 gram.addmm_(x.T, x, alpha=share)
-                sums.index_add_(0, y, x, alpha=share)
+                if y.ndim == 1:
+                    sums.index_add_(0, y, x, alpha=share)
+                else:
+                    sums.addmm_(y.T.double(), x, alpha=share)
             spectrum, basis = torch.linalg.eigh(gram)
             hot = basis.T @ (sums - sums.mean(dim=0)).T
             return basis, spectrum, hot, basis.T @ (anchor @ gram).T
         x = features.double()
         spectrum, vectors = torch.linalg.eigh(share * x @ x.T)
-        hot = vectors.T @ (one_hot(labels, support.n_classes).double() - 1 / support.n_classes)
+        ones = (one_hot(labels, len(anchor)) if labels.ndim == 1 else labels).double()
+        hot = vectors.T @ (ones - ones.mean(dim=1, keepdim=True))
         return share * x.T @ vectors, spectrum, hot, vectors.T @ linear(x, anchor)

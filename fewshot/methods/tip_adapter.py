@@ -10,8 +10,11 @@ them, tuned on a grid of its own. Their search itself is `tip_search.search_pair
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from fewshot.checks import non_negative
 from fewshot.method import Grid, PracticalSize
+from fewshot.multi_label_support import MultiLabelSupport
 from fewshot.parts.cache_method import CacheMethod
 from fewshot.parts.key_value_cache import CacheClassifier, KeyValueCache, keys_of
 from fewshot.parts.tip_search import published_grid
@@ -64,6 +67,20 @@ class TipAdapter(CacheMethod):
         Raises:
             UserError: There is no text.
         """
+        return self._of(keys_of(support), support.labels, support.n_classes, text)
+
+    def fit_multi_label(self, support: MultiLabelSupport, text: Text | None) -> CacheClassifier:
+        """Store a key for each label of an image: the same as values of several ones.
+
+        Raises:
+            UserError: There is no text.
+        """
+        return self._of(*support.one_label_each(), support.n_classes, text)
+
+    def _of(
+        self, keys: Tensor, labels: Tensor, n_classes: int, text: Text | None
+    ) -> CacheClassifier:
         weight = self.logit_scale * required(text, self.name)
-        cache = KeyValueCache(keys_of(support), support.labels, support.n_classes)
-        return CacheClassifier(weight, cache, self.alpha, self.beta)
+        return CacheClassifier(
+            weight, KeyValueCache(keys, labels, n_classes), self.alpha, self.beta
+        )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fewshot.classifier import LinearClassifier
 from fewshot.method import LearnsFrom, Method
+from fewshot.multi_label_support import MultiLabelSupport
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
@@ -47,6 +48,10 @@ class ZeroShot(Method):
 
     def fit_unlabeled(self, images: Tensor | None, text: Text | None) -> LinearClassifier:
         """Do the same; images are not looked at."""
+        return self.fit(None, text)
+
+    def fit_multi_label(self, support: MultiLabelSupport, text: Text | None) -> LinearClassifier:
+        """Do the same: each class's cosine ranks the images by itself."""
         return self.fit(None, text)
 
     def fit_new_classes(

@@ -65,6 +65,10 @@ def section(task: Task, rows: Cells, zero_shot: Cells) -> Section:
         made.blocks["accuracy"] = imbalanced(rows)
         if several:
             made.blocks["average"] = imbalanced_average(rows)
+    elif kind == "multi-label":
+        made.blocks["accuracy"] = _by_shots(rows, "mAP, the mean over classes of average precision")
+        if several:
+            made.blocks["average"] = _average(rows, "mAP, average over datasets")
     else:
         made.blocks["accuracy"] = _by_shots(rows)
         if several:
@@ -82,11 +86,11 @@ def section(task: Task, rows: Cells, zero_shot: Cells) -> Section:
     return made
 
 
-def _by_shots(rows: Cells) -> Table:
+def _by_shots(rows: Cells, title: str = "Accuracy") -> Table:
     lines = points(rows)
     all_shots = sorted({shots for line in lines.values() for shots, _, _ in line})
     return Table(
-        "Accuracy",
+        title,
         ("dataset", "method", "tuned by", *map(shots_name, all_shots), "seeds"),
         [
             (*head, *by_shots(lines[row], all_shots), count_seeds(list(rows[row].values())))
@@ -96,7 +100,7 @@ def _by_shots(rows: Cells) -> Table:
     )
 
 
-def _average(rows: Cells) -> Table:
+def _average(rows: Cells, title: str = "Average over datasets") -> Table:
     datasets = datasets_of(rows)
     incomplete = Incomplete(datasets)
     all_shots = sorted({shots for by in rows.values() for shots in by})
@@ -117,7 +121,7 @@ def _average(rows: Cells) -> Table:
         lines.append([*line, count_seeds([g for here in found.values() for g in here.values()])])
     header = ("method", "tuned by", *map(shots_name, all_shots), "seeds")
     notes = (INTERVAL, over(datasets), *incomplete.notes())
-    return Table("Average over datasets", header, lines, notes)
+    return Table(title, header, lines, notes)
 
 
 def _curves(rows: Cells, zero_shot: Cells) -> Iterator[Curves]:

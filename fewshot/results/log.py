@@ -32,11 +32,12 @@ class Result(Run):
 
     Attributes:
         accuracy: Top-1 over the whole test split, 0..1; from base to new and from open set, the
-            harmonic mean of the first two `accuracies`.
-        per_class_accuracy: Mean over the classes of the accuracy within each, 0..1.
+            harmonic mean of the first two `accuracies`; of several labels, mAP.
+        per_class_accuracy: Mean over the classes of the accuracy within each, 0..1; of several
+            labels, mAP.
         accuracies: Those of parts of the test split: `base` and `new`, `seen` and `unseen`, or
             `many`, `medium`, `few`; or `known`, with `auroc` and `fpr95` of known against unknown
-            images.
+            images; or `mAP`, and where there are thresholds `macro F1` and the like.
         hyperparameters: The method's fields, as tuned.
         measures: Numbers about the classifier itself, such as `trained_parameters`.
         text_recipe: How text features were made of the prompts: by a recipe of the store's, `live`
@@ -49,6 +50,8 @@ class Result(Run):
         predict_seconds: Classifying the test split, from features in memory.
         predictions: The file of predictions, where they were saved.
         version: This program's.
+        by_class: Of several labels, by class id, the figures of each class by their names, such
+            as `average precision` and `F1`; None for a class without a test image.
     """
 
     accuracy: Fraction
@@ -65,6 +68,7 @@ class Result(Run):
     predict_seconds: Seconds
     predictions: str | None
     version: str
+    by_class: dict[str, list[float | None]] | None = None
 
     __pydantic_config__: ClassVar[dict[str, bool]] = {"strict": True, "allow_inf_nan": False}
 

@@ -5,7 +5,7 @@ from itertools import chain
 
 from fewshot.results.groups import Cells, Point, Row, Value, cells, labels, over_seeds, untuned
 from fewshot.results.log import Result
-from fewshot.run import ADAPTED, CLASS_GROUPS, PARTS
+from fewshot.run import ADAPTED, CLASS_GROUPS, LABELED, PARTS
 from fewshot.sampling import shots_name
 from fewshot.tables import Cell, Number, Table, text
 
@@ -24,7 +24,8 @@ def accuracy_table(results: Sequence[Result]) -> str:
     """One line per dataset, model, method and tuning, one column per number of shots, as text.
 
     A mean over several seeds is followed by half the width of its 95 % interval (Student's t).
-    Where results have accuracies of parts of the test split, each part has a line.
+    Where results have accuracies of parts of the test split, each part has a line; where images
+    may have several labels, mAP and each F1 have.
     """
     rows = cells(results)
     all_shots = sorted({shots for found in rows.values() for shots in found})
@@ -36,14 +37,35 @@ def accuracy_table(results: Sequence[Result]) -> str:
         task = [" ".join(filter(None, (row.setting, row.source, row.detail)))] if told else []
         parts = _parts(found)
         whole = "H" if set(parts) - set(CLASS_GROUPS) else "all"
-        for part in (*parts, whole):
+        for part in parts if "mAP" in parts else (*parts, whole):
             line = [over_seeds(group, _accuracy_of(part)) for group in found.values()]
             classes = [part] if parted else []
             columns = by_shots(line, all_shots)
             lines.append((row.dataset, row.model, names[row], *task, row.tune, *classes, *columns))
     header = ["dataset", "model", "method", *(["setting"] if told else []), "tuned by"]
-    header += ["classes"] if parted else []
+    several = {"multi-label"} == {row.setting for row in rows}
+    header += ["measure" if several else "classes"] if parted else []
     return text(Table("", (*header, *map(shots_name, all_shots)), lines, untuned(rows)))
+
+
+def class_table(result: Result, classnames: Sequence[str]) -> Table:
+    """A line for each class of a result on images that may have several labels.
+
+    Args:
+        result: One with `by_class`.
+        classnames: C names.
+    """
+    figures = result.by_class or {}
+    header = ("class", *figures)
+    lines: list[list[Cell]] = []
+    for k, name in enumerate(classnames):
+        values: list[Cell] = [name]
+        for column, of_class in figures.items():
+            value = of_class[k]
+            whole = column == "test images"
+            values.append("" if value is None else int(value) if whole else Number(100 * value))
+        lines.append(values)
+    return Table("Each class, in %", header, lines)
 
 
 def _parts(found: Mapping[int, Sequence[Result]]) -> tuple[str, ...]:
@@ -51,7 +73,7 @@ def _parts(found: Mapping[int, Sequence[Result]]) -> tuple[str, ...]:
     every = [set(result.accuracies) for group in found.values() for result in group]
     return tuple(
         part
-        for part in dict.fromkeys((*chain(*PARTS.values()), *ADAPTED, *CLASS_GROUPS))
+        for part in dict.fromkeys((*chain(*PARTS.values()), *LABELED, *ADAPTED, *CLASS_GROUPS))
         if all(part in one for one in every)
     )
 

@@ -57,6 +57,7 @@ def export(
         adapter = load_adapter(adapter)
     _require_replaceable(out)
     _require_one_model(adapter)
+    _require_one_label(adapter)
     _require_method(adapter)
     if to == "onnx":
         require_onnx()
@@ -75,6 +76,15 @@ def export(
         receipt = json.dumps({"made by": "fewshot export", "files": _digests(folder)}, indent=1)
         (folder / RECEIPT).write_text(receipt + "\n", encoding="utf-8")
     return out
+
+
+def _require_one_label(adapter: Adapter) -> None:
+    """Refuse an adapter whose images may have several labels."""
+    if adapter.label_rule is not None:
+        raise UserError(
+            "an export gives probabilities of classes that exclude one another, and this adapter "
+            "gives an image several labels; use `fewshot predict`, or `fewshot serve`"
+        )
 
 
 def _require_one_model(adapter: Adapter) -> None:

@@ -1,0 +1,1 @@
+"""Images of several labels: the few shots, tuning, labels and results."""
