@@ -1,7 +1,8 @@
 """A method fitted to a store's few shots: drawn, tuned and fitted, the test split never read."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -31,7 +32,7 @@ from fewshot.settings import configure, fixed_of
 from fewshot.support import SupportSet
 from fewshot.synthesis.decoded import Decoding
 from fewshot.synthesis.from_store import material
-from fewshot.text import Text
+from fewshot.text import NoTextError, Text
 from fewshot.threads import few_threads
 
 Labeled = tuple[Tensor, Tensor]  # features (M, D) float32 and labels (M,)
@@ -127,11 +128,12 @@ def fit(
             held, truth = validation
             validation = decoding.features(held, unit=method.unit_norm), truth
     if recipe is None:
-        method, classifier = tuning.fit_tuned(
-            method, support, text,
-            protocol=run.tune, logit_scale=store.logit_scale, share=share,
-            validation=validation, grid=grid, fold=fold,
-        )  # fmt: skip
+        with nullcontext() if decoding is None else _text_left_out(method, protocol):
+            method, classifier = tuning.fit_tuned(
+                method, support, text,
+                protocol=run.tune, logit_scale=store.logit_scale, share=share,
+                validation=validation, grid=grid, fold=fold,
+            )  # fmt: skip
     else:
         with few_threads(support):
             if validation is not None:
@@ -321,6 +323,19 @@ def require_labels(method: MethodInfo, generator: str) -> None:
             f"{generator} makes features, and {method.name} as it is set learns from pooled "
             "images; use --set space=features"
         )
+
+
+@contextmanager
+def _text_left_out(method: Method, protocol: Protocol) -> Iterator[None]:
+    """Say that features beside their attributes have no text, where a method within misses it."""
+    try:
+        yield
+    except NoTextError:
+        raise UserError(
+            f"{method.name} needs text, and with decoded=true methods learn in a space that has "
+            f"none; leave decoded=true out of '{protocol.synthesize}', or use a method that learns "
+            "from images alone, such as linear-probe"
+        ) from None
 
 
 def _share_by_images(

@@ -1,6 +1,7 @@
 """Features of classes without images, made once and kept beside the store for every later fit."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from fewshot.protocol import Protocol
 from fewshot.synthesis.from_store import material
 from fewshot.synthesis.kept_features import read_kept, write_kept
 from fewshot.synthesis.kept_files import Card
+from fewshot.synthesis.ship import FeatureDecoder
 from fewshot.synthesis.synthesized import Synthesized
 
 
@@ -48,6 +50,7 @@ def synthesize(
     shots: int = 16,
     seed: int = 1,
     prompt_set: str | None = None,
+    decoder: Callable[[], FeatureDecoder] | None = None,
 ) -> KeptFeatures:
     """Train a generator on the few shots of the base classes, and keep what it makes of the others.
 
@@ -60,10 +63,12 @@ def synthesize(
         shots: K, images of each class to draw; those of base classes are learned from.
         seed: Random seed for drawing them, and for training.
         prompt_set: The store's prompt set to make class texts of; None for the dataset's own.
+        decoder: For `ship decoder=tower`: makes the decoder with the text tower of the store's
+            model, an `endtoend.prompt_decoder.PromptDecoder`, if it comes to training.
 
     Raises:
         UserError: No such generator, fewer than four classes, too few images of one, no text, a
-            training that diverged, or a pair of models.
+            training that diverged, a pair of models, or no text tower where one is needed.
     """
     store = FeatureStore.of(store)
     require_one_model(store.model)
@@ -82,7 +87,7 @@ def synthesize(
         made, card = read_kept(path)
         return KeptFeatures(path, card, made, new=False)
     start = time.perf_counter()
-    made = learned.features()
+    made = learned.features(decoder)
     card = Card(
         dataset=store.dataset,
         model=store.model,

@@ -63,14 +63,18 @@ class Text:
         return Text(self.features[rows], prompts, labels, pooled, self.projection, names)
 
 
+class NoTextError(UserError):
+    """A method needs text and is given none."""
+
+
 def required(text: Text | None, method: str) -> Tensor:
     """(C, D) class text features, for a method that cannot do without.
 
     Raises:
-        UserError: There are none.
+        NoTextError: There are none.
     """
     if text is None:
-        raise UserError(
+        raise NoTextError(
             f"{method} needs text features and there are none; extract or import a store with "
             "text, or use a method that learns from images alone, such as nearest-mean"
         )

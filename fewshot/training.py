@@ -4,6 +4,7 @@ A method whose gradients are known in closed form goes over `batches` itself and
 an optimizer of `fewshot.parts.optimizers`; `minimize` is the same loop for a loss by autograd.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -94,6 +95,7 @@ def minimize(
     batch_size: int,
     seed: int,
     drop_last: bool = False,
+    many_threads: bool = False,
 ) -> None:
     """Move the optimizer's parameters down the loss, in place, by autograd.
 
@@ -106,11 +108,13 @@ def minimize(
         batch_size: Images per step.
         seed: Of the permutations.
         drop_last: Leave an epoch's last batch out where it is not full.
+        many_threads: Compute on all threads however small the support set is, for a loss that
+            takes a tower.
     """
     steps = batches(
         support, schedule, epochs=epochs, batch_size=batch_size, seed=seed, drop_last=drop_last
     )
-    with few_threads(support):
+    with contextlib.nullcontext() if many_threads else few_threads(support):
         for batch in steps:
             for group in optimizer.param_groups:
                 group["lr"] = batch.lr

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import normalize
 
 from cache.errors import UserError
 from cache.store import FeatureStore
@@ -20,7 +19,7 @@ from fewshot.results.groups import task_of
 from fewshot.sampling import draw
 from fewshot.support import SupportSet
 from fewshot.synthesis.generators import described, generator_of, synthesize
-from fewshot.synthesis.ship import Ship
+from fewshot.synthesis.ship import ClassTexts, Ship
 from fewshot.text import Text
 from tests.small_stores import write_store
 from tests.toys import task
@@ -48,6 +47,7 @@ WRONG = [
     ("ship beta", "must be NAME=VALUE, as in 'ship beta=0.1'; got 'beta'"),
     ("ship beta=", "must be NAME=VALUE"),
     ("ship beta=-1", "beta must be 0 or more"),
+    ("ship decoder=words", "decoder must be text or tower"),
     ("ship images=0", "images must be a whole number, 1 or more"),
     ("ship lr=0", "lr must be more than 0"),
     ("ship epochs=many", "epochs must be a whole number; got 'many'"),
@@ -85,10 +85,10 @@ def test_real_images_stay_and_every_new_class_gets_its_own(n_views: int) -> None
     assert whole.labels.tolist() == [*base.labels.tolist(), 2, 2, 2, 3, 3, 3]
     assert torch.equal(synthesized.folds(cv_folds(base))[:8], cv_folds(base))
     assert set(synthesized.folds(cv_folds(base))[8:].tolist()) == {ALWAYS_TRAINS}
-    made = Ship(images=3, latent=4, hidden=8, epochs=2).train(base, text[:2], 1)
+    made = Ship(images=3, latent=4, hidden=8, epochs=2).train(base, ClassTexts(text), 1)
     draws = torch.Generator().manual_seed(1)
     for got in (whole.features, *(() if whole.views is None else whole.views)):
-        expected = made.features(normalize(text), whole.labels[8:], draws)
+        expected = made.features(whole.labels[8:], draws)
         torch.testing.assert_close(got[8:], expected)
     if whole.views is not None and base.views is not None:
         assert torch.equal(whole.views[:, :8], base.views)

@@ -12,7 +12,7 @@ from fewshot import LinearProbe, SupportSet, Text
 from fewshot.metrics import harmonic_mean
 from fewshot.sampling import base_new, restrict
 from fewshot.synthesis.generators import synthesize
-from fewshot.synthesis.ship import Autoencoder, Ship, divergence
+from fewshot.synthesis.ship import Autoencoder, ClassTexts, Ship, divergence
 from tests.toys import task, vectors
 
 Array = NDArray[np.float64]
@@ -61,17 +61,19 @@ def one_step(
 def test_one_step_is_that_of_the_loss_written_out(beta: float) -> None:
     support, text, _ = task(3, shots=5, dim=12)
     ship = Ship(beta=beta, latent=4, hidden=8, epochs=1)
-    made = ship.train(support, 7 * text.features, seed=3)
+    decoder = ClassTexts(7 * text.features)
+    made = ship.train(support, decoder, seed=3)
     draws = torch.Generator().manual_seed(3)
-    before = Autoencoder(12, 4, 8, draws)
+    before = Autoencoder(12, 4, 8, 12, draws)
     order = torch.randperm(15, generator=torch.Generator().manual_seed(3))
     noise = torch.randn(15, 4, generator=draws).double().numpy()
+    start = parameters(before) | {"context": np.zeros(12)}
     f = support.features[order].double().numpy()
     t = normalize(text.features)[support.labels[order]].double().numpy()
-    reconstruction, kl, gradients = one_step(parameters(before), f, t, noise, beta)
+    reconstruction, kl, gradients = one_step(start, f, t, noise, beta)
     assert made.log[0] == pytest.approx((reconstruction, kl), abs=1e-5)
-    after = parameters(made.autoencoder)
-    for name, value in parameters(before).items():
+    after = parameters(made.autoencoder) | {"context": decoder.context.detach().double().numpy()}
+    for name, value in start.items():
         g = gradients[name]
         adam = value * (1 - 1e-3 * 0.01) - 1e-3 * g / (np.abs(g) + 1e-8)
         known = np.abs(g) > 1e-6  # below that the sign is one of rounding
@@ -93,8 +95,8 @@ def test_the_divergence_is_zero_where_the_posterior_is_the_prior() -> None:
 def test_the_log_has_each_epochs_mean_over_images() -> None:
     support, text, _ = task(3, shots=3, dim=12)
     still = Ship(lr=1e-12, latent=2, hidden=4, epochs=3)
-    whole = still.train(support, text.features, seed=1).log
-    parts = replace(still, batch_size=4).train(support, text.features, seed=1).log
+    whole = still.train(support, ClassTexts(text.features), seed=1).log
+    parts = replace(still, batch_size=4).train(support, ClassTexts(text.features), seed=1).log
     assert len(whole) == len(parts) == 3
     for one, other in zip(whole, parts, strict=True):
         assert one.kl == pytest.approx(other.kl, rel=1e-4)
@@ -105,7 +107,7 @@ def test_beta_decides_whether_the_posterior_collapses() -> None:
     support, text, _ = task(3, shots=8, dim=12)
     last = {
         beta: Ship(beta=beta, latent=4, hidden=32, epochs=150, lr=3e-3)
-        .train(support, text.features, seed=1)
+        .train(support, ClassTexts(text.features), seed=1)
         .log[-1]
         for beta in (0.0, 1.0)
     }
@@ -115,13 +117,13 @@ def test_beta_decides_whether_the_posterior_collapses() -> None:
 
 def test_features_are_decoded_from_the_prior() -> None:
     support, text, _ = task(3, shots=4, dim=12)
-    made = Ship(latent=4, hidden=8, epochs=2).train(support, text.features, seed=1)
+    decoder = ClassTexts(text.features)
+    made = Ship(latent=4, hidden=8, epochs=2).train(support, decoder, seed=1)
     t, labels = normalize(text.features), torch.tensor([2, 0, 2])
-    got = made.features(t, labels, torch.Generator().manual_seed(5))
+    got = made.features(labels, torch.Generator().manual_seed(5))
     z = torch.randn(3, 4, generator=torch.Generator().manual_seed(5))
-    model = made.autoencoder
     with torch.no_grad():
-        expected = t[labels] + model.context + model.generator(z)
+        expected = t[labels] + decoder.context + made.autoencoder.generator(z)
     torch.testing.assert_close(got, normalize(expected))
     assert not torch.equal(got[0], got[2])
 
@@ -129,9 +131,9 @@ def test_features_are_decoded_from_the_prior() -> None:
 def test_views_train_and_the_norm_of_the_text_does_not_matter() -> None:
     support, text, _ = task(3, shots=4, dim=12, n_views=2)
     ship = Ship(latent=4, hidden=8, epochs=2)
-    by_views = ship.train(support, text.features, seed=1)
-    crops = ship.train(replace(support, views=None), text.features, seed=1)
-    scaled = ship.train(support, 3 * text.features, seed=1)
+    by_views = ship.train(support, ClassTexts(text.features), seed=1)
+    crops = ship.train(replace(support, views=None), ClassTexts(text.features), seed=1)
+    scaled = ship.train(support, ClassTexts(3 * text.features), seed=1)
     assert by_views.log != crops.log
     np.testing.assert_allclose(by_views.log, scaled.log, atol=1e-6)
 

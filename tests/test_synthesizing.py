@@ -1,4 +1,6 @@
 import re
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from fewshot.fitting import fit
 from fewshot.synthesis import from_store, kept_files
 from fewshot.synthesis.kept_features import read_kept
 from fewshot.synthesizing import synthesize
+from tests.forked import needs_fork, start, stop_once
 from tests.small_stores import write_store
 
 QUICK = "ship images=3 latent=4 hidden=8 epochs=2"
@@ -119,6 +122,22 @@ def test_a_run_that_ends_within_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         synthesize(store, QUICK, shots=2)
     assert sorted(store.path.parent.iterdir()) == before
+
+
+@needs_fork
+def test_a_killed_run_leaves_nothing_and_the_next_one_makes_all(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = store.path.parent
+    before = sorted(folder.iterdir())
+    with monkeypatch.context() as patch:  # it is killed when all bytes are in the temporary file
+        patch.setattr("cache.atomic._flush", lambda *_: time.sleep(60))
+        process = start(lambda: synthesize(store, QUICK, shots=2), err=tmp_path / "err")
+    stop_once(process, lambda: any(folder.glob("*.tmp")), signal.SIGKILL)
+    assert not kept_files.find_kept(folder.parent)
+    kept = synthesize(store, QUICK, shots=2)
+    assert kept.new
+    assert sorted(folder.iterdir()) == sorted([*before, kept.path])
 
 
 def test_the_command_shows_every_epoch_and_says_where_it_is_kept(

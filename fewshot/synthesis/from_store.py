@@ -1,6 +1,7 @@
 """The parts of a store that a generator learns from: images, text or attributes."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from cache.errors import UserError
 from cache.identity import canonical_json
 from cache.store import FeatureStore
 from fewshot.support import SupportSet
-from fewshot.synthesis.generators import Generator, generator_of, synthesize
+from fewshot.synthesis.generators import Generator, described, generator_of, synthesize
 from fewshot.synthesis.kept_features import read_kept
 from fewshot.synthesis.kept_files import kept_path
+from fewshot.synthesis.ship import FeatureDecoder, Ship
 from fewshot.synthesis.synthesized import Synthesized
 from fewshot.synthesis.tf_vaegan import TfVaegan
 
@@ -44,6 +46,8 @@ class Material:
         """64 hex digits that differ for whatever makes other features."""
         settings = {**asdict(self.generator), "generator": self.generator.name, "seed": self.seed}
         settings.pop("decoded", None)  # it is about what is learned from the features
+        if settings.get("decoder") == "text":  # unsaid before there was another
+            settings.pop("decoder")
         digest = hashlib.sha256(canonical_json(settings).encode())
         seen = self.seen
         for given in (seen.features, seen.labels, seen.views, self.text, self.unlabeled):
@@ -62,16 +66,33 @@ class Material:
         """Where the features are kept, if they are."""
         return kept_path(self.store, self.generator.name, self.fingerprint)
 
-    def features(self) -> Synthesized:
+    @property
+    def needs_tower(self) -> bool:
+        """True if a decoder with a text tower is needed for training."""
+        return isinstance(self.generator, Ship) and self.generator.decoder == "tower"
+
+    def features(self, decoder: Callable[[], FeatureDecoder] | None = None) -> Synthesized:
         """The features: those that are kept, else of a generator that is trained for it.
 
+        Args:
+            decoder: Makes that of SHIP with a text tower, which no store has.
+
         Raises:
-            UserError: The training diverged, or the file of those kept is damaged.
+            UserError: The training diverged, the file of those kept is damaged, or there is neither
+                that file nor a text tower.
         """
         path = self.path
         if path.exists():
             return read_kept(path)[0]
-        return synthesize(self.generator, self.seen, self.text, self.seed, self.unlabeled)
+        if self.needs_tower and decoder is None:
+            words = described(self.generator)
+            raise UserError(
+                f"{words} reads prompts, for which a store has no text tower, and no features of "
+                f"these shots are kept; make them first: fewshot synthesize --generator '{words}' "
+                f"--shots {self.seen.shots} --seed {self.seed}, with the same --dataset and --model"
+            )
+        made = decoder() if self.needs_tower and decoder is not None else None
+        return synthesize(self.generator, self.seen, self.text, self.seed, self.unlabeled, made)
 
 
 def material(

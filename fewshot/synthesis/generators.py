@@ -1,18 +1,20 @@
 """The generators by name, and the features that one makes of new classes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from cache.errors import UserError, unknown
+from cache.progress import progress
 from fewshot.settings import with_settings
 from fewshot.support import SupportSet
-from fewshot.synthesis.adversarial_training import TrainedNetworks, train_tf_vaegan
+from fewshot.synthesis.adversarial_training import AdversarialEpoch, train_tf_vaegan
 from fewshot.synthesis.decoded import Decoding
-from fewshot.synthesis.ship import Ship, Synthesizer
+from fewshot.synthesis.ship import ClassTexts, Epoch, FeatureDecoder, Ship
 from fewshot.synthesis.synthesized import Synthesized
 from fewshot.synthesis.tf_vaegan import TfVaegan
 
@@ -53,6 +55,7 @@ def synthesize(
     text: Tensor,
     seed: int,
     unlabeled: Tensor | None = None,
+    decoder: FeatureDecoder | None = None,
 ) -> Synthesized:
     """Train the generator on the base classes' images, and make features of the new classes.
 
@@ -64,26 +67,28 @@ def synthesize(
             (C, A) attributes.
         seed: Random seed for all of it.
         unlabeled: (U, D) images of new classes, for a generator that learns from them.
+        decoder: For SHIP with a text tower: its decoder, of the same classes.
 
     Raises:
         UserError: The training diverged.
     """
-    made = _trained(generator, seen, text, seed, unlabeled)
     labels = torch.arange(seen.n_classes, len(text)).repeat_interleave(generator.images)
-    draws = torch.Generator().manual_seed(seed)
-    unit = normalize(text, dim=1)
-    times = 1 if seen.views is None else 1 + len(seen.views)
-    features = torch.stack([made.features(unit, labels, draws) for _ in range(times)])
-    log = tuple(epoch._asdict() for epoch in made.log)
     decoding = None
-    if isinstance(made, TrainedNetworks):
-        decoding = Decoding(made.scale, made.networks.decoder)
-    return Synthesized(generator.name, features, labels, log, decoding)
-
-
-def _trained(
-    generator: Generator, seen: SupportSet, text: Tensor, seed: int, unlabeled: Tensor | None
-) -> Synthesizer | TrainedNetworks:
+    log: tuple[Epoch | AdversarialEpoch, ...]
+    draw: Callable[[Tensor, torch.Generator], Tensor]
     if isinstance(generator, TfVaegan):
-        return train_tf_vaegan(generator, seen, text, seed, unlabeled)
-    return generator.train(seen, text[: seen.n_classes], seed)
+        networks = train_tf_vaegan(generator, seen, text, seed, unlabeled)
+        log, decoding = networks.log, Decoding(networks.scale, networks.networks.decoder)
+        draw = partial(networks.features, normalize(text, dim=1))
+    else:
+        made = generator.train(seen, decoder or ClassTexts(text), seed)
+        log, draw = made.log, made.features
+    draws = torch.Generator().manual_seed(seed)
+    times = 1 if seen.views is None else 1 + len(seen.views)
+    features = []
+    with progress(f"{generator.name}: drawing", times, patience=2.0) as advance:
+        for _ in range(times):
+            features.append(draw(labels, draws))
+            advance(1)
+    kept = tuple(epoch._asdict() for epoch in log)
+    return Synthesized(generator.name, torch.stack(features), labels, kept, decoding)

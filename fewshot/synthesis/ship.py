@@ -1,9 +1,10 @@
 """SHIP: a variational autoencoder makes image features of classes that have a name and no image.
 
 Wang et al., "Improving Zero-Shot Generalization for CLIP with Synthesized Prompts", ICCV 2023,
-https://arxiv.org/abs/2307.07397. There the decoder adds a bias to the context of a prompt, the same
-for every class, and the frozen text tower makes features of it. From stored features there is no
-text tower, so here the bias is added to the class text itself:
+https://arxiv.org/abs/2307.07397. A generator G makes a shift of a latent vector z, and a decoder
+makes a feature of a class and the shift. The published one adds context and shift to the words of a
+prompt, which the frozen text tower reads; it is `endtoend.prompt_decoder`, since it takes a model.
+From stored features there is no text tower, and `ClassTexts` adds both to the class text itself:
 
     f' = normalize(t_c + context + G(z)),
 
@@ -11,16 +12,18 @@ with the same encoder, the same loss, and the last epoch in place of the best on
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from fewshot.checks import non_negative, positive, whole
+from cache.progress import progress
+from fewshot.checks import non_negative, one_of, positive, whole
 from fewshot.support import SupportSet
 from fewshot.training import minimize
 
+DecoderName = Literal["text", "tower"]
 INIT = 0.02  # standard deviation of all weights at the start, as published
 
 
@@ -37,23 +40,66 @@ class Epoch(NamedTuple):
     kl: float
 
 
+class FeatureDecoder(Protocol):
+    """A module that makes features of classes and shifts; of C classes, the base ones first.
+
+    Attributes:
+        width: W of a shift.
+        reads: Name of what it makes a feature of, as progress counts it.
+    """
+
+    width: int
+    reads: str
+
+    def __call__(self, labels: Tensor, shifts: Tensor, /) -> Tensor:
+        """(B, D) features at unit norm of (B,) class ids and (B, W) shifts."""
+        ...
+
+    def parameters(self) -> Any:
+        """Return what learns."""
+        ...
+
+
+class ClassTexts(nn.Module):
+    """The decoder that adds context and shift to the class text.
+
+    Args:
+        text: (C, D) class texts of any norm.
+    """
+
+    reads = "class texts"
+
+    def __init__(self, text: Tensor) -> None:
+        super().__init__()
+        self.width = text.shape[1]
+        self.text = normalize(text, dim=1)
+        self.context = nn.Parameter(torch.zeros(self.width))
+
+    def forward(self, labels: Tensor, shifts: Tensor) -> Tensor:
+        """(B, D) features at unit norm of (B,) class ids and (B, D) shifts."""
+        return normalize(self.text[labels] + self.context + shifts, dim=1)
+
+
 class Autoencoder(nn.Module):
-    """The encoder of image features, and the decoder from class text and a latent vector.
+    """The encoder of image features, and the generator of a decoder's shifts.
 
     Args:
         dim: D of the features.
         latent: Z of the latent vectors.
         hidden: Units of the hidden layers.
+        width: W of the shifts.
         generator: Draws the weights.
     """
 
-    def __init__(self, dim: int, latent: int, hidden: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, dim: int, latent: int, hidden: int, width: int, generator: torch.Generator
+    ) -> None:
         super().__init__()
         self.encoder = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU())
         self.mean = nn.Linear(hidden, latent)
         self.log_variance = nn.Linear(hidden, latent)
-        self.generator = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, dim))
-        self.context = nn.Parameter(torch.zeros(dim))
+        layers = (nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, width))
+        self.generator = nn.Sequential(*layers)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=INIT, generator=generator)
@@ -64,11 +110,6 @@ class Autoencoder(nn.Module):
         hidden = self.encoder(features)
         return self.mean(hidden), self.log_variance(hidden)
 
-    def decode(self, text: Tensor, z: Tensor) -> Tensor:
-        """Return (B, D) features at unit norm of (B, D) class texts and (B, Z) latent vectors."""
-        made: Tensor = normalize(text + self.context + self.generator(z), dim=1)
-        return made
-
 
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """(B,) KL divergences of N(mean, variance), of (B, Z) each, from N(0, I)."""
@@ -77,29 +118,30 @@ def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Synthesizer:
-    """A trained autoencoder.
+    """A trained autoencoder and its decoder.
 
     Attributes:
         autoencoder: The networks.
+        decoder: The decoder.
         latent: Z.
         log: Every epoch's loss, the first one first.
     """
 
     autoencoder: Autoencoder
+    decoder: FeatureDecoder
     latent: int
     log: tuple[Epoch, ...]
 
     @torch.no_grad()
-    def features(self, text: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """(n, D) features at unit norm, one for each of the labels, by z from the prior.
+    def features(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """(n, D) features at unit norm, one for each of (n,) class ids, by z from the prior.
 
         Args:
-            text: (C, D) class texts at unit norm.
-            labels: (n,) rows of the text.
+            labels: The class ids.
             generator: Draws z.
         """
         z = torch.randn(len(labels), self.latent, generator=generator)
-        return self.autoencoder.decode(text[labels], z)
+        return self.decoder(labels, self.autoencoder.generator(z))
 
 
 @dataclass(frozen=True)
@@ -107,6 +149,8 @@ class Ship:
     """The settings of the autoencoder, and how many features it makes.
 
     Attributes:
+        decoder: Maker of features: a shift of the class `text`; or the text `tower` of a shifted
+            prompt, as published.
         beta: Weight of the KL divergence; 1 as published.
         images: Features to make of each class.
         latent: Z, length of a latent vector.
@@ -118,6 +162,7 @@ class Ship:
         batch_size: Images per step.
     """
 
+    decoder: DecoderName = "text"
     beta: float = 1.0
     images: int = 16
     latent: int = 64
@@ -129,43 +174,48 @@ class Ship:
     name: ClassVar[str] = "ship"
 
     def __post_init__(self) -> None:
+        one_of(self, "decoder", get_args(DecoderName))
         non_negative(self, "beta")
         positive(self, "lr")
         whole(self, "images", "latent", "hidden", "epochs", "batch_size")
 
-    def train(self, support: SupportSet, text: Tensor, seed: int) -> Synthesizer:
+    def train(self, support: SupportSet, decoder: FeatureDecoder, seed: int) -> Synthesizer:
         """Train on the images of the base classes, of which the last epoch counts.
 
         Args:
-            support: N images of the C base classes, of any norm.
-            text: (C, D) their texts, of any norm.
+            support: N images of the base classes, of any norm.
+            decoder: The decoder of all classes, which learns as well.
             seed: Random seed for the weights, the batches and the latent vectors.
         """
         draws = torch.Generator().manual_seed(seed)
-        model = Autoencoder(support.features.shape[1], self.latent, self.hidden, draws)
-        t = normalize(text, dim=1)
+        dim = support.features.shape[1]
+        model = Autoencoder(dim, self.latent, self.hidden, decoder.width, draws)
         steps: list[tuple[int, float, float]] = []
 
         def loss(features: Tensor, labels: Tensor) -> Tensor:
             f = normalize(features, dim=1)
             mean, log_variance = model.encode(f)
             noise = torch.randn(mean.shape, generator=draws)
-            made = model.decode(t[labels], mean + noise * (log_variance / 2).exp())
-            reconstruction = (made - f).square().sum(dim=1).mean()
+            shifts = model.generator(mean + noise * (log_variance / 2).exp())
+            reconstruction = (decoder(labels, shifts) - f).square().sum(dim=1).mean()
             kl = divergence(mean, log_variance).mean()
             steps.append((len(labels), reconstruction.item(), kl.item()))
+            advance(len(labels), f"KL {kl.item():.2g} nats")
             return reconstruction + self.beta * kl
 
-        minimize(
-            loss,
-            torch.optim.AdamW(model.parameters(), lr=self.lr),
-            lambda epoch, done: self.lr,
-            support,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            seed=seed,
-        )
-        return Synthesizer(model, self.latent, _by_epoch(steps, self.epochs))
+        total = self.epochs * len(support.labels)
+        with progress(f"{self.name}: {decoder.reads}", total, patience=2.0) as advance:
+            minimize(
+                loss,
+                torch.optim.AdamW([*model.parameters(), *decoder.parameters()], lr=self.lr),
+                lambda epoch, done: self.lr,
+                support,
+                epochs=self.epochs,
+                batch_size=self.batch_size,
+                seed=seed,
+                many_threads=self.decoder == "tower",
+            )
+        return Synthesizer(model, decoder, self.latent, _by_epoch(steps, self.epochs))
 
 
 def _by_epoch(steps: list[tuple[int, float, float]], epochs: int) -> tuple[Epoch, ...]:
