@@ -3,8 +3,9 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,8 +66,9 @@ class Recipe:
 def identity_of(source: "Source", encoder: "Encoder", recipe: Recipe) -> dict[str, Any]:
     """All that changes a byte of a store that is extracted, as nested plain values."""
     splits = source.splits
-    items = [(split, item) for split, items in splits.items() for item in items]
-    encoded = [splits[split][row] for split, rows in recipe.rows(source).items() for row in rows]
+    items = ((split, item) for split, items in splits.items() for item in items)
+    chosen = recipe.rows(source).items()
+    encoded = (splits[split][int(row)].path for split, rows in chosen for row in rows)
     views = {
         "count": recipe.views,
         "crop_scale": recipe.crop_scale,
@@ -81,8 +83,8 @@ def identity_of(source: "Source", encoder: "Encoder", recipe: Recipe) -> dict[st
                 split: len(items) + sum(image.split == split for image in recipe.left_out)
                 for split, items in source.splits.items()
             },
-            "split": digest([[split, item.path, *item.labels] for split, item in items]),
-            "images": digest([_size(source, item.path) for item in encoded]),
+            "split": digest_each([split, item.path, *item.labels] for split, item in items),
+            "images": digest_each(_size(source, path) for path in encoded),
             "classnames": digest(source.classnames),
         },
         "model": dict(encoder.identity),
@@ -130,6 +132,16 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
 def digest(value: object) -> str:
     """64 hex digits of a value's JSON."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def digest_each(values: Iterable[object]) -> str:
+    """The digest of a list of these values, of which a few at a time are in memory."""
+    found, remaining, between = hashlib.sha256(b"["), iter(values), b""
+    while some := list(islice(remaining, 4096)):
+        found.update(between + json.dumps(some)[1:-1].encode())
+        between = b", "
+    found.update(b"]")
+    return found.hexdigest()
 
 
 def differences(have: Mapping[str, Any], want: Mapping[str, Any]) -> list[str]:

@@ -5,30 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from cache.items import Item as Item
+from cache.items import chosen_items, labels_of
 from cache.reader import Reader
 
 SPLIT_RULE = "stratified 50/20/30"
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One image of a split.
-
-    Attributes:
-        path: Relative to the listing's root, with "/" between parts.
-        label: Id of its class; of several, the one that the fewest images have.
-        more: Ids of its other classes, ascending.
-    """
-
-    path: str
-    label: int
-    more: tuple[int, ...] = ()
-
-    @property
-    def labels(self) -> tuple[int, ...]:
-        """Ids of all its classes."""
-        return (self.label, *self.more)
 
 
 @dataclass(frozen=True)
@@ -50,7 +33,7 @@ class Listing:
 
     root: Path
     classnames: tuple[str, ...]
-    splits: Mapping[str, tuple[Item, ...]]
+    splits: Mapping[str, Sequence[Item]]
     origin: str
     notes: tuple[str, ...] = ()
     class_ids: tuple[int, ...] | None = None
@@ -74,22 +57,28 @@ def stratified_split(labels: Sequence[int]) -> dict[str, list[int]]:
     Returns:
         The row numbers of each split, ascending; a split without rows is left out.
     """
-    splits: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-    by_class: dict[int, list[int]] = {}
-    for row, label in enumerate(labels):
-        by_class.setdefault(label, []).append(row)
-    for label, rows in by_class.items():
+    return {split: rows.tolist() for split, rows in _split_rows(np.asarray(labels)).items()}
+
+
+def split_items(items: Sequence[Item]) -> dict[str, Sequence[Item]]:
+    """The items under `stratified_split`."""
+    rows = _split_rows(labels_of(items))
+    return {split: chosen_items(items, at) for split, at in rows.items()}
+
+
+def _split_rows(labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    parts: dict[str, list[NDArray[np.int64]]] = {"train": [], "val": [], "test": []}
+    if not len(labels):
+        return {}
+    in_order = labels.argsort(kind="stable")
+    ids, starts = np.unique(labels[in_order], return_index=True)
+    for label, rows in zip(ids.tolist(), np.split(in_order, starts[1:]), strict=True):
         n = len(rows)
         n_val = max(1, n // 5) if n >= 3 else 0
         n_test = max(1, (3 * n + 5) // 10) if n >= 2 else 0
-        ranked = [rows[i] for i in np.random.default_rng([1, label]).random(n).argsort()]
-        splits["val"] += ranked[:n_val]
-        splits["test"] += ranked[n_val : n_val + n_test]
-        splits["train"] += ranked[n_val + n_test :]
-    return {split: sorted(rows) for split, rows in splits.items() if rows}
-
-
-def split_items(items: Sequence[Item]) -> dict[str, tuple[Item, ...]]:
-    """The items under `stratified_split`."""
-    rows = stratified_split([item.label for item in items])
-    return {split: tuple(items[row] for row in chosen) for split, chosen in rows.items()}
+        ranked = rows[np.random.default_rng([1, label]).random(n).argsort()]
+        val, test, train = np.split(ranked, [n_val, n_val + n_test])
+        for split, some in (("train", train), ("val", val), ("test", test)):
+            parts[split].append(some)
+    joined = {split: np.sort(np.concatenate(some)) for split, some in parts.items() if some}
+    return {split: rows for split, rows in joined.items() if len(rows)}

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from itertools import islice
 from statistics import median
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cache.errors import UserError, count, none_can, printable
+from cache.path_index import path_keys
 from cache.progress import progress
 from cache.skipped import Skipped, cannot_read, listed
 from cache.source import Source
@@ -122,6 +126,8 @@ def check(
         split: _per_class((label for item in items for label in item.labels), n_classes)
         for split, items in source.splits.items()
     }
+    # A number for each path, for a set of ten million paths would take gigabytes.
+    keys = {s: path_keys(item.path for item in items) for s, items in source.splits.items()}
     return Preflight(
         source=source,
         counts=counts,
@@ -129,9 +135,9 @@ def check(
             *_class_problems(source),
             *_count_problems(source, counts),
             *_unreadable_problems(source, counts, unreadable),
-            *_leaks(source),
+            *_leaks(source, keys),
         ),
-        notes=(*source.notes, *_notes(source, counts)),
+        notes=(*source.notes, *_notes(source, counts, keys)),
         unreadable=unreadable,
     )
 
@@ -193,6 +199,8 @@ def _unreadable_problems(
 ) -> Iterator[str]:
     """Skipping unreadable images must not empty a class or a split."""
     lost = {(image.split, image.path) for image in unreadable}
+    if not lost:
+        return
     folder = source.images.place("")
     for split, items in source.splits.items():
         there = [item for item in items if (split, item.path) not in lost]
@@ -207,18 +215,25 @@ def _unreadable_problems(
                 yield f"{_classes(source, emptied)} with no readable train image"
 
 
-def _leaks(source: Source) -> Iterator[str]:
+def _leaks(source: Source, keys: Mapping[str, NDArray[np.uint64]]) -> Iterator[str]:
     splits = list(source.splits)
-    paths = {split: {item.path for item in items} for split, items in source.splits.items()}
     for i, one in enumerate(splits):
         for other in splits[i + 1 :]:
-            both = sorted(paths[one] & paths[other])
+            alike = np.intersect1d(keys[one], keys[other])
+            if not len(alike):
+                continue
+            first, second = ({item.path for item in source.splits[split]} for split in (one, other))
+            both = sorted(first & second)
             if both:
                 images_are = count(len(both), "image is", "images are")
                 yield f"{images_are} in {one} and in {other}, first: {both[0]}"
 
 
-def _notes(source: Source, counts: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+def _notes(
+    source: Source,
+    counts: Mapping[str, tuple[int, ...]],
+    keys: Mapping[str, NDArray[np.uint64]],
+) -> Iterator[str]:
     for name, times in Counter(source.classnames).items():
         if times > 1:
             ids = [str(c) for c, other in enumerate(source.classnames) if other == name]
@@ -229,7 +244,7 @@ def _notes(source: Source, counts: Mapping[str, tuple[int, ...]]) -> Iterator[st
             "one class, put their images together"
         )
     for split, items in source.splits.items():
-        repeated = len(items) - len({item.path for item in items})
+        repeated = len(items) - len(np.unique(keys[split]))
         if repeated:
             rows_repeat = count(repeated, f"{split} row repeats", f"{split} rows repeat")
             yield f"{rows_repeat} an image of the same split"
@@ -275,8 +290,9 @@ def _unreadable(
         for split, items in source.splits.items()
         for row in (range(len(items)) if rows is None else rows.get(split, ()))
     )
-    batches = list(iter(lambda: list(islice(files, _CHUNK)), []))
+    batches = iter(lambda: list(islice(files, _CHUNK)), [])
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for batch, found in zip(batches, pool.map(faults, batches), strict=True):
-            advance(len(batch))
-            yield from found
+        while some := list(islice(batches, 4 * max(1, workers))):  # not all at once
+            for batch, found in zip(some, pool.map(faults, some), strict=True):
+                advance(len(batch))
+                yield from found

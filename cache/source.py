@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from PIL import Image
 from cache import decode
 from cache.decoding_memory import MAX_PIXELS
 from cache.errors import UserError
+from cache.items import chosen_items
 from cache.layouts import (
     aircraft,
     digits,
@@ -75,7 +76,7 @@ class Source:
     dataset: str
     root: Path
     classnames: tuple[str, ...]
-    splits: Mapping[str, tuple[Item, ...]]
+    splits: Mapping[str, Sequence[Item]]
     templates: tuple[str, ...]
     origin: str
     exif: bool = False
@@ -154,8 +155,12 @@ class Source:
     def without(self, paths: Iterable[str]) -> "Source":
         """The source less these paths, whose counts no longer need to be the manifest's."""
         gone = frozenset(paths)
+        if not gone:
+            return replace(self, sizes={})
         splits = {
-            split: tuple(item for item in items if item.path not in gone)
+            split: chosen_items(
+                items, (row for row, item in enumerate(items) if item.path not in gone)
+            )
             for split, items in self.splits.items()
         }
         return replace(self, splits=splits, sizes={})

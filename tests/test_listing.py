@@ -44,6 +44,11 @@ def test_rows_go_to_val_then_test_then_train_by_rank_of_their_draws() -> None:
     assert splits["train"] == sorted(ranked[5:])
 
 
+def test_of_no_rows_there_is_no_split() -> None:
+    assert stratified_split([]) == {}
+    assert split_items([]) == {}
+
+
 def test_items_are_split_with_their_labels() -> None:
     items = [Item(f"{i}.png", i % 2) for i in range(20)]
     splits = split_items(items)

@@ -6,7 +6,7 @@ called `unlabeled/` beside them is no class.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cache.errors import UserError, printable
@@ -52,7 +52,7 @@ def read_folder(
         _require_class_folders(root, folder_names)
     ignored: Counter[str] = Counter()
     lost = [f"{parent}{name}" for parent in parents.values() for name in lost_links(root / parent)]
-    splits: dict[str, tuple[Item, ...]] = {}
+    splits: dict[str, Sequence[Item]] = {}
     owners: dict[str, str] = {}  # file -> the path under which it was found
     for split, parent in parents.items():
         items = []

@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,10 @@ import numpy as np
 
 from cache.addresses import exists, expand, is_remote, read, stamp
 from cache.errors import UserError, count, excerpt
+from cache.items import Item, Items
 from cache.layouts.conventions import split_of
 from cache.layouts.shard_names import split_in
-from cache.listing import SPLIT_RULE, Item, Listing, split_items
+from cache.listing import SPLIT_RULE, Listing, split_items
 from cache.manifest_file import SPLITS
 from cache.reader import Reader, Stamp
 
@@ -35,6 +36,42 @@ class ShardedImage(NamedTuple):
     path: str
     label: str
     classname: str = ""
+
+
+class ShardRows(NamedTuple):
+    """The images of a shard in columns.
+
+    Attributes:
+        items: Paths, and for labels numbers of `labels`.
+        labels: As written.
+        classnames: Of each label, as its samples say; two at most, for more say as little.
+    """
+
+    items: Items
+    labels: tuple[str, ...]
+    classnames: tuple[frozenset[str], ...]
+
+    @classmethod
+    def of(cls, images: Iterable[ShardedImage]) -> "ShardRows":
+        """The columns of images, of which one at a time is needed."""
+        numbers: dict[str, int] = {}
+        named: list[set[str]] = []
+        codes: list[int] = []
+
+        def paths() -> Iterator[str]:
+            for path, label, classname in images:
+                number = numbers.setdefault(label, len(named))
+                if number == len(named):
+                    named.append(set())
+                if len(named[number]) < 2:
+                    named[number].add(classname)
+                codes.append(number)
+                yield path
+
+        items = Items.of(paths(), ())
+        return cls(
+            items.relabeled(np.array(codes, np.int32)), tuple(numbers), tuple(map(frozenset, named))
+        )
 
 
 @dataclass(frozen=True)
@@ -113,43 +150,38 @@ def addresses_of(pattern: str, ending: str) -> list[str]:
 
 
 def listing_of(
-    shards: Shards,
-    samples: Sequence[Sequence[ShardedImage]],
-    reader: Reader,
-    names: Sequence[str] = (),
+    shards: Shards, listed: Sequence[ShardRows], reader: Reader, names: Sequence[str] = ()
 ) -> Listing:
-    """The listing of samples, one sequence per shard.
+    """The listing of what each shard holds.
 
     Args:
         shards: Where they lie.
-        samples: Of each shard, in its order.
+        listed: The images of each shard, in its order.
         reader: What reads them.
         names: Class names by label, where the shards themselves have them.
 
     Raises:
         UserError: Labels without names, or names of only some shards say a split.
     """
-    every = [sample for some in samples for sample in some]
-    if not every:
+    if not any(len(rows.items) for rows in listed):
         raise UserError(f"no image in {shards.address(0)} and {len(shards.paths) - 1:,} others")
-    classnames, ids = _classes(every, names or _beside(shards.root, *CLASSNAMES), shards)
-    items = [[Item(s.path, ids[s.label]) for s in some] for some in samples]
-    splits = [split_in(path) for path in shards.paths]
-    said = set(splits)
-    if None in said and len(said) > 1:
-        some = next(p for p, split in zip(shards.paths, splits, strict=True) if split is None)
+    classnames, ids = _classes(listed, names or _beside(shards.root, *CLASSNAMES), shards)
+    labeled = [
+        rows.items.relabeled(np.array([ids[x] for x in rows.labels], np.int32)[rows.items.labels])
+        for rows in listed
+    ]
+    said = [split_in(path) for path in shards.paths]
+    if None in said and any(said):
         raise UserError(
-            f"the name of {shards.root}{some} says no split, and those of other shards do; give "
-            "shards that say train, val or test, or such that do not"
+            f"the name of {shards.address(said.index(None))} says no split, and those of other "
+            "shards do; give shards that say train, val or test, or such that do not"
         )
-    drawn = said == {None}
-    by_split: Mapping[str, tuple[Item, ...]] = (
-        split_items([item for some in items for item in some])
+    drawn = None in said
+    splits: Mapping[str, Sequence[Item]] = (
+        split_items(Items.joined(labeled))
         if drawn
         else {
-            split: tuple(
-                item for some, of in zip(items, splits, strict=True) if of == split for item in some
-            )
+            split: Items.joined([i for i, of in zip(labeled, said, strict=True) if of == split])
             for split in SPLITS
             if split in said
         }
@@ -158,7 +190,7 @@ def listing_of(
     return Listing(
         Path(shards.root),
         classnames,
-        by_split,
+        splits,
         f"{what}, {SPLIT_RULE}" if drawn else what,
         drawn=drawn,
         reader=reader,
@@ -197,17 +229,19 @@ def _beside(root: str, *names: str) -> list[str]:
 
 
 def _classes(
-    samples: Iterable[ShardedImage], names: Sequence[str], shards: Shards
+    listed: Sequence[ShardRows], names: Sequence[str], shards: Shards
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """Class names by id, and the id of each label as written."""
-    first: dict[str, ShardedImage] = {}
+    first: dict[str, str] = {}  # label -> the path of an image that has it
     called: dict[str, set[str]] = {}
-    for sample in samples:
-        first.setdefault(sample.label, sample)
-        called.setdefault(sample.label, set()).add(sample.classname)
+    for rows in listed:
+        for number, (label, some) in enumerate(zip(rows.labels, rows.classnames, strict=True)):
+            called.setdefault(label, set()).update(some)
+            if label not in first:
+                first[label] = rows.items[int((rows.items.labels == number).argmax())].path
     if "" in first:
         raise UserError(
-            f"{first[''].path} has no label; a sample needs one beside its image: a .cls, a .json "
+            f"{first['']} has no label; a sample needs one beside its image: a .cls, a .json "
             'with "label", or a .txt'
         )
     numbers = all(re.fullmatch("[0-9]{1,9}", label) for label in first)
@@ -215,7 +249,7 @@ def _classes(
         ids = {label: int(label) for label in first}
         if wrong := [label for label, i in ids.items() if i >= len(names)]:
             raise UserError(
-                f"{first[wrong[0]].path}: label {wrong[0]} has no name, for there are "
+                f"{first[wrong[0]]}: label {wrong[0]} has no name, for there are "
                 f"{len(names)}; labels start at 0"
             )
         return tuple(names), ids
@@ -223,7 +257,7 @@ def _classes(
         known = {name: i for i, name in reversed(list(enumerate(names)))}
         if unknown := [label for label in first if label not in known]:
             raise UserError(
-                f"{first[unknown[0]].path}: {excerpt(unknown[0])} is none of the "
+                f"{first[unknown[0]]}: {excerpt(unknown[0])} is none of the "
                 f"{len(names)} class names"
             )
         return tuple(names), {label: known[label] for label in first}

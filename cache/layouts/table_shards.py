@@ -17,7 +17,7 @@ import numpy as np
 from cache import addresses, decode
 from cache.errors import UserError, excerpt
 from cache.layouts.conventions import columns
-from cache.layouts.shard_listing import THREADS, ShardedImage, Shards, listing_of
+from cache.layouts.shard_listing import THREADS, ShardedImage, ShardRows, Shards, listing_of
 from cache.listing import Listing
 from cache.progress import progress
 from cache.reader import Stamp
@@ -111,7 +111,7 @@ class _Listed(NamedTuple):
 
     columns: _Columns
     starts: tuple[int, ...]
-    images: list[ShardedImage]
+    images: ShardRows
 
 
 def _listed(shards: Shards, number: int) -> _Listed:
@@ -131,10 +131,8 @@ def _listed(shards: Shards, number: int) -> _Listed:
             raise
         raise UserError(f"{address} is cut off or no table ({error}); get it again") from error
     names = values[1] if about.classname else [""] * len(values[0])
-    images = [
-        ShardedImage(f"{shard}/{row}", label, name)
-        for row, (label, name) in enumerate(zip(values[0], names, strict=True))
-    ]
+    pairs = enumerate(zip(values[0], names, strict=True))
+    images = ShardRows.of(ShardedImage(f"{shard}/{i}", *said) for i, said in pairs)
     return _Listed(about, (0, *np.cumsum(sizes)[:-1].tolist()), images)
 
 

@@ -5,10 +5,10 @@ offsets is made once, and images are read from the middle of a shard: nothing is
 """
 
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO, NamedTuple
+from typing import IO
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from cache import addresses, decode
 from cache.errors import UserError, excerpt, printable
 from cache.json_text import parse_json
 from cache.layouts.conventions import IMAGES, columns, of_a_system
-from cache.layouts.shard_listing import THREADS, ShardedImage, Shards, listing_of
+from cache.layouts.shard_listing import THREADS, ShardedImage, ShardRows, Shards, listing_of
 from cache.listing import Listing
 from cache.path_index import PathIndex
 from cache.progress import progress
@@ -31,7 +31,7 @@ class TarMembers:
     """Reads members of tar shards from the middle of these."""
 
     shards: Shards
-    index: PathIndex  # path -> shard, offset, size
+    members: Mapping[str, tuple[int, PathIndex]]  # shard -> its number; path -> offset, size
 
     def place(self, path: str) -> str:
         """The shard's address and the member's name."""
@@ -39,12 +39,12 @@ class TarMembers:
 
     def stamp(self, path: str) -> Stamp:
         """The member's size, and the time of the shard when it was listed."""
-        shard, _, size = self.index[path]
+        shard, (_, size) = self._found(path)
         return Stamp(size, self.shards.stamps[shard].modified)
 
     def content(self, path: str) -> bytes:
         """The member's bytes."""
-        shard, offset, size = self.index[path]
+        shard, (offset, size) = self._found(path)
         return addresses.read(self.shards.address(shard), offset, size)
 
     def check(self, path: str, max_pixels: int) -> None:
@@ -56,7 +56,15 @@ class TarMembers:
         """The paths in shards that are not as they were listed, whenever that changed."""
         del moment
         changed = self.shards.changed()
-        return [path for path in paths if self.index[path][0] in changed] if changed else []
+        return [path for path in paths if self._found(path)[0] in changed] if changed else []
+
+    def _found(self, path: str) -> tuple[int, tuple[int, ...]]:
+        """The number of a member's shard; its offset and its size."""
+        end = path.lower().find(".tar/") + 4
+        while path[:end] not in self.members:  # a folder may be called so as well
+            end = path.lower().index(".tar/", end) + 4
+        number, index = self.members[path[:end]]
+        return number, index[path]
 
 
 def read(found: Sequence[str]) -> Listing:
@@ -71,25 +79,14 @@ def read(found: Sequence[str]) -> Listing:
         progress("shards listed", len(found)) as advance,
     ):
         listed = []
-        for members in pool.map(lambda i: _listed(shards, i), range(len(found))):
-            listed.append(members)
+        for one in pool.map(lambda i: _listed(shards, i), range(len(found))):
+            listed.append(one)
             advance(1)
-    values = [(i, m.offset, m.size) for i, some in enumerate(listed) for m in some]
-    paths = (member.sample.path for some in listed for member in some)
-    index = PathIndex(paths, np.array(values, np.int64).reshape(-1, 3))
-    samples = [[member.sample for member in some] for some in listed]
-    return listing_of(shards, samples, TarMembers(shards, index))
+    members = {shards.paths[i]: (i, index) for i, (_, index) in enumerate(listed)}
+    return listing_of(shards, [rows for rows, _ in listed], TarMembers(shards, members))
 
 
-class _Member(NamedTuple):
-    """An image in a shard."""
-
-    sample: ShardedImage
-    offset: int
-    size: int
-
-
-def _listed(shards: Shards, number: int) -> list[_Member]:
+def _listed(shards: Shards, number: int) -> tuple[ShardRows, PathIndex]:
     address = shards.address(number)
     try:
         return addresses.through(address, lambda file: _members(file, shards.paths[number]))
@@ -99,8 +96,8 @@ def _listed(shards: Shards, number: int) -> list[_Member]:
         raise UserError(f"cannot read {address}: {error.strerror or error}") from error
 
 
-def _members(file: IO[bytes], shard: str) -> list[_Member]:
-    """The images of a shard with their labels, in the order in which they lie."""
+def _members(file: IO[bytes], shard: str) -> tuple[ShardRows, PathIndex]:
+    """The images of a shard in the order in which they lie, with their labels; offset and size."""
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, dict[str, str]] = {}
     end = 0
@@ -125,12 +122,11 @@ def _members(file: IO[bytes], shard: str) -> list[_Member]:
         file.seek(end)
         if file.read(_BLOCK) != bytes(_BLOCK):
             raise tarfile.ReadError("no end of the archive")
-    found = []
-    for key, image in images.items():
-        path = f"{shard}/{image.name}"
-        label, name = _label(labels.get(key, {}), path)
-        found.append(_Member(ShardedImage(path, label, name), image.offset_data, image.size))
-    return found
+    paths = {key: f"{shard}/{image.name}" for key, image in images.items()}
+    found = (ShardedImage(path, *_label(labels.get(k, {}), path)) for k, path in paths.items())
+    offsets = np.array([image.offset_data for image in images.values()], np.int64)
+    sizes = np.array([image.size for image in images.values()], np.int64)
+    return ShardRows.of(found), PathIndex(paths.values(), (offsets, sizes))
 
 
 _LABELS = ("cls", "json", "txt")

@@ -5,7 +5,7 @@ our own stratified one. Neither is CoOp's, so few-shot numbers do not compare wi
 Paths come out relative to the same folder as in CoOp's split, and class names in CoOp's spelling.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def read(manifest: Manifest, data_root: Path, *, download: bool) -> Listing:
     raw = _classnames(name, next(iter(parts.values())))
     kept = [label for label, classname in enumerate(raw) if classname not in manifest.drop]
     ids = {label: rank for rank, label in enumerate(kept)}
-    splits = {
+    splits: dict[str, Sequence[Item]] = {
         split: tuple(
             Item(Path(path).relative_to(root).as_posix(), ids[int(label)])
             for path, label in _rows(name, part)
