@@ -31,6 +31,20 @@ def digest_of(content: Content) -> bytes:
     return hashlib.sha256(content if isinstance(content, bytes) else content.tobytes()).digest()
 
 
+def of_images(source: "Source", split: str) -> str:
+    """One digest of a split's images, in hex, whatever their order and names; reads their files.
+
+    Raises:
+        OSError: One cannot be read.
+    """
+    read = source.images.content
+    return _of_all(digest_of(read(item.path)) for item in source.splits[split])
+
+
+def _of_all(digests: Iterable[bytes]) -> str:
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
 class Digests:
     """The digest of each of some rows of each split, as far as known, `NONE` where it is not.
 
@@ -116,6 +130,10 @@ class Digests:
         """Have the bank know the digests of these paths."""
         place = self.source.images.place
         self._bank.remember({place(path): found for path, found in read.items()})
+
+    def of_split(self, split: str) -> str:
+        """One digest of a split's images, in hex, whatever their order and names."""
+        return _of_all(bytes(digest) for digest in self.of[split])
 
     def total(self) -> str:
         """One digest of all, in hex, in store order."""

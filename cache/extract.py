@@ -179,12 +179,28 @@ def _encode_and_assemble(
     text = _text(source, encoder, recipe, bank, number)
     made_by = {**versions(), **machine, "manifest": source.manifest_digest[:12]}
     made_by["images"] = digests.total()
+    made_by |= _splits(source, digests, say)
     projection = encoder.text_projection
     tower = encoder.image_tower if recipe.pre_projection else None
     used = (key for group in every for keys in images.keys(*group).values() for key in keys)
     bank.use(store, number, chain(used, map(prompt_key, text)))  # before, lest it be pruned
     assemble(store, what, made_by, source, recipe, images, every, text, projection, tower)
     return True
+
+
+def _splits(source: Source, digests: Digests, say: Callable[[str], None]) -> dict[str, str]:
+    """The digest of each split's images; says if they are not those of the manifest."""
+    whole = [s for s, items in source.splits.items() if len(digests.rows[s]) == len(items)]
+    found = {f"{split} images": digests.of_split(split) for split in whole}
+    for split, declared in source.content.items():
+        got = found.get(f"{split} images", declared)
+        if got != declared:
+            say(
+                f"the {split} images of {source.dataset} are not, byte for byte, those that its "
+                f"manifest declares: {got[:12]}, not {declared[:12]}; results on them do not "
+                "compare with others"
+            )
+    return found
 
 
 def _text(

@@ -48,6 +48,11 @@ def all_manifests() -> list[Manifest]:
     return list(_shipped())
 
 
+def metric_of(dataset: str) -> str:
+    """What is published of a dataset: `per-class` or `accuracy`, which is any other's, too."""
+    return next((one.metric for one in all_manifests() if one.name == dataset), "accuracy")
+
+
 def describe(manifest: Manifest) -> str:
     """Lines for a reader: what a dataset is and how to get it."""
     layout = manifest.layout
@@ -57,6 +62,7 @@ def describe(manifest: Manifest) -> str:
         "aliases": ", ".join(manifest.aliases),
         "classes": "" if manifest.n_classes is None else str(manifest.n_classes),
         "images": sizes,
+        "content": ", ".join(f"{s} {digest[:12]}" for s, digest in manifest.content.items()),
         "metric": "mean per-class accuracy" if manifest.metric == "per-class" else "",
         "open set": f"the first {manifest.known} classes are known: --known {manifest.known}"
         if manifest.known

@@ -17,6 +17,9 @@ Every key there is; those marked * must be given:
     [sizes]                             rows per split, checked where given
     train = 2820
 
+    [content]                           digest of each split's images, as stores and results have
+    test = "9f86d0..."                  it; another one is said
+
     [layout]                            *
     kind = "split-file"                 * split-file, aircraft, imagenet, imagenet-variant, folder,
                                         table, list-file, proposed-split or digits
@@ -139,6 +142,7 @@ class Manifest:
         digest: sha256 of the file's bytes, in hex.
         replace: Regular expression -> what takes the place of its matches in class names.
         classnames: By label, where the data has no names; empty elsewhere.
+        content: Split -> digest of its images' bytes; empty where unknown.
         metric: One of `METRICS`: what is published of it.
         known: In published open sets, how many of the first classes are known; None without any.
     """
@@ -160,6 +164,7 @@ class Manifest:
     digest: str
     replace: Mapping[str, str] = field(default_factory=dict)
     classnames: tuple[str, ...] = ()
+    content: Mapping[str, str] = field(default_factory=dict)
     metric: str = "accuracy"
     known: int | None = None
 
@@ -209,7 +214,7 @@ def _manifest(table: TomlTable, digest: str) -> Manifest:
     lists, checksums = layout.table("lists"), layout.table("checksums")
     classnames = table.table("classnames")
     sets = table.table("template_sets")
-    sizes = table.table("sizes")
+    sizes, content = table.table("sizes"), table.table("content")
     manifest = Manifest(
         name=table.text("name", required=True, pattern=_NAME),
         aliases=table.texts("aliases"),
@@ -238,6 +243,7 @@ def _manifest(table: TomlTable, digest: str) -> Manifest:
         digest=digest,
         replace=_patterns(classnames.table("replace")),
         classnames=classnames.texts("names"),
+        content={s: d for s in SPLITS if (d := content.text(s, pattern="[0-9a-f]{64}"))},
         metric=table.text("metric", choices=METRICS) or "accuracy",
         known=table.integer("known", at_least=2),
     )
@@ -247,7 +253,7 @@ def _manifest(table: TomlTable, digest: str) -> Manifest:
     kind, named = manifest.layout.kind, manifest.layout.split_file
     if kind in LISTED and not named and not (kind == "list-file" and manifest.layout.lists):
         raise layout.error("split_file", f"the file a {kind} layout reads", None)
-    for part in (table, layout, lists, checksums, classnames, sets, sizes):
+    for part in (table, layout, lists, checksums, classnames, sets, sizes, content):
         part.refuse_unread()
     return manifest
 

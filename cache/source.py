@@ -66,6 +66,7 @@ class Source:
         template_sets: Further sets of prompts that the manifest has, by name.
         class_ids: ImageNet's id of each class, where the classes are ImageNet's.
         sizes: Rows that the manifest says each split must have; empty where it does not say.
+        content: Split -> digest of its images' bytes, as the manifest says.
         notes: What a reader should know about how it was found, one line each.
         drawn: Whether nobody gave a split, and this one is our own.
         max_pixels: Width times height of the largest image that is decoded.
@@ -84,6 +85,7 @@ class Source:
     template_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     class_ids: tuple[int, ...] | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
+    content: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     drawn: bool = False
     max_pixels: int = MAX_PIXELS
@@ -163,7 +165,7 @@ class Source:
             )
             for split, items in self.splits.items()
         }
-        return replace(self, splits=splits, sizes={})
+        return replace(self, splits=splits, sizes={}, content={})
 
 
 def data_root(option: Path | None) -> Path:
@@ -261,9 +263,10 @@ def resolve(manifest: Manifest, data_root: Path, *, download: bool = False) -> S
         )
     place = from_torchvision.place(manifest)
     sizes: Mapping[str, int] = {}
+    content: Mapping[str, str] = {}
     if kind == "digits" or _wanted(manifest, data_root).exists():
         listing = _READERS[kind](manifest, data_root)
-        sizes = manifest.sizes
+        sizes, content = manifest.sizes, manifest.content
     elif place and (download or (data_root / place.marker).exists()):
         listing = from_torchvision.read(manifest, data_root, download=download)
         listing = replace(listing, notes=(*listing.notes, _other_split(manifest, data_root)))
@@ -280,6 +283,7 @@ def resolve(manifest: Manifest, data_root: Path, *, download: bool = False) -> S
         template_sets=manifest.template_sets,
         manifest_digest=manifest.digest,
         sizes=sizes,
+        content=content,
     )
 
 
@@ -314,6 +318,7 @@ def pooled(source: Source) -> Source:
         splits={"train": train, **kept},
         origin=f"{source.origin.removesuffix(f', {SPLIT_RULE}')}, all for training",
         sizes={},
+        content={},
         drawn=False,
     )
 

@@ -84,7 +84,8 @@ class FeatureStore:
         contents: The file's arrays.
         identity: What made the features, as nested mappings: dataset, model, preprocessing, ...
         fingerprint: The identity's 64 hex digits.
-        versions: The libraries that wrote the file; no part of the identity.
+        versions: The libraries that wrote the file, and digests of the images' bytes; no part of
+            the identity.
         imported: True where the features were computed elsewhere.
         classnames: C names by class id; names may repeat.
         skipped: Images left out because they could not be read.

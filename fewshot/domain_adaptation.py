@@ -27,7 +27,7 @@ from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result
 from fewshot.results.prediction_files import digest_of_images
 from fewshot.run import setting_name
-from fewshot.tested import require_test_split, result_of
+from fewshot.tested import image_digest, require_test_split, result_of
 
 Relation = Literal["closed", "partial", "open", "universal"]
 UNKNOWN = "unknown"
@@ -126,6 +126,7 @@ def adapt(
         n_validation=fitted.n_validation,
         fit_seconds=fitted.seconds + moved - start,
         predict_seconds=tested - moved,
+        image_digest=image_digest(target),
     )
 
 

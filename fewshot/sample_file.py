@@ -1,9 +1,13 @@
 """A few-shot sample as a JSON file, by the images' paths, so that it fits any store of its dataset.
 
 {"dataset": "dtd", "shots": 1, "seed": 1, "train": ["banded/banded_0117.jpg", ...], "val": null}
+
+Published lists are read as well: a path and a label in each line, and the seed in the file's name,
+as in NOAH's train_meta.list.num_shot_1.seed_0.
 """
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +17,7 @@ import numpy as np
 from annotated_types import Ge
 
 from cache.atomic import replacing
-from cache.errors import UserError
+from cache.errors import UserError, excerpt
 from cache.store import FeatureStore
 from cache.validation import problem
 from fewshot.run import Count, Seed
@@ -51,10 +55,14 @@ def read_sample(path: Path | str, store: FeatureStore) -> Sample:
 
     Raises:
         UserError: No such file, or not of this form; of another dataset; an image that the split
-            does not have or that is listed twice; or too few or too many images of a class.
+            does not have or that is listed twice; an image of another class than the list says;
+            or too few or too many images of a class.
     """
     path = Path(path)
-    content = _read(path)
+    raw = _bytes(path)
+    if not raw.lstrip().startswith((b"{", b"[")):
+        return _listed(path, raw, store)
+    content = _parsed(path, raw)
     if content.dataset != store.dataset:
         raise UserError(
             f"{path} is a sample of {content.dataset:.80}, not of {store.dataset}; "
@@ -73,17 +81,52 @@ def _paths(store: FeatureStore, split: str, rows: Rows) -> list[str]:
     return [paths[row] for row in rows]
 
 
-def _read(path: Path) -> _File:
-    from pydantic import TypeAdapter, ValidationError
-
+def _bytes(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the sample {path}: {error.strerror}; name another") from None
+
+
+def _parsed(path: Path, content: bytes) -> _File:
+    from pydantic import TypeAdapter, ValidationError
+
     try:
         return TypeAdapter(_File).validate_json(content)
     except ValidationError as error:
         raise UserError(f"{path}: {problem(error)}; export the sample again") from None
+
+
+def _listed(path: Path, content: bytes, store: FeatureStore) -> Sample:
+    """The sample of a published list, in which an image that is listed twice counts once."""
+    labels: dict[str, int] = {}
+    for number, line in enumerate(content.decode(errors="replace").splitlines(), start=1):
+        image, _, label = line.strip().rpartition(" ")  # names of files may hold spaces
+        if line.strip() and not (image and label.isascii() and label.isdigit()):
+            raise UserError(
+                f"{path}, line {number}: expected a sample in JSON, or a path and a label in each "
+                f"line; got {excerpt(line)}"
+            )
+        if image and labels.setdefault(image, int(label)) != int(label):
+            raise UserError(f"{path}, line {number}: {excerpt(image)} has two labels")
+    if not labels:
+        raise UserError(f"{path} lists no image; get it again")
+    shots = max(Counter(labels.values()).values())
+    of_store = store.paths("train")
+    below = {name.removeprefix("train/"): name for name in of_store}  # as ImageNet's lists have it
+    wanted = [below.get(image, image) for image in labels]
+    rows = _find(path, "train", wanted, shots, store)
+    theirs = np.array(list(labels.values()))
+    wrong = np.flatnonzero(store.labels("train")[rows] != theirs)
+    if wrong.size:
+        k = int(wrong[0])
+        ours = int(store.labels("train")[rows[k]])
+        raise UserError(
+            f"{path} gives {excerpt(wanted[k])} the label {theirs[k]}, which the store has as "
+            f"{ours}, {store.classnames[ours]}; the list is of another order of classes"
+        )
+    seed = re.search(r"seed_?(\d+)$", path.stem if path.suffix == ".txt" else path.name)
+    return Sample(shots, int(seed[1]) if seed else 0, rows)
 
 
 def _find(path: Path, split: str, wanted: list[str], shots: int, store: FeatureStore) -> Rows:

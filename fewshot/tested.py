@@ -107,7 +107,13 @@ def result_on(
         n_validation=fitted.n_validation,
         fit_seconds=fitted.seconds,
         predict_seconds=tested.seconds,
+        image_digest=image_digest(store),
     )
+
+
+def image_digest(store: FeatureStore) -> str | None:
+    """16 hex digits that stand for the bytes of the store's test images; None where unknown."""
+    return store.versions.get("test images", "")[:16] or None
 
 
 def result_of(

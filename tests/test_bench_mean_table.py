@@ -38,6 +38,18 @@ def test_datasets_are_averaged_and_the_interval_is_over_the_seeds_averages() -> 
     ]
 
 
+def test_mean_per_class_accuracy_is_averaged_in_columns_of_its_own() -> None:
+    two = [result("a", 1, 0.5, per_class_accuracy=0.2), result("b", 1, 0.7, per_class_accuracy=0.4)]
+    made = mean_table(two, per_class=True)
+    assert made.header[-2:] == ("4 shots", "4 shots, per class")
+    assert made.rows[0][-2:] == ["60.0", "30.0"]
+    assert mean_table([result("zsl_cub", 1, 0.5)]).header[-1] == "4 shots, per class"
+    assert mean_table(two).header[-1] == "4 shots"
+    halves = {"setting": "base-to-new", "accuracies": {"base": 0.6, "new": 0.4}}
+    rows = mean_table([result("a", 1, 0.48, per_class_accuracy=0.3, **halves)], per_class=True).rows
+    assert [row[-2:] for row in rows] == [["60.0", ""], ["40.0", ""], ["48.0", "30.0"]]
+
+
 def test_one_seed_has_no_interval_and_one_dataset_is_named() -> None:
     assert lines(result("a", 1, 0.5)) == [
         "method  tuned by  4 shots",

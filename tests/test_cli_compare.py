@@ -166,6 +166,17 @@ def test_the_table_has_a_line_per_pair_and_says_who_is_who(
     assert out[7] == "B is nearest-mean: few-shot, m, tuned by none"
 
 
+def test_mean_per_class_accuracies_are_shown_where_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["compare", "zero-shot", "ridge", "--shots", "4", "--per-class"]) == 0
+    header, row = capsys.readouterr().out.splitlines()[:2]
+    assert header.endswith("A per class  B per class")
+    mine = [results(*what).per_class_accuracy for what in
+            (("zero-shot", "mine", 0, 0), ("ridge", "mine", 4, 1))]  # fmt: skip
+    assert row.split()[-2:] == [f"{100 * value:.2f}" for value in mine]
+
+
 def test_a_folder_of_results_may_have_moved(
     compared: Callable[..., list[dict[str, Any]]], tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cache.manifest import load_manifest
 from cache.source import pooled, resolve_folder
 from cache.store import FeatureStore
 from cli import main
@@ -42,6 +43,11 @@ def test_the_demo_fits_zero_shot_once_and_gda_for_all_shots_and_seeds(
 ) -> None:
     fits = [(r.method, r.shots, r.seed) for r in results]
     assert fits == [("zero-shot", 0, 0), *(("gda", k, s) for k in SHOTS for s in SEEDS)]
+
+
+def test_results_say_which_images_they_are_of(results: list[Result]) -> None:
+    declared = load_manifest("digits").content["test"]
+    assert {result.image_digest for result in results} == {declared[:16]}
 
 
 def test_the_bundled_model_reads_digits_and_learns_from_shots(results: list[Result]) -> None:

@@ -16,6 +16,7 @@ from filelock import FileLock
 from PIL import Image
 
 from cache import engines, new_images
+from cache.digests import of_images
 from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.extract import extract
@@ -440,6 +441,20 @@ def test_an_image_gone_since_the_dataset_was_listed_is_named(
     path.unlink()
     with pytest.raises(UserError, match=rf"cannot read {path}: No such file"):
         extract(photos, encoder, recipe_of(photos), tmp_path / "s.h5")
+
+
+def test_images_of_other_bytes_than_the_manifest_declares_are_told(
+    photos: Source, encoder: Encoder, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    ours = {"train": of_images(photos, "train"), "test": "0" * 64}
+    declared = replace(photos, content=ours)
+    extract(declared, encoder, recipe_of(photos), tmp_path / "s.h5", say=said.append)
+    [told] = [line for line in said if "byte for byte" in line]
+    assert "the test images" in told
+    made = FeatureStore.open(tmp_path / "s.h5").versions
+    assert made["train images"] == ours["train"]
+    assert made["test images"] == of_images(photos, "test")
 
 
 def test_a_store_records_what_its_last_bits_depend_on(

@@ -4,11 +4,15 @@ import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cache.layouts.imagenet import read_variant
 from cache.manifest import load_manifest
 from cache.source import Source, resolve
+from cache.store import FeatureStore
+from cache.store_writer import create
+from fewshot import read_sample
 
 
 def unpack(archive: Path, folder: Path, **renamed: str) -> None:
@@ -81,6 +85,24 @@ def test_a_biomedical_split_has_the_declared_sizes(
     unpack(shared / "splits_more/biomedcoop/splits.tar.gz", tmp_path / name, **member)
     (tmp_path / name / name).mkdir()
     assert checked(f"biomed_{name.lower()}", tmp_path).classnames[0] == first
+
+
+def test_noahs_pets_are_coops_each_listed_twice_at_one_shot(shared: Path, tmp_path: Path) -> None:
+    split = json.loads((shared / "splits/split_zhou_OxfordPets.json").read_text())["train"]
+    names = [name for _, name in sorted({(label, name) for _, label, name in split})]
+    identity = {"dataset": {"name": "oxford_pets"}, "model": {"name": "none"}}
+    with create(tmp_path / "p.h5", identity=identity, classnames=names, versions={}) as writer:
+        paths, labels = [row[0] for row in split], [row[1] for row in split]
+        writer.split("train", labels=labels, paths=paths, dim=1)
+        writer.write("train", 0, np.ones((len(split), 1)))
+    pets = FeatureStore.open(tmp_path / "p.h5")
+    lists = {
+        f"num_shot_{k}__seed_{s}": f"oxford-pets/train_meta.list.num_shot_{k}.seed_{s}"
+        for k, s in ((1, 0), (16, 2))
+    }
+    unpack(shared / "splits_more/noah/few_shot.tar.gz", tmp_path / "lists", **lists)
+    samples = [read_sample(path, pets) for path in sorted((tmp_path / "lists").iterdir())]
+    assert [(s.shots, s.seed, len(s.train)) for s in samples] == [(1, 0, 37), (16, 2, 16 * 37)]
 
 
 def test_imagenet_a_and_r_have_the_published_ids_of_their_200_classes(

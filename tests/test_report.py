@@ -1,6 +1,7 @@
 import csv
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -68,6 +69,18 @@ def test_the_average_is_over_all_datasets_of_the_task() -> None:
     assert isinstance(number, Number)
     assert number.value == pytest.approx(34.2)
     assert number.half == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
+
+
+def test_mean_per_class_accuracy_stands_beside_where_it_is_asked_for() -> None:
+    few = [replace(r, per_class_accuracy=r.accuracy / 2) for r in FEW]
+    report = make(few, per_class=True)
+    for name in ("accuracy", "average"):
+        made = table(report, "few-shot, tiny", name)
+        both = [made.rows[0][made.header.index(f"4 shots{end}")] for end in ("", ", per class")]
+        assert all(isinstance(number, Number) for number in both)
+        whole, half = (number.value for number in both if isinstance(number, Number))
+        assert half == pytest.approx(whole / 2)
+    assert "4 shots, per class" not in table(make(few), "few-shot, tiny", "accuracy").header
 
 
 def test_an_average_that_lacks_a_dataset_is_not_made_and_says_why() -> None:

@@ -77,6 +77,48 @@ def test_a_sample_with_val_does_not_fit_a_store_without(tmp_path: Path, file: Pa
         read_sample(file, store(tmp_path / "other.h5", val=False))
 
 
+def listed(folder: Path, text: str, name: str = "train_meta.list.num_shot_1.seed_2") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_a_published_list_is_a_sample_whose_repeated_images_count_once(
+    tmp_path: Path, pets: FeatureStore
+) -> None:
+    lines = "cat/2.jpg 0\ncat/2.jpg 0\ndog/1.jpg 1\ndog/1.jpg 1\n"  # as NOAH's one pet per class
+    found = read_sample(listed(tmp_path, lines), pets)
+    assert (found.shots, found.seed, found.val) == (1, 2, None)
+    assert found.train.tolist() == [2, 1]
+
+
+def test_a_published_list_finds_images_that_the_store_has_below_train(tmp_path: Path) -> None:
+    identity = {"dataset": {"name": "imagenet"}, "model": {"name": "none"}}
+    with create(tmp_path / "i.h5", identity=identity, classnames=NAMES, versions={}) as writer:
+        writer.split("train", labels=[0, 1], paths=["train/a/x y.jpg", "train/b/1.jpg"], dim=2)
+        writer.write("train", 0, np.ones((2, 2)))
+    images = FeatureStore.open(tmp_path / "i.h5")
+    assert read_sample(listed(tmp_path, "a/x y.jpg 0\nb/1.jpg 1"), images).train.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dog/1.jpg 0\ncat/0.jpg 1\n", r"'dog/1.jpg' the label 0, which the store has as 1, dog;"),
+        ("cat/0.jpg 0\ncat/0.jpg 1\n", r"line 2: 'cat/0.jpg' has two labels"),
+        ("cat/0.jpg\n", r"line 1: expected a sample in JSON, or a path and a label in each line"),
+        ("\n", r"lists no image"),
+        ("cat/0.jpg 0\ncat/2.jpg 0\ndog/1.jpg 1\n", r"2 train .* needed; 'dog' \(class 1\) has 1"),
+        ("cat/7.jpg 0\ndog/1.jpg 1\n", r"1 of 2 images .* such as 'cat/7.jpg'"),
+    ],
+)
+def test_a_published_list_that_does_not_fit_is_refused(
+    tmp_path: Path, pets: FeatureStore, text: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        read_sample(listed(tmp_path, text), pets)
+
+
 def test_an_image_that_the_split_lacks_is_named(file: Path, pets: FeatureStore) -> None:
     edit(file, train=["cat/none.jpg", "cat/0.jpg", "dog/1.jpg", "dog/3.jpg"])
     with pytest.raises(UserError, match=r"1 of 4 images .*'cat/none.jpg'"):

@@ -30,6 +30,20 @@ def test_seeds_are_averaged_and_nothing_else_is() -> None:
     assert round(half, 4) == 0.2484  # 4.303 x 0.1 / sqrt(3)
 
 
+def test_mean_per_class_accuracy_has_columns_where_it_is_what_is_published() -> None:
+    birds = result(dataset="zsl_cub", accuracy=0.5, per_class_accuracy=0.25)
+    header, row = accuracy_table([birds]).splitlines()[:2]
+    assert header.split("  ")[-2:] == ["4 shots", "4 shots, per class"]
+    assert row.split()[-2:] == ["50.0", "25.0"]
+    assert "per class" not in accuracy_table([RESULT])
+    halves = result(
+        dataset="zsl_cub", setting="generalized", per_class_accuracy=0.25,
+        accuracies={"seen": 0.7, "unseen": 0.3}, accuracy=0.42,
+    )  # fmt: skip
+    ends = [line.split()[-2:] for line in accuracy_table([halves]).splitlines()[1:4]]
+    assert ends == [["seen", "70.0"], ["unseen", "30.0"], ["42.0", "25.0"]]
+
+
 def test_a_table_says_where_nothing_was_tuned() -> None:
     one = result(shots=1, tune="none")
     assert accuracy_table([one, RESULT]).splitlines()[-1] == UNTUNED

@@ -11,16 +11,26 @@ from math import nan
 
 from cache.errors import count
 from fewshot.metrics import harmonic_mean, mean_interval
-from fewshot.results.groups import UNTUNED, Row, average, by_dataset, cells, over_draws
+from fewshot.results.groups import (
+    UNTUNED,
+    Row,
+    Value,
+    average,
+    by_dataset,
+    cells,
+    mean_per_class,
+    over_draws,
+    shows_per_class,
+)
 from fewshot.results.log import Result
+from fewshot.results.summaries import shots_header
 from fewshot.run import PARTS, Run, plain_setting
-from fewshot.sampling import shots_name
 from fewshot.tables import Cell, Number, Table
 
 COLUMNS = ("method", "model", "setting", "learned on", "prompts", "imbalance", "known", "views")
 
 
-def mean_table(runs: Sequence[Run]) -> Table:
+def mean_table(runs: Sequence[Run], *, per_class: bool = False) -> Table:
     """One line per method with its settings, one column per number of shots.
 
     A cell is the mean over datasets of the mean over seeds, with the 95 % interval over seeds of
@@ -29,7 +39,10 @@ def mean_table(runs: Sequence[Run]) -> Table:
 
     Args:
         runs: Every run that was asked for; a `Result` where there is one.
+        per_class: Show mean per-class accuracy in columns beside, as where it is what is published
+            of a dataset.
     """
+    doubled = per_class or shows_per_class(runs)
     rows = by_dataset(cells(replace(run, tune="") for run in runs))
     tunes: dict[Row, set[str]] = {}
     for run in runs:
@@ -48,6 +61,11 @@ def mean_table(runs: Sequence[Run]) -> Table:
         for part in (*_parts(row), "H") if len(_parts(row)) > 1 else _parts(row) or ("",):
             halves = _parts(row)[:2] if part == "H" else (part,)
             means = [_mean(by_shots.get(k, {}), halves, len(datasets)) for k in all_shots]
+            if doubled and part in ("", "H"):
+                beside = ("per class",)
+                means += [_mean(by_shots.get(k, {}), beside, len(datasets)) for k in all_shots]
+            elif doubled:
+                means += [""] * len(all_shots)
             lines.append([*first, *([part] if parted else []), *means])
     common = [max(n[i] for n in names.values()) for i in range(1, len(COLUMNS)) if i not in told]
     title = ", ".join(filter(None, common))
@@ -69,7 +87,7 @@ def mean_table(runs: Sequence[Run]) -> Table:
     bare = sorted({one.dataset for one in done if one.text_recipe is None})
     if bare and any(one.text_recipe is not None for one in done):
         notes.append(f"There is no text of {', '.join(bare)}: learned from images alone there.")
-    return Table(title, (*header, *map(shots_name, all_shots)), lines, tuple(notes))
+    return Table(title, (*header, *shots_header(all_shots, doubled)), lines, tuple(notes))
 
 
 def _names(row: Row) -> tuple[str, ...]:
@@ -118,10 +136,14 @@ def _mean(runs: Mapping[str, Sequence[Run]], parts: tuple[str, ...], n_datasets:
     return text if got == asked else f"{text} ({got} of {asked} runs)"
 
 
+def _value(part: str) -> Value:
+    """The accuracy on a part of the classes, or of all, or the mean `per class`."""
+    if part == "per class":
+        return mean_per_class
+    return lambda r: r.accuracies[part] if part else r.accuracy
+
+
 def _average(groups: Sequence[Sequence[Result]], parts: tuple[str, ...]) -> float:
     """The mean over datasets of the means over results; of two parts, the harmonic mean."""
-    one, *other = (
-        average(groups, lambda r, part=part: r.accuracies[part] if part else r.accuracy)  # type: ignore[misc]  # mypy infers no lambda with a default
-        for part in parts
-    )
+    one, *other = (average(groups, _value(part)) for part in parts)
     return harmonic_mean(one, *other) if other else one

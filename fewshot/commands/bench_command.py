@@ -21,6 +21,7 @@ from fewshot.commands.options import (
     KnownOption,
     MaxPixelsOption,
     OfficialOption,
+    PerClassOption,
     PrecisionOption,
     SaveMemoryOption,
     ScoreOption,
@@ -152,6 +153,7 @@ def bench(
     official: OfficialOption = False,
     save_memory: SaveMemoryOption = False,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
+    per_class: PerClassOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs that are not done, and stop.")
     ] = False,
@@ -214,5 +216,5 @@ def bench(
         return 0
     require_writable({"--out": asked.out})
     outcome = run(asked, planned, say)
-    print(text(mean_table(outcome.runs)))
+    print(text(mean_table(outcome.runs, per_class=per_class)))
     return 1 if outcome.failures else 0

@@ -206,6 +206,13 @@ IfExistsOption = Annotated[
     Literal["resume", "skip", "overwrite", "error"],
     typer.Option(help="What to do if the store exists.", rich_help_panel=COMPUTING),
 ]
+PerClassOption = Annotated[
+    bool,
+    typer.Option(
+        "--per-class",
+        help="Show mean per-class accuracy too, as for datasets of which it is what is published.",
+    ),
+]
 JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print JSON, one object per line.", rich_help_panel=OUTPUT),

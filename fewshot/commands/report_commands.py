@@ -6,7 +6,14 @@ from typing import Annotated, Literal
 import typer
 
 from cache.errors import UserError, count
-from fewshot.commands.options import SEED, JsonOption, StoreOption, parse_ints, parse_names
+from fewshot.commands.options import (
+    SEED,
+    JsonOption,
+    PerClassOption,
+    StoreOption,
+    parse_ints,
+    parse_names,
+)
 from fewshot.commands.terminal import say, show
 
 
@@ -24,6 +31,7 @@ def compare(
         str | None, typer.Option(*SEED, metavar="S[,S…]", help="Only these seeds.")
     ] = None,
     as_json: JsonOption = False,
+    per_class: PerClassOption = False,
 ) -> None:
     """Compare two methods image by image, and test significance."""
     from fewshot.results import comparisons
@@ -47,7 +55,7 @@ def compare(
         if as_json:
             print("\n".join(comparisons.as_json(contest)))
         else:
-            print(("\n" if i else "") + comparisons.as_table(contest))
+            print(("\n" if i else "") + comparisons.as_table(contest, per_class=per_class))
 
 
 def report(
@@ -78,6 +86,7 @@ def report(
         ),
     ] = None,
     store: StoreOption = None,
+    per_class: PerClassOption = False,
 ) -> None:
     """Show results as tables, figures and one HTML page."""
     from cache.location import default_root, require_writable
@@ -91,6 +100,7 @@ def report(
         with_published=published,
         tsne=parse_names(tsne) or (),
         stores=store or default_root(),
+        per_class=per_class,
     )
     for note in made.notes[1:]:
         say(note)

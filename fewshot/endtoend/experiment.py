@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cache.digests import of_images
 from cache.encoder import Encoder
 from cache.location import default_root, store_path
 from cache.source import Source
@@ -40,7 +41,7 @@ from fewshot.results.log import Result
 from fewshot.results.prediction_files import digest_of_images
 from fewshot.run import Run
 from fewshot.sampling import Rows
-from fewshot.tested import result_of
+from fewshot.tested import image_digest, result_of
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
@@ -218,6 +219,7 @@ def run(
         n_validation=0,
         fit_seconds=trained - start,
         predict_seconds=time.perf_counter() - trained,
+        image_digest=image_digest(stored) if stored else of_images(source, "test")[:16],
     )
     if checkpoint is not None:
         finish(checkpoint, about, result)

@@ -25,26 +25,28 @@ from fewshot.report.lines import (
 )
 from fewshot.results.groups import (
     Cells,
+    Point,
     Task,
     by_dataset,
     datasets_of,
+    mean_per_class,
     over_datasets,
     over_seeds,
     untuned,
 )
-from fewshot.results.summaries import by_shots, points
+from fewshot.results.summaries import by_shots, points, shots_header
 from fewshot.run import plain_setting
-from fewshot.sampling import shots_name
 from fewshot.tables import Cell, Number, Table
 
 
-def section(task: Task, rows: Cells, zero_shot: Cells) -> Section:
+def section(task: Task, rows: Cells, zero_shot: Cells, doubled: bool) -> Section:
     """All there is to say of a task.
 
     Args:
         task: Which.
         rows: Its results.
         zero_shot: Rows of zero-shot CLIP, drawn as levels on the same dataset and model.
+        doubled: Show mean per-class accuracy beside the accuracy.
     """
     made = Section(str(task))
     kind = plain_setting(task.setting)
@@ -56,23 +58,25 @@ def section(task: Task, rows: Cells, zero_shot: Cells) -> Section:
     elif kind == "generalized":
         made.blocks["accuracy"] = generalized(rows)
         if several:
-            made.blocks["average"] = _average(rows)
+            made.blocks["average"] = _average(rows, doubled)
     elif kind == "open-set":
         made.blocks["accuracy"] = open_set(rows)
         if several:
-            made.blocks["average"] = _average(rows)
+            made.blocks["average"] = _average(rows, doubled)
     elif kind == "imbalanced":
         made.blocks["accuracy"] = imbalanced(rows)
         if several:
             made.blocks["average"] = imbalanced_average(rows)
     elif kind == "multi-label":
-        made.blocks["accuracy"] = _by_shots(rows, "mAP, the mean over classes of average precision")
+        made.blocks["accuracy"] = _by_shots(
+            rows, title="mAP, the mean over classes of average precision"
+        )
         if several:
-            made.blocks["average"] = _average(rows, "mAP, average over datasets")
+            made.blocks["average"] = _average(rows, title="mAP, average over datasets")
     else:
-        made.blocks["accuracy"] = _by_shots(rows)
+        made.blocks["accuracy"] = _by_shots(rows, doubled)
         if several:
-            made.blocks["average"] = _average(rows)
+            made.blocks["average"] = _average(rows, doubled)
     if kind in ("few-shot", "base-to-new", "imbalanced"):
         levels = zero_shot if kind != "base-to-new" else {}
         for curves in _curves(rows, levels):
@@ -86,42 +90,53 @@ def section(task: Task, rows: Cells, zero_shot: Cells) -> Section:
     return made
 
 
-def _by_shots(rows: Cells, title: str = "Accuracy") -> Table:
-    lines = points(rows)
+def _by_shots(rows: Cells, doubled: bool = False, title: str = "Accuracy") -> Table:
+    lines, beside = points(rows), points(rows, mean_per_class) if doubled else {}
     all_shots = sorted({shots for line in lines.values() for shots, _, _ in line})
     return Table(
         title,
-        ("dataset", "method", "tuned by", *map(shots_name, all_shots), "seeds"),
+        ("dataset", "method", "tuned by", *shots_header(all_shots, doubled), "seeds"),
         [
-            (*head, *by_shots(lines[row], all_shots), count_seeds(list(rows[row].values())))
+            (
+                *head,
+                *by_shots(lines[row], all_shots),
+                *(by_shots(beside[row], all_shots) if doubled else ()),
+                count_seeds(list(rows[row].values())),
+            )
             for row, head in heads(rows)
         ],
         (INTERVAL, *untuned(rows)),
     )
 
 
-def _average(rows: Cells, title: str = "Average over datasets") -> Table:
+def _average(rows: Cells, doubled: bool = False, title: str = "Average over datasets") -> Table:
     datasets = datasets_of(rows)
     incomplete = Incomplete(datasets)
     all_shots = sorted({shots for by in rows.values() for shots in by})
     lines: list[list[Cell]] = []
     for name, tune, found in average_heads(rows):
         line: list[Cell] = [name, tune]
+        beside: list[Cell] = []
         for shots in all_shots:
             here = found.get(shots)
-            if here is None:
-                line.append("")
+            instead = "" if here is None else incomplete.cell(f"{name} ({tune})", shots, here)
+            if here is None or instead is not None:
+                line.append(instead or "")
+                beside.append(instead or "")
                 continue
-            instead = incomplete.cell(f"{name} ({tune})", shots, here)
-            if instead is None:
-                _, mean, half = over_datasets(list(here.values()), datasets)
-                line.append(Number(100 * mean, 100 * half))
-            else:
-                line.append(instead)
+            groups = list(here.values())
+            line.append(_number(over_datasets(groups, datasets)))
+            beside.append(_number(over_datasets(groups, datasets, mean_per_class)))
+        line += beside if doubled else []
         lines.append([*line, count_seeds([g for here in found.values() for g in here.values()])])
-    header = ("method", "tuned by", *map(shots_name, all_shots), "seeds")
+    header = ("method", "tuned by", *shots_header(all_shots, doubled), "seeds")
     notes = (INTERVAL, over(datasets), *incomplete.notes())
     return Table(title, header, lines, notes)
+
+
+def _number(point: Point) -> Number:
+    _, mean, half = point
+    return Number(100 * mean, 100 * half)
 
 
 def _curves(rows: Cells, zero_shot: Cells) -> Iterator[Curves]:

@@ -13,7 +13,8 @@ from fewshot.report.comparison import published_section, residual_section
 from fewshot.report.content import MAIN, Curves, Report, ReportBlock, Scatter, slug
 from fewshot.report.html_page import page
 from fewshot.results import log
-from fewshot.results.groups import Cells, cells, tasks
+from fewshot.results.groups import Cells, cells, shows_per_class, tasks
+from fewshot.results.image_bytes import different_images
 from fewshot.results.log import Result
 from fewshot.tables import FORMATS, Table
 
@@ -63,6 +64,7 @@ def make(
     with_published: bool = True,
     tsne: Collection[str] = (),
     stores: Path | None = None,
+    per_class: bool = False,
 ) -> Report:
     """The report on the results: a section for each task, then those across tasks.
 
@@ -72,6 +74,7 @@ def make(
         with_published: Show published figures beside them.
         tsne: Methods of which test images are to be mapped.
         stores: Where their stores lie.
+        per_class: Show mean per-class accuracy, too, whatever is published of the datasets.
 
     Raises:
         UserError: A method to map that none of the results is of.
@@ -80,7 +83,7 @@ def make(
     zero_shot = {row: by for row, by in rows.items() if row.setting == "zero-shot"}
     sections = []
     for task, here in tasks(rows).items():
-        made = section(task, here, zero_shot)
+        made = section(task, here, zero_shot, per_class or shows_per_class(here))
         add_classes(made, here)
         sections.append(made)
     sections.sort(key=lambda made: _rank(made.title))
@@ -93,7 +96,9 @@ def make(
         from fewshot.report.embedding import maps_section
 
         sections.append(maps_section(rows, tsne, stores or Path("features")))
-    return Report(_title(rows), [_summary(results, rows), *notes], sections)
+    latest = (r for by in rows.values() for group in by.values() for r in group)
+    said = [_summary(results, rows), *notes, *different_images(latest)]
+    return Report(_title(rows), said, sections)
 
 
 def _rank(title: str) -> int:

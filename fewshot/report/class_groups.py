@@ -13,7 +13,14 @@ from fewshot.report.lines import (
     over,
     percent,
 )
-from fewshot.results.groups import Cells, Value, datasets_of, over_datasets, over_seeds
+from fewshot.results.groups import (
+    Cells,
+    Value,
+    datasets_of,
+    mean_per_class,
+    over_datasets,
+    over_seeds,
+)
 from fewshot.results.log import Result
 from fewshot.run import CLASS_GROUPS
 from fewshot.tables import Cell, Number, Table
@@ -136,7 +143,7 @@ def imbalanced(rows: Cells) -> Table:
     groups = _groups_of(rows)
     lines = [
         (
-            *head, shots, percent(group), percent(group, lambda r: r.per_class_accuracy),
+            *head, shots, percent(group), percent(group, mean_per_class),
             *(percent(group, of_part(g)) if _have(group, g) else "" for g in groups),
             len(group),
         )
@@ -166,7 +173,7 @@ def imbalanced_average(rows: Cells) -> Table:
                 if part == "all":
                     value = _accuracy
                 elif part == "classes":
-                    value = _per_class
+                    value = mean_per_class
                 if instead is not None:
                     numbers.append(instead)
                 elif part in groups and not all(_have(group, part) for group in here.values()):
@@ -191,7 +198,3 @@ def _have(results: Sequence[Result], group: str) -> bool:
 
 def _accuracy(result: Result) -> float:
     return result.accuracy
-
-
-def _per_class(result: Result) -> float:
-    return result.per_class_accuracy

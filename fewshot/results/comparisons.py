@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import UserError, unknown
+from cache.manifest import metric_of
 from fewshot.results.groups import Cells, Row, cells, labels, task_of
+from fewshot.results.image_bytes import different_images
 from fewshot.results.log import Result, read
 from fewshot.results.prediction_files import Predictions, read_predictions
 from fewshot.results.significance import Comparison, PairedPredictions, compare
@@ -111,6 +113,9 @@ def compare_runs(
         if name not in {r.method for r in there}:
             raise unknown(f"method in {file}", name, {r.method for r in there})
     runs = cells(r for r in there if r.predictions and r.method in (a, b))
+    compared = (r for by in runs.values() for group in by.values() for r in group)
+    for note in different_images(compared):
+        say(note)
     names = _names(runs)
     contests: dict[tuple[tuple[str, str], tuple[str, str]], list[_Match]] = {}
     unread: dict[str, UserError] = {}
@@ -145,11 +150,20 @@ def compare_runs(
     ]
 
 
-def as_table(contest: Contest) -> str:
-    """The contest in columns, accuracies in percent and differences in points."""
+def as_table(contest: Contest, *, per_class: bool = False) -> str:
+    """The contest in columns, accuracies in percent and differences in points.
+
+    Args:
+        contest: A against B.
+        per_class: Show mean per-class accuracies, too, whatever is published of the datasets.
+    """
+    doubled = per_class or any(
+        metric_of(line.dataset or "") == "per-class" for line in contest.lines
+    )
+    beside = ("A per class", "B per class") if doubled else ()
     header = (
         "dataset", "shots", "seed", "A", "B", "A − B", "95 % interval", "only A", "only B",
-        "p", "mid-p",
+        "p", "mid-p", *beside,
     )  # fmt: skip
     known = contest.lines[0].dataset is not None
     rows = []
@@ -168,6 +182,11 @@ def as_table(contest: Contest) -> str:
                 c.only_b,
                 f"{c.p:.2g}",
                 "" if c.mid_p is None else f"{c.mid_p:.2g}",
+                *(
+                    Number(100 * value, digits=2)
+                    for value in (c.per_class_a, c.per_class_b)
+                    if doubled
+                ),
             ]
         )
     notes = [f"A is {contest.a}", f"B is {contest.b}"]

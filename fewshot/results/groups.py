@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from cache.errors import UserError
+from cache.manifest import metric_of
 from fewshot.metrics import mean_interval
 from fewshot.results.log import Result
 from fewshot.run import Run
@@ -173,6 +174,16 @@ def labels(rows: Iterable[Row]) -> dict[Row, str]:
             details.append(f"store {row.fingerprint[:6]}")
         names[row] = f"{row.method} ({', '.join(details)})" if details else row.method
     return names
+
+
+def mean_per_class(result: Result) -> float:
+    """Its mean per-class accuracy."""
+    return result.per_class_accuracy
+
+
+def shows_per_class(rows: Iterable[Row]) -> bool:
+    """True if mean per-class accuracy is what is published of one of the datasets."""
+    return any(metric_of(dataset) == "per-class" for dataset in {row.dataset for row in rows})
 
 
 def datasets_of(rows: Mapping[Row, object]) -> list[str]:

@@ -38,6 +38,8 @@ class Comparison:
         p: Two-sided probability of a difference as great or greater if there were none.
         mid_p: The same counting only half of the probability of one just as great, which of a
             single pair is less conservative; None of several.
+        per_class_a: Mean over the pairs of A's mean per-class accuracy.
+        per_class_b: Of B's.
     """
 
     n_pairs: int
@@ -49,6 +51,8 @@ class Comparison:
     only_b: int
     p: float
     mid_p: float | None
+    per_class_a: float
+    per_class_b: float
 
     @property
     def difference(self) -> float:
@@ -119,7 +123,15 @@ def compare(pairs: Sequence[PairedPredictions], seed: int = 1) -> Comparison:
         only_b=only_b,
         p=p,
         mid_p=mid_p,
+        per_class_a=float(np.mean([_per_class(a) for a, _ in pairs])),
+        per_class_b=float(np.mean([_per_class(b) for _, b in pairs])),
     )
+
+
+def _per_class(predictions: Predictions) -> float:
+    """Mean over the classes of the accuracy within each."""
+    right = predictions.predicted == predictions.labels
+    return float(np.mean([right[predictions.labels == k].mean() for k in set(predictions.labels)]))
 
 
 def mcnemar(only_a: int, only_b: int) -> tuple[float, float]:

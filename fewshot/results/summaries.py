@@ -3,7 +3,18 @@
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
-from fewshot.results.groups import Cells, Point, Row, Value, cells, labels, over_seeds, untuned
+from fewshot.results.groups import (
+    Cells,
+    Point,
+    Row,
+    Value,
+    cells,
+    labels,
+    mean_per_class,
+    over_seeds,
+    shows_per_class,
+    untuned,
+)
 from fewshot.results.log import Result
 from fewshot.run import ADAPTED, CLASS_GROUPS, LABELED, PARTS
 from fewshot.sampling import shots_name
@@ -15,9 +26,9 @@ def curves(results: Sequence[Result]) -> dict[Row, list[Point]]:
     return points(cells(results))
 
 
-def points(rows: Cells) -> dict[Row, list[Point]]:
+def points(rows: Cells, value: Value = lambda r: r.accuracy) -> dict[Row, list[Point]]:
     """For each row its points in order of shots, averaged over seeds."""
-    return {row: [over_seeds(rs) for rs in by_shots.values()] for row, by_shots in rows.items()}
+    return {row: [over_seeds(rs, value) for rs in by.values()] for row, by in rows.items()}
 
 
 def accuracy_table(results: Sequence[Result]) -> str:
@@ -25,13 +36,15 @@ def accuracy_table(results: Sequence[Result]) -> str:
 
     A mean over several seeds is followed by half the width of its 95 % interval (Student's t).
     Where results have accuracies of parts of the test split, each part has a line; where images
-    may have several labels, mAP and each F1 have.
+    may have several labels, mAP and each F1 have. Where mean per-class accuracy is what is
+    published of a dataset, it has a column beside each.
     """
     rows = cells(results)
     all_shots = sorted({shots for found in rows.values() for shots in found})
     names = labels(rows)
     told = any(row.setting not in ("few-shot", "zero-shot") for row in rows)
     parted = any(_parts(found) for found in rows.values())
+    doubled = shows_per_class(rows)
     lines = []
     for row, found in rows.items():
         task = [" ".join(filter(None, (row.setting, row.source, row.detail)))] if told else []
@@ -41,11 +54,20 @@ def accuracy_table(results: Sequence[Result]) -> str:
             line = [over_seeds(group, _accuracy_of(part)) for group in found.values()]
             classes = [part] if parted else []
             columns = by_shots(line, all_shots)
+            if doubled:
+                means = [over_seeds(group, mean_per_class) for group in found.values()]
+                columns += by_shots(means if part == whole else [], all_shots)
             lines.append((row.dataset, row.model, names[row], *task, row.tune, *classes, *columns))
     header = ["dataset", "model", "method", *(["setting"] if told else []), "tuned by"]
     several = {"multi-label"} == {row.setting for row in rows}
     header += ["measure" if several else "classes"] if parted else []
-    return text(Table("", (*header, *map(shots_name, all_shots)), lines, untuned(rows)))
+    return text(Table("", (*header, *shots_header(all_shots, doubled)), lines, untuned(rows)))
+
+
+def shots_header(all_shots: Sequence[int], doubled: bool) -> list[str]:
+    """A column for each number of shots, and for mean per-class accuracy at each."""
+    names = [*map(shots_name, all_shots)]
+    return [*names, *(f"{name}, per class" for name in names if doubled)]
 
 
 def class_table(result: Result, classnames: Sequence[str]) -> Table:
