@@ -48,8 +48,22 @@ def all_manifests() -> list[Manifest]:
     return list(_shipped())
 
 
+def published_known(dataset: str) -> int:
+    """The number of a dataset's first classes that are known in published open sets.
+
+    Raises:
+        UserError: There is none of it.
+    """
+    for manifest in all_manifests():
+        if manifest.known is not None and _key(manifest.name) == _key(dataset):
+            return manifest.known
+    raise UserError(
+        f"no open set of {dataset} is published; give --known a number of classes, or their names"
+    )
+
+
 def metric_of(dataset: str) -> str:
-    """What is published of a dataset: `per-class` or `accuracy`, which is any other's, too."""
+    """The measure that is published of a dataset, one of `METRICS`; `accuracy` of any other."""
     return next((one.metric for one in all_manifests() if one.name == dataset), "accuracy")
 
 
@@ -64,7 +78,7 @@ def describe(manifest: Manifest) -> str:
         "images": sizes,
         "content": ", ".join(f"{s} {digest[:12]}" for s, digest in manifest.content.items()),
         "metric": "mean per-class accuracy" if manifest.metric == "per-class" else "",
-        "open set": f"the first {manifest.known} classes are known: --known {manifest.known}"
+        "open set": f"the first {manifest.known} classes are known: --known published"
         if manifest.known
         else "",
         "templates": " | ".join(manifest.templates),

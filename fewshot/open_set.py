@@ -16,6 +16,7 @@ from annotated_types import Len
 from numpy.typing import ArrayLike, NDArray
 
 from cache.errors import UserError, unknown
+from cache.manifest import published_known
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,10 +28,18 @@ Score = Literal["mcm", "max-softmax", "max-logit", "energy"]
 SCORES: tuple[Score, ...] = get_args(Score)
 
 
-def parse_known(text: str) -> Known:
-    """The known classes as typed: how many of the first ones, or names with commas between."""
+def parse_known(text: str, dataset: str) -> Known:
+    """The known classes as typed: how many of the first ones, or names with commas between.
+
+    `published` is the number of a dataset's that are known in published open sets.
+
+    Raises:
+        UserError: None is published of the dataset.
+    """
     if text.strip().isdecimal():
         return int(text)
+    if text.strip() == "published":
+        return published_known(dataset)
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 

@@ -95,8 +95,11 @@ def test_a_number_of_known_classes_is_as_many_of_the_first(store: FeatureStore) 
     one, other = (evaluate(store, "gda", shots=2, known=known) for known in (3, NAMES[:3]))
     assert one.accuracies == other.accuracies
     assert fit(store, "gda", shots=2, known=3).classifier.logits(torch.ones(1, 8)).shape == (1, 3)
-    assert parse_known(" 3") == 3
-    assert parse_known("cat, dog") == ("cat", "dog")
+    assert parse_known(" 3", "dtd") == 3
+    assert parse_known("cat, dog", "dtd") == ("cat", "dog")
+    assert parse_known("published", "Office31-Amazon") == 25
+    with pytest.raises(UserError, match="no open set of dtd is published; give --known a number"):
+        parse_known("published", "dtd")
 
 
 @dataclass(frozen=True)

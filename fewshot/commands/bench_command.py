@@ -196,7 +196,7 @@ def bench(
             "prompts": parse_names(prompts),
             "protocol": protocol,
             "source": source,
-            "known": None if known is None else parse_known(known),
+            "known": None if known is None else parse_known(known, datasets or "all datasets"),
             "score": score,
             "synthesize": synthesize,
             "imbalance": imbalance,

@@ -118,9 +118,9 @@ ImbalanceOption = Annotated[
 KnownOption = Annotated[
     str | None,
     typer.Option(
-        metavar="K|NAMES",
-        help="Open set: learn the first K classes, or those named with commas between; the others' "
-        "test images are unknown.",
+        metavar="K|NAMES|published",
+        help="Open set: learn the first K classes, those named with commas between, or as many as "
+        "are known in published open sets; the others' test images are unknown.",
         rich_help_panel=FEW_SHOT,
     ),
 ]

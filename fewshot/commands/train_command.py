@@ -126,7 +126,7 @@ def train(
         say(f"using {features.path}")
     unlabeled, n_classes = chosen.unsupervised(), len(source.classnames)
     n_images = len(source.splits.get("train", ())) if unlabeled else shots * n_classes
-    open_set = None if known is None else parse_known(known)
+    open_set = None if known is None else parse_known(known, source.dataset)
     if open_set is not None:
         n_classes = len(known_classes(source.classnames, checked_known(open_set)))
     asked: list[object] = [crop_scale, flip, official] + ([] if known is None else [known])
