@@ -14,13 +14,10 @@ open_clip names them, and image towers as timm does:
 import contextlib
 import importlib.util
 import logging
-import socket
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
 from torch import Tensor
@@ -29,6 +26,7 @@ from cache.encoder import PRECISIONS, Encoder, wrap
 from cache.errors import UserError, printable, unknown
 from cache.image_only import ImageOnly, create, no_text
 from cache.location import IMAGE_ONLY, model_name, pair_names, weights_file
+from cache.offline import stay_offline_if_cut_off
 from cache.weights_file import build
 
 TINY = Path(__file__).parent / "tiny"
@@ -137,7 +135,7 @@ def _tokenizer(name: str, source: str) -> Callable[[list[str]], Tensor]:
     import open_clip
 
     if not source.startswith("local-dir:"):
-        _stay_offline_if_cut_off()
+        stay_offline_if_cut_off()
     try:
         text: dict[str, Any] = (open_clip.get_model_config(source) or {}).get("text_cfg", {})
     except Exception as error:
@@ -162,7 +160,7 @@ def _tokenizer(name: str, source: str) -> Callable[[list[str]], Tensor]:
 def _image_only(name: str) -> ImageOnly:
     plain, file = weights_file(name)
     if file is None:
-        _stay_offline_if_cut_off()
+        stay_offline_if_cut_off()
     try:
         with _no_logging():
             return create(plain, file)
@@ -197,21 +195,6 @@ def _create(source: str, arch: str, tag: str) -> tuple[Any, bool]:
     except Exception as error:
         raise _unavailable(source, tag, error) from error
     return model, quick_gelu or _computes_quick_gelu(model)
-
-
-def _stay_offline_if_cut_off() -> None:
-    """Have the hub client look only at its cache where the hub's name does not even resolve.
-
-    Left alone it tries eleven times, for three quarters of a minute, with a warning for each.
-    """
-    from huggingface_hub import constants
-
-    if getproxies():  # then names are resolved elsewhere
-        return
-    try:
-        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
-    except OSError:
-        constants.HF_HUB_OFFLINE = True
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from cache.errors import UserError
 from fewshot.adapters.header import is_adapter
+from fewshot.adapters.hub import adapter_file
 from fewshot.synthesis.kept_files import SUFFIX, require_whole
 from fewshot.synthesis.kept_files import describe as describe_kept
 
@@ -14,7 +15,7 @@ def inspect(path: Path | str) -> str:
     Raises:
         UserError: It cannot be read.
     """
-    path = Path(path)
+    path = adapter_file(path)
     if is_adapter(path):
         from fewshot.adapters.adapter import load_adapter
         from fewshot.adapters.description import describe
@@ -36,7 +37,7 @@ def verify(path: Path | str) -> str:
     Raises:
         UserError: It is damaged, or cannot be read.
     """
-    path = Path(path)
+    path = adapter_file(path)
     if is_adapter(path):
         from fewshot.adapters.adapter import load_adapter
         from fewshot.adapters.description import verified

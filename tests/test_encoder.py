@@ -134,7 +134,7 @@ def test_openai_weights_get_quick_gelu(monkeypatch: pytest.MonkeyPatch, tmp_path
     torch.manual_seed(0)
     weights = tmp_path / "weights.pt"
     torch.save(open_clip.create_model("RN50", force_quick_gelu=True).state_dict(), weights)
-    monkeypatch.setattr(loading, "_stay_offline_if_cut_off", lambda: None)
+    monkeypatch.setattr(loading, "stay_offline_if_cut_off", lambda: None)
     monkeypatch.setattr(
         open_clip.factory, "download_pretrained", lambda cfg, cache_dir=None: str(weights)
     )
@@ -206,7 +206,7 @@ def test_a_missing_package_is_named_before_weights_are_fetched(
         raise AssertionError("weights are fetched")
 
     monkeypatch.setattr(loading, "_create", fetched)
-    monkeypatch.setattr(loading, "_stay_offline_if_cut_off", lambda: None)
+    monkeypatch.setattr(loading, "stay_offline_if_cut_off", lambda: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"transformers, and .*pip install 'fewshot-clip\[hf\]'"):
         load(name, device="cpu")

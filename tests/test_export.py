@@ -84,7 +84,7 @@ def test_a_failed_export_leaves_nothing_and_keeps_what_was_there(
         (folder / "half").write_text("written")
         raise UserError("logits are off")
 
-    monkeypatch.setitem(exporting.TARGETS, "open_clip", fail)
+    monkeypatch.setitem(exporting.WRITERS, "open_clip", fail)
     for out in (folder, path.parent / "new"):
         with pytest.raises(UserError, match="logits are off"):
             export(path, "open_clip", out)

@@ -16,6 +16,7 @@ from fewshot.adapters.adapter_file import FORMAT, read_adapter, write_adapter
 from fewshot.adapters.card import UNKNOWN, require_card, require_tensors
 from fewshot.adapters.first_model import FirstModel
 from fewshot.adapters.header import SUFFIX
+from fewshot.adapters.hub import adapter_file
 from fewshot.adapters.open_set_entry import opened_open_set, plain_open_set, split_tensors
 from fewshot.label_rule import LabelRule
 from fewshot.model_selection.calibration import Calibration
@@ -126,10 +127,13 @@ class Adapter:
 def load_adapter(path: Path | str) -> Adapter:
     """Read an adapter, and check all of it: digest, card, tensors, and that they fit.
 
+    Args:
+        path: Its file, or `hf-hub:USER/NAME` of one on the Hugging Face hub.
+
     Raises:
         UserError: There is no such file, it is damaged, or a later version wrote it.
     """
-    path = Path(path)
+    path = adapter_file(path)
     card, tensors = read_adapter(path)
     try:
         require_card(card)

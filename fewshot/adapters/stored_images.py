@@ -17,6 +17,7 @@ from cache.store import FeatureStore
 from fewshot.adapters import output, prediction_parts
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.answers import Answers
+from fewshot.adapters.hub import adapter_file
 from fewshot.adapters.image_results import (
     Prediction,
     PredictionCounts,
@@ -145,7 +146,7 @@ def run(
         print_lines(predictions(), form, out)
     elif in_parts:
         of = {
-            "adapter": sha256(adapter.read_bytes()).hexdigest(),
+            "adapter": sha256(adapter_file(adapter).read_bytes()).hexdigest(),
             "store": opened.fingerprint,
             "split": split,
             **asdict(asked),

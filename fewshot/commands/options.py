@@ -228,7 +228,11 @@ SaveAdapterOption = Annotated[
 ]
 
 AdapterArgument = Annotated[
-    Path, typer.Argument(metavar="ADAPTER", help="Adapter file, as `fewshot fit --save` writes it.")
+    Path,
+    typer.Argument(
+        metavar="ADAPTER",
+        help="Adapter file, as `fewshot fit --save` writes it, or hf-hub:USER/NAME.",
+    ),
 ]
 AdapterModelOption = Annotated[
     str | None,

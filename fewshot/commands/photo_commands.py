@@ -220,15 +220,24 @@ def predict(
 def export(
     adapter: AdapterArgument,
     to: Annotated[
-        Literal["open_clip", "onnx", "clip-lora"],
+        Literal["open_clip", "onnx", "clip-lora", "peft", "hub"],
         typer.Option(
-            help="A folder that open_clip loads, an ONNX model from pixels to probabilities, or "
-            "the file of CLIP-LoRA's own code."
+            help="A folder that open_clip loads, an ONNX model from pixels to probabilities, the "
+            "file of CLIP-LoRA's own code, LoRA pairs as PEFT has them, or a folder for the "
+            "Hugging Face hub."
         ),
     ],
     out: Annotated[
         Path | None,
         typer.Option(help="Folder to write to. [default: ADAPTER-TARGET]"),
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USER/NAME",
+            help="With --to hub: upload the folder to this repository, private if it is new.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     model: AdapterModelOption = None,
 ) -> None:
@@ -237,5 +246,14 @@ def export(
     The result is checked against the adapter, and has a model card.
     """
     from fewshot.adapters.export.exporting import export as write
+    from fewshot.adapters.hub import push as upload
+    from fewshot.adapters.hub import require_token
 
-    show(str(write(adapter, to, out, model=model)))
+    if push is not None:
+        if to != "hub":
+            raise UserError("--push uploads a folder for the hub; give --to hub, or leave it out")
+        require_token(push)
+    folder = write(adapter, to, out, model=model)
+    show(str(folder))
+    if push is not None:
+        say(f"pushed to {upload(folder, push)}")

@@ -17,7 +17,7 @@ def require_pairs(adapter: Adapter) -> None:
     if adapter.method != CLIPLoRA.name or "head" in adapter.tensors:
         what = "a trained head" if adapter.method == CLIPLoRA.name else adapter.method
         raise UserError(
-            f"CLIP-LoRA's files hold what clip-lora learns in the towers, and not {what}; "
+            f"files of LoRA pairs hold what clip-lora learns in the towers, and not {what}; "
             "use --to open_clip or --to onnx"
         )
 

@@ -1,7 +1,8 @@
-"""An adapter for other programs: a folder that open_clip loads, or an ONNX file; with a card."""
+"""An adapter for other programs and other people: a folder with what they load, and a card."""
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
 from cache.atomic_folder import replacing_folder
@@ -10,14 +11,23 @@ from cache.loading import load
 from cache.location import IMAGE_ONLY, require_writable
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.export.clip_lora_folder import require_pairs, write_clip_lora_folder
+from fewshot.adapters.export.exportable import require_exportable
 from fewshot.adapters.export.folding import require_towers
+from fewshot.adapters.export.hub_folder import write_hub
 from fewshot.adapters.export.model_card import model_card
 from fewshot.adapters.export.onnx_file import require_onnx, write_onnx
 from fewshot.adapters.export.open_clip_folder import write_open_clip
-from fewshot.endtoend.methods import METHODS as TRAINED
-from fewshot.methods import METHODS
+from fewshot.adapters.export.peft_folder import write_peft
+from fewshot.adapters.hub import PREFIX
 
-TARGETS = {"open_clip": write_open_clip, "onnx": write_onnx, "clip-lora": write_clip_lora_folder}
+WRITERS = {
+    "open_clip": write_open_clip,
+    "onnx": write_onnx,
+    "clip-lora": write_clip_lora_folder,
+    "peft": write_peft,
+}
+TARGETS = (*WRITERS, "hub")
+LIBRARIES = {"hub": "fewshot-clip"}  # the hub's names of what runs them, where these differ
 CLASSES, CARD, RECEIPT = "classes.json", "README.md", "export.json"
 
 
@@ -35,7 +45,7 @@ def export(
 
     Args:
         adapter: What was learned, or its file.
-        to: `open_clip`, `onnx` or `clip-lora`.
+        to: `open_clip`, `onnx`, `clip-lora`, `peft` or `hub`.
         out: The folder; without it the adapter file's name, a hyphen and the target.
         model: The model under another name, such as `local-dir:` of the same weights.
 
@@ -48,7 +58,8 @@ def export(
         raise unknown("export target", to, TARGETS)
     if not isinstance(adapter, Adapter):
         adapter = Path(adapter)
-        out = out or adapter.with_name(f"{adapter.stem}-{to}")
+        beside = Path(adapter.name) if str(adapter).startswith(PREFIX) else adapter
+        out = out or beside.with_name(f"{adapter.stem}-{to}")
     if out is None:
         raise UserError("an adapter in memory has no name to export under; give out, a folder")
     out = Path(out)
@@ -56,57 +67,34 @@ def export(
     if isinstance(adapter, Path):
         adapter = load_adapter(adapter)
     _require_replaceable(out)
-    _require_one_model(adapter)
-    _require_one_label(adapter)
-    _require_method(adapter)
-    if to == "onnx":
-        require_onnx()
-    elif to == "clip-lora":
-        require_pairs(adapter)
+    if to == "hub":
+        write = partial(write_hub, adapter, model=model)
     else:
-        require_towers(adapter)
-        _require_text_tower(adapter)
-    encoder = load(model or adapter.model_name, device="cpu", precision="fp32")
+        _require_target(adapter, to)
+        encoder = load(model or adapter.model_name, device="cpu", precision="fp32")
+        write = partial(WRITERS[to], adapter, encoder)
     with replacing_folder(out) as folder:
-        how_to_run = TARGETS[to](adapter, encoder, folder)
+        how_to_run = write(folder)
         names = json.dumps(list(adapter.classnames), ensure_ascii=False, indent=1)
         (folder / CLASSES).write_text(names + "\n", encoding="utf-8")
-        card = model_card(adapter, library=to, how_to_run=how_to_run, files=_digests(folder))
+        library = LIBRARIES.get(to, to)
+        card = model_card(adapter, library=library, how_to_run=how_to_run, files=_digests(folder))
         (folder / CARD).write_text(card, encoding="utf-8")
         receipt = json.dumps({"made by": "fewshot export", "files": _digests(folder)}, indent=1)
         (folder / RECEIPT).write_text(receipt + "\n", encoding="utf-8")
     return out
 
 
-def _require_one_label(adapter: Adapter) -> None:
-    """Refuse an adapter whose images may have several labels."""
-    if adapter.label_rule is not None:
-        raise UserError(
-            "an export gives probabilities of classes that exclude one another, and this adapter "
-            "gives an image several labels; use `fewshot predict`, or `fewshot serve`"
-        )
-
-
-def _require_one_model(adapter: Adapter) -> None:
-    """Refuse a pair."""
-    if adapter.beside is not None:
-        raise UserError(
-            f"an export takes one crop of an image, and the two models of {adapter.model_name} "
-            "crop it each in its own way; use `fewshot predict`, or fit and export one of the two"
-        )
-
-
-def _require_method(adapter: Adapter) -> None:
-    """Refuse a method that is not known here, or that classifies images jointly."""
-    known = TRAINED if adapter.classifier is None else METHODS
-    if adapter.method not in known:
-        raise unknown("method", adapter.method, known)
-    if known[adapter.method].transductive:
-        raise UserError(
-            f"{adapter.method} cannot be exported: the logits of an image depend on the images "
-            "beside it, which a fixed graph does not see; use `fewshot predict`, or export a "
-            "method such as gda"
-        )
+def _require_target(adapter: Adapter, to: str) -> None:
+    """Refuse what the target has no place for, before the model is loaded."""
+    require_exportable(adapter)
+    if to == "onnx":
+        require_onnx()
+    elif to in ("clip-lora", "peft"):
+        require_pairs(adapter)
+    else:
+        require_towers(adapter)
+        _require_text_tower(adapter)
 
 
 def _require_text_tower(adapter: Adapter) -> None:

@@ -108,6 +108,12 @@ def _making(adapter: Adapter) -> str:
 
 
 def _accuracy(adapter: Adapter) -> str:
+    if (rule := adapter.label_rule) is not None:
+        return (
+            f"- Mean average precision: {_percent(rule.mean_average_precision)}, cross-validated "
+            f"on {count(rule.images, 'image')}, on which the sigmoid and the threshold of each "
+            "class were found as well."
+        )
     return "\n".join([*_calibration(adapter.calibration), *_test(adapter.training)])
 
 
@@ -160,9 +166,11 @@ def _preprocessing(adapter: Adapter) -> str:
 
 def _limits(adapter: Adapter) -> str:
     n = len(adapter.classnames)
+    others = "an image of anything else gets one of them too, often with a\n  high probability."
+    if adapter.label_rule is not None:
+        others = "an image of anything else may get some of them too."
     return f"""\
-- It knows {n} classes and no others: an image of anything else gets one of them too, often with a
-  high probability.
+- It knows {n} classes and no others: {others}
 - Its probabilities are calibrated, if at all, on images like those it was made with; on others
   (another camera, place or mix of classes) they may be far off.
 - It learned from few images, so what these have in common by chance (a background, an angle) may
