@@ -22,6 +22,7 @@ from fewshot.commands import (
     fit_command,
     photo_commands,
     report_commands,
+    search_command,
     serving_commands,
     show_commands,
     synthesize_command,
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "extract": extract_command.extract,
     "fit": fit_command.fit,
     "train": train_command.train,
+    "search": search_command.search,
     "bench": bench_command.bench,
     "synthesize": synthesize_command.synthesize,
     "compare": report_commands.compare,
@@ -62,6 +64,7 @@ CONTINUES = {
     "extract": "the same command continues where it stopped",
     "bench": "the same command continues where it stopped",
     "train": "the same command with --resume continues from its last checkpoint",
+    "search": "the same command continues where it stopped",
     "teach": "every label is kept, and the same command uses the features that are encoded",
     "auto": "a first answer stays; the same command uses the features that are encoded",
 }

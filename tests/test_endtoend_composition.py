@@ -47,7 +47,10 @@ ALIKE = {  # go into the towers by the same function as the technique they stand
     "inner-clip-adapter": "adaptformer", "lorand": "adaptformer", "u-tuning": "adaptformer",
     "evp": "visual-prompt", "vpt-shallow": "vpt-deep", "dtl": "lst",
 }  # fmt: skip
-ALONE = {"2sfs", "live-linear-probe"}  # train the classifier too, and one learner has one of it
+ALONE = {
+    "2sfs", "live-linear-probe",  # train the classifier too, and one learner has one of it
+    "composition",  # composes by itself
+}  # fmt: skip
 WEIGHTS = [
     "clip-lora", "ssf", "repadapter", "bitfit", "ln-tune", "difffit",
     "full-fine-tuning",

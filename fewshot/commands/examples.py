@@ -61,6 +61,10 @@ EXAMPLES = {
         "fewshot report runs/bench",
         "fewshot report runs/bench --format latex --out report",
     ),
+    "search": (
+        "fewshot search --dataset dtd --shots 16 --budget 300k --out composition.toml",
+        "fewshot search --dataset dtd --towers both --strategy random",
+    ),
     "serve": (
         "fewshot serve adapter.safetensors",
         "fewshot serve adapter.safetensors --host 0.0.0.0 --port 8080",

@@ -24,7 +24,6 @@ from fewshot.commands.options import (
     KnownOption,
     ManifestOption,
     MaxPixelsOption,
-    MethodArgument,
     ModelOption,
     OfficialOption,
     PrecisionOption,
@@ -38,9 +37,14 @@ from fewshot.commands.options import (
 )
 from fewshot.commands.terminal import say
 
+COMPOSITION = "composition"
+
 
 def train(
-    method: MethodArgument,
+    method: Annotated[
+        str | None,
+        typer.Argument(metavar="METHOD", help="Name of the method; `fewshot methods` lists them."),
+    ] = None,
     dataset: DatasetOption = None,
     manifest: ManifestOption = None,
     data_root: DataRootOption = None,
@@ -57,6 +61,15 @@ def train(
         ),
     ] = 1,
     settings: SettingsOption = None,
+    composition: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            help="Train the composition of this file, as `fewshot search` writes it, in place of "
+            "METHOD.",
+            rich_help_panel=FEW_SHOT,
+        ),
+    ] = None,
     official: OfficialOption = False,
     known: KnownOption = None,
     score: ScoreOption = None,
@@ -110,10 +123,19 @@ def train(
         from fewshot.adapters.adapter import require_suffix
 
         require_suffix(save)
-    method = require_method(method, "train")
     require_writable({"--out": out, "--save": save})
     fixed = parse_pairs("--set", settings)
-    chosen = configure(method, fixed, seed=seed)
+    if composition is not None:
+        from fewshot.endtoend.search.composition_file import read_composition
+
+        if method not in (None, COMPOSITION):
+            raise UserError(f"--composition takes the place of a method; got {method} as well")
+        method, fixed = COMPOSITION, read_composition(composition) | fixed
+    elif method is None:
+        raise UserError(
+            "missing argument METHOD; `fewshot methods` lists them; or give --composition"
+        )
+    chosen = configure(require_method(method, "train"), fixed, seed=seed)
     if score is not None and known is None:
         raise UserError("--score separates known images from unknown ones; give --known as well")
     if known is not None and save is not None:

@@ -1,7 +1,5 @@
 """Train a method on a dataset's few shots, or on unlabeled images, and test it."""
 
-import hashlib
-import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,6 +16,7 @@ from cache.encoder import Encoder
 from cache.location import default_root, store_path
 from cache.source import Source
 from cache.store import FeatureStore
+from fewshot.endtoend.about import about_training
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
 from fewshot.endtoend.crops import augmented, chosen_by_hand, crops_asked, learns_live
 from fewshot.endtoend.evolve import evolve
@@ -157,7 +156,10 @@ def run(
         fewest=drawn.shots,
         n_views=0 if stored is None else max(1, n_views),
     )
-    about = _about(method, plan, encoder, source, names, paths, labels, protocol, stored)
+    about = about_training(
+        method, plan, encoder, source, names, paths, labels,
+        seed=protocol.seed, store=stored, views=protocol.views,
+    )  # fmt: skip
     before = finished(checkpoint, about, planned)
     if stored is not None:
         batches = _stored(stored, drawn.rows, protocol.views)
@@ -268,41 +270,6 @@ def _live(
     if learner.images is not None:
         return photos
     return lambda rows, epoch: encoder.encode_images(photos(rows, epoch))
-
-
-def _about(
-    method: EndToEnd,
-    plan: TrainingPlan,
-    encoder: Encoder,
-    source: Source,
-    names: list[str],
-    paths: list[str],
-    labels: Tensor,
-    protocol: Protocol,
-    store: FeatureStore | None,
-) -> str:
-    """All that a run's outcome depends on, as text."""
-    data = [
-        list(map(list, zip(paths, labels.tolist(), strict=True))),
-        names,
-        source.templates,
-        encoder.preprocess.identity(),
-    ]
-    what = {
-        "method": method.name,
-        "settings": asdict(method),
-        "weights": encoder.identity["weights"],
-        "precision": encoder.precision,
-        "device": encoder.device.type,
-        "dataset": source.dataset,
-        "data": hashlib.sha256(json.dumps(data).encode()).hexdigest(),
-        "seed": protocol.seed,
-        "store": store.fingerprint if store else None,
-        "crops": None if store else [*plan.crop_scale, plan.flip],
-    }
-    if store is not None and not protocol.views:  # unsaid where views are, as it always was
-        what["views"] = False
-    return json.dumps(what, sort_keys=True)
 
 
 def store_of(source: Source, model: str, root: Path | None) -> FeatureStore | None:

@@ -10,6 +10,7 @@ from fewshot.endtoend.methods.adapterbias import AdapterBias
 from fewshot.endtoend.methods.adaptformer import AdaptFormer
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.methods.cocoop import CoCoOp
+from fewshot.endtoend.methods.composition import Composition
 from fewshot.endtoend.methods.convpass import Convpass
 from fewshot.endtoend.methods.coop import CoOp
 from fewshot.endtoend.methods.craft import CraFT
@@ -88,6 +89,7 @@ METHODS: dict[str, type[EndToEnd]] = {
     "lst": LST,
     "vqt": VQT,
     "dtl": DTL,
+    "composition": Composition,
 }
 
 

@@ -15,7 +15,7 @@ from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.blocks import Position, blocks_path
 from fewshot.endtoend.parts.branch import Branch, Half, insert_branches
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
-from fewshot.endtoend.parts.vit import image_only, linear, patches
+from fewshot.endtoend.parts.vit import image_only, linear, patches, quick_gelu
 
 
 class ConvBottleneck(nn.Module):
@@ -46,12 +46,12 @@ class ConvBottleneck(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, n + h w, W) of (B, n + h w, W), n tokens before those of the patches."""
-        low = _quick_gelu(self.down(tokens)).transpose(1, 2)  # (B, d, L)
+        low = quick_gelu(self.down(tokens)).transpose(1, 2)  # (B, d, L)
         n = low.shape[2] - math.prod(self.grid)
         alone = [self.conv(low[:, :, i : i + 1, None]).flatten(2) for i in range(n)]
         patched = self.conv(low[:, :, n:].reshape(*low.shape[:2], *self.grid)).flatten(2)
         mixed = torch.cat([*alone, patched], dim=2).transpose(1, 2)
-        out: Tensor = self.up(self.dropout(_quick_gelu(mixed)))
+        out: Tensor = self.up(self.dropout(quick_gelu(mixed)))
         return out
 
 
@@ -98,7 +98,3 @@ class Convpass(PEFTMethod):
             }
 
         return insert_branches(self, clip, make, self.position)
-
-
-def _quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)

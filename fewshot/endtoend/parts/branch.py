@@ -61,6 +61,9 @@ class Branch(nn.Module):
         return out
 
 
+Branches = Mapping[Half, Branch]
+
+
 class BranchedBlock(nn.Module):
     """open_clip's block with a branch at one of its halves or at both.
 
@@ -74,7 +77,7 @@ class BranchedBlock(nn.Module):
     attn: Any
     mlp: Any
 
-    def __init__(self, block: Any, branches: Mapping[Half, Branch]) -> None:
+    def __init__(self, block: Any, branches: Branches) -> None:
         super().__init__()
         for name, part in [*block.named_children(), *block.named_parameters(recurse=False)]:
             setattr(self, name, part)
@@ -165,7 +168,7 @@ class Bottleneck(nn.Module):
 def insert_branches(
     method: PEFTMethod,
     clip: Clip,
-    make: Callable[[int], Mapping[Half, Branch]],
+    make: Callable[[int], Branches],
     position: Position | int = "all",
 ) -> Inserted:
     """Replace the blocks at a position by branched ones, in place; returns as `insert`.
@@ -187,16 +190,44 @@ def insert_branches(
         blocks: Any = clip.model.get_submodule(path)
         chosen = [position] if isinstance(position, int) else blocks_of(position, len(blocks))
         for i in chosen:
-            if hasattr(blocks[i], "branches"):
-                raise UserError(
-                    f"{method.name} adds to a block's halves, and {path}.{i} has a branch "
-                    "already; attach to a model of its own"
-                )
-            kind = TimmBranchedBlock if is_timms(blocks[i]) else BranchedBlock
-            branches = make(len(getattr(blocks[i], norms_of(blocks[i])[0]).weight))
-            blocks[i] = kind(blocks[i], branches).to(clip.device).eval()
-            for half, branch in branches.items():
-                modules.append(branch)
-                for name, parameter in branch.named_parameters():
-                    parameters[f"{path}.{i}.{half}.{name}"] = parameter
+            own, inside = branch_block(method.name, clip, path, i, make)
+            parameters |= own
+            modules += inside
     return parameters, modules
+
+
+def branch_block(
+    technique: str,
+    clip: Clip,
+    path: str,
+    number: int,
+    make: Callable[[int], Branches],
+) -> Inserted:
+    """Replace one block by a branched one, in place; returns as `insert`.
+
+    Args:
+        technique: The name of what needs it, for errors.
+        clip: The model.
+        path: Of the tower's blocks.
+        number: The block's, from 0.
+        make: The branches of a block of the width given.
+
+    Raises:
+        UserError: The block has branches already.
+    """
+    blocks: Any = clip.model.get_submodule(path)
+    block = blocks[number]
+    if hasattr(block, "branches"):
+        raise UserError(
+            f"{technique} adds to a block's halves, and {path}.{number} has a branch already; "
+            "attach to a model of its own"
+        )
+    kind = TimmBranchedBlock if is_timms(block) else BranchedBlock
+    branches = make(len(getattr(block, norms_of(block)[0]).weight))
+    blocks[number] = kind(block, branches).to(clip.device).eval()
+    parameters = {
+        f"{path}.{number}.{half}.{name}": parameter
+        for half, branch in branches.items()
+        for name, parameter in branch.named_parameters()
+    }
+    return parameters, list(branches.values())

@@ -63,7 +63,7 @@ class PromptedTransformer(nn.Module):
             if i in self.blocks:
                 learned = self.prompt(i).to(x.dtype).expand(len(x), -1, -1)
                 x = torch.cat([x[:, :before], learned, x[:, rest:]], dim=1)
-                rest = before + self.n_tokens
+                rest = before + learned.shape[1]
             x = run(block, x, how, again=self.grad_checkpointing)
         return torch.cat([x[:, :before], x[:, rest:]], dim=1) if self.inserted else x
 

@@ -41,6 +41,11 @@ def linear(
     return layer
 
 
+def quick_gelu(x: Tensor) -> Tensor:
+    """The activation of OpenAI's models, of any shape."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 def uniform_tokens(n: int, n_tokens: int, vit: ImageTokens, seed: int) -> Tensor:
     """(n, l, W) as VPT draws them: Xavier-uniform of a patch's pixels and the width."""
     bound = (6 / (vit.pixels + vit.width)) ** 0.5

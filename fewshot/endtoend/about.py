@@ -1,0 +1,63 @@
+"""A training's identity: all that its outcome depends on, as text; checkpoints hold it."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from torch import Tensor
+
+from cache.encoder import Encoder
+from cache.source import Source
+from cache.store import FeatureStore
+from fewshot.endtoend.clip import EndToEnd, TrainingPlan
+
+
+def about_training(
+    method: EndToEnd,
+    plan: TrainingPlan,
+    encoder: Encoder,
+    source: Source,
+    names: Sequence[str],
+    paths: Sequence[str],
+    labels: Tensor,
+    *,
+    seed: int,
+    store: FeatureStore | None = None,
+    views: bool = True,
+) -> str:
+    """All that a training's outcome depends on.
+
+    Args:
+        method: What is trained.
+        plan: How.
+        encoder: The model.
+        source: The dataset.
+        names: Of the C classes that are told apart.
+        paths: N images.
+        labels: (N,) their class ids.
+        seed: Of all that is random.
+        store: Features that take the place of images.
+        views: Learn from the store's views.
+    """
+    data = [
+        list(map(list, zip(paths, labels.tolist(), strict=True))),
+        names,
+        source.templates,
+        encoder.preprocess.identity(),
+    ]
+    what = {
+        "method": method.name,
+        "settings": asdict(method),
+        "weights": encoder.identity["weights"],
+        "precision": encoder.precision,
+        "device": encoder.device.type,
+        "dataset": source.dataset,
+        "data": hashlib.sha256(json.dumps(data).encode()).hexdigest(),
+        "seed": seed,
+        "store": store.fingerprint if store else None,
+        "crops": None if store else [*plan.crop_scale, plan.flip],
+    }
+    if store is not None and not views:  # unsaid where views are, as it always was
+        what["views"] = False
+    return json.dumps(what, sort_keys=True)
