@@ -294,3 +294,8 @@ def test_what_was_saved_of_another_shape_is_refused() -> None:
         learner.load_state({})
     learner.load_state({name: torch.zeros_like(t) for name, t in state.items()})
     assert not learner.parameters["context"].any()
+
+
+def test_a_loss_that_does_not_fall_is_said_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "coop", *DIGITS, "--set", "epochs=20", "--set", "lr=1e-9"]) == 0
+    assert "the loss did not fall: its mean is" in capsys.readouterr().err

@@ -257,7 +257,9 @@ def test_output_that_a_page_shows_is_looked_for_in_order(said: str, fits: bool) 
         compare("fewshot x", ["a … s", "b"], said)
 
 
-@pytest.mark.parametrize("line", ["fewshot fitt gda", "fewshot fit gda --shot 3", "fewshot train"])
+@pytest.mark.parametrize(
+    "line", ["fewshot fitt gda", "fewshot fit gda --shot 3", "fewshot predict"]
+)
 def test_a_command_that_does_not_exist_would_be_noticed(line: str) -> None:
     with pytest.raises(Exception):  # noqa: B017, PT011  # typer's own are private
         parse(line.split())

@@ -24,6 +24,7 @@ from cache.prompts import prompt_sets
 from cache.source import Item, Source, resolve_folder
 from cache.store import FeatureStore
 from fewshot.endtoend import train as train_module
+from fewshot.endtoend.checkpoint import steps_done
 from fewshot.endtoend.clip import Clip, EndToEnd, TrainingPlan
 from fewshot.endtoend.experiment import Trained, run
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
@@ -449,3 +450,27 @@ def test_a_dataset_without_a_split_that_is_needed_is_refused(
 def test_more_shots_than_there_are_images_are_refused(encoder: Encoder, source: Source) -> None:
     with pytest.raises(UserError, match="6 train images of every class are needed"):
         run(COOP, encoder, source, shots=6, seed=1)
+
+
+def test_a_loss_that_falls_is_no_complaint_and_one_that_stays_is_after_a_stop_too(
+    encoder: Encoder, source: Source, tmp_path: Path
+) -> None:
+    def complaint(lr: float, **options: Any) -> str:
+        method = replace(COOP, lr=lr, epochs=30, batch_size=6)
+        return trained(method, encoder, source, store=store, **options)[0].complaint
+
+    def stop(step: int, *_: float) -> None:
+        if step == 25:
+            raise KeyboardInterrupt
+
+    store = stored(source, encoder, tmp_path / "toy.h5")
+    assert complaint(0.1) == ""
+    said = complaint(1e-9)
+    assert "the loss did not fall" in said
+    checkpoint = tmp_path / "c.safetensors"
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr("time.monotonic", itertools.count(0, 60).__next__)
+        complaint(1e-9, checkpoint=checkpoint, watch=stop)
+    assert steps_done(checkpoint) == 24
+    assert complaint(1e-9, checkpoint=checkpoint) == said
+    assert complaint(1e-9, checkpoint=checkpoint) == said  # of a finished run

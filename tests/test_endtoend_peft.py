@@ -16,6 +16,7 @@ from cache.loading import load
 from fewshot.endtoend.attention import fuse, unfuse
 from fewshot.endtoend.checkpoint import load_checkpoint
 from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.loss_trend import LossTrend
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.methods.difffit import DiffFit
 from fewshot.endtoend.methods.fact import FacT, FacTLinear
@@ -144,7 +145,8 @@ def test_training_moves_what_is_saved_and_nothing_else(
     for name, parameter in clip.model.named_parameters():
         assert torch.equal(parameter, before[name]) == (id(parameter) not in tuned), name
     fresh, again, _, anew = built()
-    load_checkpoint(path, "", again, anew, torch.amp.GradScaler("cpu", enabled=False), {})
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    load_checkpoint(path, "", again, anew, scaler, {}, LossTrend(plan.iterations))
     with torch.no_grad():
         assert torch.equal(again.images(pixels()), learner.images(pixels()))
         assert torch.equal(again.text(), learner.text())

@@ -28,6 +28,7 @@ from fewshot import METHODS
 from fewshot.endtoend.checkpoint import load_checkpoint, save_checkpoint
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
 from fewshot.endtoend.loss_scale import LossScale
+from fewshot.endtoend.loss_trend import LossTrend
 from fewshot.endtoend.methods.adaptformer import AdaptFormer
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.methods.coop import CoOp
@@ -91,7 +92,7 @@ class Run:
                 self.learner, self.clip, self.plan, self.optimizer,
                 lambda rows, epoch: self.given[rows], self.labels,
                 seed=1, checkpoint=checkpoint, every=0, watch=watch,
-            )  # fmt: skip
+            ).skipped  # fmt: skip
         return self
 
 
@@ -212,7 +213,7 @@ def test_a_step_that_overflows_float16_is_skipped_and_counted(device: str) -> No
     skipped = train(
         learner, Clip.of(encoder), TrainingPlan(4, 4, lambda epoch, done: 1e-30),
         torch.optim.SGD([weight]), lambda rows, epoch: features, labels, seed=1, watch=watch,
-    )  # fmt: skip
+    ).skipped  # fmt: skip
     assert skipped == 2
     assert torch.equal(seen[0], torch.ones_like(weight))
     assert torch.equal(seen[1], seen[2])
@@ -229,9 +230,10 @@ def test_a_checkpoint_holds_all_that_a_run_has(device: str, precision: str, tmp_
     Run(TRAINED["coop"], tiny(device, precision), 4)(path, stop=3)
     other = Run(TRAINED["coop"], tiny(device, precision), 4)
     scaler = LossScale(device, enabled=precision == "fp16")
-    done = load_checkpoint(path, "", other.learner, other.optimizer, scaler, {})
+    trend = LossTrend(4)
+    done = load_checkpoint(path, "", other.learner, other.optimizer, scaler, {}, trend)
     assert done == 2
-    save_checkpoint(copy, "", done, other.learner, other.optimizer, scaler, {})
+    save_checkpoint(copy, "", done, other.learner, other.optimizer, scaler, {}, trend)
     assert copy.read_bytes() == path.read_bytes()
     assert all(p.device.type == device for p in other.learner.parameters.values())
     resumed = Run(TRAINED["coop"], tiny(device, precision), 4)(path)

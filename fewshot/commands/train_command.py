@@ -194,6 +194,8 @@ def train(
             f"{skipped} of {steps} steps were skipped, since gradients overflowed float16 (the "
             "first of a run often do)"
         )
+    if trained.complaint:
+        say(f"{trained.complaint}; try another lr with --set, or more steps")
     if trained.again:
         say(f"this run is finished, with this result; remove {checkpoint} to run it again")
     elif not added:

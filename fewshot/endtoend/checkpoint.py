@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from cache.atomic import replacing
 from cache.errors import UserError
 from fewshot.endtoend.clip import Learner
+from fewshot.endtoend.loss_trend import LossTrend
 
 
 def save_checkpoint(
@@ -25,6 +26,7 @@ def save_checkpoint(
     optimizer: Optimizer,
     scaler: "torch.amp.GradScaler",
     averages: Mapping[str, Tensor],
+    trend: LossTrend,
 ) -> None:
     """Write all that the next step depends on, whole or not at all; safetensors, no pickle.
 
@@ -36,6 +38,7 @@ def save_checkpoint(
         optimizer: And what it remembers of each.
         scaler: And the scale of the loss.
         averages: And the average over epochs so far of each, where one is taken.
+        trend: And what is known of the losses.
     """
     tensors = {f"parameter/{k}": v.detach() for k, v in learner.parameters.items()}
     tensors |= {f"average/{k}": v for k, v in averages.items()}
@@ -44,7 +47,8 @@ def save_checkpoint(
         for name, value in state.items():
             if value is not None:
                 tensors[f"optimizer/{i}/{name}"] = torch.as_tensor(value).detach()
-    write_checkpoint(path, about, step, tensors, scaler=json.dumps(scaler.state_dict()))
+    scaling = json.dumps(scaler.state_dict())
+    write_checkpoint(path, about, step, tensors, scaler=scaling, trend=trend.state())
 
 
 def write_checkpoint(
@@ -66,6 +70,7 @@ def load_checkpoint(
     optimizer: Optimizer,
     scaler: "torch.amp.GradScaler",
     averages: Mapping[str, Tensor],
+    trend: LossTrend,
 ) -> int:
     """Put all that `save_checkpoint` wrote back where it was; the steps done by then.
 
@@ -88,6 +93,8 @@ def load_checkpoint(
                 i, _, name = rest.partition("/")
                 state.setdefault(int(i), {})[name] = value
         scaling = json.loads(note["scaler"])
+        if "trend" in note:  # a checkpoint of before says nothing of its losses
+            trend.load_state(note["trend"])
     except (KeyError, ValueError, RuntimeError) as error:
         raise damaged(path, error) from None
     optimizer.load_state_dict(

@@ -53,12 +53,14 @@ class Trained:
         learner: With its parameters as trained.
         clip: The model that it is part of.
         result: What it reached on the test split.
+        complaint: A sentence if its loss did not fall, see `LossTrend`; empty if it did.
         again: True if all of it was finished before and read from the checkpoint.
     """
 
     learner: Learner
     clip: Clip
     result: Result
+    complaint: str = ""
     again: bool = False
 
 
@@ -176,20 +178,21 @@ def run(
         learner.calibrate(pixels, labels)
     if learner.survey is not None and before is None:
         learner.survey(_features(encoder, source, paths, stored, batch_size, workers))
-    measures = {}
+    measures, complaint = {}, ""
     if learner.search is not None:
         measures = evolve(
             learner, plan, batches, labels, checkpoint=checkpoint, about=about, watch=watch
         )
     else:
-        skipped = train(
+        ended = train(
             learner, clip, plan, method.optimizer(learner), batches, labels,
             seed=protocol.seed, checkpoint=checkpoint, about=about, watch=watch,
         )  # fmt: skip
         if clip.precision == "fp16":
-            measures["skipped_steps"] = float(skipped)
+            measures["skipped_steps"] = float(ended.skipped)
+        complaint = ended.trend.complaint()
     if before is not None:
-        return Trained(learner, clip, before, again=True)
+        return Trained(learner, clip, before, complaint, again=True)
     trained = time.perf_counter()
     predicted, sure = classify(
         learner, clip, source, stored, batch_size=batch_size, workers=workers, advance=advance,
@@ -225,7 +228,7 @@ def run(
     )
     if checkpoint is not None:
         finish(checkpoint, about, result)
-    return Trained(learner, clip, result)
+    return Trained(learner, clip, result, complaint)
 
 
 def _stored(store: FeatureStore, rows: Rows, with_views: bool) -> Batches:

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,11 +20,25 @@ from cache.errors import UserError
 from fewshot.endtoend.checkpoint import load_checkpoint, save_checkpoint
 from fewshot.endtoend.clip import Clip, Learner, TrainingPlan
 from fewshot.endtoend.loss_scale import LossScale
+from fewshot.endtoend.loss_trend import LossTrend
 from fewshot.parts.memory import memory_refused
 
 Batches = Callable[[Tensor, int], Tensor]  # rows (B,), epoch -> pixels (B, 3, H, W) or (B, D)
 # Step, loss and accuracy on the batch, which is no number where the images have no labels.
 Watch = Callable[[int, float, float], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Ended:
+    """The outcome of a training beside the parameters.
+
+    Attributes:
+        skipped: Steps that were skipped, since gradients overflowed float16.
+        trend: Of the loss.
+    """
+
+    skipped: int
+    trend: LossTrend
 
 
 def train(
@@ -39,7 +54,7 @@ def train(
     about: str = "",
     every: float = 30.0,
     watch: Watch = lambda step, loss, accuracy: None,
-) -> int:
+) -> Ended:
     """Train the learner's parameters in place.
 
     Args:
@@ -56,9 +71,6 @@ def train(
         every: Seconds between two checkpoints.
         watch: Called after each step.
 
-    Returns:
-        The number of steps that were skipped, since gradients overflowed float16.
-
     Raises:
         UserError: The checkpoint is another run's or damaged, or the loss is no longer finite.
     """
@@ -69,9 +81,10 @@ def train(
     averages = {}
     if plan.epoch_shares:
         averages = {k: torch.zeros_like(v.detach()) for k, v in learner.parameters.items()}
+    trend = LossTrend(plan.iterations)
     first = 0
     if checkpoint is not None and checkpoint.exists():
-        first = load_checkpoint(checkpoint, about, learner, optimizer, scaler, averages)
+        first = load_checkpoint(checkpoint, about, learner, optimizer, scaler, averages, trend)
     saved = time.monotonic()
 
     def order(epoch: int) -> Tensor:
@@ -114,16 +127,21 @@ def train(
         right = math.nan
         if learner.survey is None:
             right = float((logits.argmax(dim=1) == truth).float().mean())
+        trend.add(step + 1, float(loss.detach()))
         watch(step + 1, float(loss.detach()), right)
         if checkpoint is not None and time.monotonic() - saved > every:
-            save_checkpoint(checkpoint, about, step + 1, learner, optimizer, scaler, averages)
+            save_checkpoint(
+                checkpoint, about, step + 1, learner, optimizer, scaler, averages, trend
+            )
             saved = time.monotonic()
     with torch.no_grad():
         for name, average in averages.items():
             learner.parameters[name].copy_(average)
     if checkpoint is not None:
-        save_checkpoint(checkpoint, about, plan.iterations, learner, optimizer, scaler, averages)
-    return scaler.skipped
+        save_checkpoint(
+            checkpoint, about, plan.iterations, learner, optimizer, scaler, averages, trend
+        )
+    return Ended(scaler.skipped, trend)
 
 
 def _one_ahead(
