@@ -45,7 +45,7 @@ ALIKE = {  # go into the towers by the same function as the technique they stand
     "krona": "clip-lora", "kadaptation": "clip-lora", "fact": "clip-lora",
     "full-delta": "clip-lora", "houlsby-adapter": "adaptformer", "adapterbias": "adaptformer",
     "inner-clip-adapter": "adaptformer", "lorand": "adaptformer", "u-tuning": "adaptformer",
-    "evp": "visual-prompt", "vpt-shallow": "vpt-deep", "dtl": "lst",
+    "evp": "visual-prompt", "ett": "prefix", "vpt-shallow": "vpt-deep", "dtl": "lst",
 }  # fmt: skip
 ALONE = {
     "2sfs", "live-linear-probe",  # train the classifier too, and one learner has one of it

@@ -12,6 +12,7 @@ from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.loading import load
 from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.methods.ett import ETT
 from fewshot.endtoend.methods.evp import EVP
 from fewshot.endtoend.methods.patt import PATT
 from fewshot.endtoend.methods.prefix import Prefix
@@ -96,6 +97,22 @@ def prefix(model: Any, parameters: Parameters, image: Tensor) -> Tensor:
     return naive_feature(model, x)
 
 
+def ett(model: Any, parameters: Parameters, image: Tensor) -> Tensor:
+    x = naive_tokens(model, image)
+    down = parameters["hidden.down.weight"], parameters["hidden.down.bias"]
+    hidden = linear(parameters["hidden.prototypes"], *down).tanh()
+    for i, block in enumerate(model.visual.transformer.resblocks):
+
+        def alter(part: Tensor, which: int, i: int = i) -> Tensor:
+            up = f"{BLOCK}.{i}.attn.{'qkv'[which]}_proj.up"
+            learned = linear(hidden, parameters[f"{up}.weight"], parameters[f"{up}.bias"])
+            return torch.cat([learned, part])
+
+        x = x + naive_attention(block, block.ln_1(x), alter)
+        x = x + feed(block, x)
+    return naive_feature(model, x)
+
+
 def patt(model: Any, parameters: Parameters, image: Tensor) -> Tensor:
     x = naive_tokens(model, image)
     for i, block in enumerate(model.visual.transformer.resblocks):
@@ -155,6 +172,7 @@ METHODS: list[tuple[PEFTMethod, Naive]] = [
     (VPTShallow(n_tokens=3), vpt_shallow),
     (VPTDeep(n_tokens=3), vpt_deep),
     (Prefix(n_tokens=3), prefix),
+    (ETT(), ett),
     (PATT(dim=5, scale=0.3), patt),
     (VisualPrompt(), visual_prompt),
     (EVP(), evp),
@@ -185,6 +203,7 @@ def test_before_training_patt_is_zero_shot_clip(encoder: Encoder) -> None:
         (VPTDeep(n_tokens=50), 460_800),
         (Prefix(), 184_320),
         (Prefix(position="bottom"), 61_440),
+        (ETT(), 3 * 768 + (768 * 384 + 384) + 24 * (384 * 768 + 768)),  # of three classes
         (PATT(), 12 * (768 * 64 + 64 + 2 * (64 * 768 + 768))),
         (VisualPrompt(), 69_840),
         (VisualPrompt(pad=10), 25_680),
@@ -192,6 +211,35 @@ def test_before_training_patt_is_zero_shot_clip(encoder: Encoder) -> None:
 )
 def test_a_vit_b16_gets_as_many_parameters_as_published(method: PEFTMethod, n: int) -> None:
     assert count_on_vit_b16(method) == n
+
+
+def test_etts_prototypes_are_patches_that_the_last_block_attends_to(encoder: Encoder) -> None:
+    _, learner = attached(encoder, ETT())
+    drawn = learner.parameters["hidden.prototypes"].detach().clone()
+    assert learner.calibrate is not None
+    learner.calibrate(torch.split(pixels(), 3), LABELS)
+    model: Any = encoder.model
+    of_images = []
+    with torch.no_grad():
+        for image in pixels():
+            x = first = naive_tokens(model, image)
+            *blocks, last = model.visual.transformer.resblocks
+            for block in blocks:
+                x = x + attend(block, block.ln_1(x))
+                x = x + feed(block, x)
+            weights, bias = last.attn.in_proj_weight.chunk(3), last.attn.in_proj_bias.chunk(3)
+            q, k = (linear(last.ln_1(x), weights[j], bias[j]) for j in (0, 1))
+            heads = last.attn.num_heads
+            width = q.shape[1] // heads
+            shares = []
+            for h in range(heads):
+                part = slice(h * width, (h + 1) * width)
+                shares.append((k[1:, part] @ q[0, part] / width**0.5).softmax(dim=0))
+            of_images.append(torch.stack(shares).mean(dim=0) @ first[1:])
+    means = [of_images[0], (of_images[1] + of_images[3]) / 2, of_images[2]]
+    started = learner.parameters["hidden.prototypes"].detach()
+    torch.testing.assert_close(started, torch.stack(means), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(started, drawn)
 
 
 def test_vpt_draws_from_its_range(encoder: Encoder) -> None:
@@ -213,7 +261,7 @@ def test_the_border_and_the_prefix_have_their_deviations(encoder: Encoder) -> No
         assert float(parameter.detach().std()) == pytest.approx(0.02, rel=0.05)
 
 
-@pytest.mark.parametrize("build", [VPTShallow, VPTDeep, Prefix, PATT, VisualPrompt])
+@pytest.mark.parametrize("build", [VPTShallow, VPTDeep, Prefix, ETT, PATT, VisualPrompt])
 def test_the_seed_alone_draws_the_start(encoder: Encoder, build: Callable[..., PEFTMethod]) -> None:
     before = torch.get_rng_state()
     first, same, other = (attached(encoder, build(seed=s))[1].parameters for s in (1, 1, 2))

@@ -16,6 +16,7 @@ from fewshot.endtoend.methods.coop import CoOp
 from fewshot.endtoend.methods.craft import CraFT
 from fewshot.endtoend.methods.difffit import DiffFit
 from fewshot.endtoend.methods.dtl import DTL
+from fewshot.endtoend.methods.ett import ETT
 from fewshot.endtoend.methods.evp import EVP
 from fewshot.endtoend.methods.fact import FacT
 from fewshot.endtoend.methods.fine_tuning import BitFit, FullFineTuning, LNTune
@@ -82,6 +83,7 @@ METHODS: dict[str, type[EndToEnd]] = {
     "vpt-shallow": VPTShallow,
     "vpt-deep": VPTDeep,
     "prefix": Prefix,
+    "ett": ETT,
     "patt": PATT,
     "visual-prompt": VisualPrompt,
     "evp": EVP,
