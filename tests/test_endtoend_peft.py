@@ -19,6 +19,7 @@ from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.loss_trend import LossTrend
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.methods.difffit import DiffFit
+from fewshot.endtoend.methods.efft import EFFT
 from fewshot.endtoend.methods.fact import FacT, FacTLinear
 from fewshot.endtoend.methods.fine_tuning import BitFit, FullFineTuning, LNTune
 from fewshot.endtoend.methods.full_delta import FullDelta
@@ -44,6 +45,7 @@ SMALL: list[PEFTMethod] = [  # text 8 and image 64 wide, as the random models ar
     KAdaptation(terms=3, factor=4, scale=50.0, dropout=0.0),
     FacT(rank=2, dropout=0.0),
     FacT(rank=2, dropout=0.0, tucker=True),
+    EFFT(rank=2, dropout=0.0),
     SSF(),
     RepAdapter(dim=4, dropout=0.0),
     CLIPLoRA(template="", matrices="q,v,o,fc1,fc2", dropout=0.0),
@@ -215,6 +217,13 @@ def materialized(
                     for m in range(rows)
                 ]
             )
+        elif isinstance(method, EFFT) and linear and in_block:
+            attention = ("q_proj", "k_proj", "v_proj", "out_proj")
+            group, kinds = ("attn", attention) if leaf in attention else ("mlp", ("c_fc", "c_proj"))
+            U, C, V = (parts[f"image.{group}_{name}"] for name in "UCV")
+            product = U @ C[kinds.index(leaf)] @ V
+            update = product if leaf == "c_proj" else product.T
+            weights[f"{path}.weight"] = weight + method.scale * update
         elif isinstance(method, SSF) and weight is not None and leaf != "":
             gamma, beta = of(path, "gamma"), of(path, "beta")
             weights[f"{path}.weight"] = (gamma * weight.movedim(0, -1)).movedim(-1, 0)
@@ -242,6 +251,7 @@ def materialized(
         KronA(factor=4, scale=2.0),
         KAdaptation(terms=3, factor=4, scale=50.0, dropout=0.0),
         FacT(rank=2, scale=3.0, dropout=0.0),
+        EFFT(rank=2, scale=3.0, dropout=0.0),
         SSF(),
         RepAdapter(dim=4, scale=2.0, dropout=0.0),
     ],
@@ -316,6 +326,7 @@ TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "la
         (KronA(), 24 * 1_600),
         (KAdaptation(), 2 * 32 * 32 + 24 * (2 * 32 * 24 + 768)),
         (FacT(), 61_440),
+        (EFFT(), 87_552),
         (FacT(tucker=True), 30_976),
         (SSF(), 205_824 + 2 * 768),  # the published one has no ln_pre
         (RepAdapter(), 239_808),
@@ -354,7 +365,7 @@ def test_a_linear_probe_trains_the_head_alone_on_features(encoder: Encoder) -> N
 
 
 @pytest.mark.parametrize(
-    "method", [KAdaptation(factor=4), FacT(), RepAdapter(), CLIPLoRA()], ids=ids
+    "method", [KAdaptation(factor=4), FacT(), EFFT(), RepAdapter(), CLIPLoRA()], ids=ids
 )
 def test_dropout_acts_in_training_alone(encoder: Encoder, method: PEFTMethod) -> None:
     learner: Any = with_(method, towers="both", dropout=0.5).attach(
@@ -372,7 +383,7 @@ def test_dropout_acts_in_training_alone(encoder: Encoder, method: PEFTMethod) ->
 
 
 @pytest.mark.parametrize(
-    "method", [KronA(factor=4), FacT(), RepAdapter(dim=4), CLIPLoRA()], ids=ids
+    "method", [KronA(factor=4), FacT(), EFFT(), RepAdapter(dim=4), CLIPLoRA()], ids=ids
 )
 def test_the_seed_draws_the_factors(encoder: Encoder, method: PEFTMethod) -> None:
     one, same, other = (

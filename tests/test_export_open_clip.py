@@ -31,7 +31,7 @@ SETTINGS = {"krona": {"factor": "8"}, "kadaptation": {"factor": "8"}}
 ALL_MATRICES = {"matrices": "q,k,v,o,fc1,fc2"}
 FOLDED = [
     "clip-lora", "ln-tune", "2sfs", "bitfit", "difffit", "full-fine-tuning", "full-delta", "krona",
-    "kadaptation", "fact", "ssf", "repadapter", "live-ueo",
+    "kadaptation", "fact", "efft", "ssf", "repadapter", "live-ueo",
 ]  # fmt: skip
 TOWERS_AS_THEY_WERE = ["coop", "kgcoop", "prograd", "live-linear-probe"]
 

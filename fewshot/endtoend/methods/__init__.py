@@ -16,6 +16,7 @@ from fewshot.endtoend.methods.coop import CoOp
 from fewshot.endtoend.methods.craft import CraFT
 from fewshot.endtoend.methods.difffit import DiffFit
 from fewshot.endtoend.methods.dtl import DTL
+from fewshot.endtoend.methods.efft import EFFT
 from fewshot.endtoend.methods.ett import ETT
 from fewshot.endtoend.methods.evp import EVP
 from fewshot.endtoend.methods.fact import FacT
@@ -70,6 +71,7 @@ METHODS: dict[str, type[EndToEnd]] = {
     "krona": KronA,
     "kadaptation": KAdaptation,
     "fact": FacT,
+    "efft": EFFT,
     "ssf": SSF,
     "repadapter": RepAdapter,
     "adaptformer": AdaptFormer,
