@@ -105,7 +105,7 @@ def search(
     workers: WorkersOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
 ) -> None:
-    """Search for a mix of adapters, LoRA and prompts within a budget."""
+    """Search for the best mix of adapters, LoRA and prompts."""
     from cache.extract import default_workers
     from cache.loading import load
     from cache.location import require_writable
