@@ -18,6 +18,7 @@ from fewshot.adapters import output, prediction_parts
 from fewshot.adapters.export.exporting import TARGETS
 from fewshot.commands.examples import EXAMPLES
 from fewshot.commands.help_page import LONG
+from fewshot.endtoend.search.searching import STRATEGIES
 from fewshot.model_selection.protocols import PROTOCOLS as TUNING
 from fewshot.protocol import SETTINGS
 from fewshot.tables import FORMATS
@@ -97,6 +98,7 @@ CHOICES = [
     ("fit", "tune", TUNING),
     ("bench", "tune", TUNING),
     ("bench", "protocol", SETTINGS),
+    ("search", "strategy", tuple(STRATEGIES)),
     ("predict", "form", tuple(dict.fromkeys(output.FORMATS + prediction_parts.FORMS))),
     ("report", "form", tuple(FORMATS)),
     ("export", "to", tuple(TARGETS)),

@@ -71,6 +71,9 @@ StoreOption = Annotated[
 MethodArgument = Annotated[
     str, typer.Argument(metavar="METHOD", help="Name of the method; `fewshot methods` lists them.")
 ]
+ShotsOption = Annotated[
+    int, typer.Option(min=1, help="Training images per class.", rich_help_panel=FEW_SHOT)
+]
 SettingsOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -23,6 +23,7 @@ from fewshot.commands.options import (
     ModelOption,
     PrecisionOption,
     SettingsOption,
+    ShotsOption,
     WorkersOption,
     parse_ints,
     parse_pairs,
@@ -78,9 +79,7 @@ def search(
             rich_help_panel=FEW_SHOT,
         ),
     ] = "cv",
-    shots: Annotated[
-        int, typer.Option(min=1, help="Training images per class.", rich_help_panel=FEW_SHOT)
-    ] = 16,
+    shots: ShotsOption = 16,
     seed: Annotated[
         int,
         typer.Option(

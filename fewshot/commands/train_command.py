@@ -31,6 +31,7 @@ from fewshot.commands.options import (
     SaveMemoryOption,
     ScoreOption,
     SettingsOption,
+    ShotsOption,
     StoreOption,
     WorkersOption,
     parse_pairs,
@@ -49,9 +50,7 @@ def train(
     manifest: ManifestOption = None,
     data_root: DataRootOption = None,
     model: ModelOption = DEFAULT_MODEL,
-    shots: Annotated[
-        int, typer.Option(min=1, help="Training images per class.", rich_help_panel=FEW_SHOT)
-    ] = 16,
+    shots: ShotsOption = 16,
     seed: Annotated[
         int,
         typer.Option(
