@@ -94,6 +94,8 @@ def identity_of(source: "Source", encoder: "Encoder", recipe: Recipe) -> dict[st
         "views": views if recipe.views else None,
         "support_only": recipe.support_only,
     }
+    if source.unlabeled:
+        what["dataset"]["unlabeled"] = True
     if source.multi_label:
         what["dataset"]["multi_label"] = True
     if source.class_ids is not None:

@@ -49,6 +49,10 @@ class Preflight:
         """All of it for a terminal; the classes in full where there are at most twenty."""
         source = self.source
         n = len(source.classnames)
+        if source.unlabeled:
+            images = count(len(source.splits["train"]), "unlabeled image")
+            first = f"{source.dataset}: {count(n, 'class', 'classes')}, {images} ({source.origin})"
+            return "\n".join([first, *self._findings()])
         total = sum(map(len, source.splits.values()))
         size = f"{count(n, 'class', 'classes')}, {count(total, 'image')}"
         lines = [
@@ -59,11 +63,13 @@ class Preflight:
             spread = f"{min(counts):,} / {median(counts):,g} / {max(counts):,}"
             lines.append(f"  {split:<5} {len(source.splits[split]):>9,}  {spread}")
         lines += [f"  {row}" for row in (self._header(), *self._class_rows())]
-        lines += [f"problem: {problem}" for problem in self.problems]
-        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join([*lines, *self._findings()])
+
+    def _findings(self) -> Iterator[str]:
+        yield from (f"problem: {problem}" for problem in self.problems)
+        yield from (f"note: {note}" for note in self.notes)
         if self.unreadable:
-            lines += listed(self.unreadable)
-        return "\n".join(lines)
+            yield from listed(self.unreadable)
 
     def passed(self, *, skip_unreadable: bool) -> tuple[Source, tuple[Skipped, ...]]:
         """The source as it may be encoded, and the images left out of it.
@@ -167,7 +173,7 @@ def _class_problems(source: Source) -> Iterator[str]:
     n_classes = len(source.classnames)
     if n_classes < 2:
         yield f"a classifier needs two classes at least, got {n_classes}"
-    for split, items in source.splits.items():
+    for split, items in () if source.unlabeled else source.splits.items():
         wrong = [
             item for item in items if not 0 <= min(item.labels) <= max(item.labels) < n_classes
         ]
@@ -187,7 +193,7 @@ def _count_problems(source: Source, counts: Mapping[str, tuple[int, ...]]) -> It
         if source.sizes and got != expected:
             yield f"{split} must have {count(expected, 'image')}, got {got:,}"
     empty = [c for c, n in enumerate(counts.get("train", ())) if n == 0]
-    if empty:
+    if empty and not source.unlabeled:
         yield (
             f"{_classes(source, empty)} without a train image; add at least one for each class, or "
             "remove the class"

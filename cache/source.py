@@ -72,6 +72,7 @@ class Source:
         max_pixels: Width times height of the largest image that is decoded.
         reader: What reads the images; None for files below `root`.
         multi_label: Whether an image may have several labels.
+        unlabeled: Whether every label is -1, for nobody has labeled the images.
     """
 
     dataset: str
@@ -91,6 +92,7 @@ class Source:
     max_pixels: int = MAX_PIXELS
     reader: Reader | None = None
     multi_label: bool = False
+    unlabeled: bool = False
 
     @property
     def images(self) -> Reader:
@@ -216,7 +218,9 @@ def _found(
     if dataset is None and manifest is None:
         raise UserError("say which dataset: --dataset NAME, FOLDER or TABLE, or --manifest FILE")
     if manifest is None and is_pattern(dataset or ""):
-        return _source(dataset_name(dataset or ""), sharded.read_pattern(dataset or ""), exif=False)
+        return source_of(
+            dataset_name(dataset or ""), sharded.read_pattern(dataset or ""), exif=False
+        )
     path = Path(dataset or "")
     if manifest is None and path.is_file() and path.suffix.lower() not in TABLES:
         raise UserError(f"{dataset} is no table; a table of images ends in {', '.join(TABLES)}")
@@ -278,7 +282,7 @@ def resolve(manifest: Manifest, data_root: Path, *, download: bool = False) -> S
             f"{len(listing.classnames)} from {listing.origin} in {listing.root}"
         )
     return replace(
-        _source(manifest.name, listing, exif=kind in ("folder", "table")),
+        source_of(manifest.name, listing, exif=kind in ("folder", "table")),
         templates=manifest.templates,
         template_sets=manifest.template_sets,
         manifest_digest=manifest.digest,
@@ -291,16 +295,16 @@ def resolve_folder(path: Path, name: str = "", *, multi_label: bool = False) -> 
     """A user's folder as a dataset, called after it: shards, a table, or class folders."""
     listing = sharded.read_folder(str(path.absolute())) if path.is_dir() else None
     if listing is not None:
-        return _source(name or name_of(path), listing, exif=False)
+        return source_of(name or name_of(path), listing, exif=False)
     listing = read_described(path, multi_label=multi_label) if path.is_dir() else None
     listing = listing or folder.read_folder(path)
-    return _source(name or name_of(path), listing, exif=True)
+    return source_of(name or name_of(path), listing, exif=True)
 
 
 def resolve_table(path: Path, name: str = "", *, multi_label: bool = False) -> Source:
     """A user's CSV or JSON lines as a dataset, called after the file."""
     listing = table.read_table(path, multi_label=multi_label)
-    return _source(name or name_of(path.with_suffix("")), listing, exif=True)
+    return source_of(name or name_of(path.with_suffix("")), listing, exif=True)
 
 
 def pooled(source: Source) -> Source:
@@ -357,7 +361,8 @@ def _wanted(manifest: Manifest, data_root: Path) -> Path:
             return directory / layout.images
 
 
-def _source(dataset: str, listing: Listing, *, exif: bool) -> Source:
+def source_of(dataset: str, listing: Listing, *, exif: bool) -> Source:
+    """The dataset of that name that a listing lists; `exif` as in `Source`."""
     return Source(
         dataset=dataset,
         root=listing.root.absolute(),

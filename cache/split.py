@@ -36,14 +36,24 @@ class Split:
         """(N,) class ids of every image, those not encoded included.
 
         Raises:
-            UserError: Images have several labels.
+            UserError: Images have several labels, or none.
         """
+        if self.unlabeled:
+            raise UserError(
+                f"{self.name} images of {self.contents.path} have no labels; use a method that "
+                "learns from unlabeled images, such as gda-em, or a dataset with labels"
+            )
         if self.multi_label:
             raise UserError(
                 f"images of {self.contents.path} may have several labels, and this needs one of "
                 "each; for several there are fit and bench, in the few-shot setting, and predict"
             )
         return self._integers("labels")
+
+    @cached_property
+    def unlabeled(self) -> bool:
+        """True if nobody has labeled the images."""
+        return bool(self._integers("labels")[0] < 0)
 
     @property
     def multi_label(self) -> bool:

@@ -138,8 +138,9 @@ def _norms(vectors: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _split_words(split: Split, n_classes: int) -> str:
-    counts = split.images_per_class(n_classes)
-    words = f"{count(len(split), 'image')}, {_range(counts)} per class"
+    words = f"{count(len(split), 'image')}, "
+    counts = np.zeros(n_classes, np.int64) if split.unlabeled else split.images_per_class(n_classes)
+    words += "unlabeled" if split.unlabeled else f"{_range(counts)} per class"
     if split.multi_label:
         words += f", labels per image: {counts.sum() / len(split):.1f}"
     if len(split.encoded) < len(split):

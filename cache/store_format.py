@@ -15,7 +15,7 @@ from cache.errors import count
 from cache.hdf5 import Place
 
 FORMAT = "fewshot feature store"
-SCHEMA = 3  # the newest; see `schema_of`
+SCHEMA = 4  # the newest; see `schema_of`
 ATTRIBUTES = {"format", "schema", "fingerprint", "imported", "complete"}
 SPLITS = ("train", "val", "test")
 
@@ -46,6 +46,11 @@ DESCRIBED: Form = {"attributes": ("<f4", "CA")}
 IMAGE_MATRICES = {"features", "norms", "views", "view_norms", *IMAGE_POOLED, *POOLED_VIEWS}
 
 
+def is_unlabeled(identity: Mapping[str, Any]) -> bool:
+    """True if the train images of a store of this identity have no labels, but -1."""
+    return identity.get("dataset", {}).get("unlabeled") is True
+
+
 def splits_of(places: Mapping[str, Place]) -> tuple[str, ...]:
     """Names of the splits that there are, of train, val and test."""
     groups = {name.partition("/")[0] for name in places}
@@ -68,8 +73,13 @@ def has_label_sets(names: Collection[str]) -> bool:
     return any(f"{split}/{name}" in names for split in SPLITS for name in LABEL_SETS)
 
 
-def schema_of(names: Collection[str]) -> int:
-    """The earliest schema of a store with these arrays: 3 with label sets, 2 with attributes."""
+def schema_of(names: Collection[str], identity: Mapping[str, Any]) -> int:
+    """The earliest schema of a store with these arrays.
+
+    It is 4 without labels, 3 with label sets, 2 with attributes.
+    """
+    if is_unlabeled(identity):
+        return 4
     return 3 if has_label_sets(names) else 2 if "attributes" in names else 1
 
 
@@ -191,9 +201,13 @@ def id_problems(contents: Contents, n_classes: int) -> Iterator[str]:
     for name in contents.places.keys() - read.keys():
         if not is_image_matrix(name):
             contents.check(name)
+    unlabeled = is_unlabeled(contents.json("identity"))
     for name, ids in read.items():
         split, _, kind = name.rpartition("/")
-        if kind == "labels" and not 0 <= ids.min() <= ids.max() < n_classes:
+        if unlabeled and name == "train/labels":
+            if (ids != -1).any():
+                yield f"/{name}: {ids.min()}..{ids.max()}, for images without labels"
+        elif kind == "labels" and not 0 <= ids.min() <= ids.max() < n_classes:
             yield f"/{name}: {ids.min()}..{ids.max()}, for {count(n_classes, 'class name')}"
         if kind != "labels":
             n_rows = contents.places[f"{split}/labels"].shape[0]

@@ -16,7 +16,7 @@ from cache.hdf5 import datasets, digest, reserve, write_strings
 from cache.identity import canonical_json, fingerprint
 from cache.image_tower import ImageTower
 from cache.skipped import Skipped
-from cache.store_format import FORMAT, SPLITS, schema_of
+from cache.store_format import FORMAT, SPLITS, is_unlabeled, schema_of
 
 
 @contextlib.contextmanager
@@ -62,7 +62,7 @@ def create(
                 for dataset in datasets(file):
                     dataset.attrs["sha256"] = np.bytes_(digest(temporary, dataset))
                 file.attrs["format"] = np.bytes_(FORMAT)
-                file.attrs["schema"] = schema_of(file)
+                file.attrs["schema"] = schema_of(file, identity)
                 file.attrs["fingerprint"] = np.bytes_(fingerprint(identity))
                 file.attrs["imported"] = imported
                 file.attrs["complete"] = True
@@ -110,7 +110,7 @@ class StoreWriter:
 
         Args:
             name: train, val or test.
-            labels: (N,) class ids of all its images.
+            labels: (N,) class ids of all its images; of unlabeled train images -1.
             paths: N paths, relative to the dataset's root, POSIX.
             dim: D.
             rows: (n,) ascending, the images that are encoded; all N without it.
@@ -127,7 +127,8 @@ class StoreWriter:
         if len(paths) != len(ids):
             given = f"{count(len(ids), 'label')} and {count(len(paths), 'path')}"
             raise UserError(f"{name} has {given}; give one each")
-        self._check_labels(name, ids)
+        if not (name == "train" and is_unlabeled(self.identity)):
+            self._check_labels(name, ids)
         self._check_width(f"{name} features", dim)
         group = self._file.create_group(name)
         group["labels"] = ids.astype("<i8")

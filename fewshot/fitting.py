@@ -363,8 +363,10 @@ def _fit_unlabeled(
     if method.unsupervised() and images is None:
         train = store.split("train")
         there = classes if protocol.known is None else range(store.n_classes)
-        kept, _ = restrict(train.labels[train.encoded], there)
-        given = query(train, method, train.encoded[kept])
+        rows = train.encoded
+        if not train.unlabeled:
+            rows = rows[restrict(train.labels[rows], there)[0]]
+        given = query(train, method, rows)
     start = time.perf_counter()
     if method.reads_pooled:
         tower = store.image_tower

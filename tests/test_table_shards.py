@@ -101,8 +101,8 @@ def test_a_remote_table_is_read_like_a_local_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"picture": ["a.jpg"], "label": [0]}, "must have one column of images' bytes and one"),
-        ({"image": [b"x"]}, "must have one column of images' bytes and one called label"),
+        ({"picture": ["a.jpg"], "label": [0]}, "must have one column of images' bytes; it has"),
+        ({"image": [b"x"]}, "train.parquet/0 has no label; give it one in a .cls"),
         ({"image": [b"x"], "label": [None]}, "train.parquet/0 has no label"),
         ({"image": [b"x"], "label": [-1]}, "'-1' is none|are not 0"),
         ({"image": [b"x"], "label": [7]}, "numbers without names; put classnames.txt into"),

@@ -150,7 +150,12 @@ def addresses_of(pattern: str, ending: str) -> list[str]:
 
 
 def listing_of(
-    shards: Shards, listed: Sequence[ShardRows], reader: Reader, names: Sequence[str] = ()
+    shards: Shards,
+    listed: Sequence[ShardRows],
+    reader: Reader,
+    names: Sequence[str] = (),
+    *,
+    labeled: bool = True,
 ) -> Listing:
     """The listing of what each shard holds.
 
@@ -159,14 +164,22 @@ def listing_of(
         listed: The images of each shard, in its order.
         reader: What reads them.
         names: Class names by label, where the shards themselves have them.
+        labeled: False to put all into a train split with -1 for each label, without class names.
 
     Raises:
         UserError: Labels without names, or names of only some shards say a split.
     """
     if not any(len(rows.items) for rows in listed):
         raise UserError(f"no image in {shards.address(0)} and {len(shards.paths) - 1:,} others")
+    what = count(len(shards.paths), "shard")
+    if not labeled:
+        every = Items.joined([rows.items for rows in listed])
+        splits: Mapping[str, Sequence[Item]] = {
+            "train": every.relabeled(np.full(len(every), -1, np.int32))
+        }
+        return Listing(Path(shards.root), (), splits, f"{what}, unlabeled", reader=reader)
     classnames, ids = _classes(listed, names or _beside(shards.root, *CLASSNAMES), shards)
-    labeled = [
+    items = [
         rows.items.relabeled(np.array([ids[x] for x in rows.labels], np.int32)[rows.items.labels])
         for rows in listed
     ]
@@ -177,16 +190,15 @@ def listing_of(
             "shards do; give shards that say train, val or test, or such that do not"
         )
     drawn = None in said
-    splits: Mapping[str, Sequence[Item]] = (
-        split_items(Items.joined(labeled))
+    splits = (
+        split_items(Items.joined(items))
         if drawn
         else {
-            split: Items.joined([i for i, of in zip(labeled, said, strict=True) if of == split])
+            split: Items.joined([i for i, of in zip(items, said, strict=True) if of == split])
             for split in SPLITS
             if split in said
         }
     )
-    what = count(len(shards.paths), "shard")
     return Listing(
         Path(shards.root),
         classnames,
@@ -241,8 +253,8 @@ def _classes(
                 first[label] = rows.items[int((rows.items.labels == number).argmax())].path
     if "" in first:
         raise UserError(
-            f"{first['']} has no label; a sample needs one beside its image: a .cls, a .json "
-            'with "label", or a .txt'
+            f"{first['']} has no label; give it one in a .cls, a .json or a .txt beside it, or "
+            "in a column called label; or extract with --unlabeled"
         )
     numbers = all(re.fullmatch("[0-9]{1,9}", label) for label in first)
     if names and numbers:

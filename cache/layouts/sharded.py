@@ -11,7 +11,7 @@ from cache.layouts.shard_listing import addresses_of
 from cache.layouts.shard_names import ENDINGS
 from cache.listing import Listing
 
-READERS: Mapping[str, Callable[[Sequence[str]], Listing]] = {
+READERS: Mapping[str, Callable[[Sequence[str], bool], Listing]] = {
     ".tar": tar_shards.read,
     ".parquet": table_shards.read,
     ".arrow": table_shards.read,
@@ -19,8 +19,12 @@ READERS: Mapping[str, Callable[[Sequence[str]], Listing]] = {
 _SPLIT_FOLDERS = tuple(name for names in SPLITS.values() for name in names)
 
 
-def read_pattern(pattern: str) -> Listing:
+def read_pattern(pattern: str, *, labeled: bool = True) -> Listing:
     """The listing of the shards of a pattern, or in a folder at a URL.
+
+    Args:
+        pattern: A path or a URL.
+        labeled: Whether the images have labels; without, all are of a train split.
 
     Raises:
         UserError: There are none, one cannot be read, or they have no labels.
@@ -29,17 +33,21 @@ def read_pattern(pattern: str) -> Listing:
         pattern = str(Path(pattern).expanduser().absolute())
     for ending, read in READERS.items():
         if pattern.lower().endswith(ending):
-            return read(addresses_of(pattern, ending))
-    found = read_folder(pattern.rstrip("/"))
+            return read(addresses_of(pattern, ending), labeled)
+    found = read_folder(pattern.rstrip("/"), labeled=labeled)
     if found is None:
         raise UserError(f"no shards in {pattern}; expected files that end in {', '.join(ENDINGS)}")
     return found
 
 
-def read_folder(folder: str) -> Listing | None:
+def read_folder(folder: str, *, labeled: bool = True) -> Listing | None:
     """The listing of the shards in a folder, or in folders of splits in it; None without any.
 
     Where these have a file `nshards.txt`, as CLIP_benchmark's, it says how many there are.
+
+    Args:
+        folder: A path or a URL.
+        labeled: As in `read_pattern`.
 
     Raises:
         UserError: One cannot be read, or they have no labels.
@@ -50,12 +58,13 @@ def read_folder(folder: str) -> Listing | None:
         if addresses.exists(f"{folder}/{split}/nshards.txt")
     ]
     if numbered:
-        return tar_shards.read([one for pattern in numbered for one in addresses.expand(pattern)])
+        found = [one for pattern in numbered for one in addresses.expand(pattern)]
+        return tar_shards.read(found, labeled)
     for ending, read in READERS.items():
         found = addresses.below(folder, ending, _SPLIT_FOLDERS)
         found = [address for address in found if not _of_a_cache(address)]
         if found:
-            return read(found)
+            return read(found, labeled)
     return None
 
 

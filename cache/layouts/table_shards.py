@@ -80,8 +80,12 @@ class TableRows:
         return [path for path in paths if path.rpartition("/")[0] in changed]
 
 
-def read(found: Sequence[str]) -> Listing:
+def read(found: Sequence[str], labeled: bool = True) -> Listing:
     """The listing of the shards at these addresses.
+
+    Args:
+        found: The addresses.
+        labeled: Whether the images have labels; without, all are of a train split.
 
     Raises:
         UserError: pyarrow is missing, or a shard; one is damaged, or has no column of images or of
@@ -103,7 +107,8 @@ def read(found: Sequence[str]) -> Listing:
             )
     groups = {shards.paths[i]: (i, one.starts) for i, one in enumerate(listed)}
     reader = TableRows(shards, about.image, groups)
-    return listing_of(shards, [one.images for one in listed], reader, about.names)
+    images = [one.images for one in listed]
+    return listing_of(shards, images, reader, about.names, labeled=labeled)
 
 
 class _Listed(NamedTuple):
@@ -123,15 +128,17 @@ def _listed(shards: Shards, number: int) -> _Listed:
         else:
             schema, sizes, table = addresses.through(address, _parquet_labels)
         about = _columns(schema, address)
-        values = [_texts(table.column(name)) for name in (about.label, about.classname) if name]
+        labels, names = (
+            _texts(table.column(name)) if name else [""] * sum(sizes)
+            for name in (about.label, about.classname)
+        )
     except OSError as error:
         raise UserError(f"cannot read {address}: {error}; get it again") from error
     except ValueError as error:  # Arrow's errors are ValueErrors
         if isinstance(error, UserError):
             raise
         raise UserError(f"{address} is cut off or no table ({error}); get it again") from error
-    names = values[1] if about.classname else [""] * len(values[0])
-    pairs = enumerate(zip(values[0], names, strict=True))
+    pairs = enumerate(zip(labels, names, strict=True))
     images = ShardRows.of(ShardedImage(f"{shard}/{i}", *said) for i, said in pairs)
     return _Listed(about, (0, *np.cumsum(sizes)[:-1].tolist()), images)
 
@@ -164,10 +171,9 @@ def _columns(schema: Any, address: str) -> _Columns:
     images = of_kind["Image"] or list(filter(holds_bytes, header))
     taken = columns([name for name in header if name not in images])
     label = next(iter(of_kind["ClassLabel"]), taken.get("label", ""))
-    if len(images) != 1 or not label:
+    if len(images) != 1:
         raise UserError(
-            f"{address} must have one column of images' bytes and one called label; it has "
-            f"{', '.join(header[:8])}"
+            f"{address} must have one column of images' bytes; it has {', '.join(header[:8])}"
         )
     names = features.get(label, {}).get("names") or ()
     return _Columns(images[0], label, taken.get("classname", ""), tuple(map(str, names)))

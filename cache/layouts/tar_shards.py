@@ -67,8 +67,12 @@ class TarMembers:
         return number, index[path]
 
 
-def read(found: Sequence[str]) -> Listing:
+def read(found: Sequence[str], labeled: bool = True) -> Listing:
     """The listing of the shards at these addresses.
+
+    Args:
+        found: The addresses.
+        labeled: Whether the images have labels; without, all are of a train split.
 
     Raises:
         UserError: A shard is missing, cut off or no tar file; a sample has no label or two images.
@@ -83,7 +87,8 @@ def read(found: Sequence[str]) -> Listing:
             listed.append(one)
             advance(1)
     members = {shards.paths[i]: (i, index) for i, (_, index) in enumerate(listed)}
-    return listing_of(shards, [rows for rows, _ in listed], TarMembers(shards, members))
+    rows = [rows for rows, _ in listed]
+    return listing_of(shards, rows, TarMembers(shards, members), labeled=labeled)
 
 
 def _listed(shards: Shards, number: int) -> tuple[ShardRows, PathIndex]:

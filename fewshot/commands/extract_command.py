@@ -141,6 +141,15 @@ def extract(
             rich_help_panel=IMAGES,
         ),
     ] = False,
+    unlabeled: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Images have no labels: encode all in the folder or shards as a train split, and "
+            "prompts of the class names in this file, one per line.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
     if_exists: IfExistsOption = "resume",
     skip_unreadable: Annotated[
         bool,
@@ -205,15 +214,24 @@ def extract(
     )
     from cache.prompts import prompt_sets
     from cache.source import find, pooled
+    from cache.unlabeled_source import find_unlabeled
 
     part = parse_shard(shard)
     root = store or default_root()
     if dataset is not None:
         require_outside(Path(dataset), {"--store": root})
-    source = find(
-        dataset, manifest, root=data_root, download=download, max_pixels=max_pixels,
-        multi_label=multi_label,
-    )  # fmt: skip
+    if unlabeled is not None:
+        if manifest or support_only or all_train or download or multi_label:
+            raise UserError(
+                "--unlabeled puts all images of a folder or of shards into one train split; leave "
+                "--manifest, --support-only, --all-train, --download and --multi-label out"
+            )
+        source = find_unlabeled(dataset, unlabeled, max_pixels=max_pixels)
+    else:
+        source = find(
+            dataset, manifest, root=data_root, download=download, max_pixels=max_pixels,
+            multi_label=multi_label,
+        )  # fmt: skip
     source = pooled(source) if all_train else source
     rows, only = _support_rows(source, support_only, seeds)
     source, left_out = _checked(source, rows, skip_unreadable)
