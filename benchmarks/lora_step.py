@@ -28,9 +28,6 @@ from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.text_tower import encode
 
-TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
-VISION = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32}
-
 
 @dataclass(frozen=True)
 class Step:
@@ -55,7 +52,7 @@ def measure(plain: bool, n_classes: int, batch_size: int, rounds: int) -> Step:
     """The best of so many rounds, after one with two images and classes."""
     torch.manual_seed(0)
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    stock = open_clip.CLIP(512, VISION, TEXT)
+    stock = open_clip.create_model("ViT-B-32")  # with random weights
     clip = Clip.of(wrap(stock, tokenizer, torch.device("cpu"), name="untrained", arch="ViT-B-32"))
     parameters, _ = CLIPLoRA(dropout=0.0).insert(clip)
     model, trained = clip.model, list(parameters.values())

@@ -10,7 +10,7 @@ from filelock import FileLock
 from cache import progress
 from cache.errors import UserError
 from cli import main
-from fewshot.bench.attempt import Failure, attempt
+from fewshot.bench.attempt import Attempt, Failure
 from fewshot.bench.benchmark import BenchOutcome, pending, run
 from fewshot.bench.config import Bench
 from fewshot.bench.plan import Cell, plan
@@ -171,14 +171,16 @@ def test_of_targets_that_share_a_fit_one_can_fail(bench: Bench) -> None:
 def test_a_result_of_another_cell_than_planned_is_not_taken_for_it(bench: Bench) -> None:
     cell = plan(bench).cells[0]
     write_store(bench.store, "one", seed=3)
-    [outcome], _ = attempt(None, [cell])
+    [outcome], _ = Attempt(bench.out, predictions=False)([cell])
     assert isinstance(outcome, Failure)
     assert "was replaced while the benchmark ran" in outcome.error
 
 
 def test_a_wrong_plan_is_not_blamed_on_the_store(bench: Bench) -> None:
     cell = plan(bench).cells[0]
-    [outcome], _ = attempt(None, [replace(cell, run=replace(cell.run, tune="full-val"))])
+    [outcome], _ = Attempt(bench.out, predictions=False)(
+        [replace(cell, run=replace(cell.run, tune="full-val"))]
+    )
     assert isinstance(outcome, Failure)
     assert "was replaced" not in outcome.error
     assert "tune is 'none', planned 'full-val'" in outcome.error

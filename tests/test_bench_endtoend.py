@@ -1,6 +1,7 @@
 import shlex
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,14 @@ import pytest
 import typer
 
 import cli
+from cache import progress
 from cache.errors import UserError
 from cli import main
 from fewshot.bench.config import configured
+from fewshot.bench.status import Display, Pace
 from fewshot.endtoend.clip import TrainingPlan
 from fewshot.endtoend.methods.coop import CoOp
+from fewshot.endtoend.train import train
 from fewshot.results.log import read
 
 BENCH = ["bench", "--datasets", "digits", "--models", "tiny", "--shots", "1", "--seeds", "1,2"]
@@ -52,6 +56,37 @@ def test_end_to_end_methods_stand_beside_cached_ones_sweeps_included(
     capsys.readouterr()
     assert main(asked) == 0
     assert "8 cells, 8 of them done before" in capsys.readouterr().err
+
+
+def test_a_stopped_training_continues_within_its_cell_and_leaves_no_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*BENCH, "--seeds", "1", "--methods", "coop", "--set", "coop.epochs=3"]
+    monkeypatch.setattr("fewshot.endtoend.experiment.train", partial(train, every=0))
+    said: list[str] = []
+
+    def stop(display: Display, how_far: str) -> None:
+        said.append(how_far)
+        if how_far == "step 3 of 3" and len(said) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Display, "note", stop)
+    assert main(asked) == cli.INTERRUPTED
+    assert "the same command continues where it stopped" in capsys.readouterr().err
+    assert len(list(Path("runs/bench/checkpoints").iterdir())) == 1
+    assert main(asked) == 0
+    assert said == ["step 1 of 3", "step 2 of 3", "step 3 of 3", "step 3 of 3"]
+    assert list(Path("runs/bench/checkpoints").iterdir()) == []
+
+
+def test_the_display_shows_how_far_a_training_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    display = Display(2, 0, Pace([], 1))
+    display.current = "coop digits"
+    display.note("step 3 of 9")
+    assert capsys.readouterr().err == "0/2 cells, coop digits, step 3 of 9\n"
 
 
 def test_all_methods_are_the_cached_ones(capsys: pytest.CaptureFixture[str]) -> None:

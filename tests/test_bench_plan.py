@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cache.errors import UserError
-from fewshot.bench.attempt import attempt
+from fewshot.bench.attempt import Attempt
 from fewshot.bench.config import Bench
 from fewshot.bench.plan import Cell, plan
 from fewshot.methods import METHODS
@@ -214,7 +214,7 @@ def test_results_are_those_that_were_planned(asked: dict[str, Any], root: Path) 
     made = [c for c in plan(bench).cells if c.run.method in {*SOME, *unlabeled}]
     assert made
     for cell in made:
-        [outcome], _ = attempt(None, [cell])
+        [outcome], _ = Attempt(bench.out, predictions=False)([cell])
         assert isinstance(outcome, Result), (cell, outcome)
         assert outcome.run == cell.run
 

@@ -11,7 +11,8 @@ from cache.source import find
 from cli import main
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.opened_adapter import open_adapter
-from fewshot.endtoend.clip import Clip, TrainingPlan
+from fewshot.endtoend import processor
+from fewshot.endtoend.clip import Clip, Learner, TrainingPlan
 from fewshot.endtoend.methods import METHODS
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.methods.coop import CoOp
@@ -217,6 +218,52 @@ def test_what_cannot_be_done_is_one_line(
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     assert message in refusal(capsys, *arguments)
+
+
+def test_too_little_memory_ends_with_the_ways_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(Learner, "loss", full)
+    line = refusal(capsys, "coop", *SHORT)
+    assert line.startswith("fewshot: the GPU is out of memory: 2.0 GiB more could not be had")
+    for way in ("--save-memory", "--set text_chunk=64", "--set batch_size"):
+        assert way in line
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "lacks"),
+    [
+        ("processor: 0\nflags : fpu avx512f avx512_bf16\n", False),
+        ("Features : fp asimd bf16\n", False),
+        ("flags : fpu avx2 avx512f\n", True),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_a_processor_says_whether_it_has_instructions_for_bf16(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cpuinfo: str | None, lacks: bool
+) -> None:
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert processor.lacks_bf16() == lacks
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_bf16_without_instructions_for_it_is_said_to_be_slow(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], precision: str
+) -> None:
+    def stop(*_: object) -> None:
+        raise UserError("far enough")
+
+    monkeypatch.setattr(processor, "lacks_bf16", lambda: True)
+    monkeypatch.setattr(Learner, "loss", stop)
+    assert main(["train", "coop", *SHORT, "--device", "cpu", "--precision", precision]) == 2
+    said = "no instructions for bf16; --precision fp32 is faster" in capsys.readouterr().err
+    assert said == (precision == "bf16")
 
 
 def test_images_that_are_gone_are_told_before_training(

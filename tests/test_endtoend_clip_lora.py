@@ -126,6 +126,22 @@ def test_dropout_acts_in_training_alone_and_spares_no_prompt(encoder: Encoder) -
         assert not torch.allclose(learner.text(), rest)
 
 
+@pytest.mark.parametrize("share", [False, True])
+def test_what_is_dropped_of_the_first_words_is_shared_only_where_asked_for(
+    encoder: Encoder, share: bool
+) -> None:
+    clip = Clip.of(encoder)
+    learner = CLIPLoRA(dropout=0.5, share_prefix=share).attach(clip, ["cat"] * 2, [])
+    for module in learner.modules:
+        module.train()
+    seen: list[int] = []
+    query = clip.model.transformer.resblocks[0].attn.q_proj
+    query.register_forward_hook(lambda module, given, y: seen.append(y.shape[-2]))
+    learner.text()
+    n_first, n_own = 7, 1  # the prompts are equal, but for their ends of text
+    assert seen == [n_first + 2 * n_own if share else 2 * (n_first + n_own)]
+
+
 @pytest.mark.parametrize(("towers", "has_images", "n"), [("text", False, 12), ("image", True, 12)])
 def test_one_tower_alone_leaves_the_other_frozen(
     encoder: Encoder, towers: Any, has_images: bool, n: int

@@ -32,7 +32,7 @@ from fewshot import (
 from fewshot.adapters.adapter_file import write_adapter
 from fewshot.adapters.making import fit_and_save
 from fewshot.adapters.stored_images import StoredImages
-from fewshot.bench.attempt import attempt
+from fewshot.bench.attempt import Attempt
 from fewshot.bench.config import ALL, Bench
 from fewshot.bench.mean_table import mean_table
 from fewshot.bench.plan import plan
@@ -413,7 +413,8 @@ def test_a_benchmark_runs_what_it_planned_and_leaves_out_what_cannot_be(
     assert names == {"zero-shot", "nearest-mean", "tip-adapter", "ridge", "linear-probe"}
     results: list[Run] = []
     for cell in planned.cells:
-        (result,), _ = attempt(tmp_path, [cell])  # raises where the run is not the one planned
+        # Raises where the run is not the one planned.
+        (result,), _ = Attempt(tmp_path, predictions=True)([cell])
         assert isinstance(result, Result)
         results.append(result)
     shown = tables.text(mean_table(results))

@@ -3,8 +3,8 @@
 import functools
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from cache.encoder import Encoder
@@ -17,6 +17,7 @@ from fewshot.bench.plan import Cell
 from fewshot.cross_dataset import transfer
 from fewshot.domain_adaptation import adapt
 from fewshot.endtoend.experiment import run
+from fewshot.endtoend.finished import named_checkpoint
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.endtoend.methods import configure as configure_trained
 from fewshot.evaluation import evaluate
@@ -38,27 +39,53 @@ class Failure:
     trace: str = ""
 
 
-def attempt(save: Path | None, cells: Sequence[Cell]) -> tuple[Sequence[Result | Failure], float]:
-    """Run the cells; return their outcomes and the elapsed seconds.
+@dataclass(frozen=True)
+class Attempt:
+    """How cells are run.
 
-    Args:
-        save: A folder to write predictions into.
-        cells: Cells that one fit serves: all alike but in what they test.
+    Attributes:
+        out: The folder of results, which keeps the checkpoint of a training for as long as that has
+            no result.
+        predictions: Whether to save predictions there.
+        note: Called with how far a training is.
     """
-    start = time.monotonic()
-    with silent_within():  # the benchmark shows its cells
-        return _outcomes(save, cells), time.monotonic() - start
+
+    out: Path
+    predictions: bool
+    note: Callable[[str], None] | None = None
+
+    def __call__(self, cells: Sequence[Cell]) -> tuple[Sequence[Result | Failure], float]:
+        """Run the cells; return their outcomes and the elapsed seconds.
+
+        Args:
+            cells: Cells that one fit serves: all alike but in what they test.
+        """
+        start = time.monotonic()
+        with silent_within():  # the benchmark shows its cells
+            return _outcomes(self, cells), time.monotonic() - start
+
+    @property
+    def save(self) -> Path | None:
+        """The folder of predictions, if they are saved."""
+        return self.out / "predictions" if self.predictions else None
 
 
-def _outcomes(save: Path | None, cells: Sequence[Cell]) -> Sequence[Result | Failure]:
+def checkpoint_of(out: Path, cell: Cell) -> Path:
+    """The checkpoint of a cell that is trained through the model."""
+    run, options = cell.run, cell.train
+    name = f"{run.method}-{run.dataset}-{run.shots}-{run.seed}"
+    return named_checkpoint(out, name, asdict(run), options.device, options.precision)
+
+
+def _outcomes(how: Attempt, cells: Sequence[Cell]) -> Sequence[Result | Failure]:
     """What comes of the cells; where one fit of them all fails, of each by itself."""
     try:
-        results = _evaluate(save, cells)
+        results = _evaluate(how, cells)
         for cell, result in zip(cells, results, strict=True):
             _require_planned(cell, result.run)
     except Exception as error:  # whatever it is, the other cells shall run
         if len(cells) > 1:
-            return [outcome for cell in cells for outcome in _outcomes(save, [cell])]
+            return [outcome for cell in cells for outcome in _outcomes(how, [cell])]
         if isinstance(error, UserError):
             return [Failure(" ".join(str(error).split()))]
         line = traceback.format_exception_only(error)[-1]
@@ -86,12 +113,12 @@ def _require_planned(cell: Cell, run: Run) -> None:
         )
 
 
-def _evaluate(save: Path | None, cells: Sequence[Cell]) -> list[Result]:
-    cell = cells[0]
+def _evaluate(how: Attempt, cells: Sequence[Cell]) -> list[Result]:
+    cell, save = cells[0], how.save
     store = cell.learned.reopened()
     method = cell.run.method
     if method in TRAINED:
-        return [_train(save, cell, store)]
+        return [_train(how, cell, store)]
     if cell.protocol.setting == "domain-adaptation":
         targets = [one.tested.reopened() for one in cells]
         return [adapt(store, target, method, cell.protocol, save=save) for target in targets]
@@ -103,21 +130,31 @@ def _evaluate(save: Path | None, cells: Sequence[Cell]) -> list[Result]:
     return [evaluate(store, method, cell.protocol, save=save)]
 
 
-def _train(save: Path | None, cell: Cell, store: FeatureStore) -> Result:
+def _train(how: Attempt, cell: Cell, store: FeatureStore) -> Result:
     """The result of a method that needs the model, and mostly the images, beside the store."""
     method = configure_trained(cell.run.method, cell.protocol.fixed, seed=cell.protocol.seed)
     options = cell.train
+    source = _source(store.dataset, options.data_root, options.max_pixels)
+    n_train = len(source.splits.get("train", ()))
+    steps = method.steps(int(cell.protocol.shots), len(source.classnames), n_train)
+
+    def watch(step: int, loss: float, accuracy: float) -> None:
+        if how.note is not None:
+            how.note(f"{method.step_name} {step} of {steps}")
+
     return run(
         method,
         _encoder(store.model, options.device, options.precision),
-        _source(store.dataset, options.data_root, options.max_pixels),
+        source,
         cell.protocol,
         store=store,
         crop_scale=options.crop_scale,
         flip=options.flip,
         official=options.official,
         save_memory=options.save_memory,
-        save=save,
+        checkpoint=checkpoint_of(how.out, cell),
+        watch=watch,
+        save=how.save,
     ).result
 
 

@@ -10,17 +10,17 @@ import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from cache.errors import UserError, count
-from fewshot.bench.attempt import Failure, attempt
+from fewshot.bench.attempt import Attempt, Failure, checkpoint_of
 from fewshot.bench.config import Bench
 from fewshot.bench.plan import BenchPlan, Cell
 from fewshot.bench.status import Display, Pace
 from fewshot.bench.workers import WorkerDiedError, each
+from fewshot.endtoend.finished import forget
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.results import log
 from fewshot.results.log import Result
@@ -64,9 +64,10 @@ def run(bench: Bench, plan: BenchPlan, say: Callable[[str], None]) -> BenchOutco
         for result in done.values():
             pace.learn(result, result.fit_seconds + result.predict_seconds)
         with Display(len(plan.cells), len(known), pace).shown() as display:
-            for cell, outcome, seconds in _outcomes(bench, tasks, display.started):
+            for cell, outcome, seconds in _outcomes(bench, tasks, display):
                 if isinstance(outcome, Result):
                     log.append(bench.out / "results.jsonl", outcome)
+                    forget(checkpoint_of(bench.out, cell))
                     known[cell.run] = outcome
                     pace.learn(cell.run, seconds)
                 else:
@@ -146,11 +147,13 @@ def _record(path: Path, bench: Bench, cell: Cell, failure: Failure) -> None:
 
 
 def _outcomes(
-    bench: Bench, tasks: Sequence[Task], started: Callable[[Cell], None]
+    bench: Bench, tasks: Sequence[Task], display: Display
 ) -> Iterator[tuple[Cell, Result | Failure, float]]:
     """Each cell with what came of it, and the seconds it took."""
-    run_one = partial(attempt, bench.out / "predictions" if bench.predictions else None)
-    for task, done in each(run_one, tasks, bench.jobs, lambda task: started(task[0])):
+    # Other processes have no way to the display.
+    note = display.note if bench.jobs == 1 else None
+    run_one = Attempt(bench.out, bench.predictions, note)
+    for task, done in each(run_one, tasks, bench.jobs, lambda task: display.started(task[0])):
         if isinstance(done, WorkerDiedError):
             done = [Failure(str(done))] * len(task), 0.0
         outcomes, seconds = done

@@ -92,6 +92,10 @@ class Display:
         self.current = cell.run.label
         self._show()
 
+    def note(self, how_far: str) -> None:
+        """How far the cell at hand is."""
+        self._show(how_far)
+
     def finished(self, cell: Cell) -> None:
         """The cell is done, well or not."""
         self.done += 1
@@ -106,10 +110,10 @@ class Display:
         else:
             self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _show(self) -> None:
+    def _show(self, how_far: str = "") -> None:
         left = self.pace.left()
         words = [] if left is None else [f"{progress.clock(left)} left"]
-        words += [self.current]
+        words += [self.current, how_far] if how_far else [self.current]
         if self.done == self.total:
             words = []
         if self.bar is not None:

@@ -113,6 +113,7 @@ def train(
     from fewshot.endtoend.experiment import run, store_of
     from fewshot.endtoend.finished import checkpoint_path, require_new
     from fewshot.endtoend.methods import configure
+    from fewshot.endtoend.processor import lacks_bf16
     from fewshot.endtoend.requirements import require_published
     from fewshot.open_set import checked_known, known_classes, parse_known
     from fewshot.results.log import append_new
@@ -145,13 +146,13 @@ def train(
     features = None if live else store_of(source, model, store)
     if features is not None:
         say(f"using {features.path}")
-    unlabeled, n_classes = chosen.unsupervised(), len(source.classnames)
-    n_images = len(source.splits.get("train", ())) if unlabeled else shots * n_classes
+    n_classes = len(source.classnames)
+    steps = chosen.steps(shots, n_classes, len(source.splits.get("train", ())))
     open_set = None if known is None else parse_known(known, source.dataset)
     if open_set is not None:
         n_classes = len(known_classes(source.classnames, checked_known(open_set)))
     asked: list[object] = [crop_scale, flip, official] + ([] if known is None else [known])
-    few = 0 if unlabeled else shots
+    few = 0 if chosen.unsupervised() else shots
     checkpoint = checkpoint_path(out, chosen, source, model, few, seed, *asked)
     if not resume:
         require_new(checkpoint)
@@ -160,7 +161,8 @@ def train(
     else:
         say(f"no checkpoint {checkpoint} to continue from; starting over")
     encoder = load(model, device=device, precision=precision)
-    steps = chosen.plan(shots, n_images).iterations
+    if precision == "bf16" and encoder.device.type == "cpu" and lacks_bf16():
+        say("this processor has no instructions for bf16; --precision fp32 is faster")
     with shown(
         chosen.name,
         steps,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from fewshot.endtoend import timm_attention
-from fewshot.endtoend.packing import Prompts
+from fewshot.endtoend.packing import LastTokens, Prompts
 from fewshot.endtoend.timm_attention import plain_linear, require_plain
 
 
@@ -51,7 +51,7 @@ class Attention(nn.Module):
         value: Tensor,
         *,
         need_weights: bool = False,
-        attn_mask: Tensor | Prompts | None = None,
+        attn_mask: Tensor | Prompts | LastTokens | None = None,
     ) -> tuple[Tensor, None]:
         """The attended tokens, shaped as `query`; and None, whether weights are wanted or not.
 
@@ -61,13 +61,13 @@ class Attention(nn.Module):
             value: What they see of those.
             need_weights: Not heeded; open_clip never asks for them.
             attn_mask: (L, L') to add to the logits, (B H, L, L') of each head, (B, 1, L, L') of
-                all heads, or `Prompts`.
+                all heads, or packed prompts'.
         """
         q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
         if not self.batch_first:
             q, k, v = (x.transpose(0, 1) for x in (q, k, v))
         q, k, v = (_split(x, self.heads) for x in (q, k, v))
-        if isinstance(attn_mask, Prompts):
+        if isinstance(attn_mask, Prompts | LastTokens):
             heads = attn_mask.attend(q, k, v)
         else:
             mask = None if attn_mask is None else attn_mask.to(q.dtype)

@@ -16,6 +16,7 @@ from cache.encoder import PRECISIONS, Encoder
 from cache.errors import UserError
 from cache.images import Preprocess
 from fewshot.endtoend.attention import unfuse
+from fewshot.endtoend.last_block import pool_early
 from fewshot.endtoend.parts.black_box import Search
 from fewshot.method import MethodInfo
 from fewshot.training import Schedule
@@ -49,6 +50,7 @@ class Clip:
         """A copy, so that the encoder stays what its store was made with."""
         model = copy.deepcopy(encoder.model)
         unfuse(model)
+        pool_early(model.visual)
         model.eval().requires_grad_(False)
         return cls(
             model,
@@ -272,6 +274,10 @@ class EndToEnd(MethodInfo):
     @abstractmethod
     def plan(self, shots: int, n_images: int) -> TrainingPlan:
         """How to train on N images, K of each class."""
+
+    def steps(self, shots: int, n_classes: int, n_train: int) -> int:
+        """The steps of training on K images of each of C classes, or on all N without labels."""
+        return self.plan(shots, n_train if self.unsupervised() else shots * n_classes).iterations
 
     @abstractmethod
     def optimizer(self, learner: Learner) -> Optimizer:

@@ -23,10 +23,20 @@ def checkpoint_path(
     out: Path, method: EndToEnd, source: Source, model: str, shots: int, seed: int, *more: object
 ) -> Path:
     """The checkpoint of a run: a name of its own for whatever was asked for."""
-    asked = [asdict(method), model, shots, seed, *more]
+    name = f"{method.name}-{source.dataset}-{shots}-{seed}"
+    return named_checkpoint(out, name, asdict(method), model, shots, seed, *more)
+
+
+def named_checkpoint(out: Path, name: str, *asked: object) -> Path:
+    """A file in a folder of results, which is called by a name and by all that was asked for."""
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
-    name = safe_name(f"{method.name}-{source.dataset}-{shots}-{seed}")
-    return out / "checkpoints" / f"{name}-{digest}.safetensors"
+    return out / "checkpoints" / f"{safe_name(name)}-{digest}.safetensors"
+
+
+def forget(checkpoint: Path) -> None:
+    """Remove a run's checkpoint, if it has one, and the note that it is finished."""
+    for file in (_note(checkpoint), checkpoint):
+        file.unlink(missing_ok=True)
 
 
 def require_new(checkpoint: Path) -> None:

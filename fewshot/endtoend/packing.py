@@ -61,3 +61,34 @@ class Prompts:
         """(H, C S, d) of the own tokens' (H, T, d), with zeros for padding."""
         c, s = self.shape
         return own.new_zeros(len(own), c * s, own.shape[2]).index_copy(1, self.places, own)
+
+    def attend_last(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The attention output of each prompt's last token, (1, H, C, d), from q of that shape.
+
+        Args:
+            q: Queries of these tokens alone.
+            k: (1, H, P + T, d), of all tokens, and so the next.
+            v: Values.
+        """
+        (c, s), p, (_, h, _, d) = self.shape, self.shared, q.shape
+        own_q = q[0] * d**-0.5
+        own_k, own_v = (self._table(x[0, :, p:]).view(h, c, s, d) for x in (k, v))
+        padding = torch.ones(c * s, dtype=torch.bool, device=q.device)
+        padding[self.places] = False
+        to_own = (own_q[:, :, None] @ own_k.transpose(2, 3))[:, :, 0]
+        to_own = to_own.masked_fill(padding.view(c, s), -torch.inf)
+        to_shared = own_q @ k[0, :, :p].transpose(1, 2)  # (H, C, P)
+        weights = torch.cat([to_shared, to_own], dim=2).softmax(dim=2).to(v.dtype)
+        own = (weights[:, :, None, p:] @ own_v)[:, :, 0]
+        return (own + weights[:, :, :p] @ v[0, :, :p])[None]
+
+
+@dataclass(frozen=True, eq=False)
+class LastTokens:
+    """The attention mask of the last token of each of the `prompts`: it sees the whole prompt."""
+
+    prompts: Prompts
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As `Prompts.attend`, of (1, H, C, d) queries of these tokens alone."""
+        return self.prompts.attend_last(q, k, v)

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cache.errors import UserError
-from fewshot.endtoend.packing import Prompts
+from fewshot.endtoend.last_block import pooled
+from fewshot.endtoend.packing import LastTokens, Prompts
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,8 +281,9 @@ def _features(tower: TextTower, prefix: Tensor, suffix: Tensor, end: Tensor) -> 
     position = tower.positions[: mask.shared + mask.shape[1]]
     own = suffix[:, : mask.shape[1]] + position[mask.shared :]
     row = torch.cat([prefix + position[: mask.shared], own.flatten(0, 1)[mask.places]])
-    tokens = tower.transformer(row[None], attn_mask=mask)[0]
-    return tower.project(tower.norm(tokens[mask.shared + (end + 1).cumsum(0) - 1]))
+    ends = mask.shared + (end + 1).cumsum(0) - 1
+    tokens = pooled(tower.transformer, row[None], ends, mask, LastTokens(mask))[0]
+    return tower.project(tower.norm(tokens))
 
 
 def _common(tokens: Tensor, end: Tensor) -> int:

@@ -22,6 +22,7 @@ from cache.errors import UserError
 from fewshot.checks import fraction, whole
 from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.parts.blocks import Towers
+from fewshot.endtoend.parts.dropout import ByteDropout
 from fewshot.endtoend.parts.lora_pro import LoRAPro
 from fewshot.endtoend.parts.weight_delta import (
     OnMatrices,
@@ -50,7 +51,7 @@ class LoRALinear(WeightDelta):
         generator: torch.Generator,
     ) -> None:
         super().__init__(plain)
-        self.scale, self.dropout = scale, nn.Dropout(dropout)
+        self.scale, self.dropout = scale, ByteDropout(dropout)
         self.A = nn.Parameter(drawn_weight(rank, plain.in_features, generator).to(plain.weight))
         self.B = nn.Parameter(plain.weight.new_zeros(plain.out_features, rank))
 

@@ -45,6 +45,9 @@ class PEFTMethod(EndToEnd):
         batch_size: Images per step.
         text_chunk: Prompts that go through a changed text tower at a time, 0 for all; fewer take
             less memory and a third more work.
+        share_prefix: In training with dropout, the words with which all prompts begin go through a
+            changed text tower once, and so share what is dropped of them; without it each prompt
+            has a draw of its own, as published.
         seed: Of what is drawn before training.
     """
 
@@ -56,6 +59,7 @@ class PEFTMethod(EndToEnd):
     weight_decay: float = 1e-2
     batch_size: int = 32
     text_chunk: int = 0
+    share_prefix: bool = False
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -108,11 +112,11 @@ class PEFTMethod(EndToEnd):
             chunk = self.text_chunk or None
 
             def text() -> Tensor:
-                # With dropout every prompt is to have a draw of its own.
+                drops = any(module.training for module in modules)
                 return text_tower.encode(
                     clip.model,
                     tokens,
-                    share_prefix=not any(module.training for module in modules),
+                    share_prefix=self.share_prefix or not drops,
                     chunk=chunk,
                     checkpointing=chunk is not None,
                 )

@@ -29,7 +29,10 @@ class WeightDelta(nn.Module):
     Attributes:
         plain: The module, with a weight, and a bias or None.
         shared: Factors that it has in common with other updates.
+        by_token: It treats tokens one by one.
     """
+
+    by_token: ClassVar[bool] = True
 
     def __init__(self, plain: nn.Module, shared: nn.ParameterDict | None = None) -> None:
         super().__init__()
