@@ -30,6 +30,7 @@ from fewshot.model_selection.calibration import Calibration
 from tests.modern_towers import coca
 from tests.toy_adapters import NAMES, fitted_adapter, fitted_classifier, trained_adapter
 
+Reader: Any = pytest.importorskip("fewshot_predict.reader").Reader
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -148,6 +149,8 @@ def test_the_card_s_code_prints_the_predicted_class(
     name, _, probability = capsys.readouterr().out.strip().rpartition(" ")
     assert name == NAMES[int(expected.argmax())]
     assert float(probability) == pytest.approx(float(expected.max()), abs=1e-4)
+    ranked = dict(Reader(folder).ranked(photo))  # by the package without torch
+    assert [ranked[name] for name in NAMES] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_the_file_tells_what_it_is(of_resnet: tuple[Encoder, Adapter, Path]) -> None:

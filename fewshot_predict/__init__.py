@@ -1,0 +1,1 @@
+"""Classify images with an exported adapter: onnxruntime, numpy and Pillow, nothing else."""

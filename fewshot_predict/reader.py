@@ -1,0 +1,165 @@
+"""The folder that `fewshot export --to onnx` or `--to hub` wrote, and images; no torch.
+
+It imports nothing of `fewshot`, which needs torch. Pillow scales and crops as the model's own
+preprocessing does, so that probabilities are those of `fewshot predict`.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+MODEL = "model.onnx"
+SLIVER = 64  # times as long as wide: of a longer image the middle is enough
+IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
+
+
+class ReaderError(Exception):
+    """A mistake that the user can fix, in one line."""
+
+
+class Reader:
+    """An exported classifier, ready to use.
+
+    Attributes:
+        classnames: C names by class id.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        path = Path(folder) / MODEL
+        if not path.is_file():
+            raise ReaderError(
+                f"no {MODEL} in {folder}; `fewshot export ADAPTER --to onnx` writes such a folder"
+            )
+        options: Any = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors alone
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+            about: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
+            self.classnames: tuple[str, ...] = tuple(json.loads(about["classes"]))
+            self._how: dict[str, Any] = json.loads(about["preprocessing"])
+        except Exception as error:  # onnxruntime's own kinds, which it does not export
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            raise ReaderError(f"{path} is no export of fewshot, or is damaged ({reason})") from None
+
+    def probabilities(self, image: Image.Image) -> NDArray[np.float32]:
+        """(C,) calibrated probabilities of one image."""
+        _, probabilities = self._session.run(None, {"pixels": pixels(image, self._how)[None]})
+        return np.asarray(probabilities[0], np.float32)
+
+    def ranked(self, path: Path) -> list[tuple[str, float]]:
+        """The classes of an image's file with their probabilities, most probable first.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        with Image.open(path) as image:
+            p = self.probabilities(image)
+        order = np.argsort(-p, kind="stable")
+        return [(self.classnames[k], float(p[k])) for k in order]
+
+
+def pixels(image: Image.Image, how: Mapping[str, Any]) -> NDArray[np.float32]:
+    """(3, H, W) standardized pixels, by the preprocessing in the model's file.
+
+    Raises:
+        OSError: The image has gray values of more than 8 bits, or cannot be decoded.
+    """
+    image.load()
+    if image.mode.startswith("I") or image.mode == "F":
+        raise OSError("gray of more than 8 bits; convert it to 8, or use `fewshot predict`")
+    if how["exif"]:
+        image = ImageOps.exif_transpose(image)
+    cropped = _cropped(image.convert("RGB"), how)
+    mean, std = np.float32(how["mean"]), np.float32(how["std"])
+    standardized = (np.asarray(cropped, np.float32) / 255 - mean) / std
+    return np.ascontiguousarray(standardized.transpose(2, 0, 1), np.float32)
+
+
+def _cropped(image: Image.Image, how: Mapping[str, Any]) -> Image.Image:
+    """The (size, size) crop that the model takes."""
+    size = int(how["size"])
+    side = math.floor(size / how.get("crop_pct", 1.0))  # before the crop
+    bilinear = how["interpolation"].endswith("bilinear")
+    method = Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC
+    if how["resize_mode"] == "longest":
+        scale = max(image.size) / size
+        w, h = (round(length / scale) for length in image.size)
+        canvas = Image.new("RGB", (size, size), (how["fill_color"],) * 3)
+        canvas.paste(image.resize((w, h), method), ((size - w) // 2, (size - h) // 2))
+        return canvas
+    w = h = side
+    if how["resize_mode"] == "shortest":
+        image = _middle(image)
+        w, h = (side * length // min(image.size) for length in image.size)
+    left, top = round((w - size) / 2), round((h - size) / 2)
+    return image.resize((w, h), method).crop((left, top, left + size, top + size))
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """The middle of a sliver, whose ends are cut off anyway."""
+    cut = max(0, max(image.size) - SLIVER * min(image.size)) // 2
+    left, top = (cut, 0) if image.width > image.height else (0, cut)
+    return image.crop((left, top, image.width - left, image.height - top)) if cut else image
+
+
+def files(names: Sequence[str]) -> Iterator[Path]:
+    """The files that are meant; of a folder the images below it, sorted."""
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES)
+        else:
+            yield path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the most probable classes of each image; 2 where nothing could be classified."""
+    parser = argparse.ArgumentParser(
+        prog="fewshot-predict",
+        description="Classify images with what `fewshot export --to onnx` wrote.",
+    )
+    parser.add_argument("folder", help="folder with model.onnx")
+    parser.add_argument("images", nargs="+", help="images, or folders of them")
+    parser.add_argument("--top", type=int, default=5, help="number of classes to print (5)")
+    parser.add_argument("--format", choices=("table", "jsonl"), default="table")
+    asked = parser.parse_args(arguments)
+    done = 0
+    try:
+        if asked.top < 1:
+            raise ReaderError(f"--top must be at least 1; got {asked.top}")
+        reader = Reader(asked.folder)
+        for path in files(asked.images):
+            try:
+                best = reader.ranked(path)[: asked.top]
+            except Exception as error:  # decoders raise more than OSError
+                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                print(f"cannot read {path}: {reason}", file=sys.stderr)
+                continue
+            done += 1
+            print(_line(path, best, asked.format), flush=True)
+        if not done:
+            raise ReaderError("none of the images can be read; give others")
+    except ReaderError as error:
+        print(f"fewshot-predict: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _line(path: Path, best: Sequence[tuple[str, float]], form: str) -> str:
+    if form == "jsonl":
+        names, p = zip(*best, strict=True)
+        return json.dumps(
+            {"path": str(path), "label": names[0], "classes": names, "probabilities": p}
+        )
+    return f"{path}  " + ", ".join(f"{name} {100 * p:.1f}" for name, p in best)
