@@ -4,19 +4,20 @@ All of them map the same function over the shards of new images, and one process
 so all give the same store.
 """
 
+import contextlib
 import importlib
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from multiprocessing import get_context
 from typing import Any
 
 import torch
 
 from cache.encoder import Encoder
-from cache.errors import UserError, unknown
+from cache.errors import UserError, printable, unknown
 from cache.loading import load
 from cache.orphans import end_with_parent
 from cache.shards import Cropping, Encoded, Shard, encode_shard
@@ -73,23 +74,38 @@ def run(
         processes: Worker processes or actors.
 
     Raises:
-        UserError: Ray is not installed, or the cluster is too small.
+        UserError: Ray is not installed or does not start, or the cluster is too small.
     """
-    if engine == "serial":
-        for shard in shards:
-            keep(encode_shard(cropping, shard, encoder, workers=workers, advance=advance))
-        return
-    first = next(shards, None)
-    if first is None:  # no process loads a model for nothing
-        return
 
     def take(encoded: Encoded) -> None:
         keep(encoded)
         advance(len(encoded.contents))
 
-    run_in = {"process": _run_processes, "ray": _run_ray}[engine]
-    setup = (cropping, EncoderSpec.of(encoder), workers, processes, threads(engine, processes))
-    run_in(chain([first], shards), take, setup)
+    each = threads(engine, processes)
+    if engine != "serial":
+        first = list(islice(shards, 2))
+        shards = chain(first, shards)
+        if len(first) > 1:
+            run_in = {"process": _run_processes, "ray": _run_ray}[engine]
+            run_in(shards, take, (cropping, EncoderSpec.of(encoder), workers, processes, each))
+            return
+    # One shard is the work of one process, and this one has the model; another takes 6 s to start.
+    with _on_threads(each):
+        for shard in shards:
+            keep(encode_shard(cropping, shard, encoder, workers=workers, advance=advance))
+
+
+@contextlib.contextmanager
+def _on_threads(n: int) -> Iterator[None]:
+    """Let torch run on so many threads for a while, for the bits of a feature depend on it."""
+    before = torch.get_num_threads()
+    if n != before:
+        torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        if n != before:
+            torch.set_num_threads(before)
 
 
 def threads(engine: str, processes: int) -> int:
@@ -161,7 +177,7 @@ def _run_ray(shards: Iterator[Shard], take: Callable[[Encoded], None], setup: Se
     cropping, spec, workers, processes, each = setup
     started = not ray.is_initialized()
     if started:
-        ray.init(include_dashboard=False, log_to_driver=False)
+        _start_ray(ray)
     try:
         gpus = 1 if spec.device == "cuda" else 0
         cpus = 0.5  # Ray hangs without a word when actors hold every CPU
@@ -181,6 +197,18 @@ def _run_ray(shards: Iterator[Shard], take: Callable[[Encoded], None], setup: Se
     finally:
         if started:
             ray.shutdown()
+
+
+def _start_ray(ray: Any) -> None:
+    """Connect to the cluster, or start Ray on this machine, for which it gives itself 30 s."""
+    try:
+        ray.init(include_dashboard=False, log_to_driver=False)
+    except Exception as error:  # of as many types as reasons
+        reason = printable((str(error).strip() or repr(error)).splitlines()[0])
+        raise UserError(
+            f"Ray does not start here ({reason:.150}); run `ray start --head` first, which may "
+            "take its time on a busy machine, and then this again, or use --engine process"
+        ) from error
 
 
 def _check_room(have: dict[str, Any], need: dict[str, float]) -> None:

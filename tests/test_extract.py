@@ -1,10 +1,12 @@
 import hashlib
 import io
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -23,6 +25,7 @@ from cache.extract import extract
 from cache.identity import Recipe, identity_of
 from cache.loading import load
 from cache.prompts import from_templates, prompt_sets
+from cache.shards import Encoded, encode_shard
 from cache.source import Source, resolve_folder
 from cache.store import FeatureStore
 from cache.store_check import verify
@@ -412,6 +415,48 @@ def test_leftovers_of_a_killed_run_are_cleared(
 def test_an_unknown_engine_is_refused(photos: Source, encoder: Encoder, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown engine 'rya'; did you mean 'ray'"):
         extract(photos, encoder, recipe_of(photos), tmp_path / "s.h5", engine="rya")
+
+
+def test_images_of_one_shard_start_no_process_and_have_the_bytes_of_one(
+    photos: Source, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serial, alone = tmp_path / "serial.h5", tmp_path / "alone.h5"
+    before = torch.get_num_threads()
+    at_work: list[int] = []
+
+    def noted(*arguments: Any, **options: Any) -> Encoded:
+        at_work.append(torch.get_num_threads())
+        return encode_shard(*arguments, **options)
+
+    monkeypatch.setattr(engines, "encode_shard", noted)
+    monkeypatch.setattr(engines, "ProcessPoolExecutor", None)
+    torch.set_num_threads(2)
+    try:
+        extract(photos, encoder, recipe_of(photos), alone, engine="process", processes=2)
+        assert at_work == [1]
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        extract(photos, encoder, recipe_of(photos), serial)
+    finally:
+        torch.set_num_threads(before)
+    assert alone.read_bytes() == serial.read_bytes()
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_ray_that_does_not_start_is_said_in_one_line(
+    photos: Source, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(**options: object) -> None:
+        raise Exception("The current node timed out during startup. This\ncould happen")
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=late)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with pytest.raises(
+        UserError, match=r"\ARay does not start here \(The current node timed .*ray start --head"
+    ) as caught:
+        extract(photos, encoder, recipe_of(photos), tmp_path / "s.h5", engine="ray")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "s.h5").exists()
 
 
 @pytest.mark.usefixtures("small_shards")
