@@ -22,6 +22,7 @@ from fewshot.adapters.export.exporting import export
 from fewshot.adapters.opened_adapter import open_adapter
 from fewshot.adapters.predict import predict
 from fewshot.adapters.stored_images import StoredImages
+from fewshot.adapters.stored_images import opened as opened_for
 from fewshot.bench.benchmark import run
 from fewshot.bench.config import Bench
 from fewshot.bench.plan import plan
@@ -274,9 +275,25 @@ def test_a_pairs_adapter_classifies_images_by_both_models(
         torch.testing.assert_close(values, row, atol=1e-5, rtol=1e-4)
     with pytest.raises(UserError, match="an export takes one crop of an image, and the two models"):
         export(path, "onnx")
-    store = FeatureStore.open(store_path(tmp_path / "f", "photos-all", "tiny"))
-    with pytest.raises(UserError, match=r"this adapter is of a pair, .* has one model's features"):
-        StoredImages(adapter, store)
+    stores = [store_path(tmp_path / "f", "photos-all", name) for name in pair_names(model) or ()]
+    both = opened_for(adapter, stores[::-1])
+    stored = {one.path: one for one in StoredImages(adapter, both).predictions()}
+    for one in got:
+        again = stored[Path(one.path).relative_to(photos).as_posix()]
+        assert again.classes == one.classes
+        torch.testing.assert_close(again.probabilities, one.probabilities, atol=2e-3, rtol=1e-2)
+    for files, said in (
+        (stores[1:], r"local-dir:.*, so --store must be given twice, .*; got 1 store"),
+        (stores[1:] * 2, "another model's features mean something else"),
+    ):
+        with pytest.raises(UserError, match=said):
+            StoredImages(adapter, opened_for(adapter, files))
+    with pytest.raises(UserError, match=r"this adapter is of local-dir:.*, and .* is not"):
+        StoredImages(adapter, FeatureStore.open(stores[1]))
+    with pytest.raises(UserError, match=r"this adapter is of tiny, and .* is not"):
+        StoredImages(replace(adapter, beside=None), both)
+    with pytest.raises(UserError, match="so --store must be given once; got 2 stores"):
+        opened_for(replace(adapter, beside=None), stores)
     with pytest.raises(UserError, match="is one model; give --model the like of it"):
         open_adapter(path, model="ViT-B-32/openai")
     swapped = "+".join(reversed(pair_names(model) or ()))

@@ -1,16 +1,17 @@
 """Images of which a store has the features: classified without files and without a model."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import torch
 
-from cache.errors import UserError
+from cache.errors import UserError, count
+from cache.pair import Pair, paired
 from cache.progress import progress
 from cache.split import Split
 from cache.store import FeatureStore
@@ -35,7 +36,7 @@ class StoredImages:
 
     Args:
         adapter: What classifies them.
-        store: Where the features are.
+        store: Where the features are; of an adapter of two models, a pair.
         split: One split alone.
         asked: The form of the predictions.
 
@@ -96,7 +97,7 @@ class StoredImages:
 
 def run(
     adapter: Path,
-    store: Path,
+    stores: Sequence[Path],
     *,
     out: TextIO,
     say: Callable[[str], None],
@@ -110,7 +111,7 @@ def run(
 
     Args:
         adapter: Its file.
-        store: The store's file.
+        stores: The store's file; for an adapter of two models those of both, in any order.
         out: Where predictions are written, line by line, unless `to` is given.
         say: Called with notes.
         split: One split alone.
@@ -121,7 +122,7 @@ def run(
         asked: The form of the predictions.
 
     Raises:
-        UserError: As `StoredImages`, or `to` cannot be what it is to be.
+        UserError: As `StoredImages` and `opened`, or `to` cannot be what it is to be.
     """
     in_parts = to is not None and not to.suffix
     if shard and not in_parts:
@@ -130,8 +131,9 @@ def run(
         output.require_format(form)
     else:
         form = prediction_parts.require_form(to, form)
-    learned, opened = load_adapter(adapter), FeatureStore.open(store)
-    images = StoredImages(learned, opened, split, asked)
+    learned = load_adapter(adapter)
+    store = opened(learned, stores)
+    images = StoredImages(learned, store, split, asked)
     if in_parts and images.jointly:
         raise UserError(
             f"{learned.method} classifies all images jointly, so not in parts; give --out FILE"
@@ -147,7 +149,7 @@ def run(
     elif in_parts:
         of = {
             "adapter": sha256(adapter_file(adapter).read_bytes()).hexdigest(),
-            "store": opened.fingerprint,
+            "store": store.fingerprint,
             "split": split,
             **asdict(asked),
         }
@@ -160,25 +162,55 @@ def run(
     return PredictionCounts(counts["classified"], counts["unknown"], 0, there)
 
 
+def opened(adapter: Adapter, files: Sequence[Path]) -> FeatureStore:
+    """The store of the adapter's model; those of its two models as a pair, with its weight.
+
+    Raises:
+        UserError: One too many or too few is given, or two are of different images.
+    """
+    stores = [FeatureStore.open(file) for file in files]
+    need = 1 if adapter.beside is None else 2
+    if len(stores) != need:
+        raise UserError(
+            f"this adapter is of {adapter.model_name}, so --store must be given "
+            f"{'once' if need == 1 else 'twice, for the store of each model'}; got "
+            f"{count(len(stores), 'store')}"
+        )
+    if adapter.beside is None:
+        return stores[0]
+    name = adapter.beside.model["name"]
+    first, second = sorted(stores, key=lambda store: store.model != name)
+    return paired(first, second).at(adapter.beside.weight)
+
+
 def _require_same_features(adapter: Adapter, store: FeatureStore) -> None:
     """Raise unless a store's images went to features as the adapter's training images did."""
-    if adapter.beside is not None:
+    beside = adapter.beside
+    if (beside is not None) != isinstance(store, Pair):
+        raise UserError(f"this adapter is of {adapter.model_name}, and {store.path} is not")
+    if beside is not None and isinstance(store, Pair):
+        _require_model_and_crops(beside.model, beside.preprocessing, store.beside)
+        store = store.alone
+    _require_model_and_crops(adapter.model, adapter.preprocessing, store)
+
+
+def _require_model_and_crops(
+    recorded: Mapping[str, Any], prepared: Mapping[str, Any], store: FeatureStore
+) -> None:
+    """Raise unless a store is of the model and the preprocessing that an adapter records."""
+    require_model(recorded, {**store.identity["model"], "dim": store.dim})
+    if not recorded.get("weights") and recorded["name"] != store.model:
         raise UserError(
-            f"this adapter is of a pair, {adapter.model_name}, and {store.path} has one model's "
-            "features; name images or a folder"
-        )
-    model = store.identity["model"]
-    require_model(adapter.model, {**model, "dim": store.dim})
-    if not adapter.model.get("weights") and adapter.model_name != store.model:
-        raise UserError(
-            f"this adapter was made with {adapter.model_name}, and {store.path} is of "
+            f"this adapter was made with {recorded['name']}, and {store.path} is of "
             f"{store.model}; name a store of the same model"
         )
-    have, want = store.identity.get("preprocessing") or {}, adapter.preprocessing
-    differ = [key for key in want if key in have and have[key] != want[key]]
+    have = store.identity.get("preprocessing") or {}
+    differ = [key for key in prepared if key in have and have[key] != prepared[key]]
     if differ:
-        told = ", ".join(f"{key} {have[key]} there, {want[key]} for the adapter" for key in differ)
+        said = ", ".join(
+            f"{key} {have[key]} there, {prepared[key]} for the adapter" for key in differ
+        )
         raise UserError(
-            f"the images of {store.path} were prepared otherwise than the adapter's ({told}); "
+            f"the images of {store.path} were prepared otherwise than the adapter's ({said}); "
             "extract them again, or fit again"
         )

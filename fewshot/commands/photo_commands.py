@@ -107,10 +107,11 @@ def predict(
         ),
     ] = None,
     store: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             metavar="STORE.h5",
-            help="Classify the images of this store by their features instead: no image is read.",
+            help="Classify the images of this store by their features instead: no image is read. "
+            "For an adapter of two models, repeat it with the other's store.",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -172,7 +173,7 @@ def predict(
 
     Unreadable images are reported and skipped.
     """
-    if store is not None:
+    if store:
         if images:
             raise UserError("give images or --store, not both")
         from fewshot.adapters.image_results import PredictionForm
