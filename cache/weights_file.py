@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from cache.errors import UserError, printable
@@ -64,14 +64,14 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         raise UserError(f"no weights in {file}: there is no such file; give ARCH@PATH/TO/FILE.pt")
     try:
         found = _read(file)
-    except UnpicklingError as error:  # torch's words are advice to run what is in the file
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = printable((str(error).strip() or repr(error)).splitlines()[0])
+        raise UserError(f"cannot read weights from {file}: {reason:.160}; {FORMS}") from error
+    except Exception as error:  # unpickling's words are of opcodes, or advice to run the file
         raise UserError(
             f"cannot read weights from {file}: it is no such file, or holds more than tensors; "
             f"{FORMS}"
         ) from error
-    except Exception as error:
-        reason = printable((str(error).strip() or repr(error)).splitlines()[0])
-        raise UserError(f"cannot read weights from {file}: {reason:.160}; {FORMS}") from error
     for key in NESTED:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]

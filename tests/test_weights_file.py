@@ -79,6 +79,7 @@ class Harmful:
     [
         (None, "there is no such file"),
         (b"print('no weights')", "it is no such file, or holds more than tensors"),
+        (b"hello", r"weights\.pt: it is no such file, or holds"),  # a KeyError of unpickling
         (Harmful(), "it is no such file, or holds more than tensors"),
         ({"lr": 0.1}, "holds no weights by name"),
         ([torch.zeros(2)], "holds no weights by name"),
