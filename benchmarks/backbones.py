@@ -2,11 +2,12 @@
 
     python benchmarks/backbones.py [FAMILY ...]
 
-Towers that are a row of blocks are cut to one block, which changes nothing that is asked here. Where
-a tokenizer would be fetched, each word has one token. Of a trained method, the cell says if it finds
-its place in the model and gives finite text; what a refusal says stands below. The last columns are
-of `export`: an update of matrices folded into the model's own weights, and an ONNX file that
-computes what the model does. Prints the table of docs/guide/backbones.md, or the rows of the named families.
+Towers that are a row of blocks are cut to one block, which changes nothing that is asked here.
+Where a tokenizer would be fetched, each word has one token. Of a trained method, the cell says if
+it finds its place in the model and gives finite text; what a refusal says stands below. The last
+columns are of `export`: an update of matrices folded into the model's own weights, and an ONNX
+file that computes what the model does. Prints the table of docs/guide/backbones.md, or the rows of
+the named families.
 """
 
 import logging
