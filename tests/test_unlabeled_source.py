@@ -6,6 +6,7 @@ import pytest
 
 from cache.errors import UserError
 from cache.extract import extract
+from cache.hdf5 import digest
 from cache.identity import Recipe
 from cache.loading import load
 from cache.preflight import check
@@ -92,12 +93,12 @@ def test_a_store_without_labels_serves_methods_that_need_none(photos: Path, name
     assert np.array_equal(store.split("train").features([2]), store.features("train")[[2]])
 
 
-def test_labels_below_zero_are_refused_where_the_images_have_labels(
-    photos: Path, names: Path
-) -> None:
+def test_a_label_among_images_without_labels_is_refused(photos: Path, names: Path) -> None:
     source, path = find_unlabeled(str(photos), names), photos.parent / "tiny.h5"
     extract(source, load("tiny", device="cpu"), Recipe({}), path)
     with h5py.File(path, "r+") as file:
         file["train/labels"][3] = 1
-    with pytest.raises(UserError, match="damaged"):
+        file.flush()
+        file["train/labels"].attrs["sha256"] = np.bytes_(digest(path, file["train/labels"]))
+    with pytest.raises(UserError, match=r"/train/labels: -1..1, for images without labels"):
         FeatureStore.open(path)
