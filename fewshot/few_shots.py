@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from cache.errors import UserError
+from cache.source import Source
 from cache.split import Split
 from cache.store import FeatureStore
 from fewshot.protocol import HALVES, Protocol
@@ -12,18 +14,27 @@ from fewshot.sampling import Rows, Sample, halves, restrict
 from fewshot.support import SupportSet
 
 
-def base_and_new(store: FeatureStore, setting: str) -> tuple[range, range]:
+def base_and_new(of: FeatureStore | Source, setting: str) -> tuple[range, range]:
     """The classes to learn from images, and those to know by name.
+
+    Args:
+        of: Their images, encoded or not.
+        setting: The setting that asks for them.
 
     Raises:
         UserError: They are too few for the setting.
     """
-    labels = store.labels("train") if "train" in store.splits else ()
-    base, new = halves(labels, store.n_classes)
+    n_classes, labels = len(of.classnames), np.zeros(0, np.int64)
+    if "train" in of.splits:
+        if isinstance(of, Source):
+            labels = np.array([item.label for item in of.splits["train"]], np.int64)
+        else:
+            labels = of.labels("train")
+    base, new = halves(labels, n_classes)
     if len(new) < 2:
         raise UserError(
             f"{setting} needs four classes or more, two to tell apart in each half; "
-            f"{store.dataset} has {store.n_classes}; leave {setting} out"
+            f"{of.dataset} has {n_classes}; leave {setting} out"
         )
     return base, new
 

@@ -193,6 +193,8 @@ class _Ask:
                 return (
                     f"{name} is trained through one model, and {self.pair.learned.model} is a pair"
                 )
+            if setting in HALVES:
+                return f"bench trains {name} on all classes; use fewshot train --base-to-new"
             try:
                 require_few_shots(self.method, self.protocol)
                 if self.bench.train.official:

@@ -13,6 +13,7 @@ from fewshot.commands.options import (
     FEW_SHOT,
     OUTPUT,
     SEED,
+    BaseToNewOption,
     BlendOption,
     ImbalanceOption,
     JsonOption,
@@ -95,14 +96,7 @@ def fit(
         Path | None,
         typer.Option(help="Write the few shots drawn to this file.", rich_help_panel=OUTPUT),
     ] = None,
-    base_to_new: Annotated[
-        bool,
-        typer.Option(
-            "--base-to-new",
-            help="Learn the first half of the classes, and test on both halves.",
-            rich_help_panel=FEW_SHOT,
-        ),
-    ] = False,
+    base_to_new: BaseToNewOption = False,
     generalized: Annotated[
         bool,
         typer.Option(

@@ -101,6 +101,14 @@ BlendOption = Annotated[
         rich_help_panel=FEW_SHOT,
     ),
 ]
+BaseToNewOption = Annotated[
+    bool,
+    typer.Option(
+        "--base-to-new",
+        help="Learn the first half of the classes, and test on both halves.",
+        rich_help_panel=FEW_SHOT,
+    ),
+]
 SynthesizeOption = Annotated[
     str | None,
     typer.Option(

@@ -15,6 +15,7 @@ from fewshot.commands.options import (
     MAX_PIXELS,
     OUTPUT,
     SEED,
+    BaseToNewOption,
     DataRootOption,
     DatasetOption,
     DeviceOption,
@@ -33,6 +34,7 @@ from fewshot.commands.options import (
     SettingsOption,
     ShotsOption,
     StoreOption,
+    SynthesizeOption,
     WorkersOption,
     parse_pairs,
 )
@@ -70,6 +72,8 @@ def train(
         ),
     ] = None,
     official: OfficialOption = False,
+    base_to_new: BaseToNewOption = False,
+    synthesize: SynthesizeOption = None,
     known: KnownOption = None,
     score: ScoreOption = None,
     device: DeviceOption = "auto",
@@ -115,6 +119,7 @@ def train(
     from fewshot.endtoend.methods import configure
     from fewshot.endtoend.processor import lacks_bf16
     from fewshot.endtoend.requirements import require_published
+    from fewshot.few_shots import base_and_new
     from fewshot.open_set import checked_known, known_classes, parse_known
     from fewshot.results.log import append_new
     from fewshot.results.summaries import accuracy_table
@@ -140,6 +145,12 @@ def train(
         raise UserError("--score separates known images from unknown ones; give --known as well")
     if known is not None and save is not None:
         raise UserError("--save keeps one adapter of all classes; leave --known out")
+    if base_to_new and known is not None:
+        raise UserError("--known and --base-to-new are two settings; give one")
+    if base_to_new and save is not None:
+        raise UserError("--save keeps one adapter of all classes; leave --base-to-new out")
+    if synthesize is not None and not base_to_new:
+        raise UserError("--synthesize makes features of new classes; give --base-to-new as well")
     if official:
         require_published(chosen, changed=[*fixed, *crops_asked(crop_scale, flip)])
     source = find(dataset, manifest, root=data_root, max_pixels=max_pixels)
@@ -151,7 +162,12 @@ def train(
     open_set = None if known is None else parse_known(known, source.dataset)
     if open_set is not None:
         n_classes = len(known_classes(source.classnames, checked_known(open_set)))
+    if base_to_new:
+        base, _ = base_and_new(source, "base-to-new")
+        steps = chosen.steps(shots, len(base), 0)  # images of new classes are not trained on
+        n_classes = n_classes if synthesize else len(base)
     asked: list[object] = [crop_scale, flip, official] + ([] if known is None else [known])
+    asked += [["base-to-new", synthesize]] if base_to_new else []
     few = 0 if chosen.unsupervised() else shots
     checkpoint = checkpoint_path(out, chosen, source, model, few, seed, *asked)
     if not resume:
@@ -178,6 +194,8 @@ def train(
             seed=seed,
             fixed=list(fixed),
             known=open_set,
+            setting="base-to-new" if base_to_new else "few-shot",
+            synthesize=synthesize,
             score=score or "mcm",
             store=features,
             crop_scale=crop_scale,

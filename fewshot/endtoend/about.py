@@ -25,6 +25,7 @@ def about_training(
     seed: int,
     store: FeatureStore | None = None,
     views: bool = True,
+    synthesized: str | None = None,
 ) -> str:
     """All that a training's outcome depends on.
 
@@ -39,6 +40,7 @@ def about_training(
         seed: Of all that is random.
         store: Features that take the place of images.
         views: Learn from the store's views.
+        synthesized: Fingerprint of what features of new classes are made of, if some are.
     """
     data = [
         list(map(list, zip(paths, labels.tolist(), strict=True))),
@@ -60,4 +62,6 @@ def about_training(
     }
     if store is not None and not views:  # unsaid where views are, as it always was
         what["views"] = False
+    if synthesized is not None:
+        what["synthesized"] = synthesized
     return json.dumps(what, sort_keys=True)

@@ -9,7 +9,6 @@ from typing import Any, Unpack
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cache.digests import of_images
 from cache.encoder import Encoder
@@ -17,11 +16,13 @@ from cache.location import default_root, store_path
 from cache.source import Source
 from cache.store import FeatureStore
 from fewshot.endtoend.about import about_training
-from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
+from fewshot.endtoend.batches import center_features, live_batches, stored_batches
+from fewshot.endtoend.class_halves import ClassHalves, beside
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner
 from fewshot.endtoend.crops import augmented, chosen_by_hand, crops_asked, learns_live
 from fewshot.endtoend.evolve import evolve
 from fewshot.endtoend.finished import finish, finished
-from fewshot.endtoend.photos import PhotoBatches, center_crops, require_images
+from fewshot.endtoend.photos import center_crops, require_images
 from fewshot.endtoend.requirements import (
     require_few_shots,
     require_published,
@@ -30,7 +31,7 @@ from fewshot.endtoend.requirements import (
     require_splits,
 )
 from fewshot.endtoend.testing import classify
-from fewshot.endtoend.train import Batches, Watch, train
+from fewshot.endtoend.train import Watch, train
 from fewshot.endtoend.training_set import TrainingSet
 from fewshot.fitting import asked_of
 from fewshot.metrics import accuracy, harmonic_mean
@@ -39,7 +40,6 @@ from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result
 from fewshot.results.prediction_files import digest_of_images
 from fewshot.run import Run
-from fewshot.sampling import Rows
 from fewshot.tested import image_digest, result_of
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -86,7 +86,9 @@ def run(
     """Draw the few shots, train on them, and only then classify the test split.
 
     A method that learns from unlabeled images is given all train images instead, by number; no
-    label reaches it. With `known`, it is tested as `evaluation.evaluate` tests an open set.
+    label reaches it. With `known`, it is tested as `evaluation.evaluate` tests an open set. In the
+    setting base-to-new it learns the base classes and is tested as `new_classes.base_to_new` tests;
+    with `synthesize`, it learns from features of the new classes as well.
 
     A method that leaves the image tower alone learns from the store's features where there is a
     store of the same weights, from a fresh view in each epoch if it has views; without one, and for
@@ -138,6 +140,7 @@ def run(
     if save_memory:
         clip.save_memory()
     plan = augmented(method.plan(drawn.shots, len(paths)), crop_scale, flip)
+    halves = ClassHalves.of(method, encoder, source, learner, protocol, store)
     n_views = store.split("train").n_views * protocol.views if store else 0
     live = learns_live(on_images=learner.images is not None, n_views=n_views, official=official)
     stored = None if live else store
@@ -161,15 +164,16 @@ def run(
     about = about_training(
         method, plan, encoder, source, names, paths, labels,
         seed=protocol.seed, store=stored, views=protocol.views,
+        synthesized=None if halves is None else halves.fingerprint,
     )  # fmt: skip
     before = finished(checkpoint, about, planned)
     if stored is not None:
-        batches = _stored(stored, drawn.rows, protocol.views)
+        batches = stored_batches(stored, drawn.rows, protocol.views)
     else:
         if before is None:
             tested = [item.path for item in source.splits["test"]]
             require_images(source, paths + tested, workers=workers)
-        batches = _live(learner, encoder, source, paths, plan, protocol.seed, workers)
+        batches = live_batches(learner, encoder, source, paths, plan, protocol.seed, workers)
     start = time.perf_counter()
     if learner.calibrate is not None:
         pixels = center_crops(
@@ -177,8 +181,14 @@ def run(
         )
         learner.calibrate(pixels, labels)
     if learner.survey is not None and before is None:
-        learner.survey(_features(encoder, source, paths, stored, batch_size, workers))
-    measures, complaint = {}, ""
+        learner.survey(center_features(encoder, source, paths, stored, batch_size, workers))
+    measures: dict[str, float] = {}
+    complaint = ""
+    if halves is not None and before is None:
+        made = halves.synthesized(encoder, source)
+        if made is not None:
+            learner = beside(learner, made, min(plan.batch_size, len(paths)))
+            measures = made.measures
     if learner.search is not None:
         measures = evolve(
             learner, plan, batches, labels, checkpoint=checkpoint, about=about, watch=watch
@@ -194,22 +204,31 @@ def run(
     if before is not None:
         return Trained(learner, clip, before, complaint, again=True)
     trained = time.perf_counter()
-    predicted, sure = classify(
-        learner, clip, source, stored, batch_size=batch_size, workers=workers, advance=advance,
-        sureness=lambda logits: knownness(logits, protocol.score, clip.logit_scale),
-    )  # fmt: skip
-    predicted = torch.tensor(drawn.classes)[predicted]
     truth = torch.tensor([item.label for item in source.splits["test"]])
-    rows, accuracies, overall = np.arange(len(truth)), {}, None
+    rows, overall = np.arange(len(truth)), None
+    accuracies: dict[str, float] = {}
+    if halves is not None:
+        predicted, rows, accuracies = halves.classify(
+            learner, clip, source, stored, batch_size=batch_size, workers=workers, advance=advance
+        )
+        overall = harmonic_mean(accuracies["base"], accuracies["new"])
+    else:
+        predicted, sure = classify(
+            learner, clip, source, stored,
+            batch_size=batch_size, workers=workers, advance=advance,
+            sureness=lambda logits: knownness(logits, protocol.score, clip.logit_scale),
+        )  # fmt: skip
+        predicted = torch.tensor(drawn.classes)[predicted]
     if protocol.known is not None:
         ours = known_among(truth, drawn.classes, source.dataset)
         rows = np.flatnonzero(ours)
-        right = accuracy(predicted[rows], truth[rows])
+        predicted = predicted[rows]
+        right = accuracy(predicted, truth[rows])
         accuracies = separated(right, sure.numpy(), ours)
         overall = harmonic_mean(right, accuracies["auroc"])
     result = result_of(
         planned,
-        predicted[rows],
+        predicted,
         truth[rows],
         source.classnames,
         digest_of_images(source.dataset, truth.numpy(), rows),
@@ -229,50 +248,6 @@ def run(
     if checkpoint is not None:
         finish(checkpoint, about, result)
     return Trained(learner, clip, result, complaint)
-
-
-def _stored(store: FeatureStore, rows: Rows, with_views: bool) -> Batches:
-    """Features (B, D) from the store: in each epoch another view, or the center crop."""
-    train = store.split("train")
-    if with_views and train.n_views:
-        views = torch.from_numpy(train.views(rows))
-    else:
-        views = torch.from_numpy(store.features("train", rows))[None]
-    return lambda chosen, epoch: views[epoch % len(views)][chosen]
-
-
-def _features(
-    encoder: Encoder,
-    source: Source,
-    paths: list[str],
-    store: FeatureStore | None,
-    batch_size: int,
-    workers: int,
-) -> Tensor:
-    """(U, D) features that the untrained model has of the train images' center crops."""
-    if store is not None:
-        return torch.from_numpy(store.features("train"))
-    pixels = center_crops(source, paths, encoder.preprocess, batch_size=batch_size, workers=workers)
-    return torch.cat([encoder.encode_images(batch) for batch in pixels]).clone()
-
-
-def _live(
-    learner: Learner,
-    encoder: Encoder,
-    source: Source,
-    paths: list[str],
-    plan: TrainingPlan,
-    seed: int,
-    workers: int,
-) -> Batches:
-    """Pixels, or, where the image tower is left alone, the features it has of them."""
-    photos = PhotoBatches(
-        source, paths, encoder.preprocess,
-        crop_scale=plan.crop_scale, flip=plan.flip, seed=seed, workers=workers,
-    )  # fmt: skip
-    if learner.images is not None:
-        return photos
-    return lambda rows, epoch: encoder.encode_images(photos(rows, epoch))
 
 
 def store_of(source: Source, model: str, root: Path | None) -> FeatureStore | None:

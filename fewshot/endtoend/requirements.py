@@ -35,12 +35,13 @@ def require_few_shots(method: EndToEnd, protocol: Protocol) -> None:
     """Raise unless an end-to-end method can do what is asked.
 
     Raises:
-        UserError: Unequal classes, other prompts than the model's, classes without images, or
-            known classes for a method that learns from labels.
+        UserError: Unequal classes, other prompts than the model's, another setting than few shots
+            and base to new, or, for a method that learns without labels, than an open set.
     """
-    settings = ("few-shot", "open-set") if method.unsupervised() else ("few-shot",)
+    unlabeled = method.unsupervised()
+    settings = ("few-shot", "open-set") if unlabeled else ("few-shot", "base-to-new")
     if protocol.setting not in settings or protocol.imbalance or protocol.prompt_set:
-        source = "all train images without labels" if len(settings) > 1 else "few shots"
+        source = "all train images without labels" if unlabeled else "few shots"
         raise UserError(
             f"{method.name} is trained end to end, from {source} and with prompts of its own alone"
         )

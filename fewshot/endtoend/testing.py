@@ -9,6 +9,7 @@ from cache.source import Source
 from cache.store import FeatureStore
 from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.photos import center_crops
+from fewshot.sampling import Rows
 
 
 @torch.no_grad()
@@ -22,6 +23,7 @@ def classify(
     workers: int,
     advance: Callable[[int], None],
     sureness: Callable[[Tensor], Tensor] | None = None,
+    rows: Rows | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(M,) predicted columns of the logits, and (M,) what `sureness` says of each image.
 
@@ -34,9 +36,10 @@ def classify(
         workers: Threads that decode.
         advance: Called with the number of images just classified.
         sureness: (B, C) logits to (B,) numbers; without it these are 0.
+        rows: (M,) rows of the test split; all without it.
     """
     predicted, sure = [], []
-    for logits in _logits(learner, clip, source, store, batch_size, workers, advance):
+    for logits in _logits(learner, clip, source, store, batch_size, workers, advance, rows):
         predicted.append(logits.argmax(dim=1))
         sure.append(torch.zeros(len(logits)) if sureness is None else sureness(logits))
     return torch.cat(predicted), torch.cat(sure)
@@ -50,12 +53,13 @@ def _logits(
     batch_size: int,
     workers: int,
     advance: Callable[[int], None],
+    rows: Rows | None,
 ) -> Iterator[Tensor]:
     """(B, C) logits on the CPU, batch by batch."""
     with clip.autocast():
         fixed = learner.frozen()
     if store is not None:
-        features = torch.from_numpy(store.features("test"))
+        features = torch.from_numpy(store.features("test", rows))
         # A learner with a score of its own may run the text tower for every image.
         for part in torch.split(features, 4096 if learner.score is None else batch_size):
             with clip.autocast():
@@ -63,7 +67,8 @@ def _logits(
             advance(len(part))
         return
     encode = learner.images or clip.model.encode_image
-    paths = [item.path for item in source.splits["test"]]
+    items = source.splits["test"]
+    paths = [items[row].path for row in (range(len(items)) if rows is None else rows)]
     for pixels in center_crops(
         source, paths, clip.preprocess, batch_size=batch_size, workers=workers, advance=advance
     ):

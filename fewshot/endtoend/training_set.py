@@ -9,9 +9,10 @@ from torch import Tensor
 
 from cache.source import Item, Source
 from fewshot.endtoend.clip import EndToEnd
+from fewshot.few_shots import base_and_new
 from fewshot.open_set import checked_known, known_classes
 from fewshot.protocol import Protocol
-from fewshot.sampling import Rows, Sample, draw
+from fewshot.sampling import Rows, Sample, draw, restrict
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,8 @@ class TrainingSet:
         rows: (N,) their rows in it.
         labels: (N,) class ids; of unlabeled images their own numbers, from 0.
         shots: K; 0 without labels.
-        classes: The ids of the classes to tell apart.
+        classes: The ids of the classes to tell apart; those without images among them where
+            features of them are synthesized.
     """
 
     items: Sequence[Item]
@@ -41,7 +43,8 @@ class TrainingSet:
         Args:
             method: One that learns from unlabeled images gets all of them, of any class.
             source: The dataset.
-            protocol: What is asked.
+            protocol: What is asked; from base to new, few shots of all classes are drawn first,
+                and those of base classes kept.
             val_first: Draw the few shots as CLIP-LoRA's code does; see `sampling.draw`.
 
         Raises:
@@ -54,9 +57,14 @@ class TrainingSet:
                 classes = known_classes(source.classnames, checked_known(protocol.known))
             return cls(train, np.arange(len(train)), torch.arange(len(train)), 0, classes)
         sample = _drawn(source, protocol, val_first)
-        items = [train[row] for row in sample.train]
+        rows = sample.train
+        if protocol.setting == "base-to-new":
+            base, _ = base_and_new(source, protocol.setting)
+            rows = rows[restrict([train[row].label for row in rows], base)[0]]
+            classes = classes if protocol.synthesize else base
+        items = [train[row] for row in rows]
         labels = torch.tensor([item.label for item in items])
-        return cls(items, sample.train, labels, sample.shots, classes)
+        return cls(items, rows, labels, sample.shots, classes)
 
     @property
     def paths(self) -> list[str]:
