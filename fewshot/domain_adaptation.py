@@ -8,12 +8,16 @@ unknown accuracy (Fu et al., ECCV 2020; You et al., CVPR 2019).
 
 import time
 from collections import Counter
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Unpack
+from typing import Protocol as ProtocolClass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from cache.errors import UserError
 from cache.pair import same_weight
@@ -31,6 +35,18 @@ from fewshot.tested import image_digest, require_test_split, result_of
 
 Relation = Literal["closed", "partial", "open", "universal"]
 UNKNOWN = "unknown"
+
+
+class Classes(ProtocolClass):
+    """Whatever is of a dataset and its classes."""
+
+    @property
+    def dataset(self) -> str:
+        """The dataset's name."""
+
+    @property
+    def classnames(self) -> Sequence[str]:
+        """C names."""
 
 
 def adapt(
@@ -87,22 +103,11 @@ def adapt(
         features = query(test, method)
         block = max(1, len(features)) if method.transductive else 4096
         logits = torch.cat([classifier.logits(part) for part in torch.split(features, block)])
-    predicted = logits.argmax(dim=1)
-    if private:
-        predicted[certainty(logits.double()) < protocol.threshold] = source.n_classes
     tested = time.perf_counter()
-    ids = {name: k for k, name in enumerate(source.classnames)}
-    labels = torch.tensor([ids.get(name, source.n_classes) for name in target.classnames])
-    labels = labels[torch.from_numpy(test.labels)]
-    accuracies = {}
-    if private:
-        shared = labels < source.n_classes
-        if shared.all() or not shared.any():
-            kind = "unknown" if shared.all() else "shared"
-            raise UserError(f"{target.path} has no test image of {kind} classes; add some")
-        known = per_class_accuracy(predicted[shared], labels[shared])
-        alone = float((predicted[~shared] == source.n_classes).double().mean())
-        accuracies = {"known": known, "unknown": alone}
+    judged = judge(
+        logits.argmax(dim=1), certainty(logits.double()), protocol.threshold,
+        source.classnames, target.classnames, test.labels, target.path,
+    )  # fmt: skip
     run = replace(
         fitted.run,
         dataset=target.dataset,
@@ -112,12 +117,12 @@ def adapt(
     )
     return result_of(
         run,
-        predicted,
-        labels,
-        (*source.classnames, UNKNOWN) if private else source.classnames,
+        judged.predicted,
+        judged.labels,
+        judged.classnames,
         digest_of_images(target.dataset, test.labels, np.arange(len(test))),
-        accuracies=accuracies,
-        overall=harmonic_mean(*accuracies.values()) if private else None,
+        accuracies=judged.accuracies,
+        overall=judged.overall,
         save=save,
         hyperparameters=asdict(fitted.method),
         measures={**classifier.stats, **fitted.measures},
@@ -130,10 +135,67 @@ def adapt(
     )
 
 
-def _train_images(store: FeatureStore, method: Method) -> torch.Tensor:
+def _train_images(store: FeatureStore, method: Method) -> Tensor:
     """(U, D) the train images that are encoded, labels or none."""
     train = store.split("train")
     return query(train, method, train.encoded)
+
+
+@dataclass(frozen=True, eq=False)
+class Judgment:
+    """Predictions on a target's test images, beside the truth in the source's classes.
+
+    Attributes:
+        predicted: (M,) columns; one more than the source has classes is unknown.
+        labels: (M,) likewise.
+        classnames: Of the columns.
+        accuracies: `known` and `unknown`, where the target has classes of its own.
+        overall: Their harmonic mean; None for the share of images that are right.
+    """
+
+    predicted: Tensor
+    labels: Tensor
+    classnames: tuple[str, ...]
+    accuracies: dict[str, float]
+    overall: float | None
+
+
+def judge(
+    predicted: Tensor,
+    certain: Tensor,
+    threshold: float,
+    ours: Sequence[str],
+    theirs: Sequence[str],
+    labels: NDArray[np.int64],
+    where: object,
+) -> Judgment:
+    """Judge predictions on a target, in which images below the threshold are unknown.
+
+    Args:
+        predicted: (M,) classes of the source.
+        certain: (M,) certainties.
+        threshold: Counts where the target has classes that the source has not.
+        ours: The source's class names.
+        theirs: The target's.
+        labels: (M,) classes of the target.
+        where: Names the target in errors.
+
+    Raises:
+        UserError: All test images are of shared classes where some should not be, or none is.
+    """
+    ids = {name: k for k, name in enumerate(ours)}
+    truth = torch.tensor([ids.get(name, len(ours)) for name in theirs])[torch.from_numpy(labels)]
+    if set(theirs) <= set(ours):
+        return Judgment(predicted, truth, tuple(ours), {}, None)
+    predicted = predicted.masked_fill(certain < threshold, len(ours))
+    shared = truth < len(ours)
+    if shared.all() or not shared.any():
+        kind = "unknown" if shared.all() else "shared"
+        raise UserError(f"{where} has no test image of {kind} classes; add some")
+    known = per_class_accuracy(predicted[shared], truth[shared])
+    alone = float((predicted[~shared] == len(ours)).double().mean())
+    found = {"known": known, "unknown": alone}
+    return Judgment(predicted, truth, (*ours, UNKNOWN), found, harmonic_mean(known, alone))
 
 
 def takes_target(method: MethodInfo) -> bool:
@@ -141,8 +203,8 @@ def takes_target(method: MethodInfo) -> bool:
     return isinstance(method, AdaptsToDomain) or method.unsupervised()
 
 
-def relation(source: FeatureStore, target: FeatureStore) -> Relation:
-    """The relation of the stores' classes, by their names.
+def relation(source: Classes, target: Classes) -> Relation:
+    """The relation of two datasets' or stores' classes, by their names.
 
     Raises:
         UserError: They have no class in common, or a name is of two classes of one.
@@ -150,11 +212,11 @@ def relation(source: FeatureStore, target: FeatureStore) -> Relation:
     for store in (source, target):
         name, times = Counter(store.classnames).most_common(1)[0]
         if times > 1:
-            raise UserError(f"{name} is the name of two classes of {store.path}; rename one")
+            raise UserError(f"{name} is the name of two classes of {store.dataset}; rename one")
     ours, theirs = set(source.classnames), set(target.classnames)
     if not ours & theirs:
         raise UserError(
-            f"{source.path} and {target.path} have no class of the same name in common; "
+            f"{source.dataset} and {target.dataset} have no class of the same name in common; "
             "name the classes alike"
         )
     if ours == theirs:

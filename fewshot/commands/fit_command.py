@@ -13,6 +13,7 @@ from fewshot.commands.options import (
     FEW_SHOT,
     OUTPUT,
     SEED,
+    AdaptFromOption,
     BaseToNewOption,
     BlendOption,
     ImbalanceOption,
@@ -26,6 +27,7 @@ from fewshot.commands.options import (
     StoredDatasetOption,
     StoreOption,
     SynthesizeOption,
+    ThresholdOption,
     TuneOption,
     parse_ints,
     parse_pairs,
@@ -113,25 +115,8 @@ def fit(
             rich_help_panel=FEW_SHOT,
         ),
     ] = None,
-    source: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Domain adaptation: learn from the labels of this dataset and from the train "
-            "images of --dataset, without their labels, and test on --dataset.",
-            rich_help_panel=FEW_SHOT,
-        ),
-    ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Certainty below which an image of --dataset is of no class of --source. "
-            "[default: 0.5]",
-            rich_help_panel=FEW_SHOT,
-        ),
-    ] = None,
+    source: AdaptFromOption = None,
+    threshold: ThresholdOption = None,
     known: KnownOption = None,
     score: ScoreOption = None,
     synthesize: SynthesizeOption = None,

@@ -135,6 +135,26 @@ KnownOption = Annotated[
         rich_help_panel=FEW_SHOT,
     ),
 ]
+AdaptFromOption = Annotated[
+    str | None,
+    typer.Option(
+        "--source",
+        metavar="NAME",
+        help="Domain adaptation: learn from the labels of this dataset and from the train "
+        "images of --dataset, without their labels, and test on --dataset.",
+        rich_help_panel=FEW_SHOT,
+    ),
+]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Certainty below which an image of --dataset is of no class of --source. "
+        "[default: 0.5]",
+        rich_help_panel=FEW_SHOT,
+    ),
+]
 ScoreOption = Annotated[
     Literal["mcm", "max-softmax", "max-logit", "energy"] | None,
     typer.Option(

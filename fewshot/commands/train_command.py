@@ -1,7 +1,7 @@
 """`train`: adapt with gradients through the model, and test."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,7 @@ from fewshot.commands.options import (
     MAX_PIXELS,
     OUTPUT,
     SEED,
+    AdaptFromOption,
     BaseToNewOption,
     DataRootOption,
     DatasetOption,
@@ -35,10 +36,15 @@ from fewshot.commands.options import (
     ShotsOption,
     StoreOption,
     SynthesizeOption,
+    ThresholdOption,
     WorkersOption,
     parse_pairs,
 )
 from fewshot.commands.terminal import say
+from fewshot.commands.train_across import train_across
+
+if TYPE_CHECKING:
+    from fewshot.endtoend.experiment import Trained
 
 COMPOSITION = "composition"
 
@@ -74,6 +80,8 @@ def train(
     official: OfficialOption = False,
     base_to_new: BaseToNewOption = False,
     synthesize: SynthesizeOption = None,
+    labeled: AdaptFromOption = None,
+    threshold: ThresholdOption = None,
     known: KnownOption = None,
     score: ScoreOption = None,
     device: DeviceOption = "auto",
@@ -121,8 +129,6 @@ def train(
     from fewshot.endtoend.requirements import require_published
     from fewshot.few_shots import base_and_new
     from fewshot.open_set import checked_known, known_classes, parse_known
-    from fewshot.results.log import append_new
-    from fewshot.results.summaries import accuracy_table
 
     if save is not None:
         from fewshot.adapters.adapter import require_suffix
@@ -151,9 +157,35 @@ def train(
         raise UserError("--save keeps one adapter of all classes; leave --base-to-new out")
     if synthesize is not None and not base_to_new:
         raise UserError("--synthesize makes features of new classes; give --base-to-new as well")
+    if threshold is not None and labeled is None:
+        raise UserError("--threshold is for domain adaptation; give --source as well")
+    if labeled is not None and (known is not None or base_to_new or official or save is not None):
+        raise UserError("--source excludes --known, --base-to-new, --official and --save; give one")
     if official:
         require_published(chosen, changed=[*fixed, *crops_asked(crop_scale, flip)])
     source = find(dataset, manifest, root=data_root, max_pixels=max_pixels)
+    if labeled is not None:
+        first = find(labeled, root=data_root, max_pixels=max_pixels)
+        trained, checkpoint = train_across(
+            chosen,
+            first,
+            source,
+            model=model,
+            shots=shots,
+            seed=seed,
+            fixed=list(fixed),
+            threshold=0.5 if threshold is None else threshold,
+            device=device,
+            precision=precision,
+            crop_scale=crop_scale,
+            flip=flip,
+            save_memory=save_memory,
+            out=out,
+            resume=resume,
+            workers=workers or default_workers(),
+        )
+        _print(trained, out, checkpoint, as_json)
+        return
     features = None if live else store_of(source, model, store)
     if features is not None:
         say(f"using {features.path}")
@@ -207,12 +239,26 @@ def train(
             watch=watch,
             advance=advance,
         )
-    added = append_new(out / "results.jsonl", trained.result)
     if skipped := int(trained.result.measures.get("skipped_steps", 0)):
         say(
             f"{skipped} of {steps} steps were skipped, since gradients overflowed float16 (the "
             "first of a run often do)"
         )
+    _print(trained, out, checkpoint, as_json)
+    if save is not None:
+        from fewshot.adapters.making import of_trained
+
+        adapter = of_trained(trained, chosen, encoder, source, workers=workers or default_workers())
+        adapter.save(save)
+        say(f"{save}: {adapter.summary()}")
+
+
+def _print(trained: "Trained", out: Path, checkpoint: Path, as_json: bool) -> None:
+    """The result on stdout and in the folder's file, and on stderr whether it was there before."""
+    from fewshot.results.log import append_new
+    from fewshot.results.summaries import accuracy_table
+
+    added = append_new(out / "results.jsonl", trained.result)
     if trained.complaint:
         say(f"{trained.complaint}; try another lr with --set, or more steps")
     if trained.again:
@@ -220,9 +266,3 @@ def train(
     elif not added:
         say(f"this run was done; its result is in {out / 'results.jsonl'} already")
     print(trained.result.to_json() if as_json else accuracy_table([trained.result]))
-    if save is not None:
-        from fewshot.adapters.making import of_trained
-
-        adapter = of_trained(trained, chosen, encoder, source, workers=workers or default_workers())
-        adapter.save(save)
-        say(f"{save}: {adapter.summary()}")

@@ -39,15 +39,20 @@ def forget(checkpoint: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def require_new(checkpoint: Path) -> None:
+def require_new(checkpoint: Path, *earlier: Path) -> None:
     """Raise if there is the checkpoint of an unfinished run, which this run would overwrite.
+
+    Args:
+        checkpoint: The run's.
+        *earlier: Those of its earlier stages.
 
     Raises:
         UserError: There is one.
     """
-    if checkpoint.exists() and not _note(checkpoint).exists():
+    there = [path for path in (checkpoint, *earlier) if path.exists()]
+    if there and not _note(checkpoint).exists():
         raise UserError(
-            f"{checkpoint} is from an earlier start of this run; continue it with --resume, or "
+            f"{there[0]} is from an earlier start of this run; continue it with --resume, or "
             "remove it to start over"
         )
 

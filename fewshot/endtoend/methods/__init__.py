@@ -28,6 +28,7 @@ from fewshot.endtoend.methods.kadaptation import KAdaptation
 from fewshot.endtoend.methods.kgcoop import KgCoOp
 from fewshot.endtoend.methods.krona import KronA
 from fewshot.endtoend.methods.live_linear_probe import LiveLinearProbe
+from fewshot.endtoend.methods.live_two_stage import LiveTwoStage
 from fewshot.endtoend.methods.live_ueo import LiveUEO
 from fewshot.endtoend.methods.lorand import LoRand
 from fewshot.endtoend.methods.lst import LST
@@ -62,6 +63,7 @@ METHODS: dict[str, type[EndToEnd]] = {
     "clip-lora": CLIPLoRA,
     "live-linear-probe": LiveLinearProbe,
     "live-ueo": LiveUEO,
+    "live-two-stage": LiveTwoStage,
     "ln-tune": LNTune,
     "2sfs": TwoStageFewShot,
     "bitfit": BitFit,
