@@ -68,9 +68,21 @@ def test_classifiers_without_blocks_give_the_logits_of_those_with(name: str) -> 
 
 
 def test_one_file_computes_classifiers_of_every_kind_at_any_batch_size(
-    encoder: Encoder, tmp_path: Path
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CoCoOp's, with prompts of every image's own, among them."""
+    """CoCoOp's, with prompts of every image's own, among them.
+
+    PyTorch traces the module in one go. Where that fails it tries again by way of the bytecode,
+    which takes as long once more.
+    """
+    ways: list[bool] = []
+    trace = torch.export.export
+
+    def noted(*arguments: Any, strict: bool, **options: Any) -> Any:
+        ways.append(strict)
+        return trace(*arguments, strict=strict, **options)
+
+    monkeypatch.setattr(torch.export, "export", noted)
     classifiers = [fitted_classifier(name, 16, **more) for name, more in OF_EVERY_KIND]
     cocoop = trained_adapter(encoder, "cocoop")
     heads = [*(formula(*take_apart(c)) for c in classifiers), graph_of(cocoop, encoder).head]
@@ -82,6 +94,7 @@ def test_one_file_computes_classifiers_of_every_kind_at_any_batch_size(
     )
     predictor = with_encoder(fitted_adapter(encoder, "gda"), encoder)
     write_graph(graph, predictor, tmp_path / "all.onnx")
+    assert ways == [False]
     for n in (1, 3, 6):
         features = normalize(encoder.encode_images(pixels(n)), dim=-1)
         ours = torch.cat([logits(features) for logits in expected], dim=1)

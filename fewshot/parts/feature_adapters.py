@@ -94,7 +94,7 @@ class Adapters:
 
     def __call__(self, f: Tensor) -> Adapted:
         """Adapt (B, D) features f."""
-        hidden = torch.relu_(f @ self.down).view(len(f), len(self.up), -1).transpose(0, 1)
+        hidden = torch.relu_(f @ self.down).view(f.shape[0], len(self.up), -1).transpose(0, 1)
         output = torch.relu_(hidden @ self.up)
         mixed = torch.lerp(f, output, self.share())
         length = torch.linalg.vector_norm(mixed, dim=-1, keepdim=True).clamp_min_(TINY)

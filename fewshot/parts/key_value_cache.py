@@ -55,7 +55,7 @@ class KeyValueCache:
         votes = torch.exp(beta * (self.affinities(features) - 1))
         if self.weights is not None:
             votes = self.weights[:, None] * votes
-        zeros = votes.new_zeros(self.n_classes, len(features))
+        zeros = votes.new_zeros(self.n_classes, features.shape[0])
         return zeros.index_add(0, self.labels, votes).T
 
     @torch.no_grad()

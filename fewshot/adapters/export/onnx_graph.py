@@ -1,6 +1,7 @@
 """An adapter and its model as one module, pixels to probabilities, of which a graph can be made.
 
-A graph has no loop over blocks of queries or over the images of a batch, and is in float32.
+A graph has no loop over blocks of queries or over the images of a batch, and is in float32. Its
+formulas say `x.shape[0]`, for `len(x)` would fix the size of the batch.
 """
 
 from collections.abc import Callable, Mapping
@@ -96,7 +97,7 @@ def _cocoop(adapter: Adapter, clip: Clip, trained: Mapping[str, Tensor]) -> Step
     end = before + prompts.end
 
     def logits(features: Tensor) -> Tensor:
-        n, unit = len(features), normalize(features, dim=-1)
+        n, unit = features.shape[0], normalize(features, dim=-1)
         shifts = linear(linear(unit, *first).relu(), *second)
         rows = torch.cat(
             [
