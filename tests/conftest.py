@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -77,6 +78,25 @@ def shared() -> Path:
     if not data.is_dir():
         pytest.skip("no shared test data beside this checkout")
     return data
+
+
+@pytest.fixture(scope="session")
+def digits_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of stores with one in it, of the digits by the tiny model: to be copied, not changed.
+
+    The processes of a run share it, and the first that needs it makes it.
+    """
+    from fewshot.demo import extract_digits
+
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    stores = base / "digits-store"
+    with FileLock(base / "digits-store.lock"):
+        if not stores.exists():
+            extract_digits(base / "digits-store-unfinished")
+            (base / "digits-store-unfinished").rename(stores)
+    return stores
 
 
 def _random_clip(directory: Path, vision: dict[str, object]) -> Path:

@@ -23,22 +23,13 @@ BENCH = ["bench", "--datasets", "digits", "--models", "tiny", "--shots", "1", "-
 SHORT = ["--set", "coop.epochs=1", "--set", "clip-lora.iterations_per_shot=1"]
 
 
-@pytest.fixture(scope="module")
-def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of the digits, in a folder of stores."""
-    stores = tmp_path_factory.mktemp("stores")
-    asked = ["extract", "--dataset", "digits", "--model", "tiny", "--store", str(stores)]
-    assert main(asked) == 0
-    return stores
-
-
 @pytest.fixture(autouse=True)
-def digits(tmp_path: Path, extracted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def digits(tmp_path: Path, digits_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder with a store of the digits."""
     monkeypatch.chdir(tmp_path)
     for name in ("FEWSHOT_STORE", "FEWSHOT_DATA"):
         monkeypatch.delenv(name, raising=False)
-    shutil.copytree(extracted / "digits", "features/digits")
+    shutil.copytree(digits_store / "digits", "features/digits")
 
 
 def test_end_to_end_methods_stand_beside_cached_ones_sweeps_included(

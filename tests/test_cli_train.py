@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,9 +59,9 @@ def test_a_training_ends_in_a_result_line_like_that_of_fit(
 
 
 def test_a_store_serves_where_there_is_one_unless_live_images_are_asked_for(
-    capsys: pytest.CaptureFixture[str],
+    digits_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["extract", "--dataset", "digits", "--model", "tiny"]) == 0
+    shutil.copytree(digits_store, "features")
     assert main(["train", "coop", *SHORT]) == 0
     assert "using features/digits/tiny.h5" in capsys.readouterr().err
     assert main(["train", "coop", *SHORT, "--live", "--out", "other"]) == 0
@@ -143,10 +144,10 @@ def test_resuming_what_was_never_started_says_that_it_starts(
 
 
 def test_an_official_recipe_learns_from_fresh_crops_whatever_the_store_has(
-    monkeypatch: pytest.MonkeyPatch,
+    digits_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(CoOp, "plan", lambda *_: TrainingPlan(1, 32, lambda epoch, done: 1e-4))
-    assert main(["extract", "--dataset", "digits", "--model", "tiny"]) == 0
+    shutil.copytree(digits_store, "features")
     views = ["--views", "2", "--store", "views"]
     assert main(["extract", "--dataset", "digits", "--model", "tiny", *views]) == 0
     for more in ([], ["--official"], ["--official", "--store", "views"]):

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all notebooks, so that the digits are encoded once."""
-    return tmp_path_factory.mktemp("notebooks")
+def place(tmp_path_factory: pytest.TempPathFactory, digits_store: Path) -> Path:
+    """One folder for all notebooks, in which the digits are encoded already."""
+    place = tmp_path_factory.mktemp("notebooks")
+    shutil.copytree(digits_store, place / "features")
+    return place
 
 
 def cells(name: str) -> list[dict[str, Any]]:
