@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from cache.errors import UserError
 from fewshot.methods.linear_probe import LinearProbe, bisected
-from fewshot.parts.logistic import logistic_path
+from fewshot.parts.class_blocks import HEAVY, ClassBlocks, heaviest
+from fewshot.parts.logistic import Solution, logistic_path
 from fewshot.support import SupportSet
 
 N_CLASSES = 5
@@ -149,10 +150,47 @@ def test_a_sweep_keeps_the_grids_order_and_equals_fitting_each() -> None:
 
 
 def test_blocks_of_samples_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the optimum: on the way there, sums round by the block."""
     support, query = task()
-    whole = LinearProbe().fit(support, None).logits(query)
+    probe = LinearProbe(tol=1e-8)
+    whole = probe.fit(support, None).logits(query)
     monkeypatch.setattr("fewshot.parts.logistic.BLOCK", 7 * N_CLASSES)
-    torch.testing.assert_close(LinearProbe().fit(support, None).logits(query), whole)
+    torch.testing.assert_close(probe.fit(support, None).logits(query), whole)
+
+
+def test_a_class_is_solved_by_its_heaviest_samples_and_the_rest_of_the_diagonal() -> None:
+    """However the samples are divided into blocks."""
+    samples = torch.cat([noise(4, 3 * HEAVY, 6), torch.ones(3 * HEAVY, 1)], dim=1)
+    weights = noise(5, 3 * HEAVY, 2).square()
+    diagonal = samples.square().T @ weights + 0.1
+    known = torch.empty(2, 0, 7)
+    for rows, some in zip(torch.split(samples, 20), torch.split(weights, 20), strict=True):
+        known = heaviest(known, rows, some)
+    residual = noise(6, 7, 2)
+    found = ClassBlocks(diagonal, known).solve(residual)
+    for c in range(2):
+        heavy = weights[:, c].argsort()[-HEAVY:]
+        scaled = samples[heavy] * weights[heavy, c].sqrt()[:, None]
+        rest = torch.diag(diagonal[:, c] - scaled.square().sum(dim=0))
+        expected = torch.linalg.solve(scaled.T @ scaled + rest, residual[:, c])
+        torch.testing.assert_close(found[:, c], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_heaviest_samples_save_passes_and_leave_the_minimum(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    support, _ = task(shots=16, dim=64, norm=1.0, n_classes=20)
+
+    def found() -> Solution:
+        (solution,) = logistic_path(support.features, support.labels, 20, [3000.0], tol=1e-5)
+        return solution
+
+    blocks = found()
+    monkeypatch.setattr("fewshot.parts.class_blocks.HEAVY", 0)
+    diagonal = found()
+    assert blocks.converged
+    assert blocks.passes < 0.8 * diagonal.passes
+    torch.testing.assert_close(blocks.weight, diagonal.weight, rtol=1e-3, atol=1e-3)
 
 
 def test_a_vanishing_c_leaves_the_frequencies_alone() -> None:
