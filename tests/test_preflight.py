@@ -230,6 +230,15 @@ def test_a_class_without_train_images_is_a_problem_with_a_way_out(tmp_path: Path
     )
 
 
+def test_a_published_split_may_have_a_class_without_train_images(tmp_path: Path) -> None:
+    names = ("ant", "bee", "cat")
+    declared = replace(source(tmp_path, classnames=names), sizes={"train": 3, "val": 2, "test": 2})
+    preflight = check(declared)
+    assert preflight.problems == ()
+    assert preflight.notes[0] == "1 class (cat) without a train image"
+    assert len(check(replace(declared, sizes={"train": 4, "val": 2, "test": 2})).problems) == 2
+
+
 def test_a_large_photograph_does_not_warn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pets = source(tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3)

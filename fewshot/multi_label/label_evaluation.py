@@ -21,7 +21,7 @@ from fewshot.multi_label.label_metrics import (
 )
 from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result, program_version
-from fewshot.tested import require_test_split
+from fewshot.tested import image_digest, require_test_split
 
 
 def evaluate_labels(
@@ -86,6 +86,7 @@ def score_labels(fitted: FittedLabels) -> Result:
         predict_seconds=seconds,
         predictions=None,
         version=program_version(),
+        image_digest=image_digest(fitted.store),
     )
 
 
