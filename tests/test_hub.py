@@ -133,6 +133,8 @@ def test_what_cannot_be_fetched_is_said_in_a_line(
     assert "cannot get adapter.safetensors of hf-hub:ada/cars (the hub is out of reach" in line
     assert main(["predict", "hf-hub:cars", "x.png"]) == 2
     assert "is named USER/NAME, such as ada/red-pandas" in capsys.readouterr().err
+    assert main(["predict", "hf-hub:ada/pets@v2", "x.png"]) == 2
+    assert "cannot get adapter.safetensors of hf-hub:ada/pets@v2" in capsys.readouterr().err
 
 
 def test_a_repository_without_an_adapter_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
