@@ -1,20 +1,23 @@
 """The few shots of a store under a protocol: which rows they are, and their features."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from cache.errors import UserError
-from cache.source import Source
 from cache.split import Split
 from cache.store import FeatureStore
 from fewshot.protocol import HALVES, Protocol
 from fewshot.sampling import Rows, Sample, halves, restrict
 from fewshot.support import SupportSet
 
+if TYPE_CHECKING:
+    from cache.source import Source  # with PIL
 
-def base_and_new(of: FeatureStore | Source, setting: str) -> tuple[range, range]:
+
+def base_and_new(of: "FeatureStore | Source", setting: str) -> tuple[range, range]:
     """The classes to learn from images, and those to know by name.
 
     Args:
@@ -26,10 +29,10 @@ def base_and_new(of: FeatureStore | Source, setting: str) -> tuple[range, range]
     """
     n_classes, labels = len(of.classnames), np.zeros(0, np.int64)
     if "train" in of.splits:
-        if isinstance(of, Source):
-            labels = np.array([item.label for item in of.splits["train"]], np.int64)
-        else:
+        if isinstance(of, FeatureStore):
             labels = of.labels("train")
+        else:
+            labels = np.array([item.label for item in of.splits["train"]], np.int64)
     base, new = halves(labels, n_classes)
     if len(new) < 2:
         raise UserError(
