@@ -372,7 +372,7 @@ def test_dropout_acts_in_training_alone(encoder: Encoder, method: PEFTMethod) ->
         Clip.of(encoder), NAMES, TEMPLATES
     )
     move(learner.parameters)
-    assert all(type(module) is nn.Dropout for module in learner.modules)
+    assert all(isinstance(module, nn.Dropout) for module in learner.modules)
     with torch.no_grad():
         images, text = learner.images(pixels()), learner.text()
         assert torch.equal(learner.images(pixels()), images)

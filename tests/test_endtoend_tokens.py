@@ -203,7 +203,6 @@ def test_before_training_patt_is_zero_shot_clip(encoder: Encoder) -> None:
         (VPTDeep(n_tokens=50), 460_800),
         (Prefix(), 184_320),
         (Prefix(position="bottom"), 61_440),
-        (ETT(), 3 * 768 + (768 * 384 + 384) + 24 * (384 * 768 + 768)),  # of three classes
         (PATT(), 12 * (768 * 64 + 64 + 2 * (64 * 768 + 768))),
         (VisualPrompt(), 69_840),
         (VisualPrompt(pad=10), 25_680),
@@ -211,6 +210,17 @@ def test_before_training_patt_is_zero_shot_clip(encoder: Encoder) -> None:
 )
 def test_a_vit_b16_gets_as_many_parameters_as_published(method: PEFTMethod, n: int) -> None:
     assert count_on_vit_b16(method) == n
+
+
+def test_ett_learns_a_prototype_of_each_class_and_projections_in_every_block(
+    encoder: Encoder,
+) -> None:
+    _, learner = attached(encoder, ETT())
+    prototypes = learner.parameters["hidden.prototypes"]
+    (classes, width), layers = prototypes.shape, len(encoder.model.visual.transformer.resblocks)
+    half = width // 2
+    expected = classes * width + (width * half + half) + 2 * layers * (half * width + width)
+    assert sum(parameter.numel() for parameter in learner.parameters.values()) == expected
 
 
 def test_etts_prototypes_are_patches_that_the_last_block_attends_to(encoder: Encoder) -> None:
