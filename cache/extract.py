@@ -26,7 +26,7 @@ from cache.errors import UserError, count, unknown
 from cache.identity import Recipe, identity_of
 from cache.new_images import NewImages, groups
 from cache.progress import progress
-from cache.prompts import require_readable
+from cache.prompts import cut_prompts
 from cache.shards import Cropping, computed_on, encode_prompts, fitting_batch, prompt_key
 from cache.skipped import cannot_read, listed
 from cache.source import Source
@@ -105,7 +105,8 @@ def extract(
             return False
         say(replaced)
     for prompts in recipe.prompts.values():  # before any image is encoded
-        require_readable(encoder.tokenizer, prompts.prompts)
+        if cut := cut_prompts(encoder.tokenizer, prompts.prompts):
+            say(cut)
     passing = store.with_name(f".{store.stem}.bank.sqlite")
     with _alone(store, part), Bank.opened(bank or passing) as kept:
         done = _encode_and_assemble(

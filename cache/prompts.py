@@ -127,28 +127,38 @@ def prompt_sets(
     return sets
 
 
-def require_readable(tokenizer: "Callable[..., Tensor]", prompts: Sequence[str]) -> None:
-    """Raise UserError if the model would read a prompt in part only.
+def cut_prompts(tokenizer: "Callable[..., Tensor]", prompts: Sequence[str]) -> str | None:
+    """Say which prompts the model reads in part only; None where it reads all of each.
 
-    Tokenizers cut what is longer than the model's context and say nothing, and what is lost may be
-    the class name.
+    Tokenizers cut what is longer than the model's context and say nothing.
 
     Args:
         tokenizer: open_clip's, which takes the length to cut at as `context_length`.
         prompts: The prompts.
+
+    Raises:
+        UserError: What is left of two prompts is the same, so the model cannot tell them apart.
     """
     length = tokenizer(["a"]).shape[1]
     # A token is a byte at least, and two of them mark start and end.
     long = [p for p in dict.fromkeys(prompts) if len(p.encode()) > length - 2]
     if not long:
-        return
-    beyond = tokenizer(long, context_length=2 * length)[:, length:]
-    cut = [p for p, row in zip(long, beyond, strict=True) if (row != row[-1]).any()]  # not padding
-    if cut:
+        return None
+    tokens = tokenizer(long, context_length=2 * length)
+    rows = [i for i, row in enumerate(tokens[:, length:]) if (row != row[-1]).any()]  # not padding
+    if not rows:
+        return None
+    which = (
+        f"the model reads {length} tokens of a prompt, and {len(rows)} of {len(prompts)} are "
+        f"longer, such as {long[rows[0]]:.60}…"
+    )
+    left = {tuple(row) for row in tokenizer([long[i] for i in rows]).tolist()}
+    if len(left) < len(rows):
         raise UserError(
-            f"the model reads {length} tokens of a prompt, and {len(cut)} of {len(prompts)} are "
-            f"longer, such as {cut[0]:.60}…; shorten the template, the sentence or the class name"
+            f"{which}; what is left of two is the same, so shorten the template, the sentence or "
+            "the class name"
         )
+    return f"{which}; they are cut"
 
 
 def _plain(name: str) -> str:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.loading import load
-from cache.prompts import require_readable
+from cache.prompts import cut_prompts
 
 PROMPTS = ["a", "a photo of a dog", "a much longer sentence about nothing in particular, really"]
 
@@ -259,9 +259,24 @@ def test_siglip_reads_lower_case_from_a_tokenizer_in_its_folder(random_siglip: P
     assert siglip.identity["logit_bias"] == -10
     features = siglip.encode_text(["a dog", "A Dog!"])
     torch.testing.assert_close(features[0], features[1], rtol=0, atol=1e-6)
-    require_readable(siglip.tokenizer, ["a photo of a dog"])
-    with pytest.raises(UserError, match="the model reads 8 tokens of a prompt, and 1 of 2 are"):
-        require_readable(siglip.tokenizer, ["a dog", "a photo of a photo of a photo of a dog"])
+    assert cut_prompts(siglip.tokenizer, ["a photo of a dog"]) is None
+    cut = cut_prompts(siglip.tokenizer, ["a dog", "a photo of a photo of a photo of a dog"])
+    assert cut is not None
+    assert cut.startswith("the model reads 8 tokens of a prompt, and 1 of 2 are longer, such as a ")
+
+
+def test_prompts_longer_than_the_context_are_told_and_refused_where_they_become_one() -> None:
+    tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=8)
+    short = [f"a photo of a {name}." for name in ("dog", "cat")]  # with both ends just 8 tokens
+    assert cut_prompts(tokenizer, short) is None
+    long = [f"a {name} on a very green lawn" for name in ("dog", "cat")]
+    assert cut_prompts(tokenizer, [*short, *long]) == (
+        "the model reads 8 tokens of a prompt, and 2 of 4 are longer, such as "
+        "a dog on a very green lawn…; they are cut"
+    )
+    same = [f"a photo of a very green lawn with a {name}" for name in ("dog", "cat")]
+    with pytest.raises(UserError, match="what is left of two is the same, so shorten"):
+        cut_prompts(tokenizer, same)
 
 
 @HUGGING_FACE
