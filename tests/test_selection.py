@@ -51,10 +51,10 @@ def test_the_best_of_many_coins_promises_too_much_and_the_corrected_accuracy_doe
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(resampling, "RESAMPLES", 200)
-    found = np.array([resampled(*coins(seed, 60, [0.5] * 12)) for seed in range(200)])
+    found = np.array([resampled(*coins(seed, 60, [0.5] * 12)) for seed in range(120)])
     naive, corrected, low, high = found.T
     assert naive.mean() > 0.58
-    assert corrected.mean() == pytest.approx(0.5, abs=3 * corrected.std() / math.sqrt(200))
+    assert corrected.mean() == pytest.approx(0.5, abs=3 * corrected.std() / math.sqrt(120))
     assert corrected.std() < 0.1
     assert 0.9 <= ((low <= 0.5) & (high >= 0.5)).mean() <= 1  # rather too wide than too narrow
 
@@ -63,7 +63,7 @@ def test_a_single_method_gets_its_own_accuracy_and_an_interval_that_holds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(resampling, "RESAMPLES", 200)
-    found = np.array([resampled(*coins(seed, 100, [0.8])) for seed in range(200)])
+    found = np.array([resampled(*coins(seed, 100, [0.8])) for seed in range(120)])
     own, corrected, low, high = found.T
     assert np.abs(own - corrected).max() < 0.02
     assert ((low <= 0.8) & (high >= 0.8)).mean() >= 0.93
