@@ -113,7 +113,7 @@ class TwoStage(Method):
         features, labels = support.samples()
         means = torch.zeros(support.n_classes, features.shape[1]).index_add_(0, labels, features)
         start = normalize(means) if text is None else normalize(text.features)
-        layer = _Layer(start, self.logit_scale, trains_head=True)
+        layer = ResidualLayer(start, self.logit_scale, trains_head=True)
         generator = torch.Generator().manual_seed(self.seed)
         balance = (len(support.labels) / (support.n_classes * support.counts))[labels]
         steps = self.epochs * math.ceil(len(labels) / self.batch_size)
@@ -150,7 +150,7 @@ class TwoStage(Method):
         """
         if not isinstance(source, BottleneckClassifier):
             raise UserError(f"{self.name} adapts what it fitted itself; got another classifier")
-        layer = _Layer(source.weight, 1.0, trains_head=False, start=source)
+        layer = ResidualLayer(source.weight, 1.0, trains_head=False, start=source)
         generator = torch.Generator().manual_seed(self.seed)
         steps = self.adapt_epochs * math.ceil(len(images) / self.batch_size)
         step = 0
@@ -215,7 +215,7 @@ def centroid_labels(features: Tensor, probabilities: Tensor) -> Tensor:
     return (x @ normalize(shares.T @ x).T).argmax(dim=1)
 
 
-class _Layer:
+class ResidualLayer:
     """The residual layer, and the head where it is trained, under momentum SGD by autograd.
 
     Args:
@@ -243,10 +243,12 @@ class _Layer:
         self._scale = scale
 
     def logits(self, features: Tensor) -> Tensor:
+        """(B, C) of (B, D) features, for autograd."""
         matrix, shift, weight = self._parts()
         return linear(normalize(features + linear(features, matrix, shift)), weight)
 
     def step(self, loss: Tensor, lr: float) -> None:
+        """Move down the gradient of a loss of `logits`."""
         for into, found in zip(
             self._optimizer.gradients, torch.autograd.grad(loss, self._values), strict=True
         ):
@@ -254,6 +256,7 @@ class _Layer:
         self._optimizer.step(lr)
 
     def classifier(self) -> BottleneckClassifier:
+        """Return what the layer is now, as a classifier."""
         matrix, shift, weight = (part.detach().clone() for part in self._parts())
         stats = {"trained_parameters": self._optimizer.count}
         return BottleneckClassifier(matrix, shift, weight, stats)
