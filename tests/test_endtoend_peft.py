@@ -478,6 +478,8 @@ def test_on_a_resnet_what_has_no_place_is_refused(
         (CLIPLoRA, {"rank": 0}, "rank must be a whole number, 1 or more; got 0"),
         (CLIPLoRA, {"dropout": 1.0}, r"dropout must be 0 or more and less than 1; got 1.0"),
         (FacT, {"dropout": 1.0}, r"dropout must be 0 or more and less than 1; got 1.0"),
+        (EFFT, {"dropout": 1.0}, r"dropout must be 0 or more and less than 1; got 1.0"),
+        (EFFT, {"rank": 0}, "rank must be a whole number, 1 or more; got 0"),
         (SSF, {"noise": -1.0}, "noise must be 0 or more; got -1.0"),
         (RepAdapter, {"dim": 0}, "dim must be a whole number, 1 or more; got 0"),
         (RepAdapter, {"position": "top"}, "unknown position 'top'"),
