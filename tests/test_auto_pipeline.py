@@ -18,7 +18,7 @@ from cli import main
 from fewshot.adapters.adapter import load_adapter
 from fewshot.adapters.export.model_card import model_card
 from fewshot.adapters.opened_adapter import open_adapter
-from fewshot.automatic import judging
+from fewshot.automatic import judging, pipeline, writing
 from fewshot.automatic.candidates import Candidates
 from fewshot.automatic.commands import Command, quoted, script, settings
 from fewshot.automatic.judging import inputs, refit, to_try
@@ -402,6 +402,26 @@ def test_what_is_interrupted_after_the_first_answer_leaves_it_and_it_says_what_i
     assert "This is a first answer" not in found.page_path.read_text()
     assert "still to be tried" not in load_adapter(found.adapter_path).training
     assert " --thorough" in found.commands[0].line
+
+
+def test_a_first_answer_has_not_looked_at_the_test_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_digits(tmp_path / "photos" / "train", {"zero": 4, "one": 4})
+    draw_digits(tmp_path / "photos" / "test", {"zero": 3, "one": 3}, split="test")
+    written: list[Outcome] = []
+
+    def noted(outcome: Outcome) -> None:
+        written.append(outcome)
+        writing.write(outcome)
+
+    monkeypatch.setattr(pipeline, "write", noted)
+    quickly(tmp_path / "photos", methods=["gda", "clap"])
+    first, last = written
+    assert first.validation.pending
+    assert first.tested is None
+    assert "test accuracy" not in first.adapter.training
+    assert last.tested is not None
 
 
 def test_what_cannot_win_is_fitted_to_fewer_folds_unless_asked_for(
