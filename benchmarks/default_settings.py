@@ -18,9 +18,9 @@ from torch import Tensor
 from benchmarks.few_shot_tasks import Task, tasks
 from cache.store import FeatureStore
 from fewshot import Text, configure
-from fewshot.fitting import class_text
 from fewshot.method import Method
 from fewshot.model_selection.blending import blend_of
+from fewshot.store_features import class_text
 
 SHOTS = (1, 2, 4, 8, 16)
 SEEDS = (1, 2, 3)

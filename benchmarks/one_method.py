@@ -12,7 +12,8 @@ import torch
 
 from cache.store import FeatureStore
 from fewshot import configure
-from fewshot.fitting import fit, query
+from fewshot.fitting import fit
+from fewshot.store_features import query
 
 
 def main() -> None:

@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from benchmarks.few_shot_tasks import Task, tasks
 from cache.store import FeatureStore
 from fewshot import METHODS, configure
-from fewshot.fitting import class_text
 from fewshot.method import Method
 from fewshot.model_selection.choosing import Score, best
 from fewshot.model_selection.folds import held_out
 from fewshot.model_selection.tuning import cv_folds
+from fewshot.store_features import class_text
 
 SHOTS = (2, 4, 8, 16)
 SEEDS = (1, 2, 3)

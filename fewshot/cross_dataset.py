@@ -12,12 +12,14 @@ from cache.errors import UserError
 from cache.pair import same_weight
 from cache.store import FeatureStore
 from fewshot.classifier import Classifier
-from fewshot.fitting import fit, query, settled
+from fewshot.fitting import fit
 from fewshot.method import Method
 from fewshot.new_classes import Columns, require_new_classes, unseen_classes
 from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result
 from fewshot.run import setting_name
+from fewshot.settling import settled
+from fewshot.store_features import query
 from fewshot.tested import classify_test, require_test_split, result_on
 
 

@@ -23,7 +23,7 @@ from cache.errors import UserError
 from cache.pair import same_weight
 from cache.store import FeatureStore
 from fewshot.cross_dataset import require_one_model
-from fewshot.fitting import fit, query, settled
+from fewshot.fitting import fit
 from fewshot.method import AdaptsToDomain, Method, MethodInfo
 from fewshot.metrics import harmonic_mean, per_class_accuracy
 from fewshot.open_set import certainty
@@ -31,6 +31,8 @@ from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result
 from fewshot.results.prediction_files import digest_of_images
 from fewshot.run import setting_name
+from fewshot.settling import settled
+from fewshot.store_features import query
 from fewshot.tested import image_digest, require_test_split, result_of
 
 Relation = Literal["closed", "partial", "open", "universal"]

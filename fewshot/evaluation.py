@@ -15,7 +15,7 @@ import torch
 
 from cache.store import FeatureStore
 from fewshot.fitted import Fitted
-from fewshot.fitting import fit, query, settled
+from fewshot.fitting import fit
 from fewshot.method import Method
 from fewshot.metrics import accuracy, harmonic_mean
 from fewshot.multi_label.label_evaluation import evaluate_labels, refuse_predictions
@@ -30,6 +30,8 @@ from fewshot.open_set import (
 from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result
 from fewshot.run import CLASS_GROUPS
+from fewshot.settling import settled
+from fewshot.store_features import query
 from fewshot.tested import Classified, classify_test, require_test_split, result_on
 
 

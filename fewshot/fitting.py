@@ -5,11 +5,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cache.errors import UserError
@@ -18,7 +17,7 @@ from cache.split import Split
 from cache.store import FeatureStore
 from fewshot.few_shots import draw_sample, unit_support
 from fewshot.fitted import Fitted
-from fewshot.method import Method, MethodInfo
+from fewshot.method import Method
 from fewshot.model_selection import tuning
 from fewshot.model_selection.blending import blend_of
 from fewshot.model_selection.protocols import Share
@@ -26,14 +25,15 @@ from fewshot.open_set import checked_known, known_classes
 from fewshot.pair_weight import weighed
 from fewshot.protocol import OFFICIAL, Asked, Protocol
 from fewshot.published_recipe import PublishedRecipe
-from fewshot.run import Run
-from fewshot.sampling import Rows, Sample, halves, restrict
-from fewshot.settings import configure, fixed_of
+from fewshot.sampling import Sample, halves, restrict
+from fewshot.settling import require_labels, run_on, settled
+from fewshot.store_features import class_text, query, support_set
 from fewshot.support import SupportSet
 from fewshot.synthesis.decoded import Decoding
 from fewshot.synthesis.from_store import material
 from fewshot.text import NoTextError, Text
 from fewshot.threads import few_threads
+from fewshot.unlabeled_fitting import fit_unlabeled
 
 Labeled = tuple[Tensor, Tensor]  # features (M, D) float32 and labels (M,)
 
@@ -90,7 +90,7 @@ def fit(
         named = range(store.n_classes)
     text = class_text(store, method, protocol.prompt_set, named)
     if not protocol.support_for(method):
-        return _fit_unlabeled(store, method, protocol, text, classes, images)
+        return fit_unlabeled(store, method, protocol, text, classes, images)
     train = store.split("train")
     val = store.split("val") if tune in ("val", "full-val") else None
     drawn_val = val.labels if val is not None and tune == "val" else None
@@ -197,134 +197,6 @@ def _recipe(store: FeatureStore, method: Method) -> PublishedRecipe:
     return recipe
 
 
-def settled(
-    store: FeatureStore, method: Method | str, protocol: Protocol | None, asked: Asked
-) -> tuple[Method, Protocol]:
-    """The method with the hyper-parameters that are fixed, and the protocol, from what was typed.
-
-    Args:
-        store: The features, whose logit scale a method given by its name takes.
-        method: A method or its name.
-        protocol: What is asked; the default `Protocol()` without it.
-        asked: Fields of the protocol that take the place of its own.
-
-    Raises:
-        UserError: No such method or hyper-parameter, or what `Protocol` raises.
-    """
-    if isinstance(method, str):
-        method = configure(method, logit_scale=store.logit_scale)
-    protocol = asked_of(method, protocol, asked)
-    method = replace(method, **protocol.fixed)
-    pooled = protocol.synthesize is None  # a generator makes features
-    return _settled_on(store, method, pooled=pooled), protocol
-
-
-def configured(store: FeatureStore, name: str) -> Method:
-    """The method of that name, with its defaults for this store.
-
-    Raises:
-        UserError: No such method.
-    """
-    return _settled_on(store, configure(name, logit_scale=store.logit_scale))
-
-
-def _settled_on(store: FeatureStore, method: Method, *, pooled: bool = True) -> Method:
-    return method.on_store(pooled=pooled and store.image_tower is not None)
-
-
-def asked_of(method: MethodInfo, protocol: Protocol | None, asked: Asked) -> Protocol:
-    """The protocol with these fields in place of its own, its fixed settings as values.
-
-    Raises:
-        UserError: No such hyper-parameter, or what `Protocol` raises.
-    """
-    protocol = protocol or Protocol()
-    fixed = fixed_of(method, asked.get("fixed", protocol.fixed), method.name)
-    changes: dict[str, Any] = {**asked, "fixed": fixed}
-    return replace(protocol, **changes)
-
-
-def class_text(
-    store: FeatureStore, method: Method, prompt_set: str | None, classes: Sequence[int]
-) -> Text | None:
-    """The classes' text by the method's recipe; None where the store has none."""
-    if not store.text_sets and prompt_set is None:
-        return None
-    stored = store.class_text(method.text_recipe, prompt_set)
-    text = Text(
-        torch.from_numpy(stored.features),
-        torch.from_numpy(stored.prompts),
-        torch.from_numpy(stored.labels),
-        None if stored.pooled is None else torch.from_numpy(stored.pooled),
-        None if stored.projection is None else torch.from_numpy(stored.projection),
-    )
-    return text.classes(torch.tensor(classes))
-
-
-def query(split: Split, method: Method, rows: Rows | None = None) -> Tensor:
-    """(M, D) features to classify, in the form that the method needs; or pooled images (M, w).
-
-    Raises:
-        UserError: Pooled images are needed and the store has none.
-    """
-    if method.reads_pooled:
-        return torch.from_numpy(split.pooled(rows))
-    return torch.from_numpy(split.features(rows, unit=method.unit_norm))
-
-
-def support_set(
-    split: Split,
-    method: Method,
-    rows: Rows | None,
-    labels: NDArray[np.int64],
-    n_classes: int,
-    *,
-    views: bool = False,
-) -> SupportSet:
-    """The support set of rows of a split, in the form that the method needs.
-
-    Args:
-        split: Of a store.
-        method: What learns from it.
-        rows: (N,) or None for all.
-        labels: (N,) their classes among the C.
-        n_classes: C.
-        views: With the rows' views, where the split has some.
-    """
-    features, crops = query(split, method, rows), None
-    if views and rows is not None and split.n_views:
-        if method.reads_pooled:
-            crops = split.pooled_views(rows)
-        else:
-            crops = split.views(rows, unit=method.unit_norm)
-    return SupportSet(
-        features=features,
-        labels=torch.from_numpy(labels),
-        n_classes=n_classes,
-        views=None if crops is None else torch.from_numpy(crops),
-        unit_norm=method.unit_norm and not method.reads_pooled,
-        tower=split.image_tower if method.reads_pooled else None,
-    )
-
-
-def require_labels(method: MethodInfo, generator: str) -> None:
-    """Raise unless the method can learn from synthesized features.
-
-    Raises:
-        UserError: It learns from unlabeled images.
-    """
-    if method.unsupervised():
-        raise UserError(
-            f"{method.name} learns from unlabeled images, and {generator} makes labeled features; "
-            "use a method that learns from labels"
-        )
-    if isinstance(method, Method) and method.reads_pooled:
-        raise UserError(
-            f"{generator} makes features, and {method.name} as it is set learns from pooled "
-            "images; use --set space=features"
-        )
-
-
 @contextmanager
 def _text_left_out(method: Method, protocol: Protocol) -> Iterator[None]:
     """Say that features beside their attributes have no text, where a method within misses it."""
@@ -345,62 +217,6 @@ def _share_by_images(
     base = None if text is None else text.classes(torch.arange(support.n_classes))
     blend = blend_of(method, support, base, logit_scale=store.logit_scale, share=share)
     return (1.0, {}) if blend is None else (blend.share, {"doubt": blend.doubt})
-
-
-def _fit_unlabeled(
-    store: FeatureStore,
-    method: Method,
-    protocol: Protocol,
-    text: Text | None,
-    classes: Sequence[int],
-    images: Tensor | None,
-) -> Fitted:
-    """Fit to the text alone, or to all train images of the classes without their labels.
-
-    From an open set the images of unknown classes are among them, for no label says which they are.
-    """
-    given = images if method.unsupervised() else None
-    if method.unsupervised() and images is None:
-        train = store.split("train")
-        there = classes if protocol.known is None else range(store.n_classes)
-        rows = train.encoded
-        if not train.unlabeled:
-            rows = rows[restrict(train.labels[rows], there)[0]]
-        given = query(train, method, rows)
-    start = time.perf_counter()
-    if method.reads_pooled:
-        tower = store.image_tower
-        assert tower is not None  # the pooled images were there
-        classifier = method.fit_pooled(given, tower, text)
-    else:
-        classifier = method.fit_unlabeled(given, text)
-    return Fitted(
-        run=run_on(store, method, protocol, 0, 0, 0),
-        store=store,
-        method=method,
-        classifier=classifier,
-        support=None,
-        text=text,
-        n_images=0 if given is None else len(given),
-        n_validation=0,
-        seconds=time.perf_counter() - start,
-    )
-
-
-def run_on(
-    store: FeatureStore, method: Method, protocol: Protocol, shots: int, fewest: int, n_views: int
-) -> Run:
-    """The run of a method on a store; see `Run.planned`."""
-    return Run.planned(
-        method,
-        protocol,
-        dataset=store.dataset,
-        model=store.model,
-        fingerprint=store.fingerprint,
-        shots=shots,
-        fewest=fewest,
-        n_views=n_views,
-    )
 
 
 def _support(

@@ -13,12 +13,14 @@ from cache.store import FeatureStore
 from fewshot.classifier import Classifier
 from fewshot.few_shots import base_and_new
 from fewshot.fitted import Fitted
-from fewshot.fitting import class_text, fit, query, settled
+from fewshot.fitting import fit
 from fewshot.method import Method, SupportsNewClasses
 from fewshot.metrics import accuracy, harmonic_mean, per_class_accuracy
 from fewshot.protocol import HALVES, Asked, Protocol
 from fewshot.results.log import Result
 from fewshot.sampling import restrict
+from fewshot.settling import settled
+from fewshot.store_features import class_text, query
 from fewshot.tested import Classified, classify_test, require_test_split, result_on
 
 

@@ -26,11 +26,11 @@ from fewshot.adapters.making import fit_and_save, of_fitted
 from fewshot.adapters.opened_adapter import preprocessing, require_model, with_encoder
 from fewshot.classifier import LinearClassifier
 from fewshot.fitted import Fitted
-from fewshot.fitting import query
 from fewshot.methods import METHODS
 from fewshot.model_selection.calibration import Calibration, calibrate, out_of_fold
 from fewshot.model_selection.folds import folds
 from fewshot.model_selection.near_duplicates import scenes
+from fewshot.store_features import query
 from fewshot.support import SupportSet
 from tests.small_stores import NAMES, write_store
 

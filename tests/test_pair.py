@@ -30,10 +30,11 @@ from fewshot.cross_dataset import transfer
 from fewshot.domain_adaptation import adapt
 from fewshot.evaluation import evaluate
 from fewshot.fitted import Fitted
-from fewshot.fitting import fit, query
+from fewshot.fitting import fit
 from fewshot.new_classes import base_to_new
 from fewshot.pair_weight import WEIGHTS
 from fewshot.results.log import Result
+from fewshot.store_features import query
 from tests.small_stores import DIM, NAMES, write_store
 
 

@@ -28,11 +28,13 @@ from fewshot.adapters.opened_adapter import with_encoder
 from fewshot.adapters.stored_images import StoredImages
 from fewshot.automatic.judging import inputs
 from fewshot.evaluation import evaluate
-from fewshot.fitting import configured, fit, query, require_labels, settled
+from fewshot.fitting import fit
 from fewshot.methods import ProLIP
 from fewshot.methods.prolip import ProjectedClassifier
 from fewshot.parts.trained_ends import PooledClassifier
 from fewshot.protocol import Asked
+from fewshot.settling import configured, require_labels, settled
+from fewshot.store_features import query
 from fewshot.support import SupportSet
 from fewshot.text import Text
 from tests.toy_adapters import fitted_adapter

@@ -23,7 +23,7 @@ from fewshot.endtoend.experiment import Trained
 from fewshot.endtoend.photos import center_crops, require_images
 from fewshot.evaluation import score
 from fewshot.fitted import Fitted
-from fewshot.fitting import class_text, fit, settled
+from fewshot.fitting import fit
 from fewshot.label_rule import LabelRule
 from fewshot.method import Method
 from fewshot.methods import GDA
@@ -35,6 +35,8 @@ from fewshot.multi_label.label_fitting import fit_labels
 from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result, program_version
 from fewshot.sampling import VAL_SHOTS, draw
+from fewshot.settling import settled
+from fewshot.store_features import class_text
 
 
 def of_fitted(

@@ -25,8 +25,8 @@ from cache.store import FeatureStore
 from fewshot.automatic.candidates import Candidates
 from fewshot.automatic.encoding import Encoding, Say, encode_labeled
 from fewshot.automatic.judging import CrossValidation, inputs, judge
-from fewshot.fitting import configured
 from fewshot.model_selection.selection import MethodScore, Selection, select
+from fewshot.settling import configured
 
 SMALL = ("tiny", "ViT-B-32/openai", "RN50/openai", "timm:vit_small_patch14_dinov2.lvd142m")
 LARGE = (

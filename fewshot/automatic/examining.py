@@ -20,12 +20,12 @@ from fewshot.automatic.stopwatch import Stopwatch
 from fewshot.automatic.unlabeled import Unlabeled, classify_unlabeled
 from fewshot.classifier import classify
 from fewshot.fitted import Fitted
-from fewshot.fitting import query
 from fewshot.methods import GDA
 from fewshot.metrics import accuracy, wilson
 from fewshot.model_selection.calibration import Calibration, calibrate
 from fewshot.model_selection.conformal import ByClass, by_class
 from fewshot.model_selection.unknown_classes import OpenSet, find_open_set
+from fewshot.store_features import query
 
 
 @dataclass(frozen=True, eq=False)

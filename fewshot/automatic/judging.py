@@ -10,7 +10,7 @@ from cache.errors import UserError, unknown
 from cache.store import FeatureStore
 from fewshot.automatic.candidates import Candidates, candidates
 from fewshot.fitted import Fitted
-from fewshot.fitting import class_text, configured, fit, support_set
+from fewshot.fitting import fit
 from fewshot.method import Method
 from fewshot.methods import METHODS, ZeroShot
 from fewshot.model_selection import tuning
@@ -25,6 +25,8 @@ from fewshot.model_selection.folds import folds
 from fewshot.model_selection.near_duplicates import scenes
 from fewshot.model_selection.race import GivenUp, Tried, race, try_all
 from fewshot.model_selection.selection import Selection, select
+from fewshot.settling import configured
+from fewshot.store_features import class_text, support_set
 from fewshot.support import SupportSet
 from fewshot.text import Text
 

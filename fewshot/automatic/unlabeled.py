@@ -10,7 +10,7 @@ from cache.source import Source
 from cache.store import FeatureStore
 from fewshot.automatic.to_label import ToLabel, to_label
 from fewshot.fitted import Fitted
-from fewshot.fitting import query
+from fewshot.store_features import query
 
 BLOCK = 4096  # images whose logits are computed at a time
 WORTH_LABELING = 20

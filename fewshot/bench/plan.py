@@ -22,7 +22,6 @@ from fewshot.endtoend.crops import chosen_by_hand, crops_asked, learns_live
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.endtoend.methods import configure as configure_trained
 from fewshot.endtoend.requirements import require_few_shots, require_published
-from fewshot.fitting import require_labels
 from fewshot.method import Method, MethodInfo, SupportsNewClasses
 from fewshot.methods import METHODS
 from fewshot.multi_label.label_fitting import of_several_labels, require_several
@@ -30,6 +29,7 @@ from fewshot.open_set import checked_known, known_classes
 from fewshot.protocol import HALVES, TRANSFERS, Protocol
 from fewshot.run import Run
 from fewshot.settings import configure, parse
+from fewshot.settling import require_labels
 from fewshot.synthesis.from_store import lacks_text
 
 

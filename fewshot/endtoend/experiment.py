@@ -33,13 +33,13 @@ from fewshot.endtoend.requirements import (
 from fewshot.endtoend.testing import classify
 from fewshot.endtoend.train import Watch, train
 from fewshot.endtoend.training_set import TrainingSet
-from fewshot.fitting import asked_of
 from fewshot.metrics import accuracy, harmonic_mean
 from fewshot.open_set import known_among, knownness, separated
 from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result
 from fewshot.results.prediction_files import digest_of_images
 from fewshot.run import Run
+from fewshot.settling import asked_of
 from fewshot.tested import image_digest, result_of
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]

@@ -30,11 +30,11 @@ from fewshot.endtoend.requirements import require_splits
 from fewshot.endtoend.testing import classify
 from fewshot.endtoend.train import Watch, train
 from fewshot.endtoend.training_set import TrainingSet
-from fewshot.fitting import asked_of
 from fewshot.open_set import certainty
 from fewshot.protocol import Asked, Protocol
 from fewshot.results.prediction_files import digest_of_images
 from fewshot.run import Run
+from fewshot.settling import asked_of
 from fewshot.support import unlabeled
 from fewshot.tested import result_of
 

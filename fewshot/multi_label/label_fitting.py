@@ -18,7 +18,6 @@ from cache.pair import EVEN, Pair
 from cache.store import FeatureStore
 from fewshot.classifier import Classifier
 from fewshot.fitted import Fitted
-from fewshot.fitting import class_text, query, run_on, settled
 from fewshot.label_rule import LabelRule
 from fewshot.method import Method, SupportsMultiLabel, variants
 from fewshot.methods import METHODS
@@ -26,6 +25,8 @@ from fewshot.multi_label.label_metrics import average_precisions, mean_known
 from fewshot.multi_label.positives import draw_positives, positive_folds
 from fewshot.multi_label_support import MultiLabelSupport
 from fewshot.protocol import Asked, Protocol
+from fewshot.settling import run_on, settled
+from fewshot.store_features import class_text, query
 from fewshot.text import Text
 
 TUNED_BY = ("cv", "none")

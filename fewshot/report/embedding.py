@@ -14,7 +14,7 @@ from torch import Tensor
 from cache.errors import UserError, count
 from cache.pair import Pair, found
 from cache.store import FeatureStore
-from fewshot.fitting import fit, query
+from fewshot.fitting import fit
 from fewshot.methods import METHODS
 from fewshot.metrics import accuracy
 from fewshot.report.content import Maps, Section
@@ -22,6 +22,7 @@ from fewshot.report.lines import largest
 from fewshot.results.groups import Cells, labels
 from fewshot.results.log import Result
 from fewshot.run import plain_setting
+from fewshot.store_features import query
 
 IMAGES = 2000
 CLASSES = 10
