@@ -12,8 +12,9 @@ from cache.errors import UserError
 from cli import main
 from fewshot.bench.attempt import Attempt, Failure
 from fewshot.bench.benchmark import BenchOutcome, pending, run
+from fewshot.bench.combination import Cell
 from fewshot.bench.config import Bench
-from fewshot.bench.plan import Cell, plan
+from fewshot.bench.plan import plan
 from fewshot.bench.status import Display, Pace
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Method

@@ -7,8 +7,9 @@ import pytest
 
 from cache.errors import UserError
 from fewshot.bench.attempt import Attempt
+from fewshot.bench.combination import Cell
 from fewshot.bench.config import Bench
-from fewshot.bench.plan import Cell, plan
+from fewshot.bench.plan import plan
 from fewshot.methods import METHODS
 from fewshot.results.log import Result
 from tests.small_stores import NAMES, write_store

@@ -13,7 +13,7 @@ from cache.loading import load
 from cache.progress import silent_within
 from cache.source import Source, find
 from cache.store import FeatureStore
-from fewshot.bench.plan import Cell
+from fewshot.bench.combination import Cell
 from fewshot.cross_dataset import transfer
 from fewshot.domain_adaptation import adapt
 from fewshot.endtoend.experiment import run

@@ -16,8 +16,9 @@ from filelock import FileLock, Timeout
 
 from cache.errors import UserError, count
 from fewshot.bench.attempt import Attempt, Failure, checkpoint_of
+from fewshot.bench.combination import Cell
 from fewshot.bench.config import Bench
-from fewshot.bench.plan import BenchPlan, Cell
+from fewshot.bench.plan import BenchPlan
 from fewshot.bench.status import Display, Pace
 from fewshot.bench.workers import WorkerDiedError, each
 from fewshot.endtoend.finished import forget

@@ -9,7 +9,7 @@ from typing import Any
 
 from cache import progress
 from cache.errors import count
-from fewshot.bench.plan import Cell
+from fewshot.bench.combination import Cell
 from fewshot.run import Run
 
 Kind = tuple[object, ...]

@@ -28,10 +28,8 @@ from fewshot.commands.options import (
     StoreOption,
     SynthesizeOption,
     TuneOption,
-    parse_ints,
-    parse_names,
-    parse_share,
 )
+from fewshot.commands.parsing import parse_ints, parse_names, parse_share
 from fewshot.commands.terminal import say
 
 

@@ -1,4 +1,4 @@
-"""Make stores: `extract` encodes images and prompts, `import` takes features made elsewhere."""
+"""Encode the images and prompts of a dataset into a store."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +24,8 @@ from fewshot.commands.options import (
     RehashOption,
     StoreOption,
     WorkersOption,
-    parse_ints,
-    parse_pairs,
-    parse_shard,
 )
+from fewshot.commands.parsing import parse_ints, parse_shard
 from fewshot.commands.terminal import say, show
 
 if TYPE_CHECKING:
@@ -327,71 +325,3 @@ def _template_set(source: "Source", name: str) -> tuple[str, ...]:
     if name not in source.template_sets:
         raise unknown(f"template set of {source.dataset}", name, source.template_sets)
     return source.template_sets[name]
-
-
-def import_(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="PATH",
-            help="An .npz file, a folder of .pt files or of res101.mat and att_splits.mat, or "
-            "CLIP-LoRA's own file (with --save).",
-        ),
-    ],
-    dataset: Annotated[str, typer.Option(help="Name for the dataset.")],
-    model: Annotated[str, typer.Option(help="Model that made the features.")],
-    array: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=KEY",
-            help="Name of an array in the file, such as train_features=train16_x; repeatable.",
-        ),
-    ] = None,
-    logit_scale: Annotated[
-        float, typer.Option(min=0, help="The model's inverse temperature.")
-    ] = 100.0,
-    store: StoreOption = None,
-    if_exists: IfExistsOption = "error",
-    data_root: DataRootOption = None,
-    save: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.safetensors",
-            help="Read a file of CLIP-LoRA's own code, and write this adapter.",
-        ),
-    ] = None,
-) -> None:
-    """Make a store from features computed elsewhere."""
-    if save is not None:
-        _import_adapter(file, dataset, model, data_root, save)
-        return
-    from cache.import_store import import_file
-    from cache.location import default_root
-
-    arrays = parse_pairs("--array", array)
-    root = store or default_root()
-    path = import_file(
-        file,
-        dataset,
-        model,
-        root,
-        arrays=arrays,
-        if_exists=if_exists,
-        logit_scale=logit_scale,
-        say=say,
-    )
-    show(str(path))
-
-
-def _import_adapter(
-    file: Path, dataset: str, model: str, data_root: Path | None, save: Path
-) -> None:
-    from cache.loading import load
-    from cache.source import find
-    from fewshot.adapters.adapter import require_suffix
-    from fewshot.adapters.import_clip_lora import import_clip_lora
-
-    require_suffix(save)
-    adapter = import_clip_lora(file, load(model, device="cpu"), find(dataset, root=data_root))
-    adapter.save(save)
-    say(f"{save}: {adapter.summary()}")

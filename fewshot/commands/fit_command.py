@@ -29,10 +29,8 @@ from fewshot.commands.options import (
     SynthesizeOption,
     ThresholdOption,
     TuneOption,
-    parse_ints,
-    parse_pairs,
-    parse_share,
 )
+from fewshot.commands.parsing import parse_ints, parse_pairs, parse_share
 from fewshot.commands.terminal import say
 
 if TYPE_CHECKING:

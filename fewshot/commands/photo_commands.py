@@ -23,9 +23,8 @@ from fewshot.commands.options import (
     RehashOption,
     StoreOption,
     WorkersOption,
-    parse_names,
-    parse_shard,
 )
+from fewshot.commands.parsing import parse_names, parse_shard
 from fewshot.commands.terminal import say, show
 
 

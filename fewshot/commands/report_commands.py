@@ -6,14 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from cache.errors import UserError, count
-from fewshot.commands.options import (
-    SEED,
-    JsonOption,
-    PerClassOption,
-    StoreOption,
-    parse_ints,
-    parse_names,
-)
+from fewshot.commands.options import SEED, JsonOption, PerClassOption, StoreOption
+from fewshot.commands.parsing import parse_ints, parse_names
 from fewshot.commands.terminal import say, show
 
 

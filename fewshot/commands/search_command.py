@@ -25,9 +25,8 @@ from fewshot.commands.options import (
     SettingsOption,
     ShotsOption,
     WorkersOption,
-    parse_ints,
-    parse_pairs,
 )
+from fewshot.commands.parsing import parse_ints, parse_pairs
 from fewshot.commands.terminal import print_table, say
 
 if TYPE_CHECKING:

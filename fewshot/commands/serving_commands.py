@@ -18,8 +18,8 @@ from fewshot.commands.options import (
     RehashOption,
     StoreOption,
     WorkersOption,
-    parse_names,
 )
+from fewshot.commands.parsing import parse_names
 from fewshot.commands.terminal import say
 
 

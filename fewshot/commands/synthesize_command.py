@@ -17,8 +17,8 @@ from fewshot.commands.options import (
     PromptsOption,
     StoredDatasetOption,
     StoreOption,
-    parse_ints,
 )
+from fewshot.commands.parsing import parse_ints
 from fewshot.commands.terminal import print_table, say
 
 if TYPE_CHECKING:

@@ -38,8 +38,8 @@ from fewshot.commands.options import (
     SynthesizeOption,
     ThresholdOption,
     WorkersOption,
-    parse_pairs,
 )
+from fewshot.commands.parsing import parse_pairs
 from fewshot.commands.terminal import say
 from fewshot.commands.train_across import train_across
 

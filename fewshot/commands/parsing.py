@@ -1,0 +1,52 @@
+"""Values of options that are lists, pairs and shares, from the words that were typed."""
+
+from typing import TYPE_CHECKING
+
+from cache.errors import UserError
+
+if TYPE_CHECKING:
+    from fewshot.model_selection.protocols import Share
+
+
+def parse_shard(shard: str | None) -> tuple[int, int] | None:
+    """The part and the number of parts of I/N; None where there is none."""
+    if shard is None:
+        return None
+    index, _, count = shard.partition("/")
+    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise UserError(f"--shard must be I/N with 1 <= I <= N, such as 1/4; got {shard!r}")
+    return int(index), int(count)
+
+
+def parse_share(text: str) -> "Share":
+    """The share of a method in a blend: `auto`, or a number from 0 to 1."""
+    try:
+        share: Share = "auto" if text == "auto" else float(text)
+    except ValueError:
+        raise UserError(f"--blend takes auto, or a number from 0 to 1; got {text!r}") from None
+    return share
+
+
+def parse_ints(option: str, text: str) -> list[int]:
+    """The integers of a list such as 1,2,4, each once."""
+    try:
+        numbers = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} must be integers such as 1,2,4; got {text!r}") from None
+    return list(dict.fromkeys(numbers))
+
+
+def parse_names(text: str | None) -> tuple[str, ...] | None:
+    """The names of a list such as a,b; None where there is no list."""
+    return None if text is None else tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def parse_pairs(option: str, pairs: list[str] | None) -> dict[str, str]:
+    """NAME=VALUE pairs of a repeatable option."""
+    settings = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise UserError(f"{option} must be NAME=VALUE; got {pair!r}")
+        settings[name] = value
+    return settings
