@@ -89,7 +89,7 @@ class Combination:
     stores: Stores
 
     def objection(self) -> tuple[str | None, bool]:
-        """What makes it impossible, if anything, and whether it was asked for by name."""
+        """Say what makes it impossible, if anything, and whether it was asked for by name."""
         for objection, asked in (
             (self._method_cannot, self.bench.methods),
             (self._stores_cannot, self.bench.datasets),
