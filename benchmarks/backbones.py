@@ -1,6 +1,6 @@
 """What works on which family of backbones: one small member each, with random weights.
 
-    python benchmarks/backbones.py [FAMILY ...]
+    python -m benchmarks.backbones [FAMILY ...]
 
 Towers that are a row of blocks are cut to one block, which changes nothing that is asked here.
 Where a tokenizer would be fetched, each word has one token. Of a trained method, the cell says if

@@ -1,6 +1,6 @@
 """One step of CoOp's text side, forward and backward, in three ways that give one gradient.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/coop_step.py [--context 16] [--rounds 2]
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.coop_step [--context 16] [--rounds 2]
 
 naive: open_clip's tower on all 77 positions, as CoOp's code runs it. truncated: the same on the
 positions up to the last end-of-text token. shared: ours, the context computed once for all classes

@@ -1,6 +1,6 @@
 """From a JPEG file to a crop of 224 pixels: Pillow, as by default, against `extract --fast-images`.
 
-    OMP_NUM_THREADS=1 python benchmarks/decoding.py [--rounds 5]
+    OMP_NUM_THREADS=1 python -m benchmarks.decoding [--rounds 5]
 
 The photographs are parts of the two that scikit-learn ships, side by side until they fill the
 size. Prints for each size the milliseconds of CPU time per photograph, made in turns, the ratio to

@@ -1,6 +1,6 @@
 """How much accuracy the defaults lose against the best setting, and what would lose less.
 
-python benchmarks/default_settings.py features/*/*.h5 [--methods gda,ridge]
+python -m benchmarks.default_settings features/*/*.h5 [--methods gda,ridge]
 
 Fits every setting of a method's grid to the tasks of `few_shot_tasks`, blended with zero-shot as
 always. The setting of the minimum mean and worst loss over all tasks and shots is chosen, on all

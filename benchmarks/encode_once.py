@@ -1,6 +1,6 @@
 """What is encoded after a change to a folder of photos, and what that costs.
 
-    python benchmarks/encode_once.py [--model tiny] [--photos 200] [--folder EUROSAT --moved 10]
+    python -m benchmarks.encode_once [--model tiny] [--photos 200] [--folder EUROSAT --moved 10]
 
 First on photos that are drawn: after each change, the number of images and prompts encoded, CPU and
 wall seconds of `extract`, and whether the store has the bytes of a fresh run. Then, where a folder

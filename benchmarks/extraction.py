@@ -1,6 +1,6 @@
 """Extraction from JPEG files against the bare forward pass on tensors already in memory.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/extraction.py [--images 384] [--batch-size 8]
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.extraction [--images 384] [--batch-size 8]
 
 with that policy because the command line sets it.
 

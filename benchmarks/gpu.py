@@ -1,6 +1,6 @@
 """ViT-B/16 on a GPU: extraction against the bare forward pass, training against 77 positions.
 
-    python benchmarks/gpu.py [--images 4096] [--classes 100 397] [--processes 4]
+    python -m benchmarks.gpu [--images 4096] [--classes 100 397] [--processes 4]
 
 Weights are random. Photographs are JPEG files of 500 x 375 pixels, drawn into a temporary folder
 and encoded several times over, so reading them is free and decoding is not. `forward pass` has its

@@ -1,8 +1,8 @@
 """Every method on as many classes and test images as ImageNet's, at 16 shots: memory and time.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/imagenet_methods.py [--folder DIR] [--methods gda]
-    python benchmarks/imagenet_methods.py --methods gda --shots 1000 --memory 8    a million images
-    python benchmarks/imagenet_methods.py --methods gda --classes 21841 --test 5000 --memory 8
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.imagenet_methods [--folder DIR] [--methods gda]
+    python -m benchmarks.imagenet_methods --methods gda --shots 1000 --memory 8    a million images
+    python -m benchmarks.imagenet_methods --methods gda --classes 21841 --test 5000 --memory 8
 
 Writes a store of noise of 1,000 classes and 50,000 test images of 512 dimensions (kept if --folder
 is given). Each method runs in a process of its own, under its default tuning. Prints the most

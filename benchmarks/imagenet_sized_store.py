@@ -1,6 +1,6 @@
 """A store as big as ImageNet's: drawing the few shots from it, and GDA against a zero-shot pass.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/imagenet_sized_store.py [--folder DIR] [--rounds 3]
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.imagenet_sized_store [--folder DIR] [--rounds 3]
 
 Writes 1,281,167 train and 50,000 test features of 512 dimensions and 1000 classes, all noise about
 a mean per class (1.4 GB, a minute; kept if --folder is given). Prints

@@ -1,7 +1,7 @@
 """Tuning and fitting on a support set in memory, under a limit: CPU seconds and peak memory.
 
-    python benchmarks/large_support.py                     a million images of 1,000 classes
-    python benchmarks/large_support.py --images 349456 --classes 21841 --methods gda,tip-adapter
+    python -m benchmarks.large_support                     a million images of 1,000 classes
+    python -m benchmarks.large_support --images 349456 --classes 21841 --methods gda,tip-adapter
 
 Each method runs in a process of its own on one thread, on noise about a mean per class. Prints its
 CPU seconds, those of the classification of 1,000 images, and the most memory that the process ever

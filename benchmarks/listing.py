@@ -1,4 +1,4 @@
-"""Memory and time of listing many images in shards: `python benchmarks/listing.py 10000000`.
+"""Memory and time of listing many images in shards: `python -m benchmarks.listing 10000000`.
 
 The images exist nowhere: what a tar file would say of each is made up. All else is what `extract`
 does before it encodes anything: the index, the identity, the checks but those of each file, and

@@ -1,6 +1,6 @@
 """One step of CLIP-LoRA, both towers, forward and backward: all 77 positions against ours.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/lora_step.py [--classes 100 397] [--batch-size 32]
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.lora_step [--classes 100 397] [--batch-size 32]
 
 Both run the same ViT-B/32 (random weights) with the same pairs beside query, key and value of every
 block, at dropout 0 so that they have one loss and one gradient; they differ in the text tower

@@ -1,13 +1,13 @@
 """The whole grid on a store of UCF101's size: every method, number of shots and seed.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/methods_grid.py [--store FILE] [--methods gda,ridge]
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.methods_grid [--store FILE] [--methods gda,ridge]
 
 The store is noise of 101 classes, 512 dimensions and 3,783 test images, unless one is given. Prints
 for every method the seconds of all its fits with their tuning and tests, of the dearest fit, and
 its accuracy at the most shots; then the sums, over all methods and over those that train nothing.
 What a method refuses is printed and left out.
 
-    python benchmarks/methods_grid.py --against REF [--store FILE] [--methods taskres] [--rounds 2]
+    python -m benchmarks.methods_grid --against REF [--store FILE] [--methods taskres] [--rounds 2]
 
 compares this checkout with another commit, on one thread and one seed: CPU seconds, their ratio,
 the share of equal predictions, the largest difference of a logit, and how far the seconds are from

@@ -1,6 +1,6 @@
 """Linear probes along a path of C: ours, each from the ones before it, against cold starts.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/probe_path.py [--features FILE.npz] [--rounds 3]
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.probe_path [--features FILE.npz] [--rounds 3]
 
 On 16 shots of 101 classes in 512 dimensions, as UCF101 has: noise about a mean per class, or the
 arrays `train16_x` and `train16_y` of a file. First ours along the path of the C that the published

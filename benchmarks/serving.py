@@ -1,6 +1,6 @@
 """Requests per second, latency and memory of `fewshot serve` with the tiny model.
 
-    python benchmarks/serving.py [--requests 10000] [--clients 8]
+    python -m benchmarks.serving [--requests 10000] [--clients 8]
 
 Starts the server in a process of its own, and clients in threads of this one, each with one
 connection that it keeps. Prints the requests per second, the median and the 99th percentile of the

@@ -1,6 +1,6 @@
 """SHOT's pseudo-labels from zero-shot CLIP beside UEO, on images of known and unknown classes.
 
-    python benchmarks/shot_pseudo_labels.py STORE.h5 --known 7
+    python -m benchmarks.shot_pseudo_labels STORE.h5 --known 7
 
 Stage 2 of `two-stage` without a source (Liang et al., ICML 2020, https://arxiv.org/abs/2002.08546):
 the head is the classes' text and stays; the residual layer learns labels by centroids, and to be

@@ -1,6 +1,6 @@
 """CPU seconds of short commands, and the modules they load, beside `import torch`.
 
-    python benchmarks/start_up.py
+    python -m benchmarks.start_up
 
 On the bundled digits store, in a temporary folder. Every line is the fastest of several processes,
 which take turns, so that a busy machine slows all of them alike.

@@ -1,6 +1,6 @@
 """Tip-Adapter's published search, 200 betas by 20 alphas: pair by pair against all alphas at once.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/tip_adapter_grid.py [--features FILE.npz] [--rounds 3]
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.tip_adapter_grid [--features FILE.npz] [--rounds 3]
 
 As big as UCF101 at 16 shots, 1616 keys of 101 classes, 1898 validation images and 512 dimensions:
 noise about class means, or an archive's `train16_x`, `train16_y`, `val_x`, `val_y` and `text`.

@@ -1,6 +1,6 @@
 """How much accuracy each rule of choosing hyper-parameters loses against the best setting.
 
-python benchmarks/tuning_rule.py features/ucf101/ViT-B-16-openai.h5 [STORE ...]
+python -m benchmarks.tuning_rule features/ucf101/ViT-B-16-openai.h5 [STORE ...]
 
 Scores the method's grid by cross-validation on the few shots of the tasks of `few_shot_tasks`, and
 judges every setting on the tasks' other images. Never on a test split.
