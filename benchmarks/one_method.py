@@ -13,7 +13,6 @@ import torch
 from cache.store import FeatureStore
 from fewshot import configure
 from fewshot.fitting import fit
-from fewshot.store_features import query
 
 
 def main() -> None:
@@ -22,7 +21,7 @@ def main() -> None:
     torch.set_num_threads(1)
     store = FeatureStore.open(Path(asked["store"]))
     method = configure(asked["method"], logit_scale=store.logit_scale)
-    test = query(store.split("test"), method)
+    test = torch.from_numpy(store.split("test").features(unit=method.unit_norm))
     seconds, logits = 0.0, []
     for shots in asked["shots"]:
         start = time.process_time()
