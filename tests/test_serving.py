@@ -195,12 +195,30 @@ def test_a_bad_upload_gets_one_sentence_and_harms_nobody(
         found, said = client.post(png(), query)
         assert (found, why in said["error"]) == (400, True), said
     for method, path, status in (
-        ("GET", "/predict", 405), ("POST", "/health", 405), ("GET", "/", 404), ("PUT", "/", 501),
+        ("GET", "/predict", 405), ("POST", "/health", 405), ("GET", "/", 404),
+        ("PUT", "/predict", 405),
     ):  # fmt: skip
         assert client.ask(method, path)[0] == status
+    connection = client.connect()
+    connection.request("HEAD", "/predict")
+    unread = connection.getresponse()
+    assert (unread.status, unread.headers["Allow"], unread.read()) == (405, "GET, POST", b"")
+    connection.close()
     assert client.post(png())[0] == 200
     _, health, _ = client.ask("GET", "/health")
     assert (health["status"], health["waiting"]) == ("ok", 0)
+
+
+def test_a_line_that_is_no_http_gets_a_status_and_one_sentence(
+    started: Callable[..., Client], adapter: Adapter
+) -> None:
+    client = started(predictor(adapter))
+    for line in (b"hello", b"GET / HTTP/none", b"x" * 2**17):
+        with socket.create_connection(client.server.place, 10) as raw:
+            raw.sendall(line + b"\r\n\r\n")
+            answer = raw.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 4"), line[:20]
+        assert b'{"error": ' in answer
 
 
 def test_uploads_that_are_too_long_or_do_not_say_are_refused_unread(
@@ -315,7 +333,9 @@ def test_connections_and_bytes_beyond_the_maximum_are_refused_at_once(
         held.request("GET", "/")
         assert held.getresponse().read() == b'"yes"'
         with socket.create_connection(address, 10) as other:
-            assert other.recv(4096).startswith(b"HTTP/1.1 503 ")
+            refused = other.makefile("rb").read()
+        assert refused.startswith(b"HTTP/1.1 503 ")
+        assert refused.endswith(b'\r\n\r\n{"error": "too many connections; try again"}')
         held.request("POST", "/", b"four")
         assert held.getresponse().status == 503
 

@@ -54,6 +54,7 @@ class Connection(BaseHTTPRequestHandler):
 
     server: Any  # the host; the library declares a type that has nothing of it
     protocol_version = "HTTP/1.1"
+    default_request_version = "HTTP/1.0"  # of a line that is no HTTP: 0.9 would have no status
     server_version, sys_version = "fewshot", ""
 
     def setup(self) -> None:
@@ -84,9 +85,13 @@ class Connection(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer what `http.server` refuses: a method, or lines that are no HTTP."""
-        self._refuse(
-            RequestError(int(code), message or "this is no HTTP that the server understands")
-        )
+        if code == 501:  # its way to say that there is no do_PUT here
+            refused = RequestError(
+                405, f"expected GET or POST; got {self.command[:20]}", Allow="GET, POST"
+            )
+        else:
+            refused = RequestError(int(code), message or "expected a request of HTTP/1.1")
+        self._refuse(refused)
 
     def handle_expect_100(self) -> bool:
         """Ask for the body only if it will be taken."""
@@ -171,4 +176,5 @@ class Connection(BaseHTTPRequestHandler):
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
-        self.wfile.write(reply.body)
+        if self.command != "HEAD":
+            self.wfile.write(reply.body)

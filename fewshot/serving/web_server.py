@@ -20,7 +20,7 @@ from typing import Any
 
 from cache.errors import UserError
 from fewshot.serving.connection import Connection
-from fewshot.serving.messages import Reply, Request, RequestError, Respond
+from fewshot.serving.messages import Reply, Request, RequestError, Respond, as_json
 
 CONNECTIONS = 64  # each is a thread; a browser opens six
 BODIES = 2**28  # bytes of all requests that are being answered
@@ -113,9 +113,11 @@ class WebServer(ThreadingTCPServer):
             return
         with contextlib.suppress(OSError):
             request.settimeout(0.1)
+            body = as_json({"error": "too many connections; try again"}).body
             request.sendall(
-                b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n"
-                b"Connection: close\r\n\r\n"
+                b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n"
+                b"Content-Type: application/json\r\nContent-Length: %d\r\n"
+                b"Connection: close\r\n\r\n%s" % (len(body), body)
             )
         self.shutdown_request(request)
 
