@@ -27,8 +27,9 @@ from cache.extract import default_workers, extract
 from cache.identity import Recipe
 from cache.loading import load
 from cache.prompts import prompt_sets
+from cache.resolving import resolve_folder
 from cache.shards import Encoded, encode_prompts, encode_shard
-from cache.source import Source, pooled, resolve_folder
+from cache.source import Source, pooled
 
 AGE = 10**9  # seconds since the epoch: files of a moment ago are read again
 

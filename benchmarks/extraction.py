@@ -22,8 +22,8 @@ from PIL import Image
 
 from cache.encoder import Encoder, wrap
 from cache.extract import default_workers
+from cache.resolving import resolve_folder
 from cache.shards import CENTER, Cropping, Shard, Wanted, encode_shard
-from cache.source import resolve_folder
 
 
 def draw(folder: Path, count: int) -> None:

@@ -35,8 +35,9 @@ from cache import engines
 from cache.encoder import PRECISIONS, Encoder
 from cache.loading import load
 from cache.read_ahead import read_ahead
+from cache.resolving import resolve_folder
 from cache.shards import CENTER, Cropping, Encoded, Shard, Wanted, encode_shard
-from cache.source import Source, resolve_folder
+from cache.source import Source
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.methods.coop import CoOp

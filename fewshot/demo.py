@@ -30,7 +30,7 @@ def extract_digits(root: Path) -> tuple[FeatureStore, int]:
     from cache.identity import Recipe
     from cache.loading import load
     from cache.prompts import prompt_sets
-    from cache.source import data_root, resolve
+    from cache.resolving import data_root, resolve
 
     path = store_path(root, "digits", "tiny")
     source = resolve(load_manifest("digits"), data_root(None))

@@ -15,7 +15,8 @@ from cache.extract import extract
 from cache.identity import Recipe
 from cache.loading import load
 from cache.prompts import prompt_sets
-from cache.source import Source, resolve_folder
+from cache.resolving import resolve_folder
+from cache.source import Source
 from cache.store import FeatureStore
 from cli import main
 from fewshot.endtoend.class_halves import ClassHalves

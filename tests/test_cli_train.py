@@ -8,7 +8,7 @@ import torch
 
 from cache.errors import UserError
 from cache.loading import load
-from cache.source import find
+from cache.resolving import find
 from cli import main
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.opened_adapter import open_adapter

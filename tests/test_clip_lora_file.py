@@ -12,7 +12,7 @@ from torch import Tensor
 from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.loading import load
-from cache.source import resolve_folder
+from cache.resolving import resolve_folder
 from cli import main
 from fewshot.adapters.adapter import load_adapter
 from fewshot.adapters.clip_lora_file import depths_of, read_clip_lora, write_clip_lora

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from cache.manifest import load_manifest
-from cache.source import pooled, resolve_folder
+from cache.resolving import resolve_folder
+from cache.source import pooled
 from cache.store import FeatureStore
 from cli import main
 from fewshot.demo import SEEDS, SHOTS, run

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from cache.errors import UserError
-from cache.source import Item, resolve_folder
+from cache.resolving import resolve_folder
+from cache.source import Item
 
 
 def describe(folder: Path, rows: dict[str, str], name: str = "metadata.jsonl") -> None:

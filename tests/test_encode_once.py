@@ -17,8 +17,9 @@ from cache.extract import extract
 from cache.identity import Recipe
 from cache.loading import load
 from cache.prompts import prompt_sets
+from cache.resolving import resolve_folder
 from cache.shards import CENTER, Cropping, Shard, Wanted, encode_prompts, encode_shard
-from cache.source import Source, pooled, resolve_folder
+from cache.source import Source, pooled
 from fewshot.automatic.encoding import Encoding, encode_labeled
 
 

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.loading import load
-from cache.source import resolve_folder
+from cache.resolving import resolve_folder
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.experiment import run
 from fewshot.endtoend.methods.craft import CraFT

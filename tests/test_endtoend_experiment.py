@@ -21,7 +21,8 @@ from cache.extract import extract
 from cache.identity import Recipe
 from cache.loading import load
 from cache.prompts import prompt_sets
-from cache.source import Item, Source, resolve_folder
+from cache.resolving import resolve_folder
+from cache.source import Item, Source
 from cache.store import FeatureStore
 from fewshot.endtoend import train as train_module
 from fewshot.endtoend.checkpoint import steps_done

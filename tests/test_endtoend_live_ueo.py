@@ -19,7 +19,8 @@ from cache.extract import extract
 from cache.identity import Recipe
 from cache.loading import load
 from cache.prompts import prompt_sets
-from cache.source import Item, Source, resolve_folder
+from cache.resolving import resolve_folder
+from cache.source import Item, Source
 from cache.store import FeatureStore
 from fewshot.adapters.making import of_trained
 from fewshot.adapters.opened_adapter import with_encoder

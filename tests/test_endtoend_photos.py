@@ -13,7 +13,8 @@ from cache.decoding_memory import MEMORY
 from cache.errors import UserError
 from cache.images import Preprocess
 from cache.manifest import load_manifest
-from cache.source import Item, Source, resolve
+from cache.resolving import resolve
+from cache.source import Item, Source
 from fewshot.endtoend import photos as photos_module
 from fewshot.endtoend.photos import PhotoBatches, center_crops, require_images
 

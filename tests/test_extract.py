@@ -25,8 +25,9 @@ from cache.extract import extract
 from cache.identity import Recipe, identity_of
 from cache.loading import load
 from cache.prompts import from_templates, prompt_sets
+from cache.resolving import resolve_folder
 from cache.shards import Encoded, encode_shard
-from cache.source import Source, resolve_folder
+from cache.source import Source
 from cache.store import FeatureStore
 from cache.store_check import verify
 

@@ -20,7 +20,7 @@ from cache.identity import Recipe
 from cache.images import Preprocess
 from cache.loading import load
 from cache.prompts import prompt_sets
-from cache.source import resolve_folder
+from cache.resolving import resolve_folder
 from cache.store import FeatureStore
 from cache.turbo_jpeg import TURNS
 

@@ -7,7 +7,8 @@ from PIL import Image
 
 from cache.errors import UserError
 from cache.preflight import check
-from cache.source import Item, pooled, resolve_folder
+from cache.resolving import resolve_folder
+from cache.source import Item, pooled
 
 
 def fill(root: Path, paths: Iterable[str]) -> None:

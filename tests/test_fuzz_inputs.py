@@ -19,7 +19,7 @@ from cache.layouts import split_file
 from cache.manifest import load_manifest
 from cache.preflight import check
 from cache.prompts import from_file
-from cache.source import resolve_table
+from cache.resolving import resolve_table
 
 pytestmark = pytest.mark.fuzz
 TRIES = int(os.environ.get("FUZZ", "15"))

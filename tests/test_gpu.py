@@ -23,7 +23,8 @@ from cache.extract import extract
 from cache.identity import Recipe
 from cache.loading import load
 from cache.prompts import prompt_sets
-from cache.source import Source, find, resolve_folder
+from cache.resolving import find, resolve_folder
+from cache.source import Source
 from fewshot import METHODS
 from fewshot.endtoend.checkpoint import load_checkpoint, save_checkpoint
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan

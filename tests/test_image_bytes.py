@@ -3,7 +3,8 @@ from pathlib import Path
 
 from cache.digests import of_images
 from cache.manifest import load_manifest
-from cache.source import Source, find, resolve_folder
+from cache.resolving import find, resolve_folder
+from cache.source import Source
 from fewshot.report.build import make
 from fewshot.results.image_bytes import different_images
 from fewshot.results.log import Result

@@ -15,7 +15,8 @@ from cache.extract import extract
 from cache.hdf5 import digest
 from cache.identity import Recipe
 from cache.loading import load
-from cache.source import Source, resolve_folder
+from cache.resolving import resolve_folder
+from cache.source import Source
 from cache.store import FeatureStore
 from cache.store_check import inspect, verify
 

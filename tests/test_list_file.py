@@ -4,7 +4,8 @@ import pytest
 
 from cache.errors import UserError
 from cache.manifest import load_manifest
-from cache.source import Source, resolve
+from cache.resolving import resolve
+from cache.source import Source
 
 
 def found(root: Path, layout: str = "") -> Source:

@@ -318,7 +318,7 @@ def test_a_missing_or_binary_file_is_an_error(tmp_path: Path) -> None:
 def test_manifests_load_without_the_encoder() -> None:
     code = (
         "import sys; sys.modules.update(open_clip=None, torchvision=None, torch=None)\n"
-        "import cache.manifest, cache.source; cache.manifest.all_manifests()"
+        "import cache.manifest, cache.resolving; cache.manifest.all_manifests()"
     )
     root = Path(__file__).resolve().parents[1]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)

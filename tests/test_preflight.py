@@ -9,8 +9,9 @@ from PIL import Image
 from cache.decode import NO_IMAGE
 from cache.manifest import load_manifest
 from cache.preflight import MISSING, check
+from cache.resolving import resolve, resolve_folder, resolve_table
 from cache.skipped import Skipped
-from cache.source import Item, Source, resolve, resolve_folder, resolve_table
+from cache.source import Item, Source
 
 SPLITS = {
     "train": (Item("a1.png", 0), Item("a2.png", 0), Item("b1.png", 1)),

@@ -7,7 +7,8 @@ from scipy.io import savemat
 
 from cache.errors import UserError
 from cache.manifest import load_manifest
-from cache.source import Source, resolve
+from cache.resolving import resolve
+from cache.source import Source
 
 NAMES = ["001.Ant_Lion", "bee+eater", "cat"]  # the second has no train image
 LABELS = [1, 2, 3, 3, 1, 2]

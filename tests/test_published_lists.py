@@ -9,7 +9,8 @@ import pytest
 
 from cache.layouts.imagenet import read_variant
 from cache.manifest import load_manifest
-from cache.source import Source, resolve
+from cache.resolving import resolve
+from cache.source import Source
 from cache.store import FeatureStore
 from cache.store_writer import create
 from fewshot import read_sample

@@ -12,7 +12,8 @@ import pytest
 from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.loading import load
-from cache.source import Source, resolve_folder
+from cache.resolving import resolve_folder
+from cache.source import Source
 from cli import main
 from fewshot.commands.search_command import parse_count
 from fewshot.endtoend import train as train_module

@@ -13,7 +13,8 @@ from PIL import Image
 from cache.errors import UserError
 from cache.manifest import load_manifest
 from cache.manifest_file import Layout, Manifest
-from cache.source import Item, Source, data_root, dataset_status, find, resolve
+from cache.resolving import data_root, dataset_status, find, resolve
+from cache.source import Item, Source
 
 SPLIT = {
     "train": [["cat/1.png", 1, "a_cat"], ["ant/1.png", 0, "ant"]],

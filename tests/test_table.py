@@ -5,7 +5,8 @@ import pytest
 
 from cache.errors import UserError
 from cache.preflight import check
-from cache.source import Item, resolve_table
+from cache.resolving import resolve_table
+from cache.source import Item
 
 
 def table(tmp_path: Path, text: str, name: str = "rows.csv") -> Path:

@@ -10,7 +10,8 @@ import pytest
 
 from cache.errors import UserError
 from cache.preflight import check
-from cache.source import Source, find, resolve_folder
+from cache.resolving import find, resolve_folder
+from cache.source import Source
 from tests.shard_files import picture
 
 

@@ -21,7 +21,8 @@ from cache.layouts.shard_names import dataset_name, is_pattern
 from cache.loading import load
 from cache.path_index import PathIndex
 from cache.preflight import check
-from cache.source import Source, find, resolve_folder
+from cache.resolving import find, resolve_folder
+from cache.source import Source
 from tests.shard_files import picture, samples, tar
 
 

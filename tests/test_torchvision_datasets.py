@@ -9,7 +9,8 @@ import pytest
 
 from cache.errors import UserError
 from cache.manifest import load_manifest
-from cache.source import Item, Source, resolve
+from cache.resolving import resolve
+from cache.source import Item, Source
 
 
 def fill(root: Path, paths: Iterable[str]) -> None:

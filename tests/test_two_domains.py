@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy, normalize
 from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.loading import load
-from cache.source import Item, Source, resolve_folder
+from cache.resolving import resolve_folder
+from cache.source import Item, Source
 from cli import main
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.experiment import Trained

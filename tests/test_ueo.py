@@ -17,7 +17,7 @@ from cache.image_tower import ImageTower
 from cache.loading import load
 from cache.pair import paired
 from cache.prompts import prompt_sets
-from cache.source import resolve_folder
+from cache.resolving import resolve_folder
 from cache.store import FeatureStore
 from fewshot import SupportSet, ZeroShot, evaluate, fit
 from fewshot.adapters.adapter import load_adapter

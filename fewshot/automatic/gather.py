@@ -10,7 +10,8 @@ from cache.image_search import find_images
 from cache.layouts.folder import unlabeled_folder
 from cache.layouts.table_file import ENDINGS as TABLES
 from cache.listing import Item
-from cache.source import Source, find, pooled, resolve_folder, resolve_table
+from cache.resolving import find, resolve_folder, resolve_table
+from cache.source import Source, pooled
 
 
 @dataclass(frozen=True)

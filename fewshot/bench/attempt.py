@@ -11,7 +11,8 @@ from cache.encoder import Encoder
 from cache.errors import UserError
 from cache.loading import load
 from cache.progress import silent_within
-from cache.source import Source, find
+from cache.resolving import find
+from cache.source import Source
 from cache.store import FeatureStore
 from fewshot.bench.combination import Cell
 from fewshot.cross_dataset import transfer

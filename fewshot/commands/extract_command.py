@@ -211,7 +211,8 @@ def extract(
         store_path,
     )
     from cache.prompts import prompt_sets
-    from cache.source import find, pooled
+    from cache.resolving import find
+    from cache.source import pooled
     from cache.unlabeled_source import find_unlabeled
 
     part = parse_shard(shard)

@@ -68,7 +68,7 @@ def _import_adapter(
     file: Path, dataset: str, model: str, data_root: Path | None, save: Path
 ) -> None:
     from cache.loading import load
-    from cache.source import find
+    from cache.resolving import find
     from fewshot.adapters.adapter import require_suffix
     from fewshot.adapters.import_clip_lora import import_clip_lora
 

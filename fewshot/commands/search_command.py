@@ -107,7 +107,7 @@ def search(
     from cache.extract import default_workers
     from cache.loading import load
     from cache.location import require_writable
-    from cache.source import find
+    from cache.resolving import find
     from fewshot.endtoend.search.composition_file import write_composition
     from fewshot.endtoend.search.searching import STRATEGIES
     from fewshot.endtoend.search.searching import search as searched

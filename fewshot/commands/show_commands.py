@@ -19,9 +19,10 @@ def datasets(
     store: StoreOption = None,
 ) -> None:
     """List datasets, or show one."""
-    from cache import source
     from cache.location import default_root, find_stores
     from cache.manifest import all_manifests, describe, load_manifest
+    from cache.resolving import data_root as found_root
+    from cache.resolving import dataset_status
 
     if name or manifest:
         show(describe(load_manifest(name or "", manifest)))
@@ -33,7 +34,7 @@ def datasets(
         (
             m.name,
             str(m.n_classes or ""),
-            source.dataset_status(m, source.data_root(data_root)),
+            dataset_status(m, found_root(data_root)),
             ", ".join(extracted.pop(m.name, [])),
         )
         for m in all_manifests()
@@ -97,7 +98,7 @@ def doctor(
 
     try:
         from cache.location import default_root
-        from cache.source import data_root as chosen_root
+        from cache.resolving import data_root as chosen_root
         from fewshot.doctor.checkup import checkup, report
     except ImportError as error:
         raise UserError(f"the installation is not whole ({error}); install fewshot again") from None

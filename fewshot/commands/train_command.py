@@ -118,7 +118,7 @@ def train(
     from cache.extract import default_workers
     from cache.loading import load
     from cache.location import require_writable
-    from cache.source import find
+    from cache.resolving import find
     from fewshot.endtoend.checkpoint import steps_done
     from fewshot.endtoend.crops import crops_asked
     from fewshot.endtoend.display import shown

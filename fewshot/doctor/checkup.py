@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from cache.location import default_root
-from cache.source import data_root
+from cache.resolving import data_root
 from fewshot.doctor import folders, installation, machine
 from fewshot.doctor.finding import Finding
 
