@@ -1,7 +1,4 @@
 import json
-import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +13,10 @@ from cache.errors import UserError
 from cache.images import Preprocess
 from cache.layouts.table import read_table
 from cache.listing import Item
-from cache.source import Source
+from cache.source import DEFAULT_TEMPLATES, Source
+from fewshot.adapters.adapter import load_adapter
 from fewshot.automatic.encoding import Encoding
-from fewshot.serving.messages import Reply, Request, RequestError
+from fewshot.serving.messages import Request, RequestError
 from fewshot.serving.web_server import WebServer
 from fewshot.teaching.judge import Judge
 from fewshot.teaching.label_log import ASIDE, LabelLog
@@ -28,9 +26,21 @@ from fewshot.teaching.saving import write_labels
 from fewshot.teaching.session import StaleError, TeachingSession
 from fewshot.teaching.taught_photos import TaughtPhotos, folder_of_photos
 from fewshot.teaching.teaching_service import TeachingService
+from tests.browser import CHROMIUM, Page, browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 N, CLASSES, DIM = 30, 3, 8
+
+IDENTITY = {
+    "name": "colors", "arch": "colors", "tag": "", "weights": "0" * 64, "quick_gelu": False,
+    "logit_scale": 50.0, "dim": DIM, "image_size": 8,
+}  # fmt: skip
+
+
+class Colors:
+    """A model that reads no text, and of photos the corner."""
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.flatten(1)[:, :: 8 * 3]
 
 
 @pytest.fixture
@@ -47,8 +57,10 @@ def photos(tmp_path: Path) -> TaughtPhotos:
     features = normalize(centers[torch.arange(N) % CLASSES] + 0.3 * noise)
     own = Preprocess(8, (0.0,) * 3, (1.0,) * 3, "bicubic", "squash")
     cpu = torch.device("cpu")
-    encoder = Encoder(object(), lambda _: torch.zeros(0), own, cpu, "fp32", {"logit_scale": 50.0})
-    source = Source("toy", folder, ("x",), {"test": tuple(Item(p, 0) for p in paths)}, (), "")
+    encoder = Encoder(Colors(), lambda _: torch.zeros(0), own, cpu, "fp32", IDENTITY)
+    source = Source(
+        "toy", folder, ("x",), {"test": tuple(Item(p, 0) for p in paths)}, DEFAULT_TEMPLATES, ""
+    )
     how = Encoding((encoder,), tmp_path / "features", None, False, lambda line: None)
     return TaughtPhotos(source, paths, features, how)
 
@@ -274,84 +286,82 @@ def test_only_the_page_itself_is_answered(
         assert isinstance(asked(service, f"view?name={view}")["groups"], list)
 
 
-PROBE = """
-<script nonce="NONCE">
-addEventListener("load", async () => {
-  const said = [];
-  const pause = (ms) => new Promise((go) => setTimeout(go, ms));
-  const wait = async (done) => { for (let i = 0; i < 400 && !done(); i++) await pause(20); };
-  const at = (id) => document.getElementById(id);
-  const typed = (key) => new KeyboardEvent("keydown", { key, bubbles: true });
-  const press = (key) => document.body.dispatchEvent(typed(key));
-  const labeled = (n) => wait(() => at("count").textContent.startsWith(`${n} of`));
-  await labeled(0);
-  for (const [i, name] of ["ant", "bee"].entries()) {
-    press("n");
-    at("name").value = name;
-    at("naming").querySelector("button").click();
-    await labeled(i + 1);
-    await pause(50);
-  }
-  press("1");
-  await labeled(3);
-  await pause(50);
-  press("u");
-  await labeled(2);
-  said.push("undone=" + at("said").textContent);
-  const classes = [...at("classes").querySelectorAll("button")];
-  said.push("classes=" + classes.map((b) => b.ariaLabel.split(",")[0]).join());
-  document.querySelector('[data-view="alike"]').click();
-  await wait(() => document.querySelectorAll(".pick").length > 2);
-  document.querySelectorAll(".pick")[0].click();
-  document.querySelectorAll(".pick")[1].click();
-  said.push("picked=" + at("said").textContent);
-  press("2");
-  await labeled(4);
-  said.push("labeled=" + at("count").textContent);
-  said.push("wide=" + (document.documentElement.scrollWidth > innerWidth));
-  said.push("alert=" + at("alert").textContent);
-  const buttons = [...document.querySelectorAll("button")];
-  said.push("named=" + buttons.every((b) => (b.ariaLabel || b.textContent).trim() !== ""));
-  const result = document.createElement("pre");
-  result.id = "probe";
-  result.textContent = said.join("\\n");
-  document.body.append(result);
-});
-</script></body>"""
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """A browser with one page."""
+    with browser(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+SMALL = """[...document.querySelectorAll("button, .file")]
+  .map((one) => [one.textContent, one.getBoundingClientRect()])
+  .filter(([, box]) => box.width && Math.min(box.width, box.height) < %d).map(([name]) => name)"""
+
+
+def fits(page: Page, width: int, side: int) -> None:
+    """Nothing is wider than the screen, and no button is smaller than a side."""
+    assert page.look("document.documentElement.scrollWidth") <= width
+    assert page.look(SMALL % side) == []
+    assert page.look("document.getElementById('alert').textContent") == ""
+    assert all(name for _, name in page.named("button", "image", "textbox", "dialog"))
+
+
+def labeled(page: Page, n: int) -> None:
+    page.wait(f"document.getElementById('count').textContent === '{n} of {N} photos labeled'")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to look at the page with")
-@pytest.mark.parametrize("width", [1280, 500])
-def test_the_page_is_taught_by_keys_and_its_console_stays_clean(
-    tmp_path: Path, photos: TaughtPhotos, log: LabelLog, width: int
+@pytest.mark.parametrize(("width", "phone"), [(1280, False), (390, True)])
+def test_a_classifier_is_taught_on_the_page_from_first_name_to_file(
+    tmp_path: Path, photos: TaughtPhotos, log: LabelLog, chromium: Page, width: int, phone: bool
 ) -> None:
     session = TeachingSession(photos, log)
-    judge = Judge(session)
+    judge, page, side = Judge(session), chromium, 44 if phone else 30
     with WebServer("127.0.0.1", 0) as server:
         service = TeachingService(session, judge, tmp_path / "out", server.place[1])
-
-        def probed(request: Request) -> Reply:
-            reply = service(request)
-            if not reply.kind.startswith("text/html"):
-                return reply
-            nonce = re.findall(r"script-src 'nonce-([^']+)'", str(reply.headers))[0]
-            page = reply.body.decode().replace("</body>", PROBE.replace("NONCE", nonce))
-            return Reply(page.encode(), reply.kind, headers=reply.headers)
-
-        with judge.working(), server.serving(probed):
-            command = [
-                str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
-                "--enable-logging=stderr", "--v=0", f"--window-size={width},900",
-                "--disable-background-networking", "--virtual-time-budget=20000",
-                f"--user-data-dir={tmp_path / 'profile'}", f"{server.address}/{service.token}/",
-            ]  # fmt: skip
-            ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    assert "CONSOLE" not in ran.stderr, ran.stderr
-    match = re.search(r'<pre id="probe">(.*?)</pre>', ran.stdout, re.DOTALL)
-    assert match is not None
-    said = dict(line.split("=", 1) for line in match[1].splitlines())
-    assert said == {
-        "undone": "Undone: 1 photo", "classes": "ant,bee", "picked": "2 photos selected",
-        "labeled": f"4 of {N} photos labeled", "wide": "false", "alert": "", "named": "true",
-    }  # fmt: skip
-    assert sorted(session.labeled().values()) == ["ant", "bee", "bee", "bee"]
+        with judge.working(), server.serving(service):
+            page.open(f"{server.address}/{service.token}/", width, 844, phone=phone)
+            labeled(page, 0)
+            fits(page, width, side)
+            for n, name in enumerate(("ant", "bee")):
+                page.click("#new") if phone else page.press("n")
+                page.wait("document.getElementById('naming').open")
+                fits(page, width, side)
+                page.write(name)
+                page.press("Enter")
+                labeled(page, n + 1)
+            page.click("#classes li:first-child button") if phone else page.press("1")
+            labeled(page, 3)
+            heard = [name for _, name in page.named("button")]
+            assert any(name.startswith("bee, 1 photo, key 2, likely") for name in heard)
+            page.click("#undo") if phone else page.press("u")
+            labeled(page, 2)
+            page.click("#skip") if phone else page.press("s")
+            for view in ("doubtful", "duplicates", "outsiders", "labeled", "alike"):
+                page.click(f"[data-view={view}]")
+                page.wait(f"document.querySelector('[aria-current]').dataset.view === '{view}'")
+                page.wait("document.getElementById('groups').children.length")
+                fits(page, width, side)
+            page.wait("document.querySelectorAll('.pick').length > 2")
+            page.click(".pick")
+            page.click(".pick:nth-child(2)")
+            assert page.look("document.getElementById('said').textContent") == "2 photos selected"
+            page.click("#new") if phone else page.press("n")
+            page.write("cat")
+            page.press("Enter")
+            labeled(page, 4)
+            page.drop(photos.source.root / "00.png", "#keys")
+            page.wait("document.querySelectorAll('.near-ones img').length === 3")
+            page.click("#save")
+            page.wait("document.querySelector('#saved code')")
+            fits(page, width, side)
+            assert ("heading", "Try it") in page.named("heading")
+            assert {role for role, _ in page.named("main", "navigation", "complementary")} == {
+                "main", "navigation", "complementary",
+            }  # fmt: skip
+            assert page.look("document.getElementById('saved').textContent").startswith("gda on")
+    assert page.complaints == []
+    assert sorted(session.labeled().values()) == ["ant", "bee", "cat", "cat"]
+    table = read_table(tmp_path / "out" / "labels.csv")
+    assert table.classnames == ("ant", "bee", "cat")
+    assert load_adapter(tmp_path / "out" / "adapter.safetensors").classnames == table.classnames

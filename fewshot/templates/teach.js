@@ -4,11 +4,11 @@
 const at = (id) => document.getElementById(id);
 const LETTERS = "bcdefghijklmopqrtwyz"; // those that do nothing else
 const ABOUT = {
-  alike: "By what they look most like, the surest first. Select those that are right, and press a class's key.",
-  doubtful: "The other labels say that these are something else. Select and press a key, or leave them.",
+  alike: "By what they look most like, the surest first. Select those that are right, then press their class.",
+  doubtful: "The other labels say that these are something else. Select them and press their class, or leave them.",
   duplicates: "The same photo saved twice, or a burst. They are kept together when the accuracy is found.",
-  outsiders: "Photos that are like nothing you have labeled: a new class, or none (0).",
-  labeled: "The newest first. Select and press another key to correct a label.",
+  outsiders: "Photos that are like nothing you have labeled: a new class, or none of these.",
+  labeled: "The newest first. Select photos and press another class to correct their label.",
 };
 let state = null;
 let view = "next";
@@ -174,9 +174,10 @@ function drawNext() {
     image.alt = photo.path;
   }
   const [best] = photo.guesses;
-  const guess = best ? [" looks like ", make("b", {}, best[0]), `, ${inHundred(best[1])}`] : [];
+  const guess = best ? ["Looks like ", make("b", {}, best[0]), `, ${inHundred(best[1])}`] : [];
   const tag = photo.id === state.drawn ? [make("span", { className: "tag", title: "Proposed at random: such photos say how good the classifier is" }, "random draw")] : [];
-  at("caption").replaceChildren(photo.path, ...guess, ...tag);
+  at("caption").replaceChildren(make("small", {}, photo.path), ...guess, ...tag);
+  if (!state.classes.length) say("What is it? Name its class.");
   for (const after of state.proposed.slice(1, 4)) new Image().src = photoAt(after.id, "large");
 }
 
@@ -268,6 +269,7 @@ function show(name) {
   view = name;
   selected = new Set();
   complain(null);
+  say("");
   draw().catch(complain);
 }
 
