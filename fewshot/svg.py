@@ -141,8 +141,8 @@ def axis_names(x: str, y: str) -> list[Markup]:
             (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, safe(x)
         ),
         Markup(
-            '<text class="name" transform="translate(13 {}) rotate(-90)" text-anchor="middle">{}'
-            "</text>"
+            '<text class="name" transform="translate(0 {}) rotate(-90)" text-anchor="middle"'
+            ' dominant-baseline="text-before-edge">{}</text>'  # whole at any size of letters
         ).format((TOP + HEIGHT - BOTTOM) / 2, safe(y)),
     ]
 
