@@ -2,6 +2,7 @@ import functools
 import gc
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,17 @@ def digits_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             extract_digits(base / "digits-store-unfinished")
             (base / "digits-store-unfinished").rename(stores)
     return stores
+
+
+@pytest.fixture(scope="session")
+def digit_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of ten class folders with 20 digits each, to be copied: what trains on images."""
+    from fewshot.demo import write_photos
+
+    folder = tmp_path_factory.mktemp("digits") / "photos"
+    write_photos(folder)
+    shutil.rmtree(folder / "unlabeled")
+    return folder
 
 
 def _random_clip(directory: Path, vision: dict[str, object]) -> Path:

@@ -10,8 +10,11 @@ import typer
 
 import cli
 from cache import progress
+from cache.encoder import Encoder
 from cache.errors import UserError
+from cache.loading import load
 from cli import main
+from fewshot.bench import attempt
 from fewshot.bench.config import configured
 from fewshot.bench.status import Display, Pace
 from fewshot.endtoend.clip import TrainingPlan
@@ -130,10 +133,18 @@ CROPS = ["--crop-scale", "0.5", "1", "--no-flip"]
 
 
 def test_options_of_train_reach_the_runs_and_their_records(
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    precisions: list[str] = []
+
+    def noted(model: str, *, device: str, precision: str) -> Encoder:
+        precisions.append(precision)
+        return load(model, device=device)  # in fp32, for bf16 is slow on many CPUs
+
+    monkeypatch.setattr(attempt, "load", noted)
     asked = [*BENCH, *TRAINED, *CROPS, "--precision", "bf16", "--save-memory"]
     assert main(asked) == 0
+    assert precisions == ["bf16"]
     [result] = read(Path("runs/bench/results.jsonl"))
     assert result.hyperparameters["crop_scale"] == [0.5, 1.0]
     assert result.hyperparameters["flip"] is False

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import re
 import signal
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli import main
+from fewshot.bench import workers
 from fewshot.results.log import read
 from tests.forked import needs_fork, start, stop_once
 from tests.small_stores import write_store
@@ -96,8 +98,11 @@ def test_bad_input_is_one_line_and_exit_code_2(
 @needs_fork
 @pytest.mark.parametrize(("how", "jobs"), [(signal.SIGKILL, "1"), (signal.SIGINT, "2")])
 def test_a_stopped_run_goes_on_with_the_rest(
-    how: signal.Signals, jobs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    how: signal.Signals, jobs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    # One that is spawned, as in test_bench.py, takes seconds to load the libraries.
+    monkeypatch.setattr(workers, "get_context", lambda _: multiprocessing.get_context("fork"))
     many = ",".join(map(str, range(1, 301)))
     asked = ["bench", "--methods", "gda", "--datasets", "one", "--shots", "2"]
     asked += ["--out", str(tmp_path / "out"), "--store", str(tmp_path / "features")]

@@ -19,14 +19,15 @@ from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.methods.coop import CoOp
 from fewshot.results.log import read
 
-DIGITS = ["--dataset", "digits", "--model", "tiny", "--shots", "1"]
+DIGITS = ["--dataset", "drawn", "--model", "tiny", "--shots", "1"]
 SHORT = [*DIGITS, "--set", "epochs=2"]
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty folder."""
+def elsewhere(tmp_path: Path, digit_photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with digits as photographs: 100 train, 40 val and 60 test images."""
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(digit_photos, "drawn")
     for name in ("FEWSHOT_STORE", "FEWSHOT_DATA"):
         monkeypatch.delenv(name, raising=False)
 
@@ -47,23 +48,23 @@ def test_a_training_ends_in_a_result_line_like_that_of_fit(
     printed = json.loads(captured.out)
     [result] = read(Path("runs/results.jsonl"))
     assert json.loads(result.to_json()) == printed
-    assert (result.method, result.dataset, result.model) == ("coop", "digits", "tiny")
+    assert (result.method, result.dataset, result.model) == ("coop", "drawn", "tiny")
     assert (result.shots, result.seed, result.tune, result.setting) == (1, 3, "none", "few-shot")
     assert result.hyperparameters["seed"] == 3
     assert list(result.fixed) == ["epochs"]
     assert result.measures == {"trained_parameters": 16 * 64}
-    assert result.n_test == 539
+    assert result.n_test == 60
     assert "coop: steps 2/2" in captured.err
     assert "loss" in captured.err
-    assert "coop: test images 539/539" in captured.err
+    assert "coop: test images 60/60" in captured.err
 
 
 def test_a_store_serves_where_there_is_one_unless_live_images_are_asked_for(
-    digits_store: Path, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    shutil.copytree(digits_store, "features")
+    assert main(["extract", "--dataset", "drawn", "--model", "tiny"]) == 0
     assert main(["train", "coop", *SHORT]) == 0
-    assert "using features/digits/tiny.h5" in capsys.readouterr().err
+    assert "using features/drawn/tiny.h5" in capsys.readouterr().err
     assert main(["train", "coop", *SHORT, "--live", "--out", "other"]) == 0
     assert "using" not in capsys.readouterr().err
 
@@ -128,7 +129,7 @@ def test_an_unfinished_run_is_not_overwritten_by_chance(
     captured = capsys.readouterr()
     assert json.loads(captured.out)["accuracy"] == first.accuracy
     assert read(Path("runs/results.jsonl")) == [first]
-    assert "continuing after step 2 of runs/checkpoints/coop-digits-1-1" in captured.err
+    assert "continuing after step 2 of runs/checkpoints/coop-drawn-1-1" in captured.err
     assert "this run was done; its result is in runs/results.jsonl already" in captured.err
     assert "coop: steps" not in captured.err
 
@@ -138,18 +139,17 @@ def test_resuming_what_was_never_started_says_that_it_starts(
 ) -> None:
     assert main(["train", "coop", *SHORT, "--resume"]) == 0
     err = capsys.readouterr().err
-    assert "no checkpoint runs/checkpoints/coop-digits-1-1" in err
+    assert "no checkpoint runs/checkpoints/coop-drawn-1-1" in err
     assert "to continue from; starting over" in err
     assert "coop: steps 2/2" in err
 
 
 def test_an_official_recipe_learns_from_fresh_crops_whatever_the_store_has(
-    digits_store: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(CoOp, "plan", lambda *_: TrainingPlan(1, 32, lambda epoch, done: 1e-4))
-    shutil.copytree(digits_store, "features")
-    views = ["--views", "2", "--store", "views"]
-    assert main(["extract", "--dataset", "digits", "--model", "tiny", *views]) == 0
+    for views in ([], ["--views", "2", "--store", "views"]):
+        assert main(["extract", "--dataset", "drawn", "--model", "tiny", *views]) == 0
     for more in ([], ["--official"], ["--official", "--store", "views"]):
         assert main(["train", "coop", *DIGITS, *more, "--out", f"runs{len(more)}"]) == 0
     plain, live, stored = (read(Path(f"runs{n}/results.jsonl"))[0] for n in (0, 1, 3))
@@ -163,7 +163,7 @@ def test_the_table_is_that_of_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "clip-lora", *DIGITS, "--set", "iterations_per_shot=2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["dataset", "model", "method", "tuned", "by", "1", "shot"]
-    assert lines[1].startswith("digits   tiny   clip-lora (iterations_per_shot=2)  none")
+    assert lines[1].startswith("drawn    tiny   clip-lora (iterations_per_shot=2)  none")
 
 
 def test_crops_are_the_papers_unless_others_are_asked_for() -> None:
@@ -292,7 +292,7 @@ def test_what_was_trained_is_kept_and_tells_test_images_as_it_did(
     assert captured.err.splitlines()[-1] == f"mine.safetensors: {adapter.summary()}"
     assert adapter.training["test accuracy"] == result.accuracy
     assert (adapter.calibration.source, adapter.calibration.images) == ("val", 10)
-    source = find("digits")
+    source = find("drawn")
     items = source.splits["test"][:40]
     predictor = open_adapter(adapter, device="cpu")
     pixels = torch.stack([predictor.preprocess.center(source.read(item.path)) for item in items])

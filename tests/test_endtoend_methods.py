@@ -35,6 +35,11 @@ def encoder(random_vit: Path) -> Encoder:
     return load(f"local-dir:{random_vit}", device="cpu")
 
 
+@pytest.fixture(scope="module")
+def resnet(random_resnet: Path) -> Encoder:
+    return load(f"local-dir:{random_resnet}", device="cpu")
+
+
 def pixels() -> Tensor:
     return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -159,10 +164,7 @@ def test_a_few_steps_go_down(name: str, encoder: Encoder) -> None:
 
 
 @every_method
-def test_a_resnet_s_image_tower_is_served_or_refused_by_name(
-    name: str, random_resnet: Path
-) -> None:
-    resnet = load(f"local-dir:{random_resnet}", device="cpu")
+def test_a_resnet_s_image_tower_is_served_or_refused_by_name(name: str, resnet: Encoder) -> None:
     if name in RESNET_TOO:
         assert torch.isfinite(loss(attached(name, resnet)[1]))
     else:

@@ -241,7 +241,7 @@ def test_a_loss_that_is_no_number_stops_the_run(encoder: Encoder) -> None:
 @needs_fork
 def test_kill_9_at_any_moment_costs_nothing_but_time(random_vit: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "c.safetensors"
-    run = Run(load(f"local-dir:{random_vit}", device="cpu"), iterations=120)
+    run = Run(load(f"local-dir:{random_vit}", device="cpu"), iterations=60)
     for _ in range(2):
         process = start(lambda: run(checkpoint) and None, err=tmp_path / "said.txt")
         stop_once(process, checkpoint.exists, signal.SIGKILL, after=0.1)
