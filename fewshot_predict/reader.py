@@ -9,6 +9,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ class Reader:
 
     Attributes:
         classnames: C names by class id.
+        thresholds: C probabilities from which a class is a label, where an image may have several;
+            None where it has one.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -48,6 +51,8 @@ class Reader:
             about: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
             self.classnames: tuple[str, ...] = tuple(json.loads(about["classes"]))
             self._how: dict[str, Any] = json.loads(about["preprocessing"])
+            several = about.get("thresholds")
+            self.thresholds: list[float] | None = json.loads(several) if several else None
         except Exception as error:  # onnxruntime's own kinds, which it does not export
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise ReaderError(f"{path} is no export of fewshot, or is damaged ({reason})") from None
@@ -57,8 +62,8 @@ class Reader:
         _, probabilities = self._session.run(None, {"pixels": pixels(image, self._how)[None]})
         return np.asarray(probabilities[0], np.float32)
 
-    def ranked(self, path: Path) -> list[tuple[str, float]]:
-        """The classes of an image's file with their probabilities, most probable first.
+    def classify(self, path: Path) -> "Answer":
+        """The classes of an image's file.
 
         Raises:
             OSError: It cannot be read.
@@ -66,7 +71,37 @@ class Reader:
         with Image.open(path) as image:
             p = self.probabilities(image)
         order = np.argsort(-p, kind="stable")
-        return [(self.classnames[k], float(p[k])) for k in order]
+        ranked = [(self.classnames[k], float(p[k])) for k in order]
+        if self.thresholds is None:
+            return Answer(ranked, None)
+        reached = p >= np.array(self.thresholds)
+        return Answer(ranked, [one for one, k in zip(ranked, order, strict=True) if reached[k]])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The classes of one image, each with its calibrated probability, most probable first.
+
+    Attributes:
+        ranked: All classes.
+        labels: Those that are its labels, possibly none, where it may have several; None where it
+            has one, which is the first.
+    """
+
+    ranked: list[tuple[str, float]]
+    labels: list[tuple[str, float]] | None
+
+    def line(self, path: Path, top: int, form: str) -> str:
+        """The answer as one line: `table` or `jsonl`, of the most probable classes."""
+        best = self.ranked[:top]
+        if form == "table":
+            return f"{path}  " + (_listed(best if self.labels is None else self.labels) or "none")
+        labels = best[:1] if self.labels is None else self.labels
+        said: dict[str, object] = {"path": str(path), "label": ";".join(x for x, _ in labels)}
+        if self.labels is not None:
+            said["label_probabilities"] = [p for _, p in self.labels]
+        names, p = zip(*best, strict=True)
+        return json.dumps({**said, "classes": names, "probabilities": p})
 
 
 def pixels(image: Image.Image, how: Mapping[str, Any]) -> NDArray[np.float32]:
@@ -124,7 +159,11 @@ def files(names: Sequence[str]) -> Iterator[Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the most probable classes of each image; 2 where nothing could be classified."""
+    """Print the most probable classes of each image, or its labels where it may have several.
+
+    Returns:
+        The exit code: 2 where nothing could be classified.
+    """
     parser = argparse.ArgumentParser(
         prog="fewshot-predict",
         description="Classify images with what `fewshot export --to onnx` wrote.",
@@ -141,13 +180,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reader = Reader(asked.folder)
         for path in files(asked.images):
             try:
-                best = reader.ranked(path)[: asked.top]
+                answer = reader.classify(path)
             except Exception as error:  # decoders raise more than OSError
                 reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
                 print(f"cannot read {path}: {reason}", file=sys.stderr)
                 continue
             done += 1
-            print(_line(path, best, asked.format), flush=True)
+            print(answer.line(path, asked.top, asked.format), flush=True)
         if not done:
             raise ReaderError("none of the images can be read; give others")
     except ReaderError as error:
@@ -156,10 +195,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _line(path: Path, best: Sequence[tuple[str, float]], form: str) -> str:
-    if form == "jsonl":
-        names, p = zip(*best, strict=True)
-        return json.dumps(
-            {"path": str(path), "label": names[0], "classes": names, "probabilities": p}
-        )
-    return f"{path}  " + ", ".join(f"{name} {100 * p:.1f}" for name, p in best)
+def _listed(classes: Sequence[tuple[str, float]]) -> str:
+    return ", ".join(f"{name} {100 * p:.1f}" for name, p in classes)

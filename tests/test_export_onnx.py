@@ -22,9 +22,10 @@ from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import take_apart
 from fewshot.adapters.export.exporting import export
 from fewshot.adapters.export.onnx_file import check, how_to_run, require_onnx, write_graph
-from fewshot.adapters.export.onnx_graph import OnnxGraph, formula, graph_of
+from fewshot.adapters.export.onnx_graph import OnnxGraph, calibration, formula, graph_of
 from fewshot.adapters.opened_adapter import with_encoder
 from fewshot.endtoend.methods import METHODS as TRAINED
+from fewshot.label_rule import LabelRule
 from fewshot.methods import METHODS
 from fewshot.model_selection.calibration import Calibration
 from tests.modern_towers import coca
@@ -90,7 +91,7 @@ def test_one_file_computes_classifiers_of_every_kind_at_any_batch_size(
     graph = OnnxGraph(
         lambda x: normalize(encoder.model.encode_image(x), dim=-1),
         lambda features: torch.cat([head(features) for head in heads], dim=1),
-        temperature=2.0,
+        lambda logits: torch.softmax(logits / 2, dim=1),
     )
     predictor = with_encoder(fitted_adapter(encoder, "gda"), encoder)
     write_graph(graph, predictor, tmp_path / "all.onnx")
@@ -162,7 +163,7 @@ def test_the_card_s_code_prints_the_predicted_class(
     name, _, probability = capsys.readouterr().out.strip().rpartition(" ")
     assert name == NAMES[int(expected.argmax())]
     assert float(probability) == pytest.approx(float(expected.max()), abs=1e-4)
-    ranked = dict(Reader(folder).ranked(photo))  # by the package without torch
+    ranked = dict(Reader(folder).classify(photo).ranked)  # by the package without torch
     assert [ranked[name] for name in NAMES] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
@@ -177,6 +178,36 @@ def test_the_file_tells_what_it_is(of_resnet: tuple[Encoder, Adapter, Path]) -> 
     assert about["method"] == "linear-probe"
     assert json.loads((folder / "classes.json").read_text(encoding="utf-8")) == list(NAMES)
     assert str(folder.parent) not in json.dumps(about)
+
+
+def test_labels_of_which_there_may_be_several_have_their_own_probabilities_and_thresholds(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    rule = LabelRule((3.0, 0.5, 2.0), (0.1, -0.2, 0.3), (0.5, 0.5, 0.5), 12, 0.8)
+    adapter = replace(fitted_adapter(encoder, "ridge"), label_rule=rule)
+    predictor = with_encoder(adapter, encoder)
+    graph = OnnxGraph(lambda x: x.mean(dim=(2, 3)), lambda x: x, calibration(adapter))
+    write_graph(graph, predictor, tmp_path / "model.onnx")
+    (tmp_path / "classes.json").write_text(json.dumps(NAMES))
+    colors = np.zeros((40, 50, 3), np.uint8) + np.array([250, 10, 200], np.uint8)
+    Image.fromarray(colors).save(tmp_path / "image.jpg", quality=100)
+    with Image.open(tmp_path / "image.jpg") as image:
+        logits = predictor.preprocess.center(image.convert("RGB")).mean(dim=(1, 2))
+    expected = torch.sigmoid(
+        torch.tensor([3.0, 0.5, 2.0]) * logits + torch.tensor([0.1, -0.2, 0.3])
+    )
+    answer = Reader(tmp_path).classify(tmp_path / "image.jpg")
+    assert dict(answer.ranked) == pytest.approx(
+        dict(zip(NAMES, expected.tolist(), strict=True)), abs=1e-5
+    )
+    labels = {name for name, p in zip(NAMES, expected, strict=True) if p >= 0.5}
+    assert len(labels) == 2
+    assert {name for name, _ in answer.labels} == labels
+    monkeypatch.chdir(tmp_path)
+    exec(code_of(how_to_run(predictor.preprocess, exif=True, several=True)), {})
+    shown = capsys.readouterr().out.splitlines()
+    assert {line.rpartition(" ")[0] for line in shown} == labels
 
 
 @pytest.mark.parametrize("what", ["logits", "probabilities"])
@@ -238,5 +269,5 @@ def test_a_model_that_has_no_graph_is_said_in_one_line(
 
     predictor = with_encoder(fitted_adapter(encoder, "gda"), encoder)
     with pytest.raises(UserError, match=r"no ONNX graph of gda on local-dir:.* \(such towers"):
-        write_graph(OnnxGraph(no_graph, lambda x: x, 1.0), predictor, tmp_path / "m.onnx")
+        write_graph(OnnxGraph(no_graph, lambda x: x, lambda x: x), predictor, tmp_path / "m.onnx")
     assert capfd.readouterr() == ("", "")

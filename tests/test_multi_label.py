@@ -398,8 +398,8 @@ def test_the_commands_work_from_fit_to_predict(
     assert capsys.readouterr().out.startswith("path,label,confidence,label_probabilities,class_1,")
     assert main([*command, "--min-confidence", "0.5"]) == 2
     assert "--min-confidence is for images of one label" in capsys.readouterr().err
-    assert main(["export", "a.safetensors", "--to", "onnx"]) == 2
-    assert "gives an image several labels; use `fewshot predict`" in capsys.readouterr().err
+    assert main(["export", "a.safetensors", "--to", "open_clip"]) == 2
+    assert "gives an image several labels; export it with --to onnx" in capsys.readouterr().err
     assert main(["fit"]) == 2
     assert "stack takes classes to exclude one another" in capsys.readouterr().err
 

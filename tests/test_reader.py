@@ -66,9 +66,37 @@ def test_classes_are_ranked_by_the_model_s_probabilities(folder: Path, tmp_path:
     upright = photo(60, 41).transpose(Image.Transpose.ROTATE_270)
     color = Preprocess(32, MEAN, STD, "bicubic", "shortest").center(upright).mean(dim=(1, 2))
     expected = torch.softmax(color @ torch.arange(9.0).reshape(3, 3), dim=0)
-    ranked = reader.Reader(folder).ranked(tmp_path / "a.png")
+    ranked = reader.Reader(folder).classify(tmp_path / "a.png").ranked
     assert [name for name, _ in ranked] == [NAMES[k] for k in expected.argsort(descending=True)]
     assert dict(ranked) == pytest.approx(dict(zip(NAMES, expected.tolist(), strict=True)), abs=1e-5)
+
+
+def test_an_image_may_have_several_labels_or_none(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo(60, 41).save(tmp_path / "a.png")
+    p = dict(reader.Reader(folder).classify(tmp_path / "a.png").ranked)
+    model = onnx.load(folder / "model.onnx")
+    for thresholds, labels in (
+        ([p["ant"] - 0.01, p["bee"] + 0.01, p["cat"] - 0.01], {"ant", "cat"}),
+        ([1.0, 1.0, 1.0], set()),
+    ):
+        about = model.metadata_props
+        onnx.helper.set_model_props(
+            model, {x.key: x.value for x in about} | {"thresholds": json.dumps(thresholds)}
+        )
+        onnx.save(model, folder / "model.onnx")
+        command = [str(folder), str(tmp_path / "a.png"), "--top", "1"]
+        assert reader.main([*command, "--format", "jsonl"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        names = [name for name in found["label"].split(";") if name]
+        assert (set(names), len(found["classes"])) == (labels, 1)
+        assert found["label_probabilities"] == pytest.approx([p[name] for name in names])
+        assert found["label_probabilities"] == sorted(found["label_probabilities"], reverse=True)
+        assert reader.main(command) == 0
+        shown = capsys.readouterr().out
+        assert all(name in shown for name in labels or {"none"})
+        assert "bee" not in shown
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])

@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from fewshot.adapters.making import fit_and_save
 from fewshot.adapters.opened_adapter import Predictor
 from fewshot.adapters.output import lines
 from fewshot.adapters.predict import stream
+from fewshot.label_rule import LabelRule
 from fewshot.serving import web_server
 from fewshot.serving.connection import BODY
 from fewshot.serving.messages import as_json
@@ -349,6 +350,31 @@ def test_a_port_that_is_taken_or_is_none_is_one_sentence() -> None:
         WebServer("127.0.0.1", 70000)
     with pytest.raises(UserError, match="give --host an address of this machine"):
         WebServer("192.0.2.1", 0)
+
+
+def test_an_image_may_get_several_labels_and_the_description_says_so(
+    started: Callable[..., Client], adapter: Adapter
+) -> None:
+    n = len(adapter.classnames)
+    rule = LabelRule((1.0,) * n, (0.0,) * n, (0.0, *(1.0,) * (n - 2), 0.0), 9, 0.8)
+    client = started(predictor(replace(adapter, label_rule=rule)))
+    _, description, _ = client.ask("GET", "/openapi.json")
+    described = description["components"]["schemas"]["Answer"]["properties"]["predictions"]
+    _, answer = client.post(png())
+    [found] = answer["predictions"]
+    assert set(found) == set(described["items"]["anyOf"][0]["properties"])
+    names = adapter.classnames
+    assert set(found["label"].split(";")) == {names[0], names[-1]}
+    assert len(found["label_probabilities"]) == 2
+    taken = {one["name"] for one in description["paths"]["/predict"]["post"]["parameters"]}
+    for name, value in {
+        "top": "1",
+        "min_confidence": "0.5",
+        "unknown": "1",
+        "coverage": "0.9",
+    }.items():
+        status, said = client.post(png(), f"?{name}={value}")
+        assert (status == 200) == (name in taken), said
 
 
 def test_the_description_names_what_predict_takes_and_what_comes_back(

@@ -22,6 +22,7 @@ PARAMETERS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
         "Add the set of classes that holds the true one with this probability, such as 0.9.",
     ),
 }  # fmt: skip
+OF_ONE_LABEL = ("min_confidence", "unknown", "coverage")  # parameters that need one label each
 _REFUSALS = {
     "400": "A parameter, or a form, that is not as described here.",
     "408": "The request took too long to arrive.",
@@ -35,7 +36,7 @@ _REFUSALS = {
 
 def description(adapter: Adapter) -> dict[str, Any]:
     """The description of a server of this adapter, in OpenAPI 3.1."""
-    names = list(distinct(adapter.classnames))
+    names, several = list(distinct(adapter.classnames)), adapter.label_rule is not None
     image = {"schema": {"type": "string", "format": "binary"}}
     form = {
         "type": "object",
@@ -61,6 +62,7 @@ def description(adapter: Adapter) -> dict[str, Any]:
                             "schema": {"type": kind},
                         }
                         for name, (_, kind, about) in PARAMETERS.items()
+                        if not (several and name in OF_ONE_LABEL)
                     ],
                     "requestBody": {
                         "required": True,
@@ -84,7 +86,7 @@ def description(adapter: Adapter) -> dict[str, Any]:
                 }
             },
         },
-        "components": {"schemas": _schemas(names)},
+        "components": {"schemas": _schemas(names, several=several)},
     }
 
 
@@ -93,17 +95,29 @@ def _answer(about: str, schema: str) -> dict[str, Any]:
     return {"description": about, "content": content}
 
 
-def _schemas(names: list[str]) -> dict[str, Any]:
+def _schemas(names: list[str], *, several: bool) -> dict[str, Any]:
     text, number = {"type": "string"}, {"type": "number"}
     classes = {"type": "array", "items": {"type": "string", "enum": names}}
+    if several:
+        label = "The labels, most probable first, with semicolons between; empty if there is none"
+        confidence = "The probability of the most probable class"
+        more = {"label_probabilities": {"type": "array", "items": number}}
+    else:
+        label, confidence = (
+            f"The most probable class, or `{UNKNOWN}`",
+            "Its probability, calibrated",
+        )
+        more = {
+            "p_value": {**number, "description": "Share of known images that look as foreign"},
+            "set": {**classes, "description": "The classes of the set that coverage asks for"},
+        }
     prediction = {
         "type": "object",
         "properties": {
             "path": {**text, "description": "The name of the file, as the form has it"},
-            "label": {**text, "description": f"The most probable class, or `{UNKNOWN}`"},
-            "confidence": {**number, "description": "Its probability, calibrated"},
-            "p_value": {**number, "description": "Share of known images that look as foreign"},
-            "set": {**classes, "description": "The classes of the set that coverage asks for"},
+            "label": {**text, "description": label},
+            "confidence": {**number, "description": confidence},
+            **more,
             "classes": {**classes, "description": "The most probable classes, in order"},
             "probabilities": {"type": "array", "items": number},
         },

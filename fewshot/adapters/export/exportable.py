@@ -1,4 +1,4 @@
-"""Adapters that other programs can compute: of one model, one label, and images one by one."""
+"""Adapters that other programs can compute: of one model, and images one by one."""
 
 from cache.errors import UserError, unknown
 from fewshot.adapters.adapter import Adapter
@@ -13,16 +13,19 @@ def require_exportable(adapter: Adapter) -> None:
         UserError: It cannot.
     """
     _require_one_model(adapter)
-    _require_one_label(adapter)
     _require_method(adapter)
 
 
-def _require_one_label(adapter: Adapter) -> None:
-    """Refuse an adapter whose images may have several labels."""
+def require_one_label(adapter: Adapter) -> None:
+    """Raise if images may have several labels, for which open_clip's folder has no place.
+
+    Raises:
+        UserError: They may.
+    """
     if adapter.label_rule is not None:
         raise UserError(
-            "an export gives probabilities of classes that exclude one another, and this adapter "
-            "gives an image several labels; use `fewshot predict`, or `fewshot serve`"
+            "a folder of open_clip holds a classifier of classes that exclude one another, and "
+            "this adapter gives an image several labels; export it with --to onnx"
         )
 
 

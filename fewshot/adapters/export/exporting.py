@@ -11,7 +11,7 @@ from cache.loading import load
 from cache.location import IMAGE_ONLY, require_writable
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.export.clip_lora_folder import require_pairs, write_clip_lora_folder
-from fewshot.adapters.export.exportable import require_exportable
+from fewshot.adapters.export.exportable import require_exportable, require_one_label
 from fewshot.adapters.export.folding import require_towers
 from fewshot.adapters.export.hub_folder import write_hub
 from fewshot.adapters.export.model_card import model_card
@@ -93,6 +93,7 @@ def _require_target(adapter: Adapter, to: str) -> None:
     elif to in ("clip-lora", "peft"):
         require_pairs(adapter)
     else:
+        require_one_label(adapter)
         require_towers(adapter)
         _require_text_tower(adapter)
 

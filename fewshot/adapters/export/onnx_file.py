@@ -61,7 +61,11 @@ def write_onnx(adapter: Adapter, encoder: Encoder, folder: Path) -> str:
     path = folder / FILE
     write_graph(graph_of(adapter, encoder), predictor, path)
     check(path, predictor)
-    return how_to_run(predictor.preprocess, exif=bool(adapter.preprocessing.get("exif")))
+    return how_to_run(
+        predictor.preprocess,
+        exif=bool(adapter.preprocessing.get("exif")),
+        several=adapter.label_rule is not None,
+    )
 
 
 def write_graph(graph: OnnxGraph, predictor: Predictor, path: Path) -> None:
@@ -113,8 +117,8 @@ def check(path: Path, predictor: Predictor) -> None:
         require_close("probabilities", torch.from_numpy(probabilities), ours, scale=1.0)
 
 
-def how_to_run(preprocess: Preprocess, *, exif: bool) -> str:
-    """Markdown with the Python that classifies one image."""
+def how_to_run(preprocess: Preprocess, *, exif: bool, several: bool = False) -> str:
+    """Markdown with the Python that classifies one image, of which it may print several labels."""
     method = "BILINEAR" if preprocess.interpolation.endswith("bilinear") else "BICUBIC"
     fitted = _FITTED[preprocess.resize_mode].format(
         side="size" if preprocess.resized == preprocess.size else preprocess.resized,
@@ -129,6 +133,7 @@ def how_to_run(preprocess: Preprocess, *, exif: bool) -> str:
         imports="Image, ImageOps" if exif else "Image",
         turned=turned,
         fitted=fitted,
+        shown=_SEVERAL if several else _ONE,
     )
     return (
         f"`{FILE}` takes `pixels` (batch, 3, {preprocess.size}, {preprocess.size}) and gives "
@@ -140,9 +145,14 @@ def how_to_run(preprocess: Preprocess, *, exif: bool) -> str:
 def _metadata(predictor: Predictor) -> dict[str, str]:
     """What the file says of itself; JSON but for plain words."""
     adapter = predictor.adapter
+    rule = adapter.label_rule
+    if rule is None:
+        decision = {"temperature": repr(adapter.calibration.temperature)}
+    else:
+        decision = {"thresholds": json.dumps(rule.thresholds)}
     return {
         "classes": json.dumps(list(adapter.classnames), ensure_ascii=False),
-        "temperature": repr(adapter.calibration.temperature),
+        **decision,
         "preprocessing": json.dumps(
             {**predictor.preprocess.identity(), "exif": bool(adapter.preprocessing.get("exif"))}
         ),
@@ -182,8 +192,14 @@ session = onnxruntime.InferenceSession("model.onnx")
 logits, probabilities = session.run(None, {{"pixels": x.transpose(2, 0, 1)[None]}})
 with open("classes.json", encoding="utf-8") as file:
     names = json.load(file)
-print(names[probabilities[0].argmax()], probabilities[0].max())
+{shown}
 """
+_ONE = "print(names[probabilities[0].argmax()], probabilities[0].max())"
+_SEVERAL = """\
+about = session.get_modelmeta().custom_metadata_map
+for name, p, threshold in zip(names, probabilities[0], json.loads(about["thresholds"])):
+    if p >= threshold:
+        print(name, p)"""
 _FITTED = {
     "shortest": """\
 w, h = {side} * w // min(w, h), {side} * h // min(w, h)

@@ -32,38 +32,46 @@ class OnnxGraph(nn.Module):
     Attributes:
         encode: Pixels to features (B, D), of the norm that the head needs.
         head: Features to logits.
-        temperature: T of softmax(logits / T).
+        calibrate: Logits to probabilities.
     """
 
-    def __init__(self, encode: Step, head: Step, temperature: float) -> None:
+    def __init__(self, encode: Step, head: Step, calibrate: Step) -> None:
         super().__init__()
-        self.encode, self.head, self.temperature = encode, head, temperature
+        self.encode, self.head, self.calibrate = encode, head, calibrate
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Both, float32."""
         logits = self.head(self.encode(pixels))
-        return logits, torch.softmax(logits / self.temperature, dim=1)
+        return logits, self.calibrate(logits)
 
 
 @torch.no_grad()
 def graph_of(adapter: Adapter, encoder: Encoder) -> OnnxGraph:
     """The adapter on its model, which is in float32 on the CPU."""
-    temperature = adapter.calibration.temperature
-    model = encoder.model
+    calibrate, model = calibration(adapter), encoder.model
     if adapter.classifier is not None:
         folded = matrix_of(adapter)
         if folded is not None and folded.learned is not None:
-            return OnnxGraph(folded.tower(model).encode_image, folded.logits, temperature)
+            return OnnxGraph(folded.tower(model).encode_image, folded.logits, calibrate)
         head = formula(adapter.classifier, adapter.tensors)
         if METHODS[adapter.method].unit_norm:
-            return OnnxGraph(lambda x: normalize(model.encode_image(x), dim=-1), head, temperature)
-        return OnnxGraph(model.encode_image, head, temperature)
+            return OnnxGraph(lambda x: normalize(model.encode_image(x), dim=-1), head, calibrate)
+        return OnnxGraph(model.encode_image, head, calibrate)
     learner, clip = attached(adapter, Clip.of(encoder))
     if adapter.method == CoCoOp.name:
         head = _cocoop(adapter, clip, learner.parameters)
     else:
         head = learner.frozen().logits
-    return OnnxGraph(learner.images or clip.model.encode_image, head, temperature)
+    return OnnxGraph(learner.images or clip.model.encode_image, head, calibrate)
+
+
+def calibration(adapter: Adapter) -> Step:
+    """Return (M, C) probabilities of (M, C) logits; of several labels, each class by itself."""
+    rule, temperature = adapter.label_rule, adapter.calibration.temperature
+    if rule is None:
+        return lambda logits: torch.softmax(logits / temperature, dim=1)
+    slopes, shifts = torch.tensor(rule.slopes), torch.tensor(rule.shifts)
+    return lambda logits: torch.sigmoid(slopes * logits + shifts)
 
 
 def formula(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Step:
