@@ -39,17 +39,20 @@ def test_end_to_end_methods_stand_beside_cached_ones_sweeps_included(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     asked = [*BENCH, "--methods", "gda,coop,clip-lora", *SHORT, "--set", "clip-lora.rank=1,2"]
+    asked += ["--seeds", "1"]  # each run on images tests 539
     assert main(asked) == 0
     results = read(Path("runs/bench/results.jsonl"))
     assert sorted((r.method, r.hyperparameters.get("rank"), r.seed) for r in results) == [
-        ("clip-lora", 1, 1), ("clip-lora", 1, 2), ("clip-lora", 2, 1), ("clip-lora", 2, 2),
-        ("coop", None, 1), ("coop", None, 2), ("gda", None, 1), ("gda", None, 2),
-    ]  # fmt: skip
+        ("clip-lora", 1, 1),
+        ("clip-lora", 2, 1),
+        ("coop", None, 1),
+        ("gda", None, 1),
+    ]
     assert {r.setting for r in results} == {"few-shot"}
     assert all(r.predictions and Path(r.predictions).exists() for r in results)
     capsys.readouterr()
     assert main(asked) == 0
-    assert "8 cells, 8 of them done before" in capsys.readouterr().err
+    assert "4 cells, 4 of them done before" in capsys.readouterr().err
 
 
 def test_a_stopped_training_continues_within_its_cell_and_leaves_no_checkpoint(

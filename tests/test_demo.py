@@ -1,9 +1,11 @@
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from cache.location import bank_path
 from cache.manifest import load_manifest
 from cache.resolving import resolve_folder
 from cache.source import pooled
@@ -15,9 +17,11 @@ from fewshot.results.summaries import curves
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the demo has run."""
+def demo(tmp_path_factory: pytest.TempPathFactory, digits_store: Path) -> Path:
+    """A folder in which the demo has run, on features that were kept."""
     folder = tmp_path_factory.mktemp("demo")
+    (folder / "features").mkdir()
+    shutil.copy(bank_path(digits_store), bank_path(folder / "features"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("FEWSHOT_STORE", raising=False)

@@ -10,7 +10,6 @@ import torch
 from cache.errors import UserError
 from cache.layouts import digits
 from cache.loading import load
-from cache.manifest import load_manifest
 from cache.store import FeatureStore
 from cache.store_writer import create
 from cli import main
@@ -103,37 +102,23 @@ def test_labels_of_the_target_have_no_say(tmp_path: Path) -> None:
     assert (one.labels != other.labels).any()
 
 
-def test_drawn_digits_help_to_read_handwritten_ones(tmp_path: Path) -> None:
+def test_drawn_digits_help_to_read_handwritten_ones(tmp_path: Path, digits_store: Path) -> None:
     encoder = load("tiny")
-    draw = torch.Generator().manual_seed(77)
-    pictures, drawn = draw_digits(400, draw)
-    listing = digits.read(load_manifest("digits"), tmp_path)
+    pictures, labels = draw_digits(400, torch.Generator().manual_seed(77))
     prompts = [f"the digit {name}" for name in digits.CLASSNAMES]
-    text = encoder.encode_text(prompts).numpy()
-    content = {"drawn": {"train": (standardize(pictures), drawn.numpy())}, "written": {}}
-    for split in ("train", "test"):
-        items = listing.splits[split]
-        pixels = torch.stack([encoder.preprocess.center(digits.image(item.path)) for item in items])
-        content["written"][split] = pixels, np.array([item.label for item in items])
-    paths = {}
-    for dataset, splits in content.items():
-        paths[dataset] = tmp_path / dataset / "tiny.h5"
-        identity = {"dataset": {"name": dataset}, "model": encoder.identity}
-        with create(
-            paths[dataset], identity=identity, classnames=digits.CLASSNAMES, versions={}
-        ) as writer:
-            for split, (pixels, labels) in splits.items():
-                named = [f"{split}/{row}" for row in range(len(labels))]
-                writer.split(split, labels=labels, paths=named, dim=encoder.dim, n_views=0)
-                with torch.inference_mode():
-                    features = torch.cat(
-                        [encoder.encode_images(p) for p in torch.split(pixels, 100)]
-                    )
-                writer.write(split, 0, features.numpy())
-            writer.text("templates", text, range(10), prompts)
+    drawn, written = tmp_path / "drawn" / "tiny.h5", digits_store / "digits" / "tiny.h5"
+    identity = {"dataset": {"name": "drawn"}, "model": encoder.identity}
+    named = [f"train/{row}" for row in range(400)]
+    with create(drawn, identity=identity, classnames=digits.CLASSNAMES, versions={}) as writer:
+        writer.split("train", labels=labels.numpy(), paths=named, dim=encoder.dim, n_views=0)
+        with torch.inference_mode():
+            parts = torch.split(standardize(pictures), 100)
+            features = torch.cat([encoder.encode_images(part) for part in parts])
+        writer.write("train", 0, features.numpy())
+        writer.text("templates", encoder.encode_text(prompts).numpy(), range(10), prompts)
     alone, adapted = (
         adapt(
-            paths["drawn"], paths["written"], "two-stage", shots="all", save=tmp_path / str(epochs),
+            drawn, written, "two-stage", shots="all", save=tmp_path / str(epochs),
             fixed={"adapt_epochs": epochs},
         )
         for epochs in (0, TwoStage.adapt_epochs)

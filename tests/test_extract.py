@@ -5,6 +5,8 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +32,7 @@ from cache.shards import Encoded, encode_shard
 from cache.source import Source
 from cache.store import FeatureStore
 from cache.store_check import verify
+from tests.forked import needs_fork
 
 
 @pytest.fixture(scope="module")
@@ -150,14 +153,25 @@ def test_parts_encoded_apart_assemble_to_the_same_bytes(
     assert not list(tmp_path.glob("*.sqlite")), "what is not to be kept is cleared away"
 
 
+# One that is spawned, as all are where this is not a test, takes seconds to load the libraries.
 @pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize(("way", "n"), [("spawn", 1), pytest.param("fork", 2, marks=needs_fork)])
 def test_worker_processes_give_the_same_bytes(
-    photos: Source, encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    photos: Source, encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, way: str, n: int,
+) -> None:  # fmt: skip
+    asked: list[str] = []
+
+    def context(usual: str) -> BaseContext:
+        asked.append(usual)
+        return get_context(way)
+
+    monkeypatch.setattr(engines, "get_context", context)
     serial, parallel = tmp_path / "serial.h5", tmp_path / "parallel.h5"
     extract(photos, encoder, recipe_of(photos), serial)
     capsys.readouterr()
-    extract(photos, encoder, recipe_of(photos), parallel, engine="process", processes=2)
+    extract(photos, encoder, recipe_of(photos), parallel, engine="process", processes=n)
+    assert asked == ["spawn"]
     assert "images 30/30" in capsys.readouterr().err
     assert parallel.read_bytes() == serial.read_bytes()
 
