@@ -3,6 +3,8 @@
 Remote reads are repeated when they fail, and a process has a limited number of them at a time.
 """
 
+import errno
+import functools
 import itertools
 import re
 import threading
@@ -11,13 +13,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from cache.errors import UserError
+from cache.errors import UserError, printable
 from cache.reader import Stamp
 
 T = TypeVar("T")
 CONNECTIONS = 32  # remote reads at a time, of all threads of a process
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each repetition of a remote read
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, UserError)
+_FINAL = (FileNotFoundError, IsADirectoryError, UserError)
 _connections = threading.BoundedSemaphore(CONNECTIONS)
 
 
@@ -49,7 +51,8 @@ def read(address: str, start: int = 0, size: int | None = None) -> bytes:
     """A part of what lies at an address, or all of it from `start` on.
 
     Raises:
-        OSError: It cannot be read, or ends before.
+        OSError: It is not there, or ends before.
+        UserError: It cannot be reached.
     """
     if not is_remote(address):
         with Path(address).open("rb") as file:
@@ -57,7 +60,9 @@ def read(address: str, start: int = 0, size: int | None = None) -> bytes:
             found = file.read() if size is None else file.read(size)
     else:
         end = None if size is None else start + size
-        found = _patiently(lambda system, path: bytes(system.cat_file(path, start, end)), address)
+        found = _patiently(
+            lambda system, path: bytes(system.cat_file(path, start=start, end=end)), address
+        )
     if size is not None and len(found) < size:
         raise OSError(f"{address} ends before byte {start + size:,}")
     return found
@@ -68,6 +73,7 @@ def stamp(address: str) -> Stamp:
 
     Raises:
         OSError: There is nothing.
+        UserError: It cannot be reached.
     """
     if not is_remote(address):
         return Stamp.of(Path(address))
@@ -90,7 +96,8 @@ def through(address: str, use: Callable[[IO[bytes]], T]) -> T:
     """The result of a function of the open file at an address, called again where reading fails.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: It is not there.
+        UserError: It cannot be reached.
     """
     if not is_remote(address):
         with Path(address).open("rb") as file:
@@ -138,28 +145,58 @@ def _matching(address: str) -> list[str]:
 
 
 def _patiently(use: Callable[[Any, str], T], address: str) -> T:
-    """The result of a function of a file system and a path in it, tried again where it fails."""
+    """The result of a function of a file system and an address in it, tried again where it fails.
+
+    Raises:
+        OSError: There is nothing.
+        UserError: Access is denied, or it failed every time.
+    """
     for wait in (*WAITS, None):
         try:
             with _connections:
-                return use(*_system(address))
+                return use(_system(address), address)
         except _FINAL:
             raise
         except Exception as error:  # each file system raises its own
-            if wait is None:
-                why = str(error) or type(error).__name__
-                raise OSError(f"{address}: {why}, {len(WAITS) + 1} times") from error
+            why = printable(" ".join((str(error) or type(error).__name__).split()))
+            if _is_denied(error):
+                raise UserError(
+                    f"access to {address} is denied ({why:.150}); check the credentials and the "
+                    "region of your environment, and that they may read and list there"
+                ) from error
+            if wait is None:  # no fault of the image that is read: nothing is to be left out
+                raise UserError(
+                    f"cannot reach {address} ({why:.150}), {len(WAITS) + 1} times; check the "
+                    "network, then run the same command again"
+                ) from error
         time.sleep(wait)
     raise AssertionError("unreachable")
 
 
-def _system(address: str) -> tuple[Any, str]:
-    import fsspec  # a tenth of a second, and local files do without
+def _is_denied(error: Exception) -> bool:
+    """True where another try would end alike, for want of a right or of credentials."""
+    return (
+        isinstance(error, PermissionError)
+        or "Credentials" in type(error).__name__  # of botocore and of google.auth
+        or getattr(error, "status", None) in (401, 403)  # of HTTP
+        or (isinstance(error, OSError) and error.errno == errno.EINVAL)  # as an expired token
+    )
 
+
+def _system(address: str) -> Any:
+    """The file system of an address."""
     try:
-        system, path = fsspec.core.url_to_fs(address)
+        return file_system("/".join(address.split("/", 3)[:3]))
     except ImportError as error:  # says which package to install
         raise UserError(f"cannot read {address}: {error}") from error
     except ValueError as error:
         raise UserError(f"cannot read {address}: {error}; give a path or a URL") from error
-    return system, str(path)
+
+
+@functools.cache  # fsspec would make one, and connect, for each thread
+def file_system(root: str) -> Any:
+    """The file system of all addresses that begin with this one, such as `s3://bucket`."""
+    import fsspec  # a tenth of a second, and local files do without
+
+    # Listings that are kept would hide that a shard was replaced.
+    return fsspec.core.url_to_fs(root, use_listings_cache=False)[0]

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from cache.errors import printable
+from cache.errors import UserError, printable
 
 Item = TypeVar("Item")
 AHEAD = 2  # batches being read while the model works on one
@@ -25,7 +25,8 @@ def read_ahead(
 
     Args:
         items: What to read, taken as it is needed.
-        read: Makes the pixels of an item; what it raises as of `ERRORS` becomes the reason.
+        read: Makes the pixels of an item; what it raises as of `ERRORS` becomes the reason,
+            but a `UserError`, which ends the run.
         batch_size: Items in a batch.
         workers: Threads.
     """
@@ -33,6 +34,8 @@ def read_ahead(
     def attempt(item: Item) -> Tensor | str:
         try:
             return read(item)
+        except UserError:  # nothing is to be read any more
+            raise
         except ERRORS as error:
             return reason(error)
 
