@@ -1,6 +1,6 @@
 """Bytes at an address: a path, or a URL that fsspec knows, such as s3://, gs:// and https://.
 
-Remote reads are repeated when they fail, and a process has a limited number of them at a time.
+Remote requests are repeated when they fail, and a process has a limited number at a time.
 """
 
 import errno
@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from cache.atomic import replacing
 from cache.errors import UserError, printable
 from cache.reader import Stamp
 
 T = TypeVar("T")
-CONNECTIONS = 32  # remote reads at a time, of all threads of a process
-WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each repetition of a remote read
+CONNECTIONS = 32  # remote requests at a time, of all threads of a process
+WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each repetition of a remote request
 _FINAL = (FileNotFoundError, IsADirectoryError, UserError)
 _connections = threading.BoundedSemaphore(CONNECTIONS)
 
@@ -40,7 +41,7 @@ def expand(pattern: str) -> list[str]:
     choices = [[part] if i % 2 == 0 else _choices(part, pattern) for i, part in enumerate(parts)]
     found = []
     for address in map("".join, itertools.product(*choices)):
-        fitting = _matching(address) if "*" in address else [address]
+        fitting = matching(address) if "*" in address else [address]
         if not fitting:
             raise UserError(f"nothing fits {address}; give shards that are there")
         found += fitting
@@ -110,10 +111,40 @@ def through(address: str, use: Callable[[IO[bytes]], T]) -> T:
     return _patiently(opened, address)
 
 
+def write(address: str, content: bytes) -> None:
+    """Put bytes at an address, whole or not at all.
+
+    Raises:
+        OSError: The file cannot be written.
+        UserError: The address cannot be reached, or is only for reading.
+    """
+    if not is_remote(address):
+        with replacing(Path(address)) as temporary:
+            temporary.write_bytes(content)
+        return
+    _patiently(lambda system, path: system.pipe_file(path, content), address)
+
+
+def matching(address: str) -> list[str]:
+    """The addresses that fit one with `*` in it, sorted; none is no error.
+
+    Raises:
+        UserError: They cannot be reached.
+    """
+    if not is_remote(address):
+        path = Path(address)
+        root = Path(path.anchor)
+        return sorted(str(found) for found in root.glob(str(path.relative_to(root))))
+    found = _patiently(
+        lambda system, path: list(map(system.unstrip_protocol, system.glob(path))), address
+    )
+    return sorted(map(str, found))
+
+
 def below(folder: str, ending: str, folders: Iterable[str]) -> list[str]:
     """The files with an ending in a folder, else those in some folders in it; sorted."""
     for places in ([folder], [f"{folder}/{name}" for name in folders]):
-        found = [file for place in places for file in _matching(f"{place}/*{ending}")]
+        found = [file for place in places for file in matching(f"{place}/*{ending}")]
         if found:
             return found
     return []
@@ -130,18 +161,6 @@ def _choices(braces: str, pattern: str) -> list[str]:
         f"braces in {pattern} must be {{000..012}} or {{a,b}}, got {{{braces}}}; write the first "
         "number before the last"
     )
-
-
-def _matching(address: str) -> list[str]:
-    """The addresses that fit one with `*` in it, sorted; none is no error."""
-    if not is_remote(address):
-        path = Path(address)
-        root = Path(path.anchor)
-        return sorted(str(found) for found in root.glob(str(path.relative_to(root))))
-    found = _patiently(
-        lambda system, path: list(map(system.unstrip_protocol, system.glob(path))), address
-    )
-    return sorted(map(str, found))
 
 
 def _patiently(use: Callable[[Any, str], T], address: str) -> T:
@@ -162,7 +181,7 @@ def _patiently(use: Callable[[Any, str], T], address: str) -> T:
             if _is_denied(error):
                 raise UserError(
                     f"access to {address} is denied ({why:.150}); check the credentials and the "
-                    "region of your environment, and that they may read and list there"
+                    "region of your environment, and that they may read, list and write there"
                 ) from error
             if wait is None:  # no fault of the image that is read: nothing is to be left out
                 raise UserError(
@@ -176,9 +195,9 @@ def _patiently(use: Callable[[Any, str], T], address: str) -> T:
 def _is_denied(error: Exception) -> bool:
     """True where another try would end alike, for want of a right or of credentials."""
     return (
-        isinstance(error, PermissionError)
+        isinstance(error, PermissionError | NotImplementedError)
         or "Credentials" in type(error).__name__  # of botocore and of google.auth
-        or getattr(error, "status", None) in (401, 403)  # of HTTP
+        or getattr(error, "status", None) in (401, 403, 405)  # of HTTP
         or (isinstance(error, OSError) and error.errno == errno.EINVAL)  # as an expired token
     )
 

@@ -52,6 +52,7 @@ class Digests:
         source: The images.
         rows: Split -> (n,) its rows.
         of: Split -> (n, 32) uint8, in that order.
+        trust: Whether what the bank remembers was looked up.
         trusted: Number of images that were not read, since size and time are those of before.
     """
 
@@ -66,7 +67,7 @@ class Digests:
             bank: Where digests are remembered.
             trust: False to take nothing from there.
         """
-        self.source, self.rows, self._bank = source, rows, bank
+        self.source, self.rows, self._bank, self.trust = source, rows, bank, trust
         self.of = {split: np.zeros((len(chosen), SIZE), np.uint8) for split, chosen in rows.items()}
         self.trusted = 0
         if not trust:

@@ -5,22 +5,23 @@ so all give the same store.
 """
 
 import contextlib
-import importlib
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from cache import ray_cluster
 from cache.encoder import Encoder
-from cache.errors import UserError, printable, unknown
+from cache.errors import UserError, unknown
 from cache.loading import load
 from cache.orphans import end_with_parent
-from cache.shards import Cropping, Encoded, Shard, encode_shard
+from cache.shards import Cropping, Encoded, Shard, computed_on, encode_shard
+from cache.shared_features import SharedFeatures
 
 ENGINES = ("serial", "process", "ray")
 
@@ -60,6 +61,7 @@ def run(
     workers: int,
     engine: str = "serial",
     processes: int = 1,
+    shared: SharedFeatures | None = None,
 ) -> None:
     """Encode these shards.
 
@@ -72,9 +74,11 @@ def run(
         workers: Decoding threads, of all processes together.
         engine: "serial", "process" or "ray".
         processes: Worker processes or actors.
+        shared: Where whoever encodes a shard puts what was made of it.
 
     Raises:
-        UserError: Ray is not installed or does not start, or the cluster is too small.
+        UserError: Ray is not installed or does not start; or the cluster is too small, of other
+            machines, or lost several workers at one shard.
     """
 
     def take(encoded: Encoded) -> None:
@@ -87,12 +91,18 @@ def run(
         shards = chain(first, shards)
         if len(first) > 1:
             run_in = {"process": _run_processes, "ray": _run_ray}[engine]
-            run_in(shards, take, (cropping, EncoderSpec.of(encoder), workers, processes, each))
+            readers = max(1, workers // processes)
+            machine = computed_on(encoder, each)
+            spec = EncoderSpec.of(encoder)
+            run_in(shards, take, Setup(cropping, spec, processes, readers, each, machine, shared))
             return
     # One shard is the work of one process, and this one has the model; another takes 6 s to start.
     with _on_threads(each):
         for shard in shards:
-            keep(encode_shard(cropping, shard, encoder, workers=workers, advance=advance))
+            encoded = encode_shard(cropping, shard, encoder, workers=workers, advance=advance)
+            if shared is not None:
+                shared.put(cropping, shard, encoded)
+            keep(encoded)
 
 
 @contextlib.contextmanager
@@ -119,22 +129,67 @@ def threads(engine: str, processes: int) -> int:
     return max(1, torch.get_num_threads() // (1 if engine == "serial" else processes))
 
 
-Setup = tuple[Cropping, EncoderSpec, int, int, int]  # what a `Worker` is made of
+class Setup(NamedTuple):
+    """All that a `Worker` is made of.
+
+    Attributes:
+        cropping: How images become crops.
+        spec: The model.
+        processes: Workers.
+        readers: Decoding threads of each.
+        threads: Threads of each that the model runs on.
+        machine: What last bits of features depend on, in the process that asks.
+        shared: Where each shard is put as well.
+    """
+
+    cropping: Cropping
+    spec: EncoderSpec
+    processes: int
+    readers: int
+    threads: int
+    machine: dict[str, str]
+    shared: SharedFeatures | None
 
 
 class Worker:
-    """The state of one process or actor: the crops to make and its own copy of the model."""
+    """One process or actor, with its own copy of the model; made of the fields of a `Setup`."""
 
-    def __init__(
-        self, cropping: Cropping, spec: EncoderSpec, workers: int, processes: int, threads: int
-    ) -> None:
-        torch.set_num_threads(threads)
-        self.cropping, self.encoder = cropping, spec.load()
-        self.workers = max(1, workers // processes)
+    def __init__(self, *setup: Any) -> None:
+        self.setup = Setup(*setup)
+        self.encoder: Encoder | None = None
 
-    def encode(self, shard: Shard) -> Encoded:
-        """Encode the shard."""
-        return encode_shard(self.cropping, shard, self.encoder, workers=self.workers)
+    def prepare(self) -> None:
+        """Load the model."""
+        self._model()
+
+    def _model(self) -> Encoder:
+        """The model, loaded by the first call.
+
+        Raises:
+            UserError: It cannot be loaded here, or this machine computes otherwise.
+        """
+        if self.encoder is None:
+            setup = self.setup
+            torch.set_num_threads(setup.threads)
+            encoder = setup.spec.load()
+            here = computed_on(encoder, setup.threads)
+            if here != setup.machine:
+                raise UserError(
+                    f"a worker computes on {here['processor']}, and this machine on "
+                    f"{setup.machine['processor']}, so features would differ in their last bits; "
+                    "run the command on a node of the kind that encodes"
+                )
+            self.encoder = encoder
+        return self.encoder
+
+    def work(self, shard: Shard) -> Encoded:
+        """Encode the shard, and share what was made of it."""
+        cropping, shared = self.setup.cropping, self.setup.shared
+        encoder = self._model()  # again, where this one is in place of one that was lost
+        encoded = encode_shard(cropping, shard, encoder, workers=self.setup.readers)
+        if shared is not None:
+            shared.put(cropping, shard, encoded)
+        return encoded
 
 
 _worker: Worker  # of a worker process, made by its initializer
@@ -148,11 +203,11 @@ def _start(*arguments: Any) -> None:
 
 
 def _work(shard: Shard) -> Encoded:
-    return _worker.encode(shard)
+    return _worker.work(shard)
 
 
 def _run_processes(shards: Iterator[Shard], take: Callable[[Encoded], None], setup: Setup) -> None:
-    processes = setup[3]
+    processes = setup.processes
     with ProcessPoolExecutor(processes, get_context("spawn"), _start, setup) as pool:
         try:
             at_work: set[Future[Encoded]] = set()
@@ -169,52 +224,17 @@ def _run_processes(shards: Iterator[Shard], take: Callable[[Encoded], None], set
             raise
 
 
-def _run_ray(shards: Iterator[Shard], take: Callable[[Encoded], None], setup: Setup) -> None:
-    try:
-        ray: Any = importlib.import_module("ray")
-    except ImportError:
-        raise UserError("--engine ray needs Ray; pip install 'fewshot-clip[ray]'") from None
-    cropping, spec, workers, processes, each = setup
-    started = not ray.is_initialized()
-    if started:
-        _start_ray(ray)
-    try:
+def _run_ray(shards: Iterator[Shard], take: Callable[[Encoded], None], setup: "Setup") -> None:
+    with ray_cluster.cluster() as ray:
+        cropping, spec, *others = setup
         gpus = 1 if spec.device == "cuda" else 0
-        cpus = 0.5  # Ray hangs without a word when actors hold every CPU
-        _check_room(ray.cluster_resources(), {"CPU": cpus * processes, "GPU": gpus * processes})
-        resources = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 2, "max_task_retries": 2}
-        remote = ray.remote(**resources)(Worker)
-        arguments = (ray.put(cropping), spec, workers, processes, each)
-        pool = ray.util.ActorPool([remote.remote(*arguments) for _ in range(processes)])
-        for shard in shards:
-            while not pool.has_free():
-                take(pool.get_next_unordered())
-            pool.submit(lambda actor, shard: actor.encode.remote(shard), shard)
-        while pool.has_next():
-            take(pool.get_next_unordered())
-    except UserError as error:  # wrapped by Ray, with the actor's traceback in its text
-        raise getattr(error, "cause", error) from None
-    finally:
-        if started:
-            ray.shutdown()
-
-
-def _start_ray(ray: Any) -> None:
-    """Connect to the cluster, or start Ray on this machine, for which it gives itself 30 s."""
-    try:
-        ray.init(include_dashboard=False, log_to_driver=False)
-    except Exception as error:  # of as many types as reasons
-        reason = printable((str(error).strip() or repr(error)).splitlines()[0])
-        raise UserError(
-            f"Ray does not start here ({reason:.150}); run `ray start --head` first, which may "
-            "take its time on a busy machine, and then this again, or use --engine process"
-        ) from error
-
-
-def _check_room(have: dict[str, Any], need: dict[str, float]) -> None:
-    for kind, wanted in need.items():
-        if wanted > have.get(kind, 0):
-            raise UserError(
-                f"--engine ray needs {wanted:g} {kind} and the cluster has {have.get(kind, 0):g}; "
-                "ask for fewer --processes"
-            )
+        arguments = (ray.put(cropping), spec, *others)
+        workers = ray_cluster.workers(ray, Worker, arguments, setup.processes, gpus)
+        for shard, encoded in ray_cluster.spread(ray, workers, shards):
+            if isinstance(encoded, ray_cluster.WorkerLostError):
+                raise UserError(
+                    f"{ray_cluster.TRIES} workers were lost at the images from "
+                    f"{shard.images[0].path} on, the last so: {encoded}; give workers more memory, "
+                    "or leave the image out that ends them, and run the same command again"
+                )
+            take(encoded)

@@ -28,6 +28,7 @@ from cache.new_images import NewImages, groups
 from cache.progress import progress
 from cache.prompts import cut_prompts
 from cache.shards import Cropping, computed_on, encode_prompts, fitting_batch, prompt_key
+from cache.shared_features import SharedFeatures
 from cache.skipped import cannot_read, listed
 from cache.source import Source
 from cache.store import FeatureStore
@@ -52,6 +53,7 @@ def extract(
     part: tuple[int, int] | None = None,
     engine: str = "serial",
     processes: int = 1,
+    share: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> bool:
     """Build the store at `store`; False where nothing was to be done.
@@ -75,6 +77,8 @@ def extract(
             assembly to a run without it.
         engine: "serial", "process" or "ray": who encodes the shards.
         processes: Worker processes or actors of the last two.
+        share: A folder or URL where each shard's features are put as well, and taken from, for
+            machines without a common disk.
         say: Called with the reason why a finished store is made again, with the number of images
             that are known, and with each image that does not decode and is not to be left out.
 
@@ -112,7 +116,8 @@ def extract(
         done = _encode_and_assemble(
             source, encoder, recipe, store, what, kept,
             trust=not rehash, batch_size=batch_size or fitting_batch(encoder), workers=workers,
-            skip_unreadable=skip_unreadable, part=part, engine=engine, processes=processes, say=say,
+            skip_unreadable=skip_unreadable, part=part, engine=engine, processes=processes,
+            share=share, say=say,
         )  # fmt: skip
         if done:
             passing.unlink(missing_ok=True)
@@ -135,6 +140,7 @@ def _encode_and_assemble(
     part: tuple[int, int] | None,
     engine: str,
     processes: int,
+    share: str | None,
     say: Callable[[str], None],
 ) -> bool:
     """The store of what is in the bank and what is new; False if it is only a part of it."""
@@ -143,10 +149,14 @@ def _encode_and_assemble(
         **computed_on(encoder, engines.threads(engine, processes)),
         "batch_size": str(batch_size),
     }
-    number = bank.encoder(str(encoder.identity["name"]), _encoding(encoder, machine))
+    encoding = _encoding(encoder, machine)
+    number = bank.encoder(str(encoder.identity["name"]), encoding)
     cropping = Cropping(
         source, batch_size, recipe.crop_scale, recipe.view_seed, recipe.pre_projection
     )
+    shared = None if share is None else SharedFeatures.of(share, encoding, part)
+    if shared is not None:
+        _fetch(shared, bank, number, say)
     digests = Digests(source, recipe.rows(source), bank, trust=trust)
     images = NewImages(cropping, digests, bank, number, recipe.views)
     every = groups(digests)
@@ -159,7 +169,9 @@ def _encode_and_assemble(
         )
     with progress(f"{source.dataset}: images", total, known) as advance:
         shards = images.shards(mine, workers, advance)
-        engines.run(cropping, shards, encoder, images.keep, advance, workers, engine, processes)
+        engines.run(
+            cropping, shards, encoder, images.keep, advance, workers, engine, processes, shared
+        )
     changed = [
         path
         for split, places in mine
@@ -187,6 +199,19 @@ def _encode_and_assemble(
     bank.use(store, number, chain(used, map(prompt_key, text)))  # before, lest it be pruned
     assemble(store, what, made_by, source, recipe, images, every, text, projection, tower)
     return True
+
+
+def _fetch(shared: SharedFeatures, bank: Bank, number: int, say: Callable[[str], None]) -> None:
+    """Put the features that other machines have shared into the bank."""
+    images = 0
+    for shard in shared.fetch():
+        bank.put(number, "image", shard.keys, shard.vectors)
+        bank.remember(shard.read)
+        images += len(shard.read)
+    if images:
+        say(f"{count(images, 'image')} encoded by other machines, from {shared.address}")
+    elif note := shared.other():
+        say(f"features in {shared.address} are of another encoder and not used: {note}")
 
 
 def _splits(source: Source, digests: Digests, say: Callable[[str], None]) -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.addresses import is_remote
 from cache.bank import Bank
 from cache.digests import NONE, Digests
 from cache.errors import UserError
@@ -63,7 +64,8 @@ class NewImages:
         waiting: list[tuple[_Place, Wanted]] = []
         for split, places in some:
             unsure = [place for place in places if not self._known[split][place]]
-            self.digests.read(split, unsure, workers)
+            if unsure and not self._is_far(split, unsure[0]):
+                self.digests.read(split, unsure, workers)
             missing = self._missing(split, unsure)
             advance(len(unsure) - len(missing))
             for place, crops in missing.items():
@@ -135,6 +137,11 @@ class NewImages:
             for place in places
         }
         return {place: wanted for place, wanted in missing.items() if wanted}
+
+    def _is_far(self, split: str, place: int) -> bool:
+        """True where reading an image just to find it known costs more than encoding it again."""
+        place_of_it = self.digests.source.images.place(self.digests.path(split, place))
+        return self.digests.trust and is_remote(place_of_it)
 
     def _shard(self, images: Sequence[tuple[_Place, Wanted]]) -> Shard:
         number = self._n_shards

@@ -152,9 +152,12 @@ def _outcomes(
 ) -> Iterator[tuple[Cell, Result | Failure, float]]:
     """Each cell with what came of it, and the seconds it took."""
     # Other processes have no way to the display.
-    note = display.note if bench.jobs == 1 else None
+    note = display.note if bench.jobs == 1 and bench.engine == "process" else None
     run_one = Attempt(bench.out, bench.predictions, note)
-    for task, done in each(run_one, tasks, bench.jobs, lambda task: display.started(task[0])):
+    gpus = int(bench.train.device == "cuda")
+    for task, done in each(
+        run_one, tasks, bench.jobs, lambda task: display.started(task[0]), bench.engine, gpus
+    ):
         if isinstance(done, WorkerDiedError):
             done = [Failure(str(done))] * len(task), 0.0
         outcomes, seconds = done

@@ -33,6 +33,7 @@ from fewshot.open_set import Known, Score
 from fewshot.protocol import SETTINGS, TRANSFERS, Protocol, Setting
 
 ALL = ("all",)
+ENGINES = ("process", "ray")
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Bench:
         blend: The method's share of the logits; see `run.Protocol`.
         synthesize: The generator of the new classes' features; see `run.Protocol`.
         jobs: Worker processes.
+        engine: One of `ENGINES`: where these are.
         out: The folder of results.
         store: The folder of stores.
         predictions: Whether to save predictions.
@@ -81,6 +83,7 @@ class Bench:
     blend: Share = "auto"
     synthesize: str | None = None
     jobs: int = 1
+    engine: str = "process"
     out: Path = Path("runs/bench")
     store: Path = field(default_factory=default_root)
     predictions: bool = True
@@ -92,6 +95,8 @@ class Bench:
                 raise UserError(f"{name} must name one or more; got none; leave it out for all")
         if self.jobs < 1:
             raise UserError(f"jobs must be 1 or more; got {self.jobs}")
+        if self.engine not in ENGINES:
+            raise unknown("engine", self.engine, ENGINES)
         if self.protocol not in SETTINGS:
             raise unknown("protocol", self.protocol, SETTINGS)
         if (self.source is None) == (self.protocol in TRANSFERS):
@@ -159,7 +164,7 @@ def _read(file: Path) -> dict[str, Any]:
         **{key: table.integers(key) for key in ("shots", "seeds")},
         **{
             key: table.text(key)
-            for key in ("tune", "protocol", "source", "imbalance", "score", "synthesize")
+            for key in ("tune", "protocol", "engine", "source", "imbalance", "score", "synthesize")
         },
         **{key: Path(table.text(key)) for key in ("out", "store") if table.text(key)},
         "known": _known(table),

@@ -1,4 +1,4 @@
-"""Tasks in one process or several; one that kills its process costs nothing but itself."""
+"""Tasks in one process, several, or on a cluster; one that kills its process costs only itself."""
 
 import contextlib
 import os
@@ -8,9 +8,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, TypeVar
 
 from cache.orphans import end_with_parent
+from cache.ray_cluster import WorkerLostError, cluster, spread, workers
 
 Task = TypeVar("Task")
 Done = TypeVar("Done")
@@ -28,19 +30,29 @@ def each(
     tasks: Sequence[Task],
     jobs: int,
     started: Callable[[Task], None],
+    engine: str = "process",
+    gpus: int = 0,
 ) -> Iterator[tuple[Task, Done | WorkerDiedError]]:
     """Each task with what the function made of it, in the order of finishing.
 
     One job is done in this process. Further ones are processes that are spawned, share the cores,
     and leave Ctrl-C to their parent; they end when the iterator does, or when their parent is no
-    more.
+    more. Those of Ray may be anywhere on its cluster, and repeat a task whose process was lost.
 
     Args:
         function: One that can be pickled and raises nothing.
         tasks: What can be pickled.
         jobs: How many at once.
         started: Called with a task when it begins.
+        engine: "process" or "ray".
+        gpus: GPUs of each job, which Ray is asked for.
+
+    Raises:
+        UserError: Ray is not there, or its cluster has no room.
     """
+    if engine == "ray":
+        yield from _each_on_ray(function, tasks, jobs, started, gpus)
+        return
     if jobs == 1:
         for task in tasks:
             started(task)
@@ -72,6 +84,42 @@ def each(
     finally:
         for worker in [*idle, *(worker for worker, _ in busy.values())]:
             worker.end()
+
+
+class _RayWorker:
+    """A worker of a Ray cluster, which sees the folder that the benchmark was started in."""
+
+    def __init__(self, function: Callable[[Any], Any], folder: Path) -> None:
+        os.chdir(folder)  # paths of stores and results may be relative to it
+        self._function = function
+
+    def prepare(self) -> None:
+        """Nothing is to be prepared."""
+
+    def work(self, task: Any) -> Any:
+        """Return what the function makes of the task."""
+        return self._function(task)
+
+
+def _each_on_ray(
+    function: Callable[[Task], Done],
+    tasks: Sequence[Task],
+    jobs: int,
+    started: Callable[[Task], None],
+    gpus: int,
+) -> Iterator[tuple[Task, Done | WorkerDiedError]]:
+    def announced() -> Iterator[Task]:
+        for task in tasks:
+            started(task)
+            yield task
+
+    if not tasks:
+        return
+    with cluster() as ray:
+        pool = workers(ray, _RayWorker, (function, Path.cwd()), min(jobs, len(tasks)), gpus)
+        for task, done in spread(ray, pool, announced()):
+            lost = isinstance(done, WorkerLostError)
+            yield task, WorkerDiedError(f"its worker was lost: {done}") if lost else done
 
 
 class _Worker:

@@ -130,6 +130,14 @@ def bench(
             rich_help_panel=COMPUTING,
         ),
     ] = None,
+    engine: Annotated[
+        Literal["process", "ray"] | None,
+        typer.Option(
+            help="Where --jobs run: on this machine, or on a Ray cluster whose nodes see the same "
+            "stores. [default: process]",
+            rich_help_panel=COMPUTING,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of results. [default: runs/bench]", rich_help_panel=OUTPUT),
@@ -200,6 +208,7 @@ def bench(
             "imbalance": imbalance,
             "blend": None if blend is None else parse_share(blend),
             "jobs": jobs,
+            "engine": engine,
             "out": out,
             "store": store,
             "predictions": predictions,

@@ -195,6 +195,15 @@ def extract(
             min=1, help="Workers of the engines process and ray.", rich_help_panel=COMPUTING
         ),
     ] = 2,
+    share: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER|URL",
+            help="Put the features of each 512 images there as well, and take what other machines "
+            "have put there: for machines without a common disk.",
+            rich_help_panel=COMPUTING,
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check and report.")] = False,
 ) -> None:
     """Encode the images and prompts of a dataset into a store."""
@@ -289,6 +298,7 @@ def extract(
             part=part,
             engine=engine,
             processes=processes,
+            share=share,
             say=say,
         )
         if shard and built:
