@@ -256,6 +256,41 @@ def test_classes_and_confusions_are_counted_over_seeds(saved: list[Result]) -> N
         assert pairs[str(true), str(predicted)] / 2 == images
 
 
+def test_figures_of_each_class_of_several_labels_are_means_over_seeds() -> None:
+    both = {
+        "setting": "multi-label",
+        "accuracies": {"mAP": 0.5},
+        "classnames": ["cat", "dog", "owl"],
+    }
+    images = [5.0, 4.0, 0.0]
+    results = [
+        result(
+            seed=seed,
+            by_class={
+                "test images": images,
+                "average precision": [low, 0.5, None],
+                "F1": [0.2, low, None],
+            },
+            **both,
+        )
+        for seed, low in ((1, 0.3), (2, 0.5))
+    ]
+    ranked = {"test images": images, "average precision": [0.9, 0.8, None]}
+    results.append(
+        result(method="zero-shot", shots=0, seed=0, tune="none", by_class=ranked, **both)
+    )
+    [part] = [one for one in make(results).sections if one.title.startswith("multi-label")]
+    made = part.blocks["average-precision-dtd"]
+    assert isinstance(made, Table)
+    assert made.header == ("class", "test images", "gda, 4 shots", "zero-shot")
+    assert made.rows == [
+        ("cat", 5, Number(40.0), Number(90.0)), ("dog", 4, Number(50.0), Number(80.0)),
+    ]  # fmt: skip
+    f1 = part.blocks["f1-dtd"]
+    assert isinstance(f1, Table)
+    assert f1.rows == [("cat", 5, Number(20.0)), ("dog", 4, Number(40.0))]
+
+
 def test_missing_predictions_are_told_and_those_of_other_images_not_mixed(
     saved: list[Result],
 ) -> None:

@@ -75,6 +75,7 @@ def score_labels(fitted: FittedLabels) -> Result:
         per_class_accuracy=reached,
         accuracies=overall,
         by_class=_plain(by_class),
+        classnames=list(fitted.store.classnames),
         hyperparameters=asdict(fitted.method),
         measures={**fitted.classifier.stats, **fitted.measures},
         text_recipe=None if fitted.text is None else fitted.method.text_recipe,

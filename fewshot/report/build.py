@@ -12,6 +12,7 @@ from fewshot.report.classes import add_classes
 from fewshot.report.comparison import published_section, residual_section
 from fewshot.report.content import MAIN, Curves, Report, ReportBlock, Scatter, slug
 from fewshot.report.html_page import page
+from fewshot.report.label_tables import add_label_tables
 from fewshot.results import log
 from fewshot.results.groups import Cells, cells, shows_per_class, tasks
 from fewshot.results.image_bytes import different_images
@@ -85,6 +86,7 @@ def make(
     for task, here in tasks(rows).items():
         made = section(task, here, zero_shot, per_class or shows_per_class(here))
         add_classes(made, here)
+        add_label_tables(made, here)
         sections.append(made)
     sections.sort(key=lambda made: _rank(made.title))
     if with_published:

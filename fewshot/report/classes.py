@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cache.errors import UserError, count
 from fewshot.report.content import Section
-from fewshot.report.lines import largest, series_names
+from fewshot.report.lines import at_shots, largest, series_names
 from fewshot.results.groups import Cells
 from fewshot.results.log import Result
 from fewshot.results.prediction_files import Predictions, read_predictions
@@ -108,7 +108,7 @@ def add_classes(section: Section, rows: Cells) -> None:
         for one in read:
             by_images.setdefault(one.images, []).append(one)
         for images, same in by_images.items():
-            label = f"{names[row]}, {count(shots, 'shot')}" if shots else names[row]
+            label = at_shots(names[row], shots)
             tables.setdefault((row.dataset, images), {})[label] = confusions(same)
     if problems:
         section.notes.append(

@@ -47,6 +47,11 @@ def largest(rows: Cells) -> Iterator[tuple[Row, int, list[Result]]]:
         yield row, shots, by[shots]
 
 
+def at_shots(name: str, shots: int) -> str:
+    """The name of a row with its number of shots, where there are any."""
+    return f"{name}, {count(shots, 'shot')}" if shots else name
+
+
 def count_seeds(groups: Sequence[Sequence[Result]]) -> Cell:
     """How many seeds: 3, or 1–3 where they are not as many everywhere."""
     counts = sorted({len(group) for group in groups})

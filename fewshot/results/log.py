@@ -52,6 +52,7 @@ class Result(Run):
         version: This program's.
         by_class: Of several labels, by class id, the figures of each class by their names, such
             as `average precision` and `F1`; None for a class without a test image.
+        classnames: C names by class id, where there is a `by_class`.
         image_digest: 16 hex digits that stand for the bytes of the images of the test split; None
             where they are unknown, as of imported features.
     """
@@ -71,6 +72,7 @@ class Result(Run):
     predictions: str | None
     version: str
     by_class: dict[str, list[float | None]] | None = None
+    classnames: list[str] | None = None
     image_digest: str | None = None
 
     __pydantic_config__: ClassVar[dict[str, bool]] = {"strict": True, "allow_inf_nan": False}
