@@ -52,6 +52,5 @@ def closed_form(train: Callable[Given, Made]) -> Callable[Given, Made]:
 
 
 def _small(support: SupportSet | MultiLabelSupport) -> bool:
-    n_views = support.n_views if isinstance(support, SupportSet) else 1
-    size = support.features.numel() * n_views * support.n_classes
+    size = support.features.numel() * support.n_views * support.n_classes
     return support.features.device.type == "cpu" and size <= SMALL

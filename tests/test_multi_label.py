@@ -62,7 +62,9 @@ def sets_of(n: int, seed: int) -> NDArray[np.bool_]:
     return sets
 
 
-def write(path: Path, *, sets: NDArray[np.bool_] | None = None, text: bool = True) -> FeatureStore:
+def write(
+    path: Path, *, sets: NDArray[np.bool_] | None = None, text: bool = True, views: int = 0
+) -> FeatureStore:
     """A store of noise about the sum of the centers of each image's classes."""
     rng = np.random.default_rng(0)
     centers = rng.normal(size=(4, DIM))
@@ -78,8 +80,11 @@ def write(path: Path, *, sets: NDArray[np.bool_] | None = None, text: bool = Tru
                 mine = sets
                 own = mine.argmax(axis=1)
             paths = [f"{split}/{row}.jpg" for row in range(n)]
-            writer.split(split, labels=own, label_sets=mine, paths=paths, dim=DIM)
+            here = views if split == "train" else 0
+            writer.split(split, labels=own, label_sets=mine, paths=paths, dim=DIM, n_views=here)
             writer.write(split, 0, mine @ centers + rng.normal(size=(n, DIM)))
+            if here:
+                writer.write_views(split, 0, mine @ centers + rng.normal(size=(here, n, DIM)))
         if text:
             writer.text("templates", centers + rng.normal(size=(4, DIM)), range(4), NAMES)
     return FeatureStore.open(path)
@@ -236,15 +241,48 @@ def test_a_class_mean_is_over_all_images_of_the_class() -> None:
     torch.testing.assert_close(got, normalize(means, dim=1))
 
 
+@pytest.mark.parametrize("n_views", [0, 3])
 @pytest.mark.parametrize("method", [NearestMean(), Ridge(), TipAdapter()])
 def test_one_label_each_gives_the_classifier_of_one_label(
-    method: NearestMean | Ridge | TipAdapter,
+    method: NearestMean | Ridge | TipAdapter, n_views: int
 ) -> None:
     features, labels = support(24).features, torch.arange(24) % 4
     sets = torch.nn.functional.one_hot(labels).bool()
-    one = method.fit(SupportSet(features, labels, 4), text())
-    several = method.fit_multi_label(MultiLabelSupport(features, sets), text())
+    noise = torch.randn(n_views, 24, DIM, generator=torch.Generator().manual_seed(5))
+    views = normalize(features + 0.3 * noise, dim=2) if n_views else None
+    one = method.fit(SupportSet(features, labels, 4, views), text())
+    several = method.fit_multi_label(MultiLabelSupport(features, sets, views), text())
     torch.testing.assert_close(several.logits(features), one.logits(features))
+
+
+@pytest.mark.parametrize("method", [LinearProbe(), Ridge()])
+def test_views_that_are_copies_change_nothing(method: LinearProbe | Ridge) -> None:
+    alone = support()
+    copied = MultiLabelSupport(alone.features, alone.label_sets, alone.features.expand(3, -1, -1))
+    features = alone.features
+    torch.testing.assert_close(
+        method.fit_multi_label(copied, text()).logits(features),
+        method.fit_multi_label(alone, text()).logits(features),
+        rtol=1e-3, atol=1e-3,
+    )  # fmt: skip
+
+
+def test_views_are_learned_from_unless_asked_otherwise(tmp_path: Path) -> None:
+    store = write(tmp_path / "features" / "toy" / "views.h5", views=3)
+    path = tmp_path / "a.safetensors"
+    adapter, result = fit_and_save(store, "linear-probe", path, shots=6)
+    crops = evaluate(store, "linear-probe", shots=6, views=False)
+    assert result is not None
+    assert (result.n_views, crops.n_views, adapter.training["views"]) == (3, 1, 3)
+    assert result.accuracy != crops.accuracy
+    fitted = fit_labels(store, "linear-probe", shots=6)
+    kept = fitted.label_support
+    assert kept is not None
+    rows = torch.arange(len(kept)).flip(0)
+    features, sets = kept.subset(rows).samples()
+    assert torch.equal(sets, kept.label_sets[rows].repeat(3, 1))
+    assert kept.views is not None
+    assert torch.equal(features, kept.views[:, rows].flatten(0, 1))
 
 
 def test_a_class_on_no_image_or_on_every_image_cannot_be_learned() -> None:

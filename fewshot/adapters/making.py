@@ -285,7 +285,7 @@ def _labels_saved(
         label_rule=fitted.rule,
         more={
             "images per class": fitted.label_support.counts.tolist(),
-            "views": 1,
+            "views": fitted.label_support.n_views,
             **({} if result is None else {"test images": result.n_test}),
         },
     )

@@ -182,7 +182,7 @@ class Combination:
             most, fewest = self.stores.counts(protocol)
         if protocol.tune == "cv" and fewest < 2:
             protocol = replace(protocol, tune=None)
-        n_views = 1 if learned.multi_label else max(1, self.stores.n_views)
+        n_views = max(1, self.stores.n_views)
         fixed = protocol.fixed
         if isinstance(self.method, EndToEnd):
             live = learns_live(

@@ -98,9 +98,8 @@ class LinearProbe(Method):
     @closed_form
     def fit_multi_label(self, support: MultiLabelSupport, text: Text | None) -> LinearClassifier:
         """Fit a binary logistic regression for each class; text is not looked at."""
-        (solution,) = self._solved(
-            support.features, support.label_sets, [self.C], 1, n_classes=support.n_classes
-        )
+        samples, n_views = support.samples(), support.n_views
+        (solution,) = self._solved(*samples, [self.C], n_views, n_classes=support.n_classes)
         return _classifier(solution, support.features)
 
     def sweep(

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from fewshot.checks import fraction
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Method
-from fewshot.multi_label_support import MultiLabelSupport
+from fewshot.multi_label_support import MultiLabelSupport, one_label_each
 from fewshot.parts.gaussian import class_means
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
@@ -60,7 +60,7 @@ class NearestMean(Method):
         Raises:
             UserError: Text has a weight, and there is none.
         """
-        return self._of(*support.one_label_each(), support.n_classes, text)
+        return self._of(*one_label_each(*support.samples()), support.n_classes, text)
 
     def _of(
         self, features: Tensor, labels: Tensor, n_classes: int, text: Text | None

@@ -72,7 +72,7 @@ class Ridge(Method):
 
     def fit_multi_label(self, support: MultiLabelSupport, text: Text | None) -> LinearClassifier:
         """Do the same with a target for each label; an image's targets sum to zero."""
-        return self._of(support.features, support.label_sets, 1.0, support.n_classes, text)
+        return self._of(*support.samples(), 1 / support.n_views, support.n_classes, text)
 
     def _of(
         self, features: Tensor, labels: Tensor, share: float, n_classes: int, text: Text | None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fewshot.checks import non_negative
 from fewshot.method import Grid, PracticalSize
-from fewshot.multi_label_support import MultiLabelSupport
+from fewshot.multi_label_support import MultiLabelSupport, one_label_each
 from fewshot.parts.cache_method import CacheMethod
 from fewshot.parts.key_value_cache import CacheClassifier, KeyValueCache, keys_of
 from fewshot.parts.tip_search import published_grid
@@ -75,7 +75,8 @@ class TipAdapter(CacheMethod):
         Raises:
             UserError: There is no text.
         """
-        return self._of(*support.one_label_each(), support.n_classes, text)
+        keys, labels = one_label_each(keys_of(support), support.label_sets)
+        return self._of(keys, labels, support.n_classes, text)
 
     def _of(
         self, keys: Tensor, labels: Tensor, n_classes: int, text: Text | None

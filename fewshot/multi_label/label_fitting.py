@@ -82,10 +82,13 @@ def fit_labels(
         train.label_sets, store.classnames, shots=protocol.shots, seed=protocol.seed
     )
     label_sets = torch.from_numpy(train.label_sets[sample.train])
-    support = MultiLabelSupport(query(train, method, sample.train), label_sets)
+    views = None
+    if protocol.views and train.n_views:
+        views = torch.from_numpy(train.views(sample.train, unit=method.unit_norm))
+    support = MultiLabelSupport(query(train, method, sample.train), label_sets, views)
     start = time.perf_counter()
     fewest = int(support.counts.min())
-    run = run_on(store, method, protocol, sample.shots, fewest, 1)
+    run = run_on(store, method, protocol, sample.shots, fewest, support.n_views)
     rule = None
     if fewest > 1:
         method, held = _tuned(method, support, text, protocol, tune=run.tune == "cv")
@@ -183,9 +186,9 @@ def _fitted(
     support: MultiLabelSupport | None = None,
     rule: LabelRule | None = None,
 ) -> FittedLabels:
-    fewest = 0 if support is None else int(support.counts.min())
+    fewest, n_views = (0, 1) if support is None else (int(support.counts.min()), support.n_views)
     return FittedLabels(
-        run=run_on(store, method, protocol, shots, fewest, 1),
+        run=run_on(store, method, protocol, shots, fewest, n_views),
         store=store,
         method=method,
         classifier=classifier,

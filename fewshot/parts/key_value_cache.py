@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from fewshot.classifier import BlockedClassifier
+from fewshot.multi_label_support import MultiLabelSupport
 from fewshot.support import SupportSet
 
 # Affinities of so many keys and queries at a time, 8 MiB: small enough for a processor's cache,
@@ -148,7 +149,7 @@ def on_channels(features: Tensor, channels: Tensor | None) -> Tensor:
     return features if channels is None else normalize(features[..., channels], dim=-1)
 
 
-def keys_of(support: SupportSet) -> Tensor:
+def keys_of(support: SupportSet | MultiLabelSupport) -> Tensor:
     """(N, D) keys at unit norm: the mean over an image's views, or its center crop without."""
     if support.views is None:
         return support.features
