@@ -23,7 +23,7 @@ NAMES = ["cat", "long_haired dog", "zebra"]
 LABELS = torch.tensor([0, 1, 2, 1])
 RESNET_TOO = {  # the others need a ViT
     "coop", "cocoop", "kgcoop", "prograd", "craft", "plot", "clip-lora", "live-linear-probe",
-    "live-ueo", "live-two-stage",
+    "live-ueo", "live-two-stage", "dp-bitfit",
     "ln-tune", "2sfs", "bitfit", "full-fine-tuning", "krona", "kadaptation", "ssf", "visual-prompt",
     "evp", "side-tuning",
 }  # fmt: skip

@@ -27,11 +27,13 @@ from fewshot.endtoend.methods import METHODS
 from tests.toy_adapters import NAMES, TEMPLATES, fitted_adapter, trained_adapter
 
 SENTENCES = [TEMPLATES[0].format(name.replace("_", " ")) for name in NAMES]
-SETTINGS = {"krona": {"factor": "8"}, "kadaptation": {"factor": "8"}}
+SETTINGS = {
+    "krona": {"factor": "8"}, "kadaptation": {"factor": "8"}, "dp-bitfit": {"towers": "image"},
+}  # fmt: skip
 ALL_MATRICES = {"matrices": "q,k,v,o,fc1,fc2"}
 FOLDED = [
-    "clip-lora", "ln-tune", "2sfs", "bitfit", "difffit", "full-fine-tuning", "full-delta", "krona",
-    "kadaptation", "fact", "efft", "ssf", "repadapter", "live-ueo",
+    "clip-lora", "ln-tune", "2sfs", "bitfit", "dp-bitfit", "difffit", "full-fine-tuning",
+    "full-delta", "krona", "kadaptation", "fact", "efft", "ssf", "repadapter", "live-ueo",
 ]  # fmt: skip
 TOWERS_AS_THEY_WERE = ["coop", "kgcoop", "prograd", "live-linear-probe"]
 
@@ -73,7 +75,7 @@ def test_what_folds_into_a_vit_is_the_learner_in_open_clip(
 ) -> None:
     settings = dict(SETTINGS.get(name, {}))
     if name in FOLDED and "factor" not in settings:
-        settings["towers"] = "both"
+        settings.setdefault("towers", "both")
     adapter = trained_adapter(vit, name, **settings)
     assert_is_the_learner(vit, adapter, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()

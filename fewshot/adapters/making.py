@@ -21,6 +21,7 @@ from fewshot.adapters.first_model import FirstModel
 from fewshot.endtoend.clip import EndToEnd
 from fewshot.endtoend.experiment import Trained
 from fewshot.endtoend.photos import center_crops, require_images
+from fewshot.endtoend.privacy import ACCOUNT
 from fewshot.evaluation import score
 from fewshot.fitted import Fitted
 from fewshot.fitting import fit
@@ -138,6 +139,8 @@ def of_trained(
         "test images": result.n_test,
         "versions": {**versions(), "fewshot-clip": program_version()},
     }
+    if account := {name: result.measures[name] for name in ACCOUNT if name in result.measures}:
+        training["privacy"] = account
     logits, labels = _validation(trained, encoder, source, workers, batch_size)
     calibration = calibrate(logits, labels, "val")
     return Adapter(

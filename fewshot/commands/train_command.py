@@ -125,6 +125,7 @@ def train(
     from fewshot.endtoend.experiment import run, store_of
     from fewshot.endtoend.finished import checkpoint_path, require_new
     from fewshot.endtoend.methods import configure
+    from fewshot.endtoend.privacy import spent
     from fewshot.endtoend.processor import lacks_bf16
     from fewshot.endtoend.requirements import require_published
     from fewshot.few_shots import base_and_new
@@ -244,6 +245,8 @@ def train(
             f"{skipped} of {steps} steps were skipped, since gradients overflowed float16 (the "
             "first of a run often do)"
         )
+    if "private_steps" in trained.result.measures:
+        say(spent(trained.result.measures))
     _print(trained, out, checkpoint, as_json)
     if save is not None:
         from fewshot.adapters.making import of_trained

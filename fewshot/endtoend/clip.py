@@ -18,6 +18,7 @@ from cache.images import Preprocess
 from fewshot.endtoend.attention import unfuse
 from fewshot.endtoend.last_block import pool_early
 from fewshot.endtoend.parts.black_box import Search
+from fewshot.endtoend.privacy import Privacy
 from fewshot.method import MethodInfo
 from fewshot.training import Schedule
 
@@ -217,6 +218,8 @@ class TrainingPlan:
         epoch_shares: Of the parameters at the end of each epoch, their share in the final ones;
             empty where these are the last step's. There is one for each epoch, and the last epoch
             is a whole one.
+        privacy: What is to be kept of images; then the batch size is that expected of a random
+            draw of them. None for nothing.
     """
 
     iterations: int
@@ -227,6 +230,7 @@ class TrainingPlan:
     crop_scale: tuple[float, float] = (0.08, 1.0)
     flip: bool = True
     epoch_shares: Sequence[float] = ()
+    privacy: Privacy | None = None
 
 
 class EndToEnd(MethodInfo):

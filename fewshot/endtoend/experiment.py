@@ -200,6 +200,8 @@ def run(
         )  # fmt: skip
         if clip.precision == "fp16":
             measures["skipped_steps"] = float(ended.skipped)
+        if plan.privacy is not None and before is None:
+            measures |= plan.privacy.account()
         complaint = ended.trend.complaint()
     if before is not None:
         return Trained(learner, clip, before, complaint, again=True)

@@ -21,6 +21,7 @@ from fewshot.endtoend.checkpoint import load_checkpoint, save_checkpoint
 from fewshot.endtoend.clip import Clip, Learner, TrainingPlan
 from fewshot.endtoend.loss_scale import LossScale
 from fewshot.endtoend.loss_trend import LossTrend
+from fewshot.endtoend.privacy import private_gradients
 from fewshot.parts.memory import memory_refused
 
 Batches = Callable[[Tensor, int], Tensor]  # rows (B,), epoch -> pixels (B, 3, H, W) or (B, D)
@@ -92,10 +93,16 @@ def train(
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         epoch, at = divmod(step, steps)
-        rows = order(epoch)[at * size : (at + 1) * size]
-        given = batches(rows, epoch)
+        if plan.privacy is None:
+            rows = order(epoch)[at * size : (at + 1) * size]
+        else:
+            rows = plan.privacy.rows(seed, step)
+        given = batches(rows, epoch) if len(rows) else torch.empty(0)
         # A GPU copies from pinned memory while it computes.
         return given.pin_memory() if clip.device.type == "cuda" else given, labels[rows]
+
+    def loss_of(given: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        return learner.loss(given if learner.images is None else learner.images(given), truth)
 
     for step, (given, truth) in _one_ahead(batch, range(first, plan.iterations)):
         if learner.stage is not None:
@@ -108,10 +115,17 @@ def train(
         optimizer.zero_grad()
         with _enough_memory(step), _random(seed, step, clip.device), _training(learner):
             with clip.autocast():
-                features = given if learner.images is None else learner.images(given)
-                loss, logits = learner.loss(features, truth)
-            # Within, for a checkpointed tower runs again here, and has to drop the same again.
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                if plan.privacy is None:
+                    loss, logits = loss_of(given, truth)
+                else:
+                    loss, logits = private_gradients(
+                        clip.model, loss_of, learner.parameters, given, truth,
+                        clip=plan.privacy.clip, noise=plan.privacy.noise, expected=size,
+                        draw=plan.privacy.draw(seed, step, 1),
+                    )  # fmt: skip
+            if plan.privacy is None:
+                # Within, for a checkpointed tower runs again here, and has to drop the same again.
+                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             # After that, since a GPU is waited for to look at the loss.
             if not torch.isfinite(loss):
                 raise UserError(

@@ -15,6 +15,7 @@ from fewshot.endtoend.methods.convpass import Convpass
 from fewshot.endtoend.methods.coop import CoOp
 from fewshot.endtoend.methods.craft import CraFT
 from fewshot.endtoend.methods.difffit import DiffFit
+from fewshot.endtoend.methods.dp_bitfit import DPBitFit
 from fewshot.endtoend.methods.dtl import DTL
 from fewshot.endtoend.methods.efft import EFFT
 from fewshot.endtoend.methods.ett import ETT
@@ -67,6 +68,7 @@ METHODS: dict[str, type[EndToEnd]] = {
     "ln-tune": LNTune,
     "2sfs": TwoStageFewShot,
     "bitfit": BitFit,
+    "dp-bitfit": DPBitFit,
     "difffit": DiffFit,
     "full-fine-tuning": FullFineTuning,
     "full-delta": FullDelta,
