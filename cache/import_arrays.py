@@ -1,8 +1,8 @@
 """The arrays of a file of features from elsewhere: which is which, and if they can be right."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cache.errors import UserError, count, printable, unknown
 from cache.import_files import Arrays
+from cache.import_labels import labels_of
 from cache.listing import stratified_split
 from cache.prompts import filled
 from cache.store_format import SPLITS
@@ -34,16 +35,25 @@ NAMES = {
     "classnames": r"class_?names",
 }
 
-MOST = 2**31  # classes; more do not come as rows of a file
-
 
 @dataclass(frozen=True)
 class ImportedSplit:
-    """N rows: features (N, D) as they came, labels (N,), and a path or a row's name for each."""
+    """N rows: features (N, D) as they came, labels (N,), and a path or a row's name for each.
+
+    Where an image may have several labels, they are in `label_sets`, (N, C) bool, and `labels` has
+    the first of each.
+    """
 
     features: NDArray[Any]
     labels: NDArray[np.int64]
     paths: list[str]
+    label_sets: NDArray[np.bool_] | None = None
+
+    def at(self, rows: Sequence[int]) -> "ImportedSplit":
+        """These rows."""
+        sets = None if self.label_sets is None else self.label_sets[rows]
+        paths = [self.paths[row] for row in rows]
+        return ImportedSplit(self.features[rows], self.labels[rows], paths, sets)
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,7 @@ def recognize(found: Arrays, arrays: Mapping[str, str]) -> Imported:
             is NaN, infinite or zero, or the counts of classes do not agree.
     """
     names = _names(found, arrays)
-    splits = _splits(found, names)
+    splits = _one_label_each(_splits(found, names))
     text = found.read(names["text_features"]) if "text_features" in names else None
     if text is not None and (
         text.ndim not in (2, 3) or text.dtype.kind not in "fiu" or not text.size
@@ -104,6 +114,7 @@ def recognize(found: Arrays, arrays: Mapping[str, str]) -> Imported:
         classnames = tuple(f"class {label}" for label in range(n_classes))
     if len(classnames) < 2:
         raise UserError("there is only one class, and nothing to tell apart; give two or more")
+    _require_as_wide(splits, len(classnames))
     if text is not None and text.shape[-2] != len(classnames):
         raise UserError(
             "text_features must be (C, D) or (T, C, D), for "
@@ -166,11 +177,16 @@ def _splits(found: Arrays, names: Mapping[str, str]) -> dict[str, ImportedSplit]
         return {split: _split(found, names, f"{split}_") for split in given}
     whole = _split(found, names, "")
     return {
-        split: ImportedSplit(
-            whole.features[rows], whole.labels[rows], [whole.paths[row] for row in rows]
-        )
-        for split, rows in stratified_split(whole.labels.tolist()).items()
+        split: whole.at(rows) for split, rows in stratified_split(whole.labels.tolist()).items()
     }
+
+
+def _one_label_each(splits: dict[str, ImportedSplit]) -> dict[str, ImportedSplit]:
+    """The splits, without label sets where no image has two labels: such are one-hot ids."""
+    sets = [one.label_sets for one in splits.values() if one.label_sets is not None]
+    if any((one.sum(axis=1) > 1).any() for one in sets):
+        return splits
+    return {split: replace(one, label_sets=None) for split, one in splits.items()}
 
 
 def _split(found: Arrays, names: Mapping[str, str], prefix: str) -> ImportedSplit:
@@ -182,7 +198,7 @@ def _split(found: Arrays, names: Mapping[str, str], prefix: str) -> ImportedSpli
             )
     name = names[f"{prefix}features"]
     features = _features(name, found.read(name))
-    labels = _labels(names[f"{prefix}labels"], found.read(names[f"{prefix}labels"]))
+    labels, label_sets = labels_of(names[f"{prefix}labels"], found.read(names[f"{prefix}labels"]))
     if len(features) != len(labels):
         raise UserError(
             f"{prefix}features has {count(len(features), 'row')} and {prefix}labels {len(labels)}; "
@@ -192,7 +208,7 @@ def _split(found: Arrays, names: Mapping[str, str], prefix: str) -> ImportedSpli
         paths = _texts(found, names[f"{prefix}paths"], "paths")
     else:
         paths = [f"{name}[{row}]" for row in range(len(labels))]
-    return ImportedSplit(features, labels, paths)
+    return ImportedSplit(features, labels, paths, label_sets)
 
 
 def _texts(found: Arrays, name: str, what: str) -> list[str]:
@@ -208,6 +224,9 @@ def _texts(found: Arrays, name: str, what: str) -> list[str]:
 
 def _n_classes(splits: Mapping[str, ImportedSplit]) -> int:
     """C, where nothing but the labels says it."""
+    sets = [split.label_sets for split in splits.values() if split.label_sets is not None]
+    if sets:
+        return max(int(one.shape[1]) for one in sets)
     n_labels = 1 + max(int(split.labels.max()) for split in splits.values())
     n_images = sum(len(split.labels) for split in splits.values())
     if n_labels > n_images:
@@ -232,16 +251,18 @@ def _features(name: str, features: NDArray[Any]) -> NDArray[Any]:
     return features
 
 
-def _labels(name: str, labels: NDArray[Any]) -> NDArray[np.int64]:
-    whole = labels.dtype.kind in "iu" or (labels.dtype.kind == "f" and (labels % 1 == 0).all())
-    if labels.ndim != 1 or not labels.size or not whole or (labels < 0).any():
+def _require_as_wide(splits: Mapping[str, ImportedSplit], n_classes: int) -> None:
+    """Refuse labels of several classes in one split and not another, or of other classes."""
+    widths = {
+        split: None if one.label_sets is None else one.label_sets.shape[1]
+        for split, one in splits.items()
+    }
+    wrong = [split for split, width in widths.items() if width != n_classes]
+    if wrong and any(widths.values()):
         raise UserError(
-            f"labels must be (N,) class ids from 0 on; {name} is {labels.dtype} {labels.shape}"
-            + (f" from {labels.min()} on" if whole and labels.size else "")
+            f"labels of several classes must be (N, {n_classes}) in every split, a column for each "
+            f"class; those of {wrong[0]} are not"
         )
-    if (labels >= MOST).any():
-        raise UserError(f"labels must be class ids below {MOST:,}; {name} goes to {labels.max()}")
-    return labels.astype(np.int64)
 
 
 def _require_attributes(name: str, attributes: NDArray[Any], n_classes: int) -> None:

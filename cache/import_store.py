@@ -35,6 +35,7 @@ def import_file(
 
     Arrays go by the names in `imported.NAMES`: `train_features`, `train_labels` and so on for
     each split, or `features` and `labels`, which are then split 50/20/30 within each class; and
+    labels are (N,) class ids, or (N, C) of 0 and 1 where an image may have several;
     `text_features`, (C, D) for one classifier or (T, C, D) for T templates; and `attributes`,
     (C, A). Tip-Adapter's and
     CLIP_benchmark's folders are known by their files' names, and so is a proposed split of
@@ -98,7 +99,9 @@ def _write(path: Path, identity: Mapping[str, Any], imported: Imported) -> None:
     ) as writer:
         for name, split in imported.splits.items():
             n_rows, dim = split.features.shape
-            writer.split(name, labels=split.labels, paths=split.paths, dim=dim)
+            writer.split(
+                name, labels=split.labels, label_sets=split.label_sets, paths=split.paths, dim=dim
+            )
             for start in range(0, n_rows, BLOCK):
                 writer.write(name, start, split.features[start : start + BLOCK])
         if imported.attributes is not None:
@@ -109,8 +112,10 @@ def _write(path: Path, identity: Mapping[str, Any], imported: Imported) -> None:
 
 
 def _dataset_identity(dataset: str, source: str, imported: Imported) -> dict[str, Any]:
+    several = any(split.label_sets is not None for split in imported.splits.values())
     return {
         "name": dataset,
+        **({"multi_label": True} if several else {}),
         "origin": f"imported from {source}" + (f", {SPLIT_RULE}" if imported.stratified else ""),
         "classnames": _digest(canonical_json(imported.classnames).encode()),
         "sizes": {name: len(split.labels) for name, split in imported.splits.items()},

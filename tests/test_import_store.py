@@ -95,6 +95,61 @@ def test_a_npz_becomes_a_store(tmp_path: Path) -> None:
     assert re.fullmatch("[0-9a-f]{64}", store.identity["import"]["files"]["f.npz"])
 
 
+def sets_of(n: int) -> NDArray[np.bool_]:
+    """(n, 3) labels: the class of `labels`, and of every other image the last one as well."""
+    sets = np.eye(N_CLASSES, dtype=bool)[labels(n)]
+    sets[::2, -1] = True
+    return sets
+
+
+@pytest.mark.parametrize("dtype", [bool, np.float32])
+def test_columns_of_labels_make_a_store_of_several_labels(tmp_path: Path, dtype: type) -> None:
+    several: dict[str, Any] = {f"{s}_labels": sets_of(n).astype(dtype) for s, n in SIZES.items()}
+    path = import_file(npz(tmp_path / "x.npz", **several), "toy", "m", tmp_path)
+    store = FeatureStore.open(path)
+    assert store.multi_label
+    np.testing.assert_array_equal(store.split("test").label_sets, sets_of(SIZES["test"]))
+    assert verify(path) == []
+    whole = npz(
+        tmp_path / "y.npz",
+        features=features(30),
+        labels=sets_of(30),
+        **{f"{split}_{what}": None for split in SIZES for what in ("features", "labels")},
+    )
+    parted = FeatureStore.open(import_file(whole, "whole", "m", tmp_path))
+    rows = [int(path.partition("[")[2][:-1]) for path in parted.paths("train")]
+    np.testing.assert_array_equal(parted.split("train").label_sets, sets_of(30)[rows])
+
+
+def test_columns_of_which_each_row_has_one_are_one_label_each(tmp_path: Path) -> None:
+    one_hot = {f"{split}_labels": np.eye(N_CLASSES)[labels(n)] for split, n in SIZES.items()}
+    store = FeatureStore.open(import_file(npz(tmp_path / "x.npz", **one_hot), "toy", "m", tmp_path))
+    assert not store.multi_label
+    np.testing.assert_array_equal(store.labels("test"), labels(SIZES["test"]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_labels": 2 * np.ones((12, 3))}, r"must be \(N, C\) of 0 and 1; train_labels is"),
+        (
+            {"train_labels": np.eye(12, 3)},
+            "9 of 12 rows of train_labels have none, the first is row 3",
+        ),
+        ({"train_labels": sets_of(12)}, r"must be \(N, 3\) in every split.*those of val are not"),
+        (
+            {f"{s}_labels": np.ones((n, 2 if s == "test" else 3)) for s, n in SIZES.items()},
+            r"must be \(N, 3\) in every split.*those of test are not",
+        ),
+    ],
+)
+def test_columns_of_labels_that_cannot_be_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        import_file(npz(tmp_path / "x.npz", **changes), "toy", "m", tmp_path)
+
+
 def test_short_names_and_names_of_ones_own_are_known(tmp_path: Path) -> None:
     arrays: dict[str, Any] = {"text": features(N_CLASSES), "class_names": ["a", "b", "c"]}
     for split in ("train4", "val", "test"):
@@ -221,9 +276,9 @@ def test_a_store_without_text_or_val_is_made(tmp_path: Path) -> None:
         ({"text_features": features(4)}, r"for 3 class names; text_features is \(4, 8\)"),
         ({"text_features": features(3) * [[1], [0], [1]]}, "text features .* 1 of 3 are not"),
         ({"train_labels": labels(12) + 1}, r"train: labels must be in 0..2, .*got 1..3"),
-        ({"train_labels": labels(12) - 1}, r"class ids from 0 on; train_labels .* from -1 on"),
-        ({"train_labels": labels(12) + 0.5}, r"class ids from 0 on; train_labels is float64"),
-        ({"train_labels": np.eye(12)}, r"must be \(N,\) class ids from 0 on; .* \(12, 12\)"),
+        ({"train_labels": labels(12) - 1}, r"class ids from 0 on.*; train_labels .* from -1 on"),
+        ({"train_labels": labels(12) + 0.5}, r"class ids from 0 on.*; train_labels is float64"),
+        ({"train_labels": np.eye(12)}, r"labels must be in 0\.\.2, for 3 class names; got 0\.\.11"),
         ({"train_labels": None}, "no array for train_labels among"),
         ({"train_paths": ["a"]}, "12 labels and 1 path;"),
         ({"features": features(3)}, "there are train features, and features, which may be any"),
