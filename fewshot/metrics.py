@@ -1,11 +1,65 @@
-"""Accuracies, all in 0..1, and what they come to over seeds and over base and new classes."""
+"""Accuracy, recall, precision and F1, all in 0..1, and their means over classes and seeds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """Recall, precision and F1 of one class, as counts.
+
+    A share of no images is None. scikit-learn calls it 0, and warns.
+
+    Attributes:
+        images: Images of the class.
+        predicted: Images predicted as the class, rightly or not.
+        right: Images of the class that were predicted as it.
+    """
+
+    images: int
+    predicted: int
+    right: int
+
+    @property
+    def recall(self) -> float | None:
+        """Share of its images that were recognized, its accuracy; None without any."""
+        return self.right / self.images if self.images else None
+
+    @property
+    def precision(self) -> float | None:
+        """Share of the images taken for it that are of it; None where there were none."""
+        return self.right / self.predicted if self.predicted else None
+
+    @property
+    def f1(self) -> float | None:
+        """Harmonic mean of recall and precision, 0 if none was right; None without its images."""
+        return 2 * self.right / (self.images + self.predicted) if self.images else None
+
+
+def class_metrics(
+    predicted: ArrayLike, labels: ArrayLike, n_classes: int
+) -> tuple[ClassMetrics, ...]:
+    """Return the C metrics of each class of (M,) predicted and (M,) true class ids."""
+    predicted, labels = np.asarray(predicted, np.int64), np.asarray(labels, np.int64)
+    counts = [
+        np.bincount(ids, minlength=n_classes)[:n_classes].tolist()
+        for ids in (labels, predicted, labels[predicted == labels])
+    ]
+    return tuple(ClassMetrics(*counted) for counted in zip(*counts, strict=True))
+
+
+def macro(values: Iterable[float | None]) -> float:
+    """Mean over the classes of which the value is known."""
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known)
 
 
 def accuracy(predicted: "Tensor", labels: "Tensor") -> float:
@@ -13,12 +67,10 @@ def accuracy(predicted: "Tensor", labels: "Tensor") -> float:
     return float((predicted == labels).double().mean())
 
 
-def per_class_accuracy(predicted: "Tensor", labels: "Tensor") -> float:
-    """Mean over the classes that have an image of the accuracy within the class."""
-    right = labels[predicted == labels].bincount(minlength=int(labels.max()) + 1)
-    total = labels.bincount()
-    present = total > 0
-    return float((right[present] / total[present]).double().mean())
+def per_class_accuracy(predicted: ArrayLike, labels: ArrayLike) -> float:
+    """Mean over the classes that have an image of the accuracy within the class, its recall."""
+    n_classes = int(np.asarray(labels).max()) + 1
+    return macro(one.recall for one in class_metrics(predicted, labels, n_classes))
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:

@@ -173,6 +173,8 @@ def test_every_third_proposal_is_a_random_draw_and_only_those_are_judged(
     found = progress_so_far(given)
     assert 3 <= found.judged <= 6
     assert found.right == found.judged  # the classes lie apart
+    assert sum(one.images for one in found.classes) == found.judged
+    assert {one.f1 for one in found.classes if one.images} == {1.0}
     assert found.curve is not None
     assert [point.images for point in found.curve.points] == [4.0, 9.0, 18.0]
     last = found.curve.points[-1]
@@ -183,7 +185,7 @@ def test_every_third_proposal_is_a_random_draw_and_only_those_are_judged(
     misled = progress_so_far(
         Labels(given.features, wrong, given.drawn, given.text, given.logit_scale)
     )
-    assert misled.right < misled.judged
+    assert sum(one.right for one in misled.classes) == misled.right < misled.judged
     assert TeachingSession(photos, log).labels().drawn.tolist() == given.drawn.tolist()
 
 
@@ -281,7 +283,11 @@ def test_only_the_page_itself_is_answered(
     assert [photo["id"] for photo in undone["proposed"][:2]] == [0, 3]
     teach(session, 12)
     with judge.working():
-        assert asked(service, f"progress?position={session.position}")["position"] == 14
+        judged = asked(service, f"progress?position={session.position}")
+    assert judged["position"] == 14
+    rows = {one["name"]: one["judged"] for one in judged["classes"]}
+    assert set(rows) == set(NAMES)
+    assert sum(rows.values()) == judged["judged"]
     for view in ("alike", "doubtful", "duplicates", "outsiders", "labeled"):
         assert isinstance(asked(service, f"view?name={view}")["groups"], list)
 

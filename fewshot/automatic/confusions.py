@@ -1,41 +1,9 @@
-"""Recall, precision and F1 of each class, and the classes most often confused."""
+"""The classes most often confused."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class ClassMetrics:
-    """Recall, precision and F1 of one class, as counts.
-
-    Attributes:
-        label: The class.
-        images: Images of the class that were judged.
-        predicted: Images predicted as the class, rightly or not.
-        right: Images of the class that were predicted as it.
-    """
-
-    label: int
-    images: int
-    predicted: int
-    right: int
-
-    @property
-    def recall(self) -> float | None:
-        """Share of its images that were recognized, its accuracy; None without any."""
-        return self.right / self.images if self.images else None
-
-    @property
-    def precision(self) -> float | None:
-        """Share of the images taken for it that are of it; None where there were none."""
-        return self.right / self.predicted if self.predicted else None
-
-    @property
-    def f1(self) -> float | None:
-        """Harmonic mean of recall and precision; None without any of its images."""
-        return 2 * self.right / (self.images + self.predicted) if self.images else None
 
 
 @dataclass(frozen=True)
@@ -71,25 +39,6 @@ class ConfusedPair:
     def count(self) -> int:
         """Confusion either way."""
         return self.more.count + self.less.count
-
-
-def class_metrics(
-    probabilities: Tensor, labels: Tensor, judged: Tensor
-) -> tuple[ClassMetrics, ...]:
-    """Return the metrics of each class, in the order of the classes.
-
-    Args:
-        probabilities: (N, C), or logits.
-        labels: (N,) class ids.
-        judged: (N,) bool.
-    """
-    n_classes = probabilities.shape[1]
-    predicted, truth = probabilities[judged].argmax(dim=1), labels[judged]
-    counts = [
-        torch.bincount(ids, minlength=n_classes).tolist()
-        for ids in (truth, predicted, truth[predicted == truth])
-    ]
-    return tuple(ClassMetrics(k, *counted) for k, counted in enumerate(zip(*counts, strict=True)))
 
 
 def confused_pairs(

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.automatic.confusions import ClassMetrics, ConfusedPair, class_metrics, confused_pairs
+from fewshot.automatic.confusions import ConfusedPair, confused_pairs
 from fewshot.automatic.judging import CrossValidation
 from fewshot.automatic.label_issues import LabelIssue, find_label_issues
 from fewshot.method import Method
+from fewshot.metrics import ClassMetrics, class_metrics
 from fewshot.model_selection.learning_curve import LearningCurve, learning_curve
 from fewshot.model_selection.near_duplicates import Conflict, conflicts, near_duplicates
 from fewshot.support import SupportSet
@@ -22,7 +23,7 @@ class Diagnostics:
     """Findings from the out-of-fold predictions; without a winner, near-duplicates alone.
 
     Attributes:
-        class_metrics: Recall, precision and F1 of each class.
+        class_metrics: C, recall, precision and F1 of each class.
         pairs: The classes most often confused.
         label_issues: Images whose label is probably wrong.
         duplicates: Rows of each group of near-duplicates, the largest group first.
@@ -69,7 +70,7 @@ def diagnose(
     if winner is not None and method.takes_support():
         curve = learning_curve(method, support, text, validation.fold, seed=seed)
     return Diagnostics(
-        class_metrics=class_metrics(p, labels, seen),
+        class_metrics=class_metrics(p[seen].argmax(dim=1), labels[seen], p.shape[1]),
         pairs=confused_pairs(p, labels, seen, examples=EXAMPLES),
         label_issues=find_label_issues(p, labels, seen, conflicting),
         duplicates=repeated(groups),

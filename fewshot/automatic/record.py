@@ -41,7 +41,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "tested": outcome.tested and asdict(outcome.tested),
         "per_class": [
             {
-                "class": names[one.label],
+                "class": name,
                 "judged": one.images,
                 "right": one.right,
                 "predicted": one.predicted,
@@ -49,7 +49,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
                 "precision": one.precision,
                 "f1": one.f1,
             }
-            for one in outcome.diagnostics.class_metrics
+            for name, one in zip(names, outcome.diagnostics.class_metrics, strict=True)
         ],
         "confusions": [
             {

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fewshot.metrics import ClassMetrics
+
 
 def average_precision(scores: Tensor, truth: Tensor) -> float:
     """The area under the steps of precision against recall of one class; NaN without its images.
@@ -43,12 +45,13 @@ def precision_recall_f1(
 
     Recall and F1 are NaN for a class without an image.
     """
-    hits = (predicted & label_sets).sum(dim=0).double()
-    given, there = predicted.sum(dim=0).double(), label_sets.sum(dim=0).double()
-    precision = hits / given.clamp(min=1)
-    recall = (hits / there).tolist()
-    f1 = torch.where(there > 0, 2 * hits / (given + there), torch.nan)
-    return precision.tolist(), recall, f1.tolist()
+    counts = [part.sum(dim=0).tolist() for part in (label_sets, predicted, predicted & label_sets)]
+    metrics = [ClassMetrics(*of_class) for of_class in zip(*counts, strict=True)]
+    return (
+        [one.precision or 0.0 for one in metrics],
+        [math.nan if one.recall is None else one.recall for one in metrics],
+        [math.nan if one.f1 is None else one.f1 for one in metrics],
+    )
 
 
 def micro_f1(predicted: Tensor, label_sets: Tensor) -> float:

@@ -1,14 +1,14 @@
 """Accuracy, precision and F1 of each class, and the classes most often confused."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache.errors import UserError, count
+from fewshot.metrics import ClassMetrics
 from fewshot.report.content import Section
 from fewshot.report.lines import at_shots, largest, series_names
 from fewshot.results.groups import Cells
@@ -17,7 +17,11 @@ from fewshot.results.prediction_files import Predictions, read_predictions
 from fewshot.tables import Cell, Number, Table
 
 PAIRS = 8  # confusions shown of each row
-MEASURES = {"classes": "accuracy (recall)", "precision": "precision", "f1": "F1"}
+MEASURES: dict[str, tuple[str, Callable[[ClassMetrics], float | None]]] = {
+    "classes": ("accuracy (recall)", lambda one: one.recall),
+    "precision": ("precision", lambda one: one.precision),
+    "f1": ("F1", lambda one: one.f1),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,24 +41,10 @@ class Confusions:
     n_seeds: int
 
     @property
-    def accuracies(self) -> NDArray[np.float64]:
-        """(C,) share of the class's images that were recognized, its recall; NaN without any."""
-        return self._shares(self.counts.sum(axis=1))
-
-    @property
-    def precisions(self) -> NDArray[np.float64]:
-        """(C,) share of the images taken for the class that are of it; NaN where none were."""
-        return self._shares(self.counts.sum(axis=0))
-
-    @property
-    def f1(self) -> NDArray[np.float64]:
-        """(C,) harmonic mean of recall and precision; NaN where there was no image of either."""
-        return self._shares((self.counts.sum(axis=0) + self.counts.sum(axis=1)) / 2)
-
-    def _shares(self, of: NDArray[Any]) -> NDArray[np.float64]:
-        """(C,) images that were right, divided by (C,) numbers."""
-        with np.errstate(invalid="ignore"):
-            return np.asarray(np.diag(self.counts) / of, np.float64)
+    def metrics(self) -> tuple[ClassMetrics, ...]:
+        """C, one of each class."""
+        counts = (self.counts.sum(axis=1), self.counts.sum(axis=0), np.diag(self.counts))
+        return tuple(ClassMetrics(*map(int, of_class)) for of_class in zip(*counts, strict=True))
 
     def pairs(self, n: int) -> Iterator[tuple[int, int, float, float]]:
         """The n most frequent: true class, predicted class, images per seed, share of the class."""
@@ -117,34 +107,33 @@ def add_classes(section: Section, rows: Cells) -> None:
     for (dataset, images), by_label in tables.items():
         again = sum(name == dataset for name, _ in tables) > 1
         where = f"{dataset}-{images[:6]}" if again else dataset
-        for name, title in MEASURES.items():
-            section.blocks[f"{name}-{where}"] = _measured(dataset, by_label, name, title)
+        for name, (title, value) in MEASURES.items():
+            section.blocks[f"{name}-{where}"] = _measured(f"{dataset}: {title}", by_label, value)
         pairs = _pairs(dataset, by_label)
         if pairs.rows:
             section.blocks[f"confusions-{where}"] = pairs
 
 
-def _measured(dataset: str, by_label: dict[str, Confusions], name: str, title: str) -> Table:
+def _measured(
+    title: str, by_label: dict[str, Confusions], value: Callable[[ClassMetrics], float | None]
+) -> Table:
     """One of `MEASURES` of each class by each method."""
     first = next(iter(by_label.values()))
     totals = first.counts.sum(axis=1) // first.n_seeds
-    columns = [
-        {"classes": c.accuracies, "precision": c.precisions, "f1": c.f1}[name]
-        for c in by_label.values()
-    ]
+    columns = [[*map(value, c.metrics)] for c in by_label.values()]
     lines: list[tuple[Cell, ...]] = [
         (name, int(totals[k]), *(_percent(column[k]) for column in columns))
         for k, name in enumerate(first.classnames)
         if totals[k]
     ]
     return Table(
-        f"{dataset}: {title} of each class", ("class", "test images", *by_label), lines,
+        f"{title} of each class", ("class", "test images", *by_label), lines,
         ("In %, over all seeds whose predictions were saved.",),
     )  # fmt: skip
 
 
-def _percent(share: float) -> Cell:
-    return "" if np.isnan(share) else Number(100 * float(share))
+def _percent(share: float | None) -> Cell:
+    return "" if share is None else Number(100 * share)
 
 
 def _pairs(dataset: str, by_label: dict[str, Confusions]) -> Table:

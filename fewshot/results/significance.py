@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import bdtr
 
 from cache.errors import UserError
+from fewshot.metrics import per_class_accuracy
 from fewshot.results.prediction_files import Predictions
 
 RESAMPLES = 100_000
@@ -123,15 +124,9 @@ def compare(pairs: Sequence[PairedPredictions], seed: int = 1) -> Comparison:
         only_b=only_b,
         p=p,
         mid_p=mid_p,
-        per_class_a=float(np.mean([_per_class(a) for a, _ in pairs])),
-        per_class_b=float(np.mean([_per_class(b) for _, b in pairs])),
+        per_class_a=float(np.mean([per_class_accuracy(a.predicted, a.labels) for a, _ in pairs])),
+        per_class_b=float(np.mean([per_class_accuracy(b.predicted, b.labels) for _, b in pairs])),
     )
-
-
-def _per_class(predictions: Predictions) -> float:
-    """Mean over the classes of the accuracy within each."""
-    right = predictions.predicted == predictions.labels
-    return float(np.mean([right[predictions.labels == k].mean() for k in set(predictions.labels)]))
 
 
 def mcnemar(only_a: int, only_b: int) -> tuple[float, float]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fewshot.automatic.label_issues import LabelIssue, find_label_issues
-from fewshot.metrics import wilson
+from fewshot.metrics import ClassMetrics, class_metrics, wilson
 from fewshot.model_selection.calibration import temperature
 from fewshot.model_selection.folds import folds
 from fewshot.model_selection.learning_curve import CurvePoint, LearningCurve
@@ -35,6 +35,7 @@ class Labels:
         logit_scale: CLIP's inverse temperature.
         rows: N rows of the photos among all of the folder.
         position: Of the log, the number of its last action.
+        names: C names of the classes.
     """
 
     features: Tensor
@@ -44,6 +45,7 @@ class Labels:
     logit_scale: float
     rows: Sequence[int] = ()
     position: int = 0
+    names: Sequence[str] = ()
 
     def held_out_logits(self, fold: Tensor, n: int, asked: Tensor) -> Tensor:
         """(N, C) logits of photos held out, by the first n labels less those of their fold.
@@ -77,6 +79,7 @@ class Progress:
         judged: Photos of a random draw that were held out.
         right: How many of them were classified as labeled.
         interval: 95 % interval of the share, by Wilson; it is wide where few were judged.
+        classes: C, recall, precision and F1 of each class, of the same photos; none without any.
         curve: The share by the first labels, half of them, all of them; None without a point.
         zero_shot: The share by the class names alone; None where the model reads none.
         issues: Labels to look at again, by rows of the labels; the surest first.
@@ -87,6 +90,7 @@ class Progress:
     judged: int = 0
     right: int = 0
     interval: tuple[float, float] = (0.0, 1.0)
+    classes: tuple[ClassMetrics, ...] = ()
     curve: LearningCurve | None = None
     zero_shot: float | None = None
     issues: tuple[LabelIssue, ...] = ()
@@ -123,6 +127,7 @@ def progress_so_far(given: Labels) -> Progress:
         judged=n_judged,
         right=right[-1],
         interval=wilson(right[-1] / n_judged, n_judged),
+        classes=_classes(logits[judged], labels[judged]),
         curve=_curve([*earlier, n], right, n_judged),
         zero_shot=_zero_shot(given, judged),
         issues=issues,
@@ -134,6 +139,13 @@ def _right(logits: Tensor, labels: Tensor) -> int:
     """How many are classified as labeled; none of those that nothing could be fitted for."""
     fitted = ~torch.isnan(logits).any(dim=1)
     return int((logits[fitted].argmax(dim=1) == labels[fitted]).sum())
+
+
+def _classes(logits: Tensor, labels: Tensor) -> tuple[ClassMetrics, ...]:
+    """The metrics of each class; a photo that nothing could be fitted for is of no class."""
+    fitted = ~torch.isnan(logits).any(dim=1)
+    predicted = torch.where(fitted, logits.argmax(dim=1), logits.shape[1])
+    return class_metrics(predicted, labels, logits.shape[1])
 
 
 def _curve(sizes: Sequence[int], right: Sequence[int], judged: int) -> LearningCurve:

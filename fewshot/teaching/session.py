@@ -208,6 +208,7 @@ class TeachingSession:
             float(self.photos.encoder.identity["logit_scale"]),
             rows,
             self.position,
+            classes,
         )
 
     def _apply(self, action: Action) -> None:

@@ -247,6 +247,16 @@ def _plain_progress(found: Progress) -> dict[str, Any]:
         "zero_shot": found.zero_shot,
         "doubtful": len(found.issues),
         "drawing": drawing,
+        "classes": [
+            {
+                "name": name,
+                "judged": one.images,
+                "recall": one.recall,
+                "precision": one.precision,
+                "f1": one.f1,
+            }
+            for name, one in zip(found.given.names, found.classes, strict=False)
+        ],
     }
 
 

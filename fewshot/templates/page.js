@@ -2,7 +2,7 @@
 
 // Tables: a click on a column's name sorts by it, numbers by value, empty cells last.
 for (const table of document.querySelectorAll("table")) {
-  const heads = [...table.querySelectorAll("th")];
+  const heads = [...table.querySelectorAll("th[aria-sort]")];
   heads.forEach((head, column) => {
     head.querySelector("button").addEventListener("click", () => {
       const up = head.getAttribute("aria-sort") !== "ascending";

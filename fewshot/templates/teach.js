@@ -304,9 +304,18 @@ function drawProgress(found) {
   }
   at("doubtful").textContent = found.doubtful ? String(found.doubtful) : "";
   at("doubtful").setAttribute("aria-label", found.doubtful ? `, ${found.doubtful}` : "");
+  drawMetrics(found.enough ? found.classes : []);
   at("curve").hidden = !found.drawing;
   at("drawing").innerHTML = found.drawing || ""; // drawn by the server, of numbers alone
   at("drawing").querySelectorAll("svg.chart").forEach(follow);
+}
+
+function drawMetrics(classes) {
+  at("each").hidden = !classes.length;
+  const cell = (share) => make("td", { className: "number" }, share === null ? "–" : (100 * share).toFixed(0));
+  at("metrics").replaceChildren(...classes.map((one) => make("tr", {},
+    make("th", { scope: "row" }, one.name), make("td", { className: "number" }, String(one.judged)),
+    cell(one.recall), cell(one.precision), cell(one.f1))));
 }
 
 async function tryPhoto(file) {

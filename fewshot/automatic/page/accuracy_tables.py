@@ -8,8 +8,8 @@ from torch import Tensor
 
 from cache.errors import count
 from fewshot.automatic.backbones import Backbone, losses
-from fewshot.automatic.confusions import ClassMetrics
 from fewshot.html import safe
+from fewshot.metrics import ClassMetrics
 from fewshot.model_selection.cross_validation import Failed
 from fewshot.model_selection.race import GivenUp
 from fewshot.model_selection.selection import MethodScore, Selection
@@ -143,27 +143,32 @@ def classes_table(
         method: The winner's name.
         names: Of the C classes.
         labels: (N,) class ids.
-        metrics: Of each class.
+        metrics: C, one of each class.
         confused: Class -> what it is most often predicted as, by `most_confused`.
     """
     counts = torch.bincount(labels, minlength=len(names)).tolist()
     rows: list[list[Cell]] = [
         [
-            names[one.label],
-            counts[one.label],
+            names[label],
+            counts[label],
             one.images,
             _percent(one.recall),
             _percent(one.precision),
             _percent(one.f1),
-            names[confused[one.label]] if one.label in confused else "",
+            names[confused[label]] if label in confused else "",
         ]
-        for one in sorted(metrics, key=lambda m: (m.recall is None, m.recall or 0.0, m.label))
+        for label, one in sorted(enumerate(metrics), key=_hardest_first)
     ]
     header = (
         "class", "labeled photos", "judged", "recognized (recall), %",
         "right when it says so (precision), %", "F1, %", "most often taken for",
     )  # fmt: skip
     return Table(f"How {method} does on each class, the hardest first", header, rows)
+
+
+def _hardest_first(of_class: tuple[int, ClassMetrics]) -> tuple[bool, float]:
+    _, one = of_class
+    return one.recall is None, one.recall or 0.0
 
 
 def _percent(share: float | None) -> Cell:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from cache.errors import count
 from fewshot import html
-from fewshot.automatic.confusions import ClassMetrics
 from fewshot.automatic.outcome import Tested
 from fewshot.automatic.wording import in_100
+from fewshot.metrics import ClassMetrics
 from fewshot.model_selection.near_duplicates import Conflict
 from fewshot.model_selection.selection import Selection
 
@@ -87,7 +87,7 @@ def limits(
     Args:
         selection: How the method was chosen; None where nothing could be judged.
         groups: (N,) scenes, which folds keep together.
-        metrics: Of each class.
+        metrics: C, one of each class.
         names: Of the C classes.
         conflicts: Near-duplicates of more than one class.
         guessing: The accuracy of always predicting the most frequent class.
@@ -116,7 +116,7 @@ def limits(
                 "class names words that tell what is to be seen? More labels may help, or another "
                 "--model."
             )
-        lonely = [names[one.label] for one in metrics if not one.images]
+        lonely = [name for name, one in zip(names, metrics, strict=True) if not one.images]
         if lonely:
             named = f"{', '.join(lonely[:5])}{' and others' if len(lonely) > 5 else ''}"
             yield (
