@@ -26,7 +26,7 @@ PLACE = """(() => {
   return found.contains(top) ? [x, y] : `covered by ${top && top.outerHTML.slice(0, 200)}`;
 })()"""
 WAIT = """new Promise((go, fail) => {
-  const until = performance.now() + 20000;
+  const until = performance.now() + 60000;
   const look = () => {
     if (%s) go(true);
     else if (performance.now() > until) fail(new Error("waited in vain"));

@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 
 from cache.errors import UserError
-from cache.images import Preprocess
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import put_together
@@ -35,19 +34,11 @@ from fewshot.serving.prediction_service import PredictionService
 from fewshot.serving.serve import answering
 from fewshot.serving.uploads import PARTS
 from fewshot.serving.web_server import WebServer
+from tests.shrunk import shrunk
 from tests.small_stores import DIM, write_store
 
 SIDE = 4
 ENDING = "--mark--\r\n"
-
-
-@dataclass(frozen=True)
-class Shrunk(Preprocess):
-    """Pixels without the library that a model's own preprocessing needs."""
-
-    def center(self, image: Any) -> Tensor:
-        pixels = np.asarray(image.resize((SIDE, SIDE)), np.float32) / 255
-        return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def encode(pixels: Tensor) -> Tensor:
@@ -66,9 +57,8 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Adapter:
 def predictor(adapter: Adapter, features: Callable[[Tensor], Tensor] = encode) -> Predictor:
     assert adapter.classifier is not None
     classifier = put_together(adapter.classifier, adapter.tensors)
-    own = Shrunk(SIDE, (0.0,) * 3, (1.0,) * 3, "bicubic", "squash")
     cpu = torch.device("cpu")
-    return Predictor(adapter, classifier.logits, False, own, features, cpu)
+    return Predictor(adapter, classifier.logits, False, shrunk(SIDE), features, cpu)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from torch.nn.functional import normalize
 
 from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.images import Preprocess
 from cache.layouts.table import read_table
 from cache.listing import Item
 from cache.source import DEFAULT_TEMPLATES, Source
@@ -27,6 +26,7 @@ from fewshot.teaching.session import StaleError, TeachingSession
 from fewshot.teaching.taught_photos import TaughtPhotos, folder_of_photos
 from fewshot.teaching.teaching_service import TeachingService
 from tests.browser import CHROMIUM, Page, browser
+from tests.shrunk import shrunk
 
 N, CLASSES, DIM = 30, 3, 8
 
@@ -55,7 +55,7 @@ def photos(tmp_path: Path) -> TaughtPhotos:
     centers = torch.randn(CLASSES, DIM, generator=generator)
     noise = torch.randn(N, DIM, generator=generator)
     features = normalize(centers[torch.arange(N) % CLASSES] + 0.3 * noise)
-    own = Preprocess(8, (0.0,) * 3, (1.0,) * 3, "bicubic", "squash")
+    own = shrunk(8)
     cpu = torch.device("cpu")
     encoder = Encoder(Colors(), lambda _: torch.zeros(0), own, cpu, "fp32", IDENTITY)
     source = Source(
