@@ -15,7 +15,7 @@ from typing import IO, Any, TypeVar
 
 from cache.atomic import replacing
 from cache.errors import UserError, printable
-from cache.reader import Stamp
+from cache.stamp import Stamp
 
 T = TypeVar("T")
 CONNECTIONS = 32  # remote requests at a time, of all threads of a process
@@ -27,6 +27,18 @@ _connections = threading.BoundedSemaphore(CONNECTIONS)
 def is_remote(address: str) -> bool:
     """True for a URL, False for a path."""
     return "://" in address
+
+
+def address_of(path: Path | str) -> str:
+    """The address that a path stands for: `Path` takes one of the slashes behind a colon."""
+    return re.sub(r"^([a-z][a-z0-9+.-]+:)/(?!/)", r"\1//", str(path))
+
+
+def beside(address: str, name: str) -> str:
+    """The address of what lies in the same folder under a name such as `parts/a.h5`."""
+    if not is_remote(address):
+        return str(Path(address).parent / name)
+    return f"{address.rpartition('/')[0]}/{name}"
 
 
 def expand(pattern: str) -> list[str]:
@@ -93,8 +105,14 @@ def exists(address: str) -> bool:
     return bool(_patiently(lambda system, path: system.exists(path), address))
 
 
-def through(address: str, use: Callable[[IO[bytes]], T]) -> T:
+def through(address: str, use: Callable[[IO[bytes]], T], ahead: int = 2**22) -> T:
     """The result of a function of the open file at an address, called again where reading fails.
+
+    Args:
+        address: Where it lies.
+        use: The function.
+        ahead: Bytes that each remote read fetches: many from the start to the end, few here and
+            there.
 
     Raises:
         OSError: It is not there.
@@ -105,7 +123,7 @@ def through(address: str, use: Callable[[IO[bytes]], T]) -> T:
             return use(file)
 
     def opened(system: Any, path: str) -> T:
-        with system.open(path, "rb", block_size=2**22) as file:  # read from the start to the end
+        with system.open(path, "rb", block_size=ahead) as file:
             return use(file)
 
     return _patiently(opened, address)

@@ -23,7 +23,7 @@ from cache.bank import Bank
 from cache.digests import Digests
 from cache.encoder import Encoder
 from cache.errors import UserError, count, unknown
-from cache.identity import Recipe, identity_of
+from cache.identity import Recipe, fingerprint, identity_of
 from cache.new_images import NewImages, groups
 from cache.progress import progress
 from cache.prompts import cut_prompts
@@ -54,6 +54,7 @@ def extract(
     engine: str = "serial",
     processes: int = 1,
     share: str | None = None,
+    in_parts: bool | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> bool:
     """Build the store at `store`; False where nothing was to be done.
@@ -79,6 +80,8 @@ def extract(
         processes: Worker processes or actors of the last two.
         share: A folder or URL where each shard's features are put as well, and taken from, for
             machines without a common disk.
+        in_parts: Write the features into files of their own beside the store; without it, as many
+            as are too many for one file.
         say: Called with the reason why a finished store is made again, with the number of images
             that are known, and with each image that does not decode and is not to be left out.
 
@@ -117,7 +120,7 @@ def extract(
             source, encoder, recipe, store, what, kept,
             trust=not rehash, batch_size=batch_size or fitting_batch(encoder), workers=workers,
             skip_unreadable=skip_unreadable, part=part, engine=engine, processes=processes,
-            share=share, say=say,
+            share=share, in_parts=in_parts, say=say,
         )  # fmt: skip
         if done:
             passing.unlink(missing_ok=True)
@@ -141,6 +144,7 @@ def _encode_and_assemble(
     engine: str,
     processes: int,
     share: str | None,
+    in_parts: bool | None,
     say: Callable[[str], None],
 ) -> bool:
     """The store of what is in the bank and what is new; False if it is only a part of it."""
@@ -197,7 +201,10 @@ def _encode_and_assemble(
     tower = encoder.image_tower if recipe.pre_projection else None
     used = (key for group in every for keys in images.keys(*group).values() for key in keys)
     bank.use(store, number, chain(used, map(prompt_key, text)))  # before, lest it be pruned
-    assemble(store, what, made_by, source, recipe, images, every, text, projection, tower)
+    assemble(
+        store, what, made_by, source, recipe, images, every, text, projection, tower,
+        fingerprint(encoding), in_parts,
+    )  # fmt: skip
     return True
 
 

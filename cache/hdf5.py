@@ -2,47 +2,72 @@
 
 import hashlib
 import math
-import os
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, TypeVar
 
 import h5py
 import numpy as np
 
+from cache import addresses
 from cache.errors import UserError, printable
+from cache.stamp import Stamp
+
+T = TypeVar("T")
 
 # What HDF5 and h5py make of bytes that are not theirs, and what this module objects to.
 _DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError)
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[Any]:
-    """The open HDF5 file; what HDF5 cannot make sense of becomes one line that says so.
+_AHEAD = 2**16  # bytes of a remote file at a time: headers are few and far between
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+def within(address: str, use: Callable[[Any], T]) -> T:
+    """The result of a function of the open HDF5 file at an address.
 
     No lock is taken: a store is never changed once it is visible, and network file systems
     often have no locks to give.
+
+    Raises:
+        UserError: HDF5 makes no sense of it, or it cannot be read.
     """
+
+    def of_stream(stream: IO[bytes]) -> T:
+        with h5py.File(stream, "r") as file:
+            return _plainly(address, lambda: use(file))
+
+    def of_file() -> T:
+        with h5py.File(address, "r", locking=False) as file:
+            return use(file)
+
+    if addresses.is_remote(address):
+        return _plainly(address, lambda: addresses.through(address, of_stream, _AHEAD))
+    return _plainly(address, of_file)
+
+
+def _plainly(address: str, read: Callable[[], T]) -> T:
+    """What a function reads; what HDF5 cannot make sense of becomes one line that says so."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
+        return read()
     except BlockingIOError as error:  # where HDF5_USE_FILE_LOCKING overrides what we ask for
         raise UserError(
-            f"{path} is locked by another process, and HDF5 insists on locks here; wait for it, "
+            f"{address} is locked by another process, and HDF5 insists on locks here; wait for it, "
             "or set HDF5_USE_FILE_LOCKING=FALSE"
         ) from error
     except UserError:
         raise
     except OutsideError as error:
         raise UserError(
-            f"{path} refers outside itself ({printable(str(error))}), which no store of fewshot "
+            f"{address} refers outside itself ({printable(str(error))}), which no store of fewshot "
             "does; do not trust it, and make it again"
         ) from error
     except _DAMAGE as error:
-        raise UserError(f"{path} is damaged or cut short; delete it and make it again") from error
+        raise UserError(
+            f"{address} is damaged or cut short; delete it and make it again"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -159,24 +184,27 @@ def _place(name: str, dataset: Any, size: int) -> Place:
     return place
 
 
-def stamp(path: Path) -> tuple[int, int]:
-    """Size and time of change of a readable file, by which a replaced one is known."""
+def stamp(address: str) -> Stamp:
+    """The stamp of an HDF5 file, by which a replaced one is known.
+
+    Raises:
+        UserError: There is none, it cannot be read, or is no HDF5 file.
+    """
     try:
-        with path.open("rb") as file:
-            return stamp_of(file)
-    except FileNotFoundError:
+        found = addresses.stamp(address)
+        start = addresses.read(address, 0, min(found.size, len(_SIGNATURE)))
+    except FileNotFoundError as error:
         raise UserError(
-            f"no store at {path}; make it with: "
-            f"fewshot extract --dataset {shlex.quote(path.parent.name)}"
-        ) from None
+            f"no store at {address}; make it with: "
+            f"fewshot extract --dataset {shlex.quote(Path(address).parent.name)}"
+        ) from error
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; give a store file") from error
-
-
-def stamp_of(file: BinaryIO) -> tuple[int, int]:
-    """The `stamp` of an open file."""
-    status = os.fstat(file.fileno())
-    return status.st_size, status.st_mtime_ns
+        raise UserError(
+            f"cannot read {address}: {error.strerror or error}; give a store file"
+        ) from error
+    if start != _SIGNATURE:
+        raise UserError(f"{address} is not an HDF5 file, so no feature store; name another")
+    return found
 
 
 def datasets(file: Any) -> list[Any]:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from cache.addresses import address_of, is_remote
 from cache.errors import UserError
 from cache.layouts.shard_names import dataset_name, is_pattern
 from cache.manifest import all_manifests, load_manifest
@@ -89,7 +90,7 @@ def find_store(
     """The store of a dataset and a model under `root`; of several, the one extracted last.
 
     Args:
-        root: The folder of stores, or one store's file.
+        root: The folder of stores, or one store's file, which may be a URL.
         dataset: A name, an alias, or the folder, table or shards that were extracted; any without
             it.
         model: Any model without it.
@@ -100,7 +101,7 @@ def find_store(
     Raises:
         UserError: There is none; says which command makes it.
     """
-    if root.is_file():
+    if root.is_file() or is_remote(address_of(root)):
         return root, False
     known = find_stores(root)
     asked = dataset

@@ -4,29 +4,14 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self
+from typing import Protocol
 
 from PIL import Image
 
 from cache import decode
+from cache.stamp import Stamp as Stamp
 
 Content = Path | bytes | Image.Image  # a file, the bytes of one, or pixels that have no file
-
-
-class Stamp(NamedTuple):
-    """A file's size in bytes and time of modification in ns: equal ones mean an unchanged file.
-
-    A time of 0 is unknown: what has it is read each time.
-    """
-
-    size: int
-    modified: int
-
-    @classmethod
-    def of(cls, path: Path) -> Self:
-        """The stamp of a file now; OSError where there is none."""
-        found = path.stat()
-        return cls(found.st_size, found.st_mtime_ns)
 
 
 class Reader(Protocol):

@@ -40,12 +40,12 @@ class Split:
         """
         if self.unlabeled:
             raise UserError(
-                f"{self.name} images of {self.contents.path} have no labels; use a method that "
+                f"{self.name} images of {self.contents.address} have no labels; use a method that "
                 "learns from unlabeled images, such as gda-em, or a dataset with labels"
             )
         if self.multi_label:
             raise UserError(
-                f"images of {self.contents.path} may have several labels, and this needs one of "
+                f"images of {self.contents.address} may have several labels, and this needs one of "
                 "each; for several there are fit and bench, in the few-shot setting, and predict"
             )
         return self._integers("labels")
@@ -122,7 +122,7 @@ class Split:
     def _views(self, rows: ArrayLike, name: str, norms: str | None) -> NDArray[np.float32]:
         if not self._has("views"):
             raise UserError(
-                f"{self.contents.path} holds no augmented {self.name} views; "
+                f"{self.contents.address} holds no augmented {self.name} views; "
                 f"run {self.remake} --views V"
             )
         at = self._positions(rows, self._integers("view_rows"), "views of ")
@@ -165,7 +165,7 @@ class Split:
     def _require_pooled(self) -> None:
         if not self._has("pooled"):
             raise UserError(
-                f"{self.contents.path} holds no features before the projection; "
+                f"{self.contents.address} holds no features before the projection; "
                 f"run {self.remake} --pre-projection"
             )
 
@@ -195,8 +195,8 @@ class Split:
         missing = wanted[present[at] != wanted]
         if missing.size:
             raise UserError(
-                f"{self.contents.path} holds {what}{len(present)} of {n_rows} {self.name} images "
-                f"({self.only or 'given rows'}), not row {missing[0]}; to encode more run "
+                f"{self.contents.address} holds {what}{len(present)} of {n_rows} {self.name} "
+                f"images ({self.only or 'given rows'}), not row {missing[0]}; to encode more run "
                 f"{self.remake}"
             )
         return at

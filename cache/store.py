@@ -26,18 +26,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cache.addresses import address_of
 from cache.contents import Contents
 from cache.errors import UserError, printable, unknown
-from cache.hdf5 import attributes, places, reading, root, stamp
+from cache.hdf5 import Place, attributes, places, root, stamp, within
 from cache.identity import differences, fingerprint, plain
 from cache.image_tower import ImageTower
+from cache.parted_contents import with_parts
+from cache.parts import LISTING
 from cache.recipes import class_text
 from cache.skipped import Skipped
 from cache.split import Split
+from cache.stamp import Stamp
 from cache.store_format import (
     ATTRIBUTES,
     FORMAT,
@@ -107,30 +110,34 @@ class FeatureStore:
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
-        """The store at `path`, its header read and checked.
+        """The store at a path or a URL that fsspec knows, its header read and checked.
 
         Raises:
             UserError: Nothing there, no HDF5, another program's file, cut short, unfinished,
                 damaged, or written by a newer version.
         """
-        path = Path(path)
-        found = stamp(path)
-        if not h5py.is_hdf5(path):
-            raise UserError(f"{path} is not an HDF5 file, so no feature store; name another")
-        with reading(path) as file:
+        address = address_of(path)
+        found = stamp(address)
+
+        def located(file: Any) -> tuple[dict[str, Any], dict[str, Place]]:
             said = attributes(root(file))
-            _check_attributes(path, said)
-            contents = Contents(path, found, places(file, found[0]))
-        _refuse(path, form_problems(contents.places))
+            _check_attributes(address, said)
+            return said, places(file, found.size)
+
+        said, here = within(address, located)
+        contents = Contents(address, found, here)
+        if LISTING in contents:
+            contents = with_parts(contents)
+        _refuse(address, form_problems(contents.places))
         identity = contents.json("identity")
         if np.bytes_(fingerprint(identity)) != said["fingerprint"]:
-            _refuse(path, ["the identity is not the one that the fingerprint was made of"])
+            _refuse(address, ["the identity is not the one that the fingerprint was made of"])
         try:
             skipped = tuple(map(Skipped.parse, contents.strings("skipped")))
         except ValueError as error:
             raise contents.damaged("skipped") from error
         missing = Counter(image.split for image in skipped)
-        _refuse(path, identity_problems(identity, contents.places, missing))
+        _refuse(address, identity_problems(identity, contents.places, missing))
         store = cls(
             contents=contents,
             identity=identity,
@@ -143,7 +150,7 @@ class FeatureStore:
             text_sets=text_sets_of(contents.places),
             dim=contents.places[f"{splits_of(contents.places)[0]}/features"].shape[1],
         )
-        _refuse(path, id_problems(contents, store.n_classes))
+        _refuse(address, id_problems(contents, store.n_classes))
         return store
 
     @classmethod
@@ -153,15 +160,15 @@ class FeatureStore:
 
     def reopened(self) -> "FeatureStore":
         """The store that is at the path now."""
-        return FeatureStore.open(self.path)
+        return FeatureStore.open(self.contents.address)
 
     @property
     def path(self) -> Path:
-        """The HDF5 file."""
-        return self.contents.path
+        """The HDF5 file, which lists the others where there are parts."""
+        return Path(self.contents.address)
 
     @property
-    def stamp(self) -> tuple[int, int]:
+    def stamp(self) -> Stamp:
         """Size and time of the file when it was opened; a file replaced since is refused."""
         return self.contents.stamp
 
@@ -203,7 +210,7 @@ class FeatureStore:
         """
         if name not in self.splits:
             raise UserError(
-                f"{self.path} has no {name} split, only {', '.join(self.splits)}; "
+                f"{self.contents.address} has no {name} split, only {', '.join(self.splits)}; "
                 "choose a protocol that needs no other"
             )
         only = self.identity.get("support_only") or {}
@@ -284,22 +291,23 @@ class FeatureStore:
         differing = differences(self.identity, plain(identity))
         if differing:
             raise UserError(
-                f"{self.path} was made otherwise: {'; '.join(differing)}; "
+                f"{self.contents.address} was made otherwise: {'; '.join(differing)}; "
                 "replace it with --if-exists overwrite, or give another --store"
             )
 
     def _prompt_set(self, recipe: str, name: str | None) -> str:
         if not self.text_sets:
             raise UserError(
-                f"{self.path} holds no text features; use a method that needs none, such as "
-                "nearest-mean, or make it again with a model that reads text"
+                f"{self.contents.address} holds no text features; use a method that needs none, "
+                "such as nearest-mean, or make it again with a model that reads text"
             )
         if name is None:
             usual = ("templates-raw", "templates") if recipe == "raw-mean" else ("templates",)
             name = next((known for known in usual if known in self.text_sets), None)
         if name is None and len(self.text_sets) > 1:
             raise UserError(
-                f"{self.path} has several prompt sets; name one: {', '.join(self.text_sets)}"
+                f"{self.contents.address} has several prompt sets; name one: "
+                f"{', '.join(self.text_sets)}"
             )
         name = name or self.text_sets[0]
         if name not in self.text_sets:
@@ -307,29 +315,29 @@ class FeatureStore:
         return name
 
 
-def _check_attributes(path: Path, said: Mapping[str, Any]) -> None:
+def _check_attributes(address: str, said: Mapping[str, Any]) -> None:
     if said.get("format") != np.bytes_(FORMAT):
-        raise UserError(f"{path} is an HDF5 file that fewshot did not write; name another")
+        raise UserError(f"{address} is an HDF5 file that fewshot did not write; name another")
     schema = said.get("schema")
     if not isinstance(schema, np.integer) or schema < 1:
-        _refuse(path, [f"its schema is {schema}"])
+        _refuse(address, [f"its schema is {schema}"])
     elif schema > SCHEMA:
         raise UserError(
-            f"{path} has schema {schema} and this version reads up to {SCHEMA}; "
+            f"{address} has schema {schema} and this version reads up to {SCHEMA}; "
             "install a newer fewshot, or extract again"
         )
     if not said.get("complete", False):
-        raise UserError(f"{path} was never finished; delete it and extract again")
+        raise UserError(f"{address} was never finished; delete it and extract again")
     if said.keys() != ATTRIBUTES:
-        _refuse(path, [f"its attributes are {', '.join(said)}"])
+        _refuse(address, [f"its attributes are {', '.join(said)}"])
 
 
-def _refuse(path: Path, problems: Iterable[str]) -> None:
+def _refuse(address: str, problems: Iterable[str]) -> None:
     """Raise UserError if there are any problems."""
     found = list(problems)
     if found:
         more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise UserError(
-            f"{path} is damaged: {printable('; '.join(found[:SHOWN]))}{more}; "
+            f"{address} is damaged: {printable('; '.join(found[:SHOWN]))}{more}; "
             "delete it and make it again"
         )

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from cache.contents import UNIT_TOLERANCE, Contents
 from cache.errors import UserError, count
+from cache.image_tower import ImageTower
 from cache.split import Split
 from cache.store import FeatureStore
-from cache.store_format import is_image_matrix
+from cache.store_format import SPLITS, is_image_matrix
 
 TEXT_TOLERANCE = 1e-5  # of unit norm, in float32
 PROJECTED_TOLERANCE = 2e-2  # of the norm: the projection may have run in bfloat16
@@ -25,16 +26,21 @@ def verify(path: Path) -> list[str]:
     """
     try:
         store = FeatureStore.open(path)
-        contents = store.contents
+        files = store.contents.files
         changed = [
-            f"/{name}: its bytes are not the ones that were written"
+            f"{_file(contents, store)}/{name}: its bytes are not the ones that were written"
+            for contents in files
             for name in contents.places
             if not contents.is_unchanged(name)
         ]
         return changed or [
-            *_vector_problems(contents),
-            *_tower_problems(contents),
-            *_image_tower_problems(store),
+            _file(contents, store) + problem
+            for contents in files
+            for problem in (
+                *_vector_problems(contents),
+                *_tower_problems(contents),
+                *_image_tower_problems(contents, store.image_tower),
+            )
         ]
     except UserError as error:
         return [str(error)]
@@ -45,7 +51,7 @@ def inspect(path: Path) -> str:
     store = FeatureStore.open(path)
     origin = store.identity["dataset"].get("origin")
     lines = {
-        "store": f"{path}, {path.stat().st_size:,} bytes",
+        "store": _size_words(store),
         "dataset": f"{store.dataset}, {count(store.n_classes, 'class', 'classes')}"
         + (f", {origin}" if origin else ""),
         "model": _words(store.identity["model"]),
@@ -110,12 +116,11 @@ def _tower_problems(contents: Contents) -> Iterator[str]:
             yield f"/{name}: {bad} vectors are not projected to the embeddings"
 
 
-def _image_tower_problems(store: FeatureStore) -> Iterator[str]:
+def _image_tower_problems(contents: Contents, tower: ImageTower | None) -> Iterator[str]:
     """Pooled images of which the tower's last layers do not make the features."""
-    contents, tower = store.contents, store.image_tower
     if tower is None:
         return
-    for split in store.splits:
+    for split in SPLITS:
         for pooled, features in (("pooled", "features"), ("pooled_views", "views")):
             if f"{split}/{pooled}" not in contents:
                 continue
@@ -131,6 +136,12 @@ def _image_tower_problems(store: FeatureStore) -> Iterator[str]:
                 bad += int(np.sum(~(off <= PROJECTED_TOLERANCE)))  # NaN counts as bad
             if bad:
                 yield f"/{split}/{pooled}: {bad} vectors do not lead to the {features}"
+
+
+def _file(contents: Contents, store: FeatureStore) -> str:
+    """The name of a part; empty for the store's own file."""
+    own = contents.address == store.contents.address
+    return "" if own else contents.address.rpartition("/")[2]
 
 
 def _norms(vectors: NDArray[Any]) -> NDArray[np.float32]:
@@ -151,6 +162,13 @@ def _split_words(split: Split, n_classes: int) -> str:
         width = split.contents.places[f"{split.name}/pooled"].shape[1]
         words += f", {width} wide before the projection"
     return words
+
+
+def _size_words(store: FeatureStore) -> str:
+    files = store.contents.files
+    size = sum(file.stamp.size for file in files)
+    parts = f" with {count(len(files) - 1, 'part')}" if len(files) > 1 else ""
+    return f"{store.contents.address}{parts}, {size:,} bytes"
 
 
 def _range(counts: NDArray[np.int64]) -> str:

@@ -15,7 +15,7 @@ from cache.errors import count
 from cache.hdf5 import Place
 
 FORMAT = "fewshot feature store"
-SCHEMA = 4  # the newest; see `schema_of`
+SCHEMA = 5  # the newest; see `schema_of`
 ATTRIBUTES = {"format", "schema", "fingerprint", "imported", "complete"}
 SPLITS = ("train", "val", "test")
 
@@ -76,8 +76,10 @@ def has_label_sets(names: Collection[str]) -> bool:
 def schema_of(names: Collection[str], identity: Mapping[str, Any]) -> int:
     """The earliest schema of a store with these arrays.
 
-    It is 4 without labels, 3 with label sets, 2 with attributes.
+    It is 5 in parts, 4 without labels, 3 with label sets, 2 with attributes.
     """
+    if "parts" in names:
+        return 5
     if is_unlabeled(identity):
         return 4
     return 3 if has_label_sets(names) else 2 if "attributes" in names else 1

@@ -5,17 +5,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cache.atomic import replacing
 from cache.disk import DiskFile
 from cache.errors import UserError, count
-from cache.hdf5 import datasets, digest, reserve, write_strings
+from cache.hdf5 import write_strings
 from cache.identity import canonical_json, fingerprint
+from cache.image_matrices import ImageMatrices, unit_and_norms, usable
 from cache.image_tower import ImageTower
+from cache.parts import StorePart, listing_json
 from cache.skipped import Skipped
+from cache.store_file import new_file
 from cache.store_format import FORMAT, SPLITS, is_unlabeled, schema_of
 
 
@@ -31,9 +32,9 @@ def create(
 ) -> Iterator["StoreWriter"]:
     """A writer of the store at `path`, which appears when the block ends well.
 
-    Where the block raises, Ctrl-C included, `path` is as it was and nothing else is left. No
-    date goes into the file, and everything has its place before the first feature comes, so
-    equal content gives equal bytes whatever the sizes and the order of the writes.
+    Where the block raises, Ctrl-C included, `path` is as it was and nothing else is left.
+    Everything has its place before the first feature comes, so equal content gives equal bytes
+    whatever the sizes and the order of the writes.
 
     Args:
         path: Where the store goes; one that is there is replaced.
@@ -47,27 +48,19 @@ def create(
         UserError: The disk is full.
         ValueError: A declared row was not written.
     """
-    with replacing(path) as temporary, DiskFile(temporary, "w+") as disk:
-        try:
-            # This version of the format guards all but the features with checksums of its own.
-            with h5py.File(disk, "w", libver=("v110", "v110")) as file:
-                writer = StoreWriter(path, file, disk, identity, classnames)
-                for name, value in (("identity", identity), ("versions", versions)):
-                    write_strings(file, name, canonical_json(value))
-                write_strings(file, "classnames", classnames)
-                write_strings(file, "skipped", list(map(str, skipped)))
-                yield writer
-                writer.check_complete()
-                file.flush()
-                for dataset in datasets(file):
-                    dataset.attrs["sha256"] = np.bytes_(digest(temporary, dataset))
-                file.attrs["format"] = np.bytes_(FORMAT)
-                file.attrs["schema"] = schema_of(file, identity)
-                file.attrs["fingerprint"] = np.bytes_(fingerprint(identity))
-                file.attrs["imported"] = imported
-                file.attrs["complete"] = True
-        finally:
-            disk.report(path)
+    with new_file(path) as (file, disk, attributes):
+        writer = StoreWriter(path, file, disk, identity, classnames)
+        for name, value in (("identity", identity), ("versions", versions)):
+            write_strings(file, name, canonical_json(value))
+        write_strings(file, "classnames", classnames)
+        write_strings(file, "skipped", list(map(str, skipped)))
+        yield writer
+        writer.finish()
+        attributes["format"] = np.bytes_(FORMAT)
+        attributes["schema"] = schema_of(file, identity)
+        attributes["fingerprint"] = np.bytes_(fingerprint(identity))
+        attributes["imported"] = imported
+        attributes["complete"] = True
 
 
 class StoreWriter:
@@ -88,9 +81,8 @@ class StoreWriter:
         self.identity = identity
         self._path, self._file, self._disk = path, file, disk
         self._n_classes = len(classnames)
-        self._rows: dict[str, NDArray[np.int64]] = {}
-        self._paths: dict[str, Sequence[str]] = {}
-        self._written: dict[str, NDArray[np.bool_]] = {}
+        self._images: dict[str, ImageMatrices] = {}
+        self._parts: dict[str, Sequence[StorePart]] = {}
         self._width: tuple[str, int] | None = None
 
     def split(
@@ -105,8 +97,9 @@ class StoreWriter:
         view_rows: ArrayLike | None = None,
         pooled_dim: int = 0,
         label_sets: ArrayLike | None = None,
+        parts: Sequence[StorePart] | None = None,
     ) -> None:
-        """Declare a split; its features are written afterwards.
+        """Declare a split; its features are written afterwards, unless they are in parts.
 
         Args:
             name: train, val or test.
@@ -118,6 +111,9 @@ class StoreWriter:
             view_rows: (m,) ascending, the images with views; all that are encoded without it.
             pooled_dim: w, the width of pooled images, which every image and view then has.
             label_sets: (N, C) True for each class of each image, where images have several.
+            parts: Files that have the features of all encoded images, in order, and lie in a folder
+                beside this one; nothing of the split is then to be written. All encoded images
+                have views, or none.
         """
         ids = np.asarray(labels)
         if name not in SPLITS:
@@ -138,17 +134,30 @@ class StoreWriter:
         encoded = _ascending(np.arange(len(ids)) if rows is None else rows, len(ids))
         if len(encoded) < len(ids):
             group["rows"] = encoded
-        self._rows[name], self._paths[name] = encoded, paths
-        self._reserve(name, "features", "norms", (len(encoded), dim))
+        viewed = encoded if view_rows is None else _ascending(view_rows, len(ids))
+        rows_of = {False: encoded, True: viewed}
+
+        def name_of(of_views: bool, place: int) -> str:
+            row = int(rows_of[of_views][place])
+            return f"row {row} ({paths[row]})"
+
+        images = ImageMatrices(self._path, self._file, self._disk, name, name_of)
+        self._images[name] = images
+        if parts is not None:
+            if sum(part.images for part in parts) != len(encoded):
+                raise ValueError(f"{name}: the parts do not have {count(len(encoded), 'image')}")
+            self._parts[name] = parts
+            if n_views:
+                group["view_rows"] = viewed
+            return
+        images.reserve("features", (len(encoded), dim))
         if pooled_dim:
-            self._reserve(name, "pooled", "pooled_norms", (len(encoded), pooled_dim))
+            images.reserve("pooled", (len(encoded), pooled_dim))
         if n_views:
-            viewed = _ascending(encoded if view_rows is None else view_rows, len(ids))
             group["view_rows"] = viewed
-            shape = (n_views, len(viewed))
-            self._reserve(name, "views", "view_norms", (*shape, dim))
+            images.reserve("views", (n_views, len(viewed), dim))
             if pooled_dim:
-                self._reserve(name, "pooled_views", "pooled_view_norms", (*shape, pooled_dim))
+                images.reserve("pooled_views", (n_views, len(viewed), pooled_dim))
 
     def write(self, split: str, start: int, features: ArrayLike) -> None:
         """Write (b, D) features, as the encoder gave them, of encoded images `start` onwards.
@@ -156,11 +165,11 @@ class StoreWriter:
         Raises:
             UserError: A feature is not finite or is zero, or the disk is full.
         """
-        self._put(split, "features", "norms", start, features)
+        self._images[split].write("features", start, features)
 
     def write_pooled(self, split: str, start: int, pooled: ArrayLike) -> None:
         """Write (b, w) pooled images; see `write`."""
-        self._put(split, "pooled", "pooled_norms", start, pooled)
+        self._images[split].write("pooled", start, pooled)
 
     def write_views(self, split: str, start: int, views: ArrayLike) -> None:
         """Write (V, b, D) views, as the encoder gave them, of viewed images `start` onwards.
@@ -168,11 +177,11 @@ class StoreWriter:
         Raises:
             UserError: A feature is not finite or is zero, or the disk is full.
         """
-        self._put(split, "views", "view_norms", start, views)
+        self._images[split].write("views", start, views)
 
     def write_pooled_views(self, split: str, start: int, pooled: ArrayLike) -> None:
         """Write (V, b, w) pooled views; see `write_views`."""
-        self._put(split, "pooled_views", "pooled_view_norms", start, pooled)
+        self._images[split].write("pooled_views", start, pooled)
 
     def attributes(self, values: ArrayLike) -> None:
         """Write (C, A) attributes of the classes."""
@@ -211,8 +220,8 @@ class StoreWriter:
                 f"{count(unserved.size, 'class', 'classes')}, the first is class "
                 f"{unserved[0]}; add a prompt for each"
             )
-        vectors, norms = _unit_and_norms(block)
-        bad = np.flatnonzero(~_usable(norms))
+        vectors, norms = unit_and_norms(block)
+        bad = np.flatnonzero(~usable(norms))
         if bad.size:
             raise UserError(
                 f"text features must be finite and not zero; {bad.size} of {len(block)} are not, "
@@ -238,58 +247,18 @@ class StoreWriter:
             self._file[f"image_{name}"] = getattr(tower, name).astype("<f4")
         self._disk.report(self._path)
 
-    def check_complete(self) -> None:
-        """Raise unless there is a split, and each of its declared rows was written.
+    def finish(self) -> None:
+        """List the parts, and raise unless there is a split, and each declared row was written.
 
         Raises:
             ValueError: Some were not.
         """
-        if not self._rows:
+        if not self._images:
             raise ValueError("a store needs a split")
-        for name, written in self._written.items():
-            if not written.all():
-                raise ValueError(f"{name}: {np.sum(~written)} of {len(written)} rows not written")
-
-    def _reserve(self, split: str, vectors: str, norms: str, shape: tuple[int, ...]) -> None:
-        """Room for (..., n, D) vectors and their norms."""
-        self._written[f"{split}/{vectors}"] = np.zeros(shape[-2], np.bool_)
-        reserve(self._file, f"{split}/{vectors}", shape, "<f2")
-        reserve(self._file, f"{split}/{norms}", shape[:-1], "<f4")
-
-    def _put(self, split: str, vectors: str, norms: str, start: int, block: ArrayLike) -> None:
-        """Write (..., b, D) of `vectors` and their norms, from the place `start` on."""
-        given = np.asarray(block)
-        at = self._claim(f"{split}/{vectors}", start, given.shape[-2])
-        of_views = given.ndim == 3
-        rows = self._file[f"{split}/view_rows"] if of_views else self._rows[split]
-        unit, lengths = self._normalized(split, rows[at], given)
-        self._file[f"{split}/{vectors}"][..., at, :] = unit
-        self._file[f"{split}/{norms}"][..., at] = lengths
-        self._disk.report(self._path)
-
-    def _claim(self, name: str, start: int, count: int) -> slice:
-        written = self._written[name]
-        if start < 0 or start + count > len(written) or written[start : start + count].any():
-            raise ValueError(
-                f"{name}: rows {start}..{start + count - 1} of {len(written)} are beyond the end "
-                "or were written before"
-            )
-        written[start : start + count] = True
-        return slice(start, start + count)
-
-    def _normalized(
-        self, split: str, rows: NDArray[np.int64], block: NDArray[Any]
-    ) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
-        vectors, norms = _unit_and_norms(block)
-        bad = np.argwhere(~_usable(norms))
-        if len(bad):
-            row = int(rows[bad[0][-1]])
-            raise UserError(
-                f"{split} features must be finite and not zero; {len(bad)} of {norms.size} are "
-                f"not, the first is row {row} ({self._paths[split][row]}); leave it out, or "
-                "encode with --precision fp32"
-            )
-        return vectors.astype("<f2"), norms.astype("<f4")
+        for images in self._images.values():
+            images.check_complete()
+        if self._parts:
+            write_strings(self._file, "parts", listing_json(self._parts))
 
     def _check_labels(self, what: str, labels: NDArray[Any]) -> None:
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -322,15 +291,3 @@ def _ascending(rows: ArrayLike, n_rows: int) -> NDArray[np.int64]:
     ):
         raise ValueError(f"rows must ascend within 0..{n_rows - 1}, one at least; got {ascending}")
     return ascending
-
-
-def _unit_and_norms(block: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    vectors = np.ascontiguousarray(block, dtype=np.float64)  # one layout, so one order of summation
-    norms = np.sqrt(np.square(vectors).sum(axis=-1))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return vectors / norms[..., None], norms
-
-
-def _usable(norms: NDArray[np.float64]) -> NDArray[np.bool_]:
-    tiny, huge = float(np.finfo("f4").tiny), float(np.finfo("f4").max)
-    return (norms >= tiny) & (norms <= huge)  # false for NaN as well

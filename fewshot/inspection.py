@@ -49,8 +49,8 @@ def verify(path: Path | str) -> str:
     from cache.store import FeatureStore
     from cache.store_check import verify as problems_of
 
-    FeatureStore.open(path)  # names what is wrong with a file that is no store
+    address = FeatureStore.open(path).contents.address  # names what is wrong with no store
     problems = problems_of(path)
     if problems:
-        raise UserError(f"{path} is damaged: {'; '.join(problems)}; extract it again")
+        raise UserError(f"{address} is damaged: {'; '.join(problems)}; extract it again")
     return "whole and unchanged"

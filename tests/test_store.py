@@ -328,7 +328,7 @@ def test_an_unfinished_newer_or_altered_store_is_refused(tmp_path: Path) -> None
     write_toy(original)
     for attribute, value, match in (
         ("complete", False, "never finished"),
-        ("schema", 99, "has schema 99 and this version reads up to 4"),
+        ("schema", 99, "has schema 99 and this version reads up to 5"),
         ("fingerprint", "0" * 64, "damaged"),
     ):
         path = Path(shutil.copy(original, tmp_path / f"{attribute}.h5"))

@@ -204,6 +204,15 @@ def extract(
             rich_help_panel=COMPUTING,
         ),
     ] = None,
+    in_parts: Annotated[
+        bool | None,
+        typer.Option(
+            "--parts/--one-file",
+            help="Write the features into files of 64 MiB beside the store, or all into one file. "
+            "[default: parts above 1 GiB]",
+            rich_help_panel=COMPUTING,
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check and report.")] = False,
 ) -> None:
     """Encode the images and prompts of a dataset into a store."""
@@ -299,6 +308,7 @@ def extract(
             engine=engine,
             processes=processes,
             share=share,
+            in_parts=in_parts,
             say=say,
         )
         if shard and built:

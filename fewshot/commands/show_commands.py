@@ -79,9 +79,10 @@ def inspect(path: StoreOrAdapterArgument) -> None:
 
 def verify(path: StoreOrAdapterArgument) -> None:
     """Check a file that fewshot wrote against its digests."""
+    from cache.addresses import address_of
     from fewshot.inspection import verify as require_whole
 
-    show(f"{path}: {require_whole(path)}")
+    show(f"{address_of(path)}: {require_whole(path)}")
 
 
 def doctor(
