@@ -159,13 +159,20 @@ def _encode_and_assemble(
         source, batch_size, recipe.crop_scale, recipe.view_seed, recipe.pre_projection
     )
     shared = None if share is None else SharedFeatures.of(share, encoding, part)
-    if shared is not None:
-        _fetch(shared, bank, number, say)
-    digests = Digests(source, recipe.rows(source), bank, trust=trust)
-    images = NewImages(cropping, digests, bank, number, recipe.views)
-    every = groups(digests)
+
+    def look_up() -> NewImages:
+        digests = Digests(source, recipe.rows(source), bank, trust=trust)
+        return NewImages(cropping, digests, bank, number, recipe.views)
+
+    images = look_up()
+    every = groups(images.digests)
     mine = every if part is None else every[part[0] - 1 :: part[1]]
     known, total = images.find_known(mine), sum(len(places) for _, places in mine)
+    if shared is not None and known < total:
+        _fetch(shared, bank, number, say)
+        images = look_up()
+        known = images.find_known(mine)
+    digests = images.digests
     if known:
         say(
             f"{known:,} of {count(total, 'image')} encoded before, by size and time of "

@@ -2,6 +2,9 @@
 
 import contextlib
 import importlib
+import os
+import re
+import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -12,6 +15,9 @@ CPUS = 0.5  # of a worker; Ray hangs without a word when workers hold every CPU
 TRIES = (
     3  # of a task whose worker is lost; a node may go, but what kills a worker thrice is at fault
 )
+
+
+PATIENCE = 30  # seconds for a cluster to answer
 
 
 class WorkerLostError(Exception):
@@ -116,6 +122,15 @@ def spread(ray: Any, workers: Sequence[Any], tasks: Iterable[Task]) -> Iterator[
 
 def _start(ray: Any) -> None:
     """Connect to the cluster, or start Ray on this machine, for which it gives itself 30 s."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if found := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address):
+        try:  # for Ray tries for more than 3 minutes, and says so in lines of its own
+            socket.create_connection((found[1], int(found[2])), timeout=PATIENCE).close()
+        except OSError as error:
+            raise UserError(
+                f"no Ray answers at RAY_ADDRESS={address} ({error.strerror or error}); start it "
+                "there with `ray start --head`, or unset RAY_ADDRESS"
+            ) from error
     try:
         ray.init(include_dashboard=False, log_to_driver=False)
     except Exception as error:  # of as many types as reasons

@@ -1,6 +1,7 @@
 import hashlib
 import io
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -472,6 +473,21 @@ def test_ray_that_does_not_start_is_said_in_one_line(
         extract(photos, encoder, recipe_of(photos), tmp_path / "s.h5", engine="ray")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "s.h5").exists()
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_ray_cluster_that_does_not_answer_is_said_at_once(
+    photos: Source, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"  # where nobody listens
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+        with pytest.raises(
+            UserError, match=rf"no Ray answers at RAY_ADDRESS={address} \(Conn.*ref"
+        ):
+            extract(photos, encoder, recipe_of(photos), tmp_path / "s.h5", engine="ray")
 
 
 @pytest.mark.usefixtures("small_shards")

@@ -76,6 +76,9 @@ def test_machines_without_a_common_disk_make_the_store_that_one_makes(
     assert len(encoded) == 12
     assert "12 images encoded by other machines, from memory://bucket/features" in said
     assert together == machine("alone")
+    said.clear()
+    machine("third", share=share, if_exists="overwrite", say=said.append)
+    assert not any("other machines" in text for text in said)  # for it has them
 
 
 def test_a_machine_that_is_lost_is_replaced_by_one_that_encodes_the_rest_of_its_share(
