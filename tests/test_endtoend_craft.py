@@ -221,7 +221,7 @@ def test_a_killed_run_goes_on_to_the_same_end(
     monkeypatch.setattr("fewshot.endtoend.evolve.time.monotonic", lambda: next(clock))
     asked: dict[str, Any] = {"shots": 2, "seed": 1, "workers": 1}
 
-    def stop(step: int, loss: float, accuracy: float) -> None:
+    def stop(step: int, loss: float, accuracy: float, rate: float) -> None:
         if step == 3:
             raise KeyboardInterrupt
 

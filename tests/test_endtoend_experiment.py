@@ -69,7 +69,7 @@ def trained(
 ) -> tuple[Trained, list[int]]:
     """Of two shots, with the steps that were taken."""
     steps: list[int] = []
-    options = {"watch": lambda step, loss, accuracy: steps.append(step)} | options
+    options = {"watch": lambda step, loss, accuracy, rate: steps.append(step)} | options
     return run(method, encoder, source, shots=2, seed=5, **options), steps
 
 
@@ -321,7 +321,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(
     clock = SimpleNamespace(monotonic=itertools.count(step=31).__next__)  # a checkpoint every step
     monkeypatch.setattr(train_module, "time", clock)
 
-    def interrupt(step: int, loss: float, accuracy: float) -> None:
+    def interrupt(step: int, loss: float, accuracy: float, rate: float) -> None:
         if step > stop:
             raise KeyboardInterrupt
 

@@ -173,7 +173,7 @@ def test_a_prompt_alone_learns_from_the_store_and_a_finished_run_is_known_again(
     shutil.rmtree(source.root)  # no image is looked at
     whole = trained(encoder, source, method, store=store)
 
-    def watch(step: int, loss: float, accuracy: float) -> None:
+    def watch(step: int, loss: float, accuracy: float, rate: float) -> None:
         assert math.isnan(accuracy)
 
     options = {"store": store, "checkpoint": path}

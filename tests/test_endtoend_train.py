@@ -55,7 +55,7 @@ class Run:
         plan = TrainingPlan(self.iterations, self.method.batch_size, cosine_by_step(self.method.lr))
         steps: list[int] = []
 
-        def watch(step: int, loss: float, accuracy: float) -> None:
+        def watch(step: int, loss: float, accuracy: float, rate: float) -> None:
             steps.append(step)
             if step == stop:
                 raise KeyboardInterrupt
@@ -84,7 +84,7 @@ def test_a_mean_over_epochs_is_the_result_and_survives_a_stop(
         learner = CLIPLoRA().attach(Clip.of(encoder), NAMES, ["{}"])
         plan = TrainingPlan(9, 5, cosine_by_step(1e-2), epoch_shares=shares)
 
-        def watch(step: int, loss: float, accuracy: float) -> None:
+        def watch(step: int, loss: float, accuracy: float, rate: float) -> None:
             if step % 3 == 0:
                 ends.append({k: v.detach().clone() for k, v in learner.parameters.items()})
             if step == stop:
@@ -147,7 +147,7 @@ def test_it_learns(encoder: Encoder) -> None:
     learner = method.attach(clip, NAMES, ["{}"])
     train(
         learner, clip, TrainingPlan(30, 12, cosine_by_step(1e-2)), method.optimizer(learner),
-        pixels, LABELS, seed=1, watch=lambda step, loss, accuracy: losses.append(loss),
+        pixels, LABELS, seed=1, watch=lambda step, loss, accuracy, rate: losses.append(loss),
     )  # fmt: skip
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
@@ -192,7 +192,7 @@ def test_batches_are_permutations_with_the_last_one_kept_or_dropped(encoder: Enc
 
 def test_the_learning_rate_is_the_schedules(encoder: Encoder) -> None:
     asked: list[tuple[int, float]] = []
-    rates: list[float] = []
+    rates: list[tuple[float, float]] = []  # the optimizer's and the one that is told
 
     def schedule(epoch: int, done: float) -> float:
         asked.append((epoch, done))
@@ -204,10 +204,10 @@ def test_the_learning_rate_is_the_schedules(encoder: Encoder) -> None:
     train(
         learner, Clip.of(encoder), TrainingPlan(4, 6, schedule), optimizer,
         lambda rows, epoch: torch.ones(len(rows), 16), LABELS,
-        seed=1, watch=lambda *a: rates.append(optimizer.param_groups[0]["lr"]),
+        seed=1, watch=lambda *a: rates.append((optimizer.param_groups[0]["lr"], a[3])),
     )  # fmt: skip
     assert asked == [(0, 0.0), (0, 0.25), (1, 0.5), (1, 0.75)]
-    assert rates == [0.01, 0.02, 0.03, 0.04]
+    assert rates == [(rate, rate) for rate in (0.01, 0.02, 0.03, 0.04)]
 
 
 def test_another_runs_checkpoint_is_refused(encoder: Encoder, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def trained(encoder: Encoder, checkpoint: Path | None = None, stop: int = 0) -> 
     clip = Clip.of(encoder)
     learner = METHOD.attach(clip, NAMES, TEMPLATES)
 
-    def watch(step: int, loss: float, accuracy: float) -> None:
+    def watch(step: int, loss: float, accuracy: float, rate: float) -> None:
         if step == stop:
             raise KeyboardInterrupt
 

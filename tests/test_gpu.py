@@ -83,7 +83,7 @@ class Run:
         self.skipped = 0
 
     def __call__(self, checkpoint: Path | None = None, stop: int = 0) -> "Run":
-        def watch(step: int, loss: float, accuracy: float) -> None:
+        def watch(step: int, loss: float, accuracy: float, rate: float) -> None:
             self.losses.append(loss)
             if step == stop:
                 raise KeyboardInterrupt
@@ -209,7 +209,7 @@ def test_a_step_that_overflows_float16_is_skipped_and_counted(device: str) -> No
     def objective(features: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
         return (weight - weight.detach()).sum() * gradients[len(seen)]
 
-    def watch(step: int, loss: float, accuracy: float) -> None:
+    def watch(step: int, loss: float, accuracy: float, rate: float) -> None:
         seen.append(weight.detach().clone())
 
     learner = Learner({"w": weight}, 1.0, text, objective=objective)

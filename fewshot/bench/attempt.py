@@ -139,7 +139,7 @@ def _train(how: Attempt, cell: Cell, store: FeatureStore) -> Result:
     n_train = len(source.splits.get("train", ()))
     steps = method.steps(int(cell.protocol.shots), len(source.classnames), n_train)
 
-    def watch(step: int, loss: float, accuracy: float) -> None:
+    def watch(step: int, loss: float, accuracy: float, rate: float) -> None:
         if how.note is not None:
             how.note(f"{method.step_name} {step} of {steps}")
 

@@ -43,13 +43,19 @@ class BenchOutcome:
     failures: dict[str, list[Cell]]
 
 
-def run(bench: Bench, plan: BenchPlan, say: Callable[[str], None]) -> BenchOutcome:
+def run(
+    bench: Bench,
+    plan: BenchPlan,
+    say: Callable[[str], None],
+    note: Callable[[Result], None] = lambda result: None,
+) -> BenchOutcome:
     """Run the cells of the plan that are not done.
 
     Args:
         bench: What was asked for; where results go, and how many processes there are.
         plan: Its cells.
         say: Called with each line for the user.
+        note: Called with each new result, once it is written.
 
     Raises:
         UserError: Another benchmark is writing there, or results cannot be written.
@@ -68,6 +74,7 @@ def run(bench: Bench, plan: BenchPlan, say: Callable[[str], None]) -> BenchOutco
             for cell, outcome, seconds in _outcomes(bench, tasks, display):
                 if isinstance(outcome, Result):
                     log.append(bench.out / "results.jsonl", outcome)
+                    note(outcome)
                     forget(checkpoint_of(bench.out, cell))
                     known[cell.run] = outcome
                     pace.learn(cell.run, seconds)

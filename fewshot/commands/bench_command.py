@@ -19,6 +19,7 @@ from fewshot.commands.options import (
     ImageCropScaleOption,
     ImbalanceOption,
     KnownOption,
+    LogToOption,
     MaxPixelsOption,
     OfficialOption,
     PerClassOption,
@@ -160,6 +161,7 @@ def bench(
     save_memory: SaveMemoryOption = False,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
     per_class: PerClassOption = False,
+    log_to: LogToOption = "none",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs that are not done, and stop.")
     ] = False,
@@ -178,6 +180,7 @@ def bench(
     from fewshot.bench.plan import plan
     from fewshot.bench.trained import TrainOptions
     from fewshot.open_set import parse_known
+    from fewshot.results.loggers import RunLogger
     from fewshot.tables import text
 
     train = TrainOptions(
@@ -222,6 +225,6 @@ def bench(
             print(*(cell.run.label for cell in task), sep="\n")
         return 0
     require_writable({"--out": asked.out})
-    outcome = run(asked, planned, say)
+    outcome = run(asked, planned, say, RunLogger(log_to, asked.out, say).result)
     print(text(mean_table(outcome.runs, per_class=per_class)))
     return 1 if outcome.failures else 0

@@ -19,6 +19,7 @@ from fewshot.commands.options import (
     ImbalanceOption,
     JsonOption,
     KnownOption,
+    LogToOption,
     MethodArgument,
     PromptsOption,
     SaveAdapterOption,
@@ -142,6 +143,7 @@ def fit(
         Path,
         typer.Option(help="File to append results to, one JSON line each.", rich_help_panel=OUTPUT),
     ] = Path("runs/results.jsonl"),
+    log_to: LogToOption = "none",
     as_json: JsonOption = False,
 ) -> None:
     """Fit a method on a few labeled images per class, and test it."""
@@ -153,6 +155,7 @@ def fit(
     from fewshot.open_set import parse_known
     from fewshot.protocol import OFFICIAL, Protocol, Setting
     from fewshot.results.log import append
+    from fewshot.results.loggers import RunLogger
     from fewshot.results.summaries import accuracy_table, class_table
     from fewshot.sample_file import read_sample
     from fewshot.settings import configure
@@ -192,6 +195,7 @@ def fit(
             "--export-sample": export_sample,
         }
     )
+    logger = RunLogger(log_to, results.parent, say)
     setting: Setting = "cross-dataset" if test_on else "few-shot"
     if source is not None:
         setting = "domain-adaptation"
@@ -244,6 +248,7 @@ def fit(
         )
         if result is not None:
             append(results, result)
+            logger.result(result)
             print(result.to_json() if as_json else accuracy_table([result]))
             if result.by_class is not None and not as_json:
                 print(f"\n{text(class_table(result, opened.classnames))}")
@@ -260,6 +265,7 @@ def fit(
             new = [evaluate(opened, method, one, save=save_predictions)]
         for result in new:
             append(results, result)
+            logger.result(result)
             done.append(result)
             if as_json:
                 print(result.to_json(), flush=True)

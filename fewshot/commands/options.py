@@ -243,6 +243,10 @@ PerClassOption = Annotated[
         help="Show mean per-class accuracy too, as for datasets of which it is what is published.",
     ),
 ]
+LogToOption = Annotated[
+    Literal["mlflow", "tensorboard", "wandb", "none"],
+    typer.Option("--log-to", help="Write runs to this logger as well.", rich_help_panel=OUTPUT),
+]
 JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print JSON, one object per line.", rich_help_panel=OUTPUT),

@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache.errors import UserError
+from cache.errors import UserError, count
 
 if TYPE_CHECKING:
     from cache.source import Source
     from fewshot.endtoend.clip import EndToEnd
     from fewshot.endtoend.experiment import Trained
     from fewshot.endtoend.train import Watch
+    from fewshot.results.loggers import RunLogger
 
 
 def train_across(
@@ -32,6 +33,7 @@ def train_across(
     out: Path,
     resume: bool,
     workers: int,
+    logger: "RunLogger",
 ) -> tuple["Trained", Path]:
     """Train in both stages, each with its own progress; what came of it, and the checkpoint.
 
@@ -52,6 +54,7 @@ def train_across(
         out: Folder of the checkpoints.
         resume: Continue from them.
         workers: Threads that decode.
+        logger: Gets the losses of both stages, and the result.
 
     Raises:
         UserError: Another method than two-stage, an unfinished run without `resume`, or what the
@@ -78,7 +81,9 @@ def train_across(
     n_test = len(target.splits.get("test", ()))
     encoder = load(model, device=device, precision=precision)
     tested: list[Callable[[int], None]] = []
-    with contextlib.ExitStack() as stack:
+    pair = f"{source.dataset} to {target.dataset}"
+    name = f"{method.name} {pair} {model} {count(shots, 'shot')}, seed {seed}"
+    with logger.run(name), contextlib.ExitStack() as stack:
 
         def stage(number: int) -> "Watch":
             dataset, plan = plans[number]
@@ -86,7 +91,7 @@ def train_across(
             bars = shown(f"{method.name} on {dataset}", plan.iterations, n_test)
             watch, advance = stack.enter_context(bars)
             tested[:] = [advance]
-            return watch
+            return logger.watching(watch, f"stage {number}/")
 
         trained = run_two_domains(
             method,
@@ -105,4 +110,5 @@ def train_across(
             watch=stage,
             advance=lambda n: tested[0](n),
         )
+        logger.result(trained.result)
     return trained, checkpoint

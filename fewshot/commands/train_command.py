@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cache.errors import UserError
+from cache.errors import UserError, count
 from fewshot.commands.method_names import require_method
 from fewshot.commands.options import (
     COMPUTING,
@@ -24,6 +24,7 @@ from fewshot.commands.options import (
     ImageCropScaleOption,
     JsonOption,
     KnownOption,
+    LogToOption,
     ManifestOption,
     MaxPixelsOption,
     ModelOption,
@@ -112,6 +113,7 @@ def train(
     ] = False,
     workers: WorkersOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
+    log_to: LogToOption = "none",
     as_json: JsonOption = False,
 ) -> None:
     """Train through the model (CoOp, CLIP-LoRA, …), and test."""
@@ -130,6 +132,7 @@ def train(
     from fewshot.endtoend.requirements import require_published
     from fewshot.few_shots import base_and_new
     from fewshot.open_set import checked_known, known_classes, parse_known
+    from fewshot.results.loggers import RunLogger
 
     if save is not None:
         from fewshot.adapters.adapter import require_suffix
@@ -164,6 +167,7 @@ def train(
         raise UserError("--source excludes --known, --base-to-new, --official and --save; give one")
     if official:
         require_published(chosen, changed=[*fixed, *crops_asked(crop_scale, flip)])
+    logger = RunLogger(log_to, out, say)
     source = find(dataset, manifest, root=data_root, max_pixels=max_pixels)
     if labeled is not None:
         first = find(labeled, root=data_root, max_pixels=max_pixels)
@@ -184,6 +188,7 @@ def train(
             out=out,
             resume=resume,
             workers=workers or default_workers(),
+            logger=logger,
         )
         _print(trained, out, checkpoint, as_json)
         return
@@ -212,13 +217,15 @@ def train(
     encoder = load(model, device=device, precision=precision)
     if precision == "bf16" and encoder.device.type == "cpu" and lacks_bf16():
         say("this processor has no instructions for bf16; --precision fp32 is faster")
-    with shown(
+    bars = shown(
         chosen.name,
         steps,
         len(source.splits.get("test", ())),
         chosen.step_name,
         n_classes if chosen.reads_prompts else 0,
-    ) as (watch, advance):
+    )
+    name = f"{chosen.name} {source.dataset} {model} {count(few, 'shot')}, seed {seed}"
+    with logger.run(name), bars as (watch, advance):
         trained = run(
             chosen,
             encoder,
@@ -237,9 +244,10 @@ def train(
             save_memory=save_memory,
             checkpoint=checkpoint,
             workers=workers or default_workers(),
-            watch=watch,
+            watch=logger.watching(watch),
             advance=advance,
         )
+        logger.result(trained.result)
     if skipped := int(trained.result.measures.get("skipped_steps", 0)):
         say(
             f"{skipped} of {steps} steps were skipped, since gradients overflowed float16 (the "

@@ -36,7 +36,7 @@ def shown(
 
         begun: list[tuple[int, float]] = []  # the first step that was seen to end, and when
 
-        def watch(step: int, loss: float, accuracy: float) -> None:
+        def watch(step: int, loss: float, accuracy: float, rate: float) -> None:
             notes = [f"loss {loss:.3f}"]
             notes += [] if math.isnan(accuracy) else [f"{accuracy:.0%} of the batch right"]
             begun.append((step, time.monotonic())) if not begun else None

@@ -3,6 +3,7 @@
 As in `fewshot.endtoend.train`, a run that was killed and resumed ends as one that was not.
 """
 
+import math
 import time
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def evolve(
     checkpoint: Path | None = None,
     about: str = "",
     every: float = 30.0,
-    watch: Watch = lambda step, loss, accuracy: None,
+    watch: Watch = lambda step, loss, accuracy, rate: None,
 ) -> dict[str, float]:
     """Search for the learner's parameters, in place; how often the model was asked, as `queries`.
 
@@ -56,7 +57,7 @@ def evolve(
         first = _resume(search, checkpoint, about)
     saved = time.monotonic()
     for generation in range(first, plan.iterations):
-        watch(generation + 1, *search.step())
+        watch(generation + 1, *search.step(), math.nan)
         if checkpoint is not None and time.monotonic() - saved > every:
             write_checkpoint(checkpoint, about, generation + 1, search.state())
             saved = time.monotonic()

@@ -79,7 +79,7 @@ def run(
     save: Path | None = None,
     workers: int = 2,
     batch_size: int = 64,
-    watch: Watch = lambda step, loss, accuracy: None,
+    watch: Watch = lambda step, loss, accuracy, rate: None,
     advance: Callable[[int], None] = lambda n: None,
     **asked: Unpack[Asked],
 ) -> Trained:
@@ -111,7 +111,7 @@ def run(
         save: A folder to write the predictions into.
         workers: Threads that decode and augment.
         batch_size: Images per forward pass in testing.
-        watch: Called after each training step with step, loss and accuracy on the batch.
+        watch: Called after each training step, as `train.Watch` says.
         advance: Called with the number of test images just classified.
         **asked: Fields of a `Protocol`, such as shots and seed, which take the place of the
             protocol's own.

@@ -25,8 +25,9 @@ from fewshot.endtoend.privacy import private_gradients
 from fewshot.parts.memory import memory_refused
 
 Batches = Callable[[Tensor, int], Tensor]  # rows (B,), epoch -> pixels (B, 3, H, W) or (B, D)
-# Step, loss and accuracy on the batch, which is no number where the images have no labels.
-Watch = Callable[[int, float, float], None]
+# Step, loss, accuracy on the batch and learning rate. The accuracy is NaN where the images have no
+# labels, and the rate where no gradient is followed.
+Watch = Callable[[int, float, float, float], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,7 @@ def train(
     checkpoint: Path | None = None,
     about: str = "",
     every: float = 30.0,
-    watch: Watch = lambda step, loss, accuracy: None,
+    watch: Watch = lambda step, loss, accuracy, rate: None,
 ) -> Ended:
     """Train the learner's parameters in place.
 
@@ -107,8 +108,8 @@ def train(
     for step, (given, truth) in _one_ahead(batch, range(first, plan.iterations)):
         if learner.stage is not None:
             learner.stage(step, plan.iterations)
+        rate = plan.schedule(step // steps, step / plan.iterations)
         for group in optimizer.param_groups:
-            rate = plan.schedule(step // steps, step / plan.iterations)
             group["lr"] = rate * group.get("lr_share", 1.0)
         given = given.to(clip.device, non_blocking=True)
         truth = truth.to(clip.device)
@@ -142,7 +143,7 @@ def train(
         if learner.survey is None:
             right = float((logits.argmax(dim=1) == truth).float().mean())
         trend.add(step + 1, float(loss.detach()))
-        watch(step + 1, float(loss.detach()), right)
+        watch(step + 1, float(loss.detach()), right, rate)
         if checkpoint is not None and time.monotonic() - saved > every:
             save_checkpoint(
                 checkpoint, about, step + 1, learner, optimizer, scaler, averages, trend

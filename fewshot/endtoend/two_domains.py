@@ -60,7 +60,7 @@ def run_two_domains(
     save: Path | None = None,
     workers: int = 2,
     batch_size: int = 64,
-    watch: WatchStage = lambda stage: lambda step, loss, accuracy: None,
+    watch: WatchStage = lambda stage: lambda step, loss, accuracy, rate: None,
     advance: Callable[[int], None] = lambda n: None,
     **asked: Unpack[Asked],
 ) -> Trained:

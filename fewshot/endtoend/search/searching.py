@@ -199,4 +199,4 @@ def _train(net: Supernet, checkpoint: Path, name: str) -> None:
     """Train a supernet, from its checkpoint on where there is one, and show how far it is."""
     total, done = net.plan.iterations, steps_done(checkpoint)
     with progress(f"{name}: steps", total, done) as advance:
-        net.train(checkpoint, lambda step, loss, _: advance(1, f"loss {loss:.3f}"))
+        net.train(checkpoint, lambda step, loss, *_: advance(1, f"loss {loss:.3f}"))
