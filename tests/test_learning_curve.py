@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import nnls
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -15,6 +16,7 @@ from fewshot.classifier import LinearClassifier
 from fewshot.method import Method
 from fewshot.model_selection.folds import folds, held_out
 from fewshot.model_selection.learning_curve import (
+    EXPONENTS,
     CurvePoint,
     Forecast,
     LearningCurve,
@@ -147,6 +149,29 @@ def test_a_power_law_is_followed() -> None:
         low, high = found.gain_interval
         assert low - 1e-3 <= gain <= high + 1e-3
         assert high - low < 0.03  # two points alone bear many a curve
+
+
+def by_scipy(images: list[float], errors: list[float], sigma: list[float], n: float) -> float:
+    """The error at n images of the best curve through three points, its exponents one by one."""
+    points, wide = np.array(images), np.array(sigma)
+    residuals: dict[float, float] = {}
+    for c in EXPONENTS:
+        basis = np.stack([points**0, points**-c], axis=1) / wide[:, None]
+        (a, b), residual = nnls(basis, np.array(errors) / wide)
+        residuals[a + b * n**-c] = residual
+    return min(residuals, key=lambda error: residuals[error])
+
+
+@pytest.mark.parametrize(
+    "errors", [(0.4, 0.3, 0.28), (0.4, 0.3, 0.1), (0.2, 0.3, 0.35), (0.3, 0.1, 0.2)]
+)
+def test_the_curve_is_that_of_non_negative_least_squares(errors: tuple[float, ...]) -> None:
+    points = [CurvePoint(2**i, 10 * 2**i, 1 - e, 0.01 * 2**i) for i, e in enumerate(errors)]
+    shares = [[p.accuracy - 0.01, p.accuracy + 0.01] for p in points]
+    twice, four = forecasts(points, shares, present=50, n_judged=10**6)
+    for found, n in ((twice, 100), (four, 200)):
+        expected = by_scipy([10, 20, 40], list(errors), [0.01, 0.02, 0.04], n)
+        assert found.accuracy == pytest.approx(1 - expected, abs=1e-9)
 
 
 def test_a_falling_curve_promises_no_gain() -> None:

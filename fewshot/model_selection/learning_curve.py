@@ -30,6 +30,7 @@ MORE = (2, 4)  # times the present labels
 REFITS = 200
 WIDEST = 0.3  # interval of a forecast that is shown: wider than 30 points it says little
 EXPONENTS = np.geomspace(0.05, 2, 40)  # candidates for c
+ALIKE = 1e-18  # squares of standard errors by which fits differ in their rounding only
 Array = NDArray[np.float64]
 
 
@@ -222,17 +223,21 @@ def _extrapolated(images: Array, errors: Array, sigma: Array, times: Array) -> A
     """The errors at `times` of the curve a + b n^-c through those at (P,) images, a, b >= 0.
 
     For each c of `EXPONENTS` the best a and b are a matter of non-negative least squares, so no
-    search can go astray.
+    search can go astray. Of two unknowns one may be zero, the other, or neither: the best of these
+    is the answer. Of exponents that fit alike, as many do through two points, the smallest counts.
     """
-    from scipy.optimize import nnls
-
-    least, found = np.inf, times
-    for c in EXPONENTS:
-        basis = np.stack([np.ones_like(images), images**-c], axis=1)
-        (a, b), residual = nnls(basis / sigma[:, None], errors / sigma)
-        if residual < least:
-            least, found = residual, a + b * times**-c
-    return np.asarray(found, np.float64)
+    falling = images ** -EXPONENTS[:, None]  # (E, P)
+    weights = sigma**-2
+    n, x, xx = weights.sum(), falling @ weights, falling**2 @ weights
+    y, xy = weights @ errors, falling @ (weights * errors)
+    none, spread = np.zeros_like(x), n * xx - x * x
+    a = np.stack([none + y / n, none, (xx * y - x * xy) / spread])  # (3, E)
+    b = np.stack([none, xy / xx, (n * xy - x * y) / spread])
+    off = (((a[..., None] + b[..., None] * falling - errors) / sigma) ** 2).sum(axis=-1)
+    off[(a < 0) | (b < 0)] = np.inf
+    e = int(np.argmax(off.min(axis=0) <= off.min() + ALIKE))
+    best = off[:, e].argmin()
+    return np.asarray(a[best, e] + b[best, e] * times ** -EXPONENTS[e], np.float64)
 
 
 def _interval(value: float, resampled: Array, n_draws: int, least: float) -> tuple[float, float]:
