@@ -5,6 +5,7 @@ code 2; Ctrl-C is 130. Heavy imports wait until a command needs them.
 """
 
 import errno
+import functools
 import io
 import os
 import sys
@@ -80,6 +81,10 @@ for name, command in COMMANDS.items():
     app.command(name, cls=HelpPage)(command)
 
 
+# Building the tree of commands takes longer than many of them, and a program may run several.
+tree = functools.cache(typer.main.get_command)
+
+
 def _print_version(asked: bool) -> None:
     if asked:
         from importlib.metadata import version
@@ -108,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     command = next((word for word in given if word in COMMANDS), "")
     try:
-        code = app(args=given or ["--help"], standalone_mode=False) or 0
+        code = tree(app)(args=given or ["--help"], standalone_mode=False) or 0
     except UserError as error:
         return _fail(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 import cli
 from cache import progress
@@ -171,7 +170,7 @@ def test_the_command_that_repeats_a_failed_run_has_the_options_of_train(
         "--out runs/bench --data-root 'my data' --device cpu --precision fp32 "
         "--crop-scale 0.5 1.0 --no-flip --save-memory --max-pixels 9"
     )
-    group: Any = typer.main.get_command(cli.app)
+    group: Any = cli.tree(cli.app)
     _, name, *words = shlex.split(command)
     parsed = group.commands[name].make_context(name, words).params
     assert parsed["crop_scale"] == (0.5, 1.0)

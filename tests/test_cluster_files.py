@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
 
 import cli
@@ -39,7 +38,7 @@ def words(script: str, stand_ins: Path, **environment: str) -> list[str]:
 
 def options(found: list[str]) -> dict[str, Any]:
     """What the command line makes of these arguments of `fewshot`; it fails on unknown ones."""
-    group: Any = typer.main.get_command(cli.app)
+    group: Any = cli.tree(cli.app)
     context = group.commands[found[0]].make_context(found[0], found[1:])
     return dict(context.params)
 

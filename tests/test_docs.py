@@ -83,7 +83,7 @@ def parse(words: list[str]) -> None:
     """Fail unless there is such a command and it takes these options and arguments."""
     if words[0] != "fewshot":
         return
-    group: Any = typer.main.get_command(cli.app)
+    group: Any = cli.tree(cli.app)
     assert words[1] in group.commands, " ".join(words)
     with contextlib.suppress(typer.Exit):
         group.commands[words[1]].make_context(words[1], words[2:])

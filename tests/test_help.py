@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
-import typer
 
 import cli
 from cache import encoder, engines, images, loading
@@ -24,7 +23,7 @@ from fewshot.protocol import SETTINGS
 from fewshot.tables import FORMATS
 
 ROOT = Path(__file__).parents[1]
-GROUP: Any = typer.main.get_command(cli.app)
+GROUP: Any = cli.tree(cli.app)
 COMMANDS = sorted(GROUP.commands)
 
 

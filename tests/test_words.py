@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 import cli
 
@@ -60,7 +59,7 @@ STARTS = ("What ", "Whether ", "Those ", "Whose ", "Do nothing")
 
 def helps() -> Texts:
     """Where and what: the help of every command and option."""
-    group: Any = typer.main.get_command(cli.app)
+    group: Any = cli.tree(cli.app)
     for name, command in group.commands.items():
         yield f"fewshot {name}", command.help
         for parameter in command.params:
