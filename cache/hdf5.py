@@ -5,6 +5,7 @@ import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -227,16 +228,30 @@ def reserve(file: Any, name: str, shape: tuple[int, ...], dtype: str) -> None:
 def write_strings(group: Any, name: str, value: str | Sequence[str]) -> None:
     """Text in fields of one width: HDF5's own strings lie in a heap without checksums.
 
-    One changed bit in that heap, and reading it never ends.
+    One changed bit in that heap, and reading it never ends. Of many texts, a few at a time are in
+    memory.
     """
     texts = [value] if isinstance(value, str) else value
-    encoded = [text.encode(errors="surrogatepass") for text in texts]
-    for text, code in zip(texts, encoded, strict=True):
-        if b"\0" in code or code != text.encode(errors="replace"):
-            raise UserError(f"{text!r} is no valid UTF-8 and cannot be stored; rename it")
-    field = h5py.string_dtype("utf-8", max(map(len, [b"-", *encoded])))
-    data = np.array(encoded, dtype=field)
-    group.create_dataset(name, data=data[0] if isinstance(value, str) else data, dtype=field)
+    width = max(len(code) for code in chain([b"-"], map(_encoded, texts)))
+    field, remaining, start = h5py.string_dtype("utf-8", width), iter(texts), 0
+    shape = () if isinstance(value, str) else (len(texts),)
+    dataset = group.create_dataset(name, shape, field)
+    while some := list(map(_encoded, islice(remaining, _TEXTS))):
+        block = np.array(some, field)
+        dataset[() if isinstance(value, str) else slice(start, start + len(some))] = (
+            block[0] if isinstance(value, str) else block
+        )
+        start += len(some)
+
+
+_TEXTS = 2**16  # that are written at once
+
+
+def _encoded(text: str) -> bytes:
+    code = text.encode(errors="surrogatepass")
+    if b"\0" in code or code != text.encode(errors="replace"):
+        raise UserError(f"{text!r} is no valid UTF-8 and cannot be stored; rename it")
+    return code
 
 
 def digest(path: Path, dataset: Any) -> str:

@@ -108,11 +108,38 @@ class Items(Sequence[Item]):
     __hash__ = None  # type: ignore[assignment]  # as of a list
 
 
+class Paths(Sequence[str]):
+    """The paths of items, each made when it is asked for."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[str]:
+        return paths_of(self._items)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> "Paths": ...
+    def __getitem__(self, row: int | slice) -> "str | Paths":
+        if isinstance(row, slice):
+            return Paths(self._items[row])
+        return self._items[row].path
+
+
 def labels_of(items: Sequence[Item]) -> NDArray[np.int64]:
     """(N,) class ids of items."""
     if isinstance(items, Items):
         return items.labels.astype(np.int64)
     return np.fromiter((item.label for item in items), np.int64, len(items))
+
+
+def paths_of(items: Sequence[Item]) -> Iterator[str]:
+    """The paths of items in order, of which a few at a time are in memory."""
+    return items.paths() if isinstance(items, Items) else (item.path for item in items)
 
 
 def chosen_items(items: Sequence[Item], rows: Iterable[int]) -> Sequence[Item]:

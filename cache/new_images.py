@@ -13,7 +13,10 @@ from cache.errors import UserError
 from cache.shards import CENTER, Cropping, Encoded, Shard, Wanted
 from cache.skipped import Skipped
 
-ROWS = 512  # in a shard; half a minute of a ViT-B on two cores is what a kill costs at most
+# In a shard, which is what a kill or a lost worker costs at most: half a minute of a ViT-B on two
+# cores, or as many large photos as one core decodes in that time.
+ROWS = 512
+BYTES = 2**28  # of image files
 Group = tuple[str, range]  # a split, and places among its rows that are encoded
 
 
@@ -62,6 +65,7 @@ class NewImages:
     ) -> Iterator[Shard]:
         """The images to encode, by and by; `advance` gets the number of those known by content."""
         waiting: list[tuple[_Place, Wanted]] = []
+        size = 0
         for split, places in some:
             unsure = [place for place in places if not self._known[split][place]]
             if unsure and not self._is_far(split, unsure[0]):
@@ -71,9 +75,10 @@ class NewImages:
             for place, crops in missing.items():
                 image = Wanted(self.digests.path(split, place), crops)
                 waiting.append((_Place(split, place), image))
-            if len(waiting) >= ROWS:
-                yield self._shard(waiting[:ROWS])
-                waiting = waiting[ROWS:]
+                size += self._size(image.path)
+                if len(waiting) == ROWS or size >= BYTES:
+                    yield self._shard(waiting)
+                    waiting, size = [], 0
         if waiting:
             yield self._shard(waiting)
 
@@ -142,6 +147,13 @@ class NewImages:
         """True where reading an image just to find it known costs more than encoding it again."""
         place_of_it = self.digests.source.images.place(self.digests.path(split, place))
         return self.digests.trust and is_remote(place_of_it)
+
+    def _size(self, path: str) -> int:
+        """The bytes of an image; 0 where it cannot be read, of which its shard says why."""
+        try:
+            return self.digests.source.size(path)
+        except OSError:
+            return 0
 
     def _shard(self, images: Sequence[tuple[_Place, Wanted]]) -> Shard:
         number = self._n_shards

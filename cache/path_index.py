@@ -44,9 +44,9 @@ def _narrowed(column: NDArray[Any]) -> NDArray[Any]:
     return column.astype(np.uint32) if fits else column
 
 
-def path_keys(paths: Iterable[str]) -> NDArray[np.uint64]:
-    """(n,) keys of n paths."""
-    return np.fromiter(map(_key, paths), np.uint64)
+def path_keys(paths: Iterable[str], n: int = -1) -> NDArray[np.uint64]:
+    """(n,) keys of n paths; with their number, no more memory is taken than they need."""
+    return np.fromiter(map(_key, paths), np.uint64, n)
 
 
 def _key(path: str) -> np.uint64:

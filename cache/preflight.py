@@ -5,18 +5,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import compress, islice
 from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache.errors import UserError, count, none_can, printable
+from cache.items import Item, Items, paths_of
 from cache.path_index import path_keys
 from cache.progress import progress
 from cache.skipped import Skipped, cannot_read, listed
 from cache.source import Source
 
+_KEYS = 2**16  # keys of paths that are compared at once
 _CHUNK = 256  # files per task of a thread
 _NAMED = 5  # of many classes, how many are named
 MISSING = "no such file"
@@ -128,12 +130,11 @@ def check(
     """
     unreadable = tuple(_unreadable(source, rows, workers, advance))
     n_classes = len(source.classnames)
-    counts = {
-        split: _per_class((label for item in items for label in item.labels), n_classes)
-        for split, items in source.splits.items()
-    }
+    counts = {split: _per_class(items, n_classes) for split, items in source.splits.items()}
     # A number for each path, for a set of ten million paths would take gigabytes.
-    keys = {s: path_keys(item.path for item in items) for s, items in source.splits.items()}
+    keys = {s: path_keys(paths_of(items), len(items)) for s, items in source.splits.items()}
+    for some in keys.values():
+        some.sort()
     return Preflight(
         source=source,
         counts=counts,
@@ -164,9 +165,24 @@ def check_files(source: Source, train_rows: Sequence[int] | None = None) -> Pref
         return check(source, rows=rows, advance=advance)
 
 
-def _per_class(labels: Iterable[int], n_classes: int) -> tuple[int, ...]:
-    counted = Counter(labels)
+def _per_class(items: Sequence[Item], n_classes: int) -> tuple[int, ...]:
+    """(C,) images of each class; labels out of range count for none."""
+    if isinstance(items, Items):
+        labels = items.labels[_in_range(items.labels, n_classes)]
+        return tuple(np.bincount(labels, minlength=n_classes).tolist())
+    counted = Counter(label for item in items for label in item.labels)
     return tuple(counted[label] for label in range(n_classes))
+
+
+def _in_range(labels: NDArray[np.int32], n_classes: int) -> NDArray[np.bool_]:
+    return (labels >= 0) & (labels < n_classes)
+
+
+def _out_of_range(items: Sequence[Item], n_classes: int) -> Sequence[Item]:
+    """The items of which a label is no class."""
+    if isinstance(items, Items):
+        return items.chosen(np.flatnonzero(~_in_range(items.labels, n_classes)).tolist())
+    return [i for i in items if not 0 <= min(i.labels) <= max(i.labels) < n_classes]
 
 
 def _class_problems(source: Source) -> Iterator[str]:
@@ -174,9 +190,7 @@ def _class_problems(source: Source) -> Iterator[str]:
     if n_classes < 2:
         yield f"a classifier needs two classes at least, got {n_classes}"
     for split, items in () if source.unlabeled else source.splits.items():
-        wrong = [
-            item for item in items if not 0 <= min(item.labels) <= max(item.labels) < n_classes
-        ]
+        wrong = _out_of_range(items, n_classes)
         if wrong:
             yield (
                 f"{count(len(wrong), f'{split} label is', f'{split} labels are')} out of range "
@@ -215,9 +229,8 @@ def _unreadable_problems(
     folder = source.images.place("")
     for split, items in source.splits.items():
         there = [item for item in items if (split, item.path) not in lost]
-        labels = [label for item in there for label in item.labels]
-        left = _per_class(labels, len(source.classnames))
-        if items and not labels:
+        left = _per_class(there, len(source.classnames))
+        if items and not there:
             yield f"{none_can(len(items), f'{split} image')} be read; is {folder} right?"
         elif split == "train":
             pairs = zip(counts[split], left, strict=True)
@@ -230,14 +243,34 @@ def _leaks(source: Source, keys: Mapping[str, NDArray[np.uint64]]) -> Iterator[s
     splits = list(source.splits)
     for i, one in enumerate(splits):
         for other in splits[i + 1 :]:
-            alike = np.intersect1d(keys[one], keys[other])
+            alike = _in_both(keys[one], keys[other])
             if not len(alike):
                 continue
-            first, second = ({item.path for item in source.splits[split]} for split in (one, other))
+            first, second = (_with_keys(source.splits[s], alike) for s in (one, other))
             both = sorted(first & second)
             if both:
                 images_are = count(len(both), "image is", "images are")
                 yield f"{images_are} in {one} and in {other}, first: {both[0]}"
+
+
+def _in_both(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The keys that two ascending lists share, found without a copy of either."""
+    if not len(other):
+        return other
+    found = []
+    for start in range(0, len(one), _KEYS):
+        some = one[start : start + _KEYS]
+        at = np.minimum(np.searchsorted(other, some), len(other) - 1)
+        found.append(some[other[at] == some])
+    return np.concatenate(found) if found else one
+
+
+def _with_keys(items: Sequence[Item], keys: NDArray[np.uint64]) -> set[str]:
+    """The paths that have one of the keys."""
+    paths, found = paths_of(items), set[str]()
+    while some := list(islice(paths, _KEYS)):
+        found.update(compress(some, np.isin(path_keys(some), keys)))
+    return found
 
 
 def _notes(
@@ -254,8 +287,8 @@ def _notes(
             f"classes called {' and '.join(map(ascii, names))} have the same prompts; if they are "
             "one class, put their images together"
         )
-    for split, items in source.splits.items():
-        repeated = len(items) - len(np.unique(keys[split]))
+    for split in source.splits:
+        repeated = int(np.sum(keys[split][1:] == keys[split][:-1]))
         if repeated:
             rows_repeat = count(repeated, f"{split} row repeats", f"{split} rows repeat")
             yield f"{rows_repeat} an image of the same split"

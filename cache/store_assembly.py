@@ -5,7 +5,7 @@ same encoder, are not written again, and not read.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from cache.errors import UserError
 from cache.identity import Recipe
 from cache.image_tower import ImageTower
+from cache.items import Paths, chosen_items, labels_of
 from cache.new_images import Group, NewImages
 from cache.parts import PART_BYTES, StorePart, create_part, open_part, parts_folder, remove_others
 from cache.source import Item, Source
@@ -102,7 +103,7 @@ def assemble(
     remove_others(folder, {part.file for some in parts.values() for part in some})
 
 
-def _label_sets(source: Source, items: list[Item]) -> NDArray[np.uint8] | None:
+def _label_sets(source: Source, items: Sequence[Item]) -> NDArray[np.uint8] | None:
     """(N, C) 1 for each class of each item; None where each has one."""
     if not source.multi_label:
         return None
@@ -123,18 +124,20 @@ def _write_split(
     parts: list[StorePart] | None,
 ) -> None:
     items = source.splits[split]
-    kept = [row for row in range(len(items)) if (split, row) not in images.skipped]
+    lost = sorted(row for of, row in images.skipped if of == split)
+    kept = np.delete(np.arange(len(items)), lost)
+    there = chosen_items(items, kept.tolist()) if lost else items
     chosen = images.digests.rows[split]
-    encoded = [row for row in chosen.tolist() if (split, row) not in images.skipped]
+    encoded = chosen[np.isin(chosen, lost, invert=True)]
     dim = int(writer.identity["model"]["dim"])
     writer.split(
         split,
-        labels=np.array([items[row].label for row in kept], dtype=np.int64),
-        label_sets=_label_sets(source, [items[row] for row in kept]),
-        paths=[items[row].path for row in kept],
+        labels=labels_of(there),
+        label_sets=_label_sets(source, there),
+        paths=Paths(there),
         dim=dim,
         pooled_dim=pooled_dim,
-        rows=None if encoded == kept else np.searchsorted(kept, encoded),
+        rows=None if np.array_equal(encoded, kept) else np.searchsorted(kept, encoded),
         n_views=recipe.views if split == "train" else 0,
         parts=parts,
     )

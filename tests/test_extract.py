@@ -433,6 +433,24 @@ def test_an_unknown_engine_is_refused(photos: Source, encoder: Encoder, tmp_path
         extract(photos, encoder, recipe_of(photos), tmp_path / "s.h5", engine="rya")
 
 
+def test_a_shard_ends_where_its_images_have_enough_bytes(
+    photos: Source, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def noted(cropping: Any, shard: Any, *rest: Any, **options: Any) -> Any:
+        sizes.append(len(shard.images))
+        return encode_shard(cropping, shard, *rest, **options)
+
+    monkeypatch.setattr(engines, "encode_shard", noted)
+    for name in ("whole", "small"):
+        extract(photos, encoder, recipe_of(photos), tmp_path / f"{name}.h5")
+        monkeypatch.setattr(new_images, "BYTES", 2 * 1300)  # each photo has some 1,300
+    assert sizes[0] == 30
+    assert set(sizes[1:]) <= {1, 2, 3}
+    assert (tmp_path / "small.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
 def test_images_of_one_shard_start_no_process_and_have_the_bytes_of_one(
     photos: Source, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

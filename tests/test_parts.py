@@ -107,6 +107,22 @@ def test_rows_are_read_from_their_parts_alone(
         store.features("train", [6])
 
 
+def test_a_long_list_of_paths_is_compared_when_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = write_parted(tmp_path / "s.h5")
+    content = bytearray(store.path.read_bytes())
+    content[store.contents.files[0].places["train/paths"].offset] ^= 1
+    store.path.write_bytes(content)
+    with pytest.raises(UserError, match="the bytes of /train/paths are not"):
+        FeatureStore.open(store.path)
+    monkeypatch.setattr("cache.store_format.CHECKED", 0)
+    split = FeatureStore.open(store.path).split("train")
+    assert split.features([3]).shape == (1, DIM)
+    with pytest.raises(UserError, match="the bytes of /train/paths are not"):
+        _ = split.paths
+
+
 def test_a_part_that_is_not_the_listed_one_is_refused(tmp_path: Path) -> None:
     path = write_parted(tmp_path / "s.h5").path
     other = write_parted(tmp_path / "other.h5", (5, 5, 3)).path.with_suffix(".parts")

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from cache.decode import NO_IMAGE
+from cache.items import Items
 from cache.manifest import load_manifest
 from cache.preflight import MISSING, check
 from cache.resolving import resolve, resolve_folder, resolve_table
@@ -173,6 +174,20 @@ def test_counts_other_than_the_manifests_are_a_problem(tmp_path: Path) -> None:
     )
     no_val = replace(pets, splits={s: SPLITS[s] for s in ("train", "test")}, sizes={"val": 2})
     assert "val must have 2 images, got 0" in check(no_val).problems
+
+
+def test_items_in_columns_have_the_same_report(tmp_path: Path) -> None:
+    splits = {
+        "train": (Item("b.png", 1), Item("a.png", 0), Item("x.png", 7), Item("b.png", 1)),
+        "test": (Item("c.png", 0), Item("b.png", -1), Item("a.png", 0)),
+    }
+    one = check(source(tmp_path, splits))
+    assert any("1 train label is out of range 0..1, first: 7 of x.png" in p for p in one.problems)
+    assert any("2 images are in train and in test, first: a.png" in p for p in one.problems)
+    assert "1 train row repeats an image of the same split" in one.notes
+    columns = {s: Items.of([i.path for i in of], [i.label for i in of]) for s, of in splits.items()}
+    other = check(replace(one.source, splits=columns))
+    assert (other.problems, other.notes, other.counts) == (one.problems, one.notes, one.counts)
 
 
 def test_names_that_repeat_are_noted_and_kept_apart(tmp_path: Path) -> None:
