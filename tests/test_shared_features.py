@@ -93,8 +93,10 @@ def test_a_machine_that_is_lost_is_replaced_by_one_that_encodes_the_rest_of_its_
     machine("next", share="memory://bucket/features", part=(1, 2))
     assert len(encoded) == 8  # what is damaged is encoded again
     assert remote.glob("/bucket/features/*/1-of-2/*.features") == [first, second]
-    machine("again", share="memory://bucket/features", part=(1, 2))
+    said: list[str] = []
+    machine("again", share="memory://bucket/features", part=(1, 2), say=said.append)
     assert len(encoded) == 8
+    assert said[0].startswith("8 images encoded by other machines")  # of this share alone
 
 
 def test_a_folder_is_shared_as_a_url_is_and_features_of_another_batch_are_not_taken(
