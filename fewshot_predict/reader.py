@@ -8,10 +8,10 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import onnxruntime
@@ -158,12 +158,47 @@ def files(names: Sequence[str]) -> Iterator[Path]:
             yield path
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def classify_files(
+    folder: Path | str,
+    images: Sequence[str],
+    *,
+    top: int = 5,
+    form: str = "table",
+    out: TextIO,
+    say: Callable[[str], None],
+) -> None:
     """Print the most probable classes of each image, or its labels where it may have several.
 
-    Returns:
-        The exit code: 2 where nothing could be classified.
+    Args:
+        folder: That of the exported classifier.
+        images: Files, or folders of them.
+        top: Number of classes to print.
+        form: `table` or `jsonl`.
+        out: Gets one line for each image.
+        say: Called with a sentence for each image that cannot be read.
+
+    Raises:
+        ReaderError: There is no such classifier, or nothing could be classified.
     """
+    if top < 1:
+        raise ReaderError(f"--top must be at least 1; got {top}")
+    reader = Reader(folder)
+    done = 0
+    for path in files(images):
+        try:
+            answer = reader.classify(path)
+        except Exception as error:  # decoders raise more than OSError
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            say(f"cannot read {path}: {reason}")
+            continue
+        done += 1
+        print(answer.line(path, top, form), file=out, flush=True)
+    if not done:
+        raise ReaderError("none of the images can be read; give others")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command `fewshot-predict`; its exit code is 2 after a mistake of the user's."""
     parser = argparse.ArgumentParser(
         prog="fewshot-predict",
         description="Classify images with what `fewshot export --to onnx` wrote.",
@@ -173,22 +208,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--top", type=int, default=5, help="number of classes to print (5)")
     parser.add_argument("--format", choices=("table", "jsonl"), default="table")
     asked = parser.parse_args(arguments)
-    done = 0
     try:
-        if asked.top < 1:
-            raise ReaderError(f"--top must be at least 1; got {asked.top}")
-        reader = Reader(asked.folder)
-        for path in files(asked.images):
-            try:
-                answer = reader.classify(path)
-            except Exception as error:  # decoders raise more than OSError
-                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-                print(f"cannot read {path}: {reason}", file=sys.stderr)
-                continue
-            done += 1
-            print(answer.line(path, asked.top, asked.format), flush=True)
-        if not done:
-            raise ReaderError("none of the images can be read; give others")
+        classify_files(
+            asked.folder,
+            asked.images,
+            top=asked.top,
+            form=asked.format,
+            out=sys.stdout,
+            say=lambda line: print(line, file=sys.stderr),
+        )
     except ReaderError as error:
         print(f"fewshot-predict: {error}", file=sys.stderr)
         return 2

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from cache.images import Preprocess
+from cli import main
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -97,6 +98,44 @@ def test_an_image_may_have_several_labels_or_none(
         shown = capsys.readouterr().out
         assert all(name in shown for name in labels or {"none"})
         assert "bee" not in shown
+
+
+def test_fewshot_predict_says_the_same_of_an_exported_folder(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo(60, 41).save(tmp_path / "a.png")
+    for more in ([], ["--format", "jsonl", "--top", "2"]):
+        words = [str(folder), str(tmp_path / "a.png"), str(tmp_path / "none.png"), *more]
+        assert reader.main(words) == 0
+        expected = capsys.readouterr()
+        assert main(["predict", *words]) == 0
+        assert capsys.readouterr() == expected
+        assert "cannot read" in expected.err
+
+
+def test_fewshot_predict_refuses_what_an_exported_folder_cannot_do(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    photo(60, 41).save(tmp_path / "a.png")
+    words = ["predict", str(folder), str(tmp_path / "a.png")]
+    for more, problem in (
+        (
+            ["--unknown", "--coverage", "0.9"],
+            "only an adapter's file takes --unknown and --coverage; give that",
+        ),
+        (["--format", "csv"], "only an adapter's file takes --format csv"),
+        (["--top", "0"], "--top must be at least 1"),
+    ):
+        assert main([*words, *more]) == 2
+        assert problem in capsys.readouterr().err
+    assert main(["predict", str(tmp_path), str(tmp_path / "a.png")]) == 2
+    assert "no model.onnx in" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "fewshot_predict.reader", None)
+    assert main(words) == 2
+    assert "pip install ./fewshot_predict" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])

@@ -170,8 +170,24 @@ def predict(
 ) -> None:
     """Classify images with a saved adapter.
 
-    Unreadable images are reported and skipped.
+    ADAPTER may also be the folder that `fewshot export --to onnx` wrote. Unreadable images are
+    reported and skipped.
     """
+    if images and adapter.is_dir():
+        from fewshot.adapters.exported_folder import classify_exported
+
+        unused = {
+            "--store": bool(store), "--split": split is not None,
+            "--shard": shard is not None, "--out": out is not None,
+            f"--format {form}": form not in ("table", "jsonl"),
+            "--min-confidence": min_confidence > 0, "--unknown": unknown,
+            "--coverage": coverage is not None, "--model": model is not None,
+            "--device": device != "auto", "--precision": precision != "auto",
+        }  # fmt: skip
+        classify_exported(
+            adapter, images, top=top, form=form, out=sys.stdout, say=say, unused=unused
+        )
+        return
     if store:
         if images:
             raise UserError("give images or --store, not both")
