@@ -1,7 +1,7 @@
 """The one exception a user's mistake raises, and the sentence for a misspelt name."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 SHOWN = 25  # names that fit an error still called one line
 NEAREST = 5  # names shown of more than that
@@ -34,6 +34,12 @@ def excerpt(value: object) -> str:
 def count(n: int, noun: str, plural: str = "") -> str:
     """Return such as "1 photo" and "1,200 photos"."""
     return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"
+
+
+def some(names: Sequence[str]) -> str:
+    """Return such as "'a', 'b', 'c' and 4 more"."""
+    more = f" and {len(names) - NEAREST:,} more" if len(names) > NEAREST else ""
+    return ", ".join(map(excerpt, names[:NEAREST])) + more
 
 
 def none_can(n: int, noun: str) -> str:

@@ -153,19 +153,23 @@ def parse_profile(profile: str) -> tuple[str, float]:
     return kind, ratio
 
 
-def everything(train_labels: ArrayLike, classnames: Sequence[str], *, seed: int) -> Sample:
+def everything(
+    train_labels: ArrayLike, classnames: Sequence[str], *, seed: int, every_class: bool = True
+) -> Sample:
     """All rows of a train split, as a sample whose `shots` are those of its largest class.
 
     Args:
         train_labels: (N,) class ids of the train split.
         classnames: C names by class id.
         seed: The seed that the sample is to have; nothing is drawn.
+        every_class: Refuse a class without an image.
 
     Raises:
-        UserError: A class has no image.
+        UserError: A class has no image, where that is refused.
     """
     labels = np.asarray(train_labels, np.int64)
-    require_shots("train", labels, classnames, 1, exactly=False)
+    if every_class:
+        require_shots("train", labels, classnames, 1, exactly=False)
     return Sample(int(np.bincount(labels).max()), seed, np.arange(len(labels)))
 
 

@@ -210,6 +210,8 @@ def test_the_official_recipe_draws_clip_loras_own_few_shots(
         ),
         (["coop", *DIGITS, "--device", "cuda"], "torch sees no CUDA device here"),
         (["coop", *DIGITS, "--shots", "999"], "999 train images of every class are needed"),
+        (["coop", *DIGITS, "--shots", "0"], "--shots must be a whole number, 1 or more, or all"),
+        (["coop", *DIGITS, "--shots", "all", "--base-to-new"], "of each class; give --shots K"),
         (["coop", "--dataset", "nowhere"], "unknown dataset 'nowhere'"),
     ],
 )

@@ -31,6 +31,7 @@ from fewshot.endtoend.experiment import Trained, run
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.methods.cocoop import CoCoOp
 from fewshot.endtoend.methods.coop import CoOp
+from fewshot.endtoend.methods.ett import ETT
 from fewshot.endtoend.methods.kgcoop import KgCoOp
 from fewshot.endtoend.methods.prograd import ProGrad
 from fewshot.endtoend.training_set import TrainingSet
@@ -70,7 +71,7 @@ def trained(
     """Of two shots, with the steps that were taken."""
     steps: list[int] = []
     options = {"watch": lambda step, loss, accuracy, rate: steps.append(step)} | options
-    return run(method, encoder, source, shots=2, seed=5, **options), steps
+    return run(method, encoder, source, **{"shots": 2, "seed": 5, **options}), steps
 
 
 def equal(one: Trained, other: Trained) -> bool:
@@ -475,3 +476,21 @@ def test_a_loss_that_falls_is_no_complaint_and_one_that_stays_is_after_a_stop_to
     assert steps_done(checkpoint) == 24
     assert complaint(1e-9, checkpoint=checkpoint) == said
     assert complaint(1e-9, checkpoint=checkpoint) == said  # of a finished run
+
+
+def test_all_shots_are_all_images_and_a_class_without_any_is_known_by_its_text(
+    encoder: Encoder, source: Source
+) -> None:
+    train = source.splits["train"]
+    kept = [x for x in train if x.label == 0] + [x for x in train if x.label == 2][:2]
+    unequal = replace(source, splits={**source.splits, "train": tuple(kept)})
+    done, steps = trained(LORA, encoder, unequal, shots="all")
+    result = done.result
+    assert (result.n_support, result.shots, result.setting) == (7, 5, "imbalanced")
+    assert steps[-1] == LORA.iterations_per_shot * 4  # of 3.5 images a class on average
+    assert done.learner.text().shape[0] == 3
+    refused = "starts from train images of every class, and 'green' has none"
+    with pytest.raises(UserError, match=refused):
+        run(ETT(), encoder, unequal, shots="all")
+    with pytest.raises(UserError, match="sets everything itself; got shots all"):
+        run(COOP, encoder, unequal, shots="all", official=True)

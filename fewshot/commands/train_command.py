@@ -1,11 +1,11 @@
 """`train`: adapt with gradients through the model, and test."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cache.errors import UserError, count
+from cache.errors import UserError, count, some
 from fewshot.commands.method_names import require_method
 from fewshot.commands.options import (
     COMPUTING,
@@ -34,7 +34,6 @@ from fewshot.commands.options import (
     SaveMemoryOption,
     ScoreOption,
     SettingsOption,
-    ShotsOption,
     StoreOption,
     SynthesizeOption,
     ThresholdOption,
@@ -59,7 +58,14 @@ def train(
     manifest: ManifestOption = None,
     data_root: DataRootOption = None,
     model: ModelOption = DEFAULT_MODEL,
-    shots: ShotsOption = 16,
+    shots: Annotated[
+        str,
+        typer.Option(
+            metavar="INTEGER|all",
+            help="Training images per class; or all, of which a class may have none.",
+            rich_help_panel=FEW_SHOT,
+        ),
+    ] = "16",
     seed: Annotated[
         int,
         typer.Option(
@@ -129,9 +135,11 @@ def train(
     from fewshot.endtoend.methods import configure
     from fewshot.endtoend.privacy import spent
     from fewshot.endtoend.processor import lacks_bf16
-    from fewshot.endtoend.requirements import require_published
+    from fewshot.endtoend.requirements import require_published, require_splits
+    from fewshot.endtoend.training_set import TrainingSet
     from fewshot.few_shots import base_and_new
     from fewshot.open_set import checked_known, known_classes, parse_known
+    from fewshot.protocol import Protocol
     from fewshot.results.loggers import RunLogger
 
     if save is not None:
@@ -165,18 +173,21 @@ def train(
         raise UserError("--threshold is for domain adaptation; give --source as well")
     if labeled is not None and (known is not None or base_to_new or official or save is not None):
         raise UserError("--source excludes --known, --base-to-new, --official and --save; give one")
+    k = parse_shots(shots)
     if official:
         require_published(chosen, changed=[*fixed, *crops_asked(crop_scale, flip)])
     logger = RunLogger(log_to, out, say)
     source = find(dataset, manifest, root=data_root, max_pixels=max_pixels)
     if labeled is not None:
+        if k == "all":
+            raise UserError("--source learns from as many images of each class; give --shots K")
         first = find(labeled, root=data_root, max_pixels=max_pixels)
         trained, checkpoint = train_across(
             chosen,
             first,
             source,
             model=model,
-            shots=shots,
+            shots=k,
             seed=seed,
             fixed=list(fixed),
             threshold=0.5 if threshold is None else threshold,
@@ -196,17 +207,27 @@ def train(
     if features is not None:
         say(f"using {features.path}")
     n_classes = len(source.classnames)
-    steps = chosen.steps(shots, n_classes, len(source.splits.get("train", ())))
+    n_train = len(source.splits.get("train", ()))
+    if k == "all" and not chosen.unsupervised():
+        require_splits(source)
+        drawn = TrainingSet.of(chosen, source, Protocol(shots="all"), val_first=False)
+        if empty := [source.classnames[i] for i in drawn.without_images]:
+            say(f"{some(empty)}: no train image; such a class is known by its text alone")
+        steps = chosen.plan(drawn.mean_shots, n_train).iterations
+    else:
+        steps = chosen.steps(0 if k == "all" else k, n_classes, n_train)
     open_set = None if known is None else parse_known(known, source.dataset)
     if open_set is not None:
         n_classes = len(known_classes(source.classnames, checked_known(open_set)))
     if base_to_new:
         base, _ = base_and_new(source, "base-to-new")
-        steps = chosen.steps(shots, len(base), 0)  # images of new classes are not trained on
+        if k == "all":
+            raise UserError("--base-to-new draws as many images of each class; give --shots K")
+        steps = chosen.steps(k, len(base), 0)  # images of new classes are not trained on
         n_classes = n_classes if synthesize else len(base)
     asked: list[object] = [crop_scale, flip, official] + ([] if known is None else [known])
     asked += [["base-to-new", synthesize]] if base_to_new else []
-    few = 0 if chosen.unsupervised() else shots
+    few = 0 if chosen.unsupervised() else k
     checkpoint = checkpoint_path(out, chosen, source, model, few, seed, *asked)
     if not resume:
         require_new(checkpoint)
@@ -224,13 +245,14 @@ def train(
         chosen.step_name,
         n_classes if chosen.reads_prompts else 0,
     )
-    name = f"{chosen.name} {source.dataset} {model} {count(few, 'shot')}, seed {seed}"
+    amount = "all shots" if few == "all" else count(few, "shot")
+    name = f"{chosen.name} {source.dataset} {model} {amount}, seed {seed}"
     with logger.run(name), bars as (watch, advance):
         trained = run(
             chosen,
             encoder,
             source,
-            shots=shots,
+            shots=k,
             seed=seed,
             fixed=list(fixed),
             known=open_set,
@@ -262,6 +284,19 @@ def train(
         adapter = of_trained(trained, chosen, encoder, source, workers=workers or default_workers())
         adapter.save(save)
         say(f"{save}: {adapter.summary()}")
+
+
+def parse_shots(text: str) -> int | Literal["all"]:
+    """The number of images per class; or all.
+
+    Raises:
+        UserError: It is neither.
+    """
+    if text == "all":
+        return "all"
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"--shots must be a whole number, 1 or more, or all; got {text!r:.60}")
+    return int(text)
 
 
 def _print(trained: "Trained", out: Path, checkpoint: Path, as_json: bool) -> None:

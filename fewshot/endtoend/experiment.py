@@ -25,6 +25,7 @@ from fewshot.endtoend.finished import finish, finished
 from fewshot.endtoend.photos import center_crops, require_images
 from fewshot.endtoend.requirements import (
     require_few_shots,
+    require_images_of_classes,
     require_published,
     require_same_images,
     require_same_weights,
@@ -90,6 +91,9 @@ def run(
     setting base-to-new it learns the base classes and is tested as `new_classes.base_to_new` tests;
     with `synthesize`, it learns from features of the new classes as well.
 
+    With all shots, a class may have no train image: its text takes part in every step as
+    that of the others. Steps are as many as for the images that a class has on average.
+
     A method that leaves the image tower alone learns from the store's features where there is a
     store of the same weights, from a fresh view in each epoch if it has views; without one, and for
     every other method, images are decoded and augmented live.
@@ -123,7 +127,8 @@ def run(
     """
     protocol = asked_of(method, protocol, asked)
     if official:
-        require_published(method, changed=[*protocol.fixed, *crops_asked(crop_scale, flip)])
+        every = ["shots all"] if protocol.shots == "all" else []
+        require_published(method, changed=[*protocol.fixed, *crops_asked(crop_scale, flip), *every])
     method = replace(method, **protocol.fixed)
     require_few_shots(method, protocol)
     source.require_one_label(method.name)
@@ -139,7 +144,8 @@ def run(
     learner = method.attach(clip, names, source.templates)
     if save_memory:
         clip.save_memory()
-    plan = augmented(method.plan(drawn.shots, len(paths)), crop_scale, flip)
+    require_images_of_classes(learner, [source.classnames[k] for k in drawn.without_images])
+    plan = augmented(method.plan(drawn.mean_shots, len(paths)), crop_scale, flip)
     halves = ClassHalves.of(method, encoder, source, learner, protocol, store)
     n_views = store.split("train").n_views * protocol.views if store else 0
     live = learns_live(on_images=learner.images is not None, n_views=n_views, official=official)

@@ -20,7 +20,13 @@ from fewshot.run import Run
 
 
 def checkpoint_path(
-    out: Path, method: EndToEnd, source: Source, model: str, shots: int, seed: int, *more: object
+    out: Path,
+    method: EndToEnd,
+    source: Source,
+    model: str,
+    shots: int | str,
+    seed: int,
+    *more: object,
 ) -> Path:
     """The checkpoint of a run: a name of its own for whatever was asked for."""
     name = f"{method.name}-{source.dataset}-{shots}-{seed}"

@@ -1,12 +1,12 @@
 """Conditions under which a method can be trained, each checked before the work."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from cache.encoder import Encoder
-from cache.errors import UserError
+from cache.errors import UserError, some
 from cache.source import Source
 from cache.store import FeatureStore
-from fewshot.endtoend.clip import EndToEnd
+from fewshot.endtoend.clip import EndToEnd, Learner
 from fewshot.protocol import Protocol
 
 
@@ -35,15 +35,35 @@ def require_few_shots(method: EndToEnd, protocol: Protocol) -> None:
     """Raise unless an end-to-end method can do what is asked.
 
     Raises:
-        UserError: Unequal classes, other prompts than the model's, another setting than few shots
-            and base to new, or, for a method that learns without labels, than an open set.
+        UserError: Unequal classes unless all images are taken, other prompts than the model's,
+            another setting than few shots and base to new, or, for a method that learns without
+            labels, than an open set.
     """
     unlabeled = method.unsupervised()
     settings = ("few-shot", "open-set") if unlabeled else ("few-shot", "base-to-new")
-    if protocol.setting not in settings or protocol.imbalance or protocol.prompt_set:
+    unequal = protocol.imbalance is not None and (unlabeled or protocol.shots != "all")
+    if protocol.setting not in settings or unequal or protocol.prompt_set:
         source = "all train images without labels" if unlabeled else "few shots"
         raise UserError(
             f"{method.name} is trained end to end, from {source} and with prompts of its own alone"
+        )
+
+
+def require_images_of_classes(learner: Learner, classes: Sequence[str]) -> None:
+    """Raise if the method starts from images of every class and some have none.
+
+    Args:
+        learner: The method, attached.
+        classes: The names of those that have none.
+
+    Raises:
+        UserError: It does, and they are there.
+    """
+    if classes and learner.calibrate is not None:
+        raise UserError(
+            "this method starts from train images of every class, and "
+            f"{some(classes)} {'has' if len(classes) == 1 else 'have'} none; use another method, "
+            "such as bitfit"
         )
 
 

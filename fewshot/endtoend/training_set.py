@@ -1,5 +1,6 @@
 """The part of a dataset that a training may see: few shots with labels, or images without."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from fewshot.endtoend.clip import EndToEnd
 from fewshot.few_shots import base_and_new
 from fewshot.open_set import checked_known, known_classes
 from fewshot.protocol import Protocol
-from fewshot.sampling import Rows, Sample, draw, restrict
+from fewshot.sampling import Rows, Sample, draw, everything, restrict
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,7 @@ class TrainingSet:
         items: N of the train split; of the training, their paths are all that it may look at.
         rows: (N,) their rows in it.
         labels: (N,) class ids; of unlabeled images their own numbers, from 0.
-        shots: K; 0 without labels.
+        shots: K, or the images of the largest class; 0 without labels.
         classes: The ids of the classes to tell apart; those without images among them where
             features of them are synthesized.
     """
@@ -67,6 +68,16 @@ class TrainingSet:
         return cls(items, rows, labels, sample.shots, classes)
 
     @property
+    def mean_shots(self) -> int:
+        """Images of a class that has some, on average and rounded up; K where all have K."""
+        return math.ceil(len(self.labels) / len(set(self.labels.tolist()))) if self.shots else 0
+
+    @property
+    def without_images(self) -> list[int]:
+        """Ids of the classes that have no image, which is possible where all images are taken."""
+        return sorted(set(self.classes) - set(self.labels.tolist())) if self.shots else []
+
+    @property
     def paths(self) -> list[str]:
         """N paths, relative to the dataset's root."""
         return [item.path for item in self.items]
@@ -75,6 +86,8 @@ class TrainingSet:
 def _drawn(source: Source, protocol: Protocol, val_first: bool) -> Sample:
     """The few shots; with `val_first` as CLIP-LoRA's code draws them."""
     labels = [item.label for item in source.splits["train"]]
+    if protocol.shots == "all":
+        return everything(labels, source.classnames, seed=protocol.seed, every_class=False)
     if not val_first or protocol.sample is not None:
         return protocol.draw(labels, source.classnames)
     val_labels = [item.label for item in source.splits.get("val", ())]
