@@ -138,6 +138,11 @@ def test_a_part_that_is_not_the_listed_one_is_refused(tmp_path: Path) -> None:
     refused("train-1.h5 is missing, and .*s.h5 needs it")
     shutil.copy(other / "train-1.h5", part)
     refused("train-1.h5 has other features than those that .*s.h5 lists")
+    shapes = {"features": (SIZES[1], DIM), "views": (2, SIZES[1], DIM)}
+    with parts.create_part(part, "train", "a" * 64, shapes, str) as same_size:
+        same_size.write("features", 0, raw_features(SIZES[1], DIM, seed=1))
+        same_size.write("views", 0, raw_features(2, SIZES[1], DIM, seed=1))
+    refused("train-1.h5 has other features than those that .*s.h5 lists")
     with h5py.File(part, "r+") as file:
         file.attrs["made_of"] = np.bytes_("b" * 64)
     refused("train-1.h5 is of another run, and .*s.h5 needs it")
