@@ -23,9 +23,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from cache.encoder import Encoder, wrap
 from cache.errors import UserError
-from cache.image_only import ImageOnly, no_text
+from cache.models.encoder import Encoder, wrap
+from cache.models.image_only import ImageOnly, no_text
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.export.folding import folded
 from fewshot.adapters.export.onnx_file import write_onnx

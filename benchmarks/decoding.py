@@ -24,9 +24,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch.nn.functional import normalize
 
-from cache import decode, turbo_jpeg
-from cache.images import Preprocess
-from cache.loading import load
+from cache.images import decode, turbo_jpeg
+from cache.images.preprocessing import Preprocess
+from cache.models.loading import load
 
 SIZES = {
     "500 x 375": (375, 500, 32),

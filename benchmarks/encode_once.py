@@ -22,14 +22,14 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from cache.encoder import Encoder
+from cache.datasets.resolving import resolve_folder
+from cache.datasets.source import Source, pooled
 from cache.extract import default_workers, extract
+from cache.extraction.shards import Encoded, encode_prompts, encode_shard
 from cache.identity import Recipe
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from cache.prompts import prompt_sets
-from cache.resolving import resolve_folder
-from cache.shards import Encoded, encode_prompts, encode_shard
-from cache.source import Source, pooled
 
 AGE = 10**9  # seconds since the epoch: files of a moment ago are read again
 
@@ -72,7 +72,7 @@ class Runs:
             self.counted.prompts += len(new)
             return encode_prompts(new, encoder)
 
-        mock.patch("cache.engines.encode_shard", shard).start()
+        mock.patch("cache.extraction.engines.encode_shard", shard).start()
         mock.patch("cache.extract.encode_prompts", prompts).start()
 
     def run(self, name: str, source: Source, templates: Sequence[str], *, fresh: bool) -> None:

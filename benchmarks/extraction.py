@@ -20,10 +20,10 @@ import open_clip
 import torch
 from PIL import Image
 
-from cache.encoder import Encoder, wrap
+from cache.datasets.resolving import resolve_folder
 from cache.extract import default_workers
-from cache.resolving import resolve_folder
-from cache.shards import CENTER, Cropping, Shard, Wanted, encode_shard
+from cache.extraction.shards import CENTER, Cropping, Shard, Wanted, encode_shard
+from cache.models.encoder import Encoder, wrap
 
 
 def draw(folder: Path, count: int) -> None:

@@ -31,13 +31,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.extraction import draw
-from cache import engines
-from cache.encoder import PRECISIONS, Encoder
-from cache.loading import load
-from cache.read_ahead import read_ahead
-from cache.resolving import resolve_folder
-from cache.shards import CENTER, Cropping, Encoded, Shard, Wanted, encode_shard
-from cache.source import Source
+from cache.datasets.resolving import resolve_folder
+from cache.datasets.source import Source
+from cache.extraction import engines
+from cache.extraction.shards import CENTER, Cropping, Encoded, Shard, Wanted, encode_shard
+from cache.images.read_ahead import read_ahead
+from cache.models.encoder import PRECISIONS, Encoder
+from cache.models.loading import load
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.methods.coop import CoOp

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from cache.datasets.layouts.shard_listing import ShardedImage, ShardRows, Shards, listing_of
+from cache.datasets.layouts.tar_shards import TarMembers
+from cache.datasets.path_index import PathIndex
+from cache.datasets.preflight import check
+from cache.datasets.reader import Stamp
+from cache.datasets.source import Source
 from cache.identity import Recipe, identity_of
-from cache.layouts.shard_listing import ShardedImage, ShardRows, Shards, listing_of
-from cache.layouts.tar_shards import TarMembers
-from cache.path_index import PathIndex
-from cache.preflight import check
-from cache.reader import Stamp
-from cache.source import Source
 
 PER_SHARD, CLASSES = 10_000, 1_000
 

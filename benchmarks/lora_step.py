@@ -23,7 +23,7 @@ from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from cache.encoder import wrap
+from cache.models.encoder import wrap
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.text_tower import encode

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cache.extraction.store_writer import create
 from cache.store import FeatureStore
-from cache.store_writer import create
 
 BLOCK = 65_536
 

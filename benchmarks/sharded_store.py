@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.imagenet_sized_store import DRAW
-from cache.parts import PART_BYTES, StorePart, create_part, open_part, parts_folder
-from cache.store_writer import create
+from cache.arrays.parts import PART_BYTES, StorePart, create_part, open_part, parts_folder
+from cache.extraction.store_writer import create
 
 CLASSES, BLOCK = 1000, 65_536
 PEAK = """

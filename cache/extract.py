@@ -18,21 +18,21 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from cache import engines
-from cache.bank import Bank
-from cache.digests import Digests
-from cache.encoder import Encoder
+from cache.datasets.source import Source
 from cache.errors import UserError, count, unknown
+from cache.extraction import engines
+from cache.extraction.bank import Bank
+from cache.extraction.digests import Digests
+from cache.extraction.new_images import NewImages, groups
+from cache.extraction.shards import Cropping, computed_on, encode_prompts, fitting_batch, prompt_key
+from cache.extraction.shared_features import SharedFeatures
+from cache.extraction.store_assembly import assemble
 from cache.identity import Recipe, fingerprint, identity_of
-from cache.new_images import NewImages, groups
+from cache.images.skipped import cannot_read, listed
+from cache.models.encoder import Encoder
 from cache.progress import progress
 from cache.prompts import cut_prompts
-from cache.shards import Cropping, computed_on, encode_prompts, fitting_batch, prompt_key
-from cache.shared_features import SharedFeatures
-from cache.skipped import cannot_read, listed
-from cache.source import Source
 from cache.store import FeatureStore
-from cache.store_assembly import assemble
 
 COMPUTING = ("torch", "torchvision", "open_clip_torch", "pillow", "numpy")  # features
 IF_EXISTS = ("resume", "skip", "overwrite", "error")

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.errors import UserError
-from cache.skipped import Skipped
+from cache.files.json_text import canonical_json
+from cache.images.skipped import Skipped
 
 if TYPE_CHECKING:  # a store is opened without what encodes one
-    from cache.encoder import Encoder
+    from cache.datasets.source import Source
+    from cache.models.encoder import Encoder
     from cache.prompts import PromptSet
-    from cache.source import Source
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,6 @@ def _size(source: "Source", path: str) -> int:
             f"cannot read {source.images.place(path)}: {error.strerror}; it was there when the "
             "dataset was listed; run the same command again"
         ) from error
-
-
-def canonical_json(value: Any) -> str:
-    """JSON of which there is only one spelling: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def plain(identity: Mapping[str, Any]) -> dict[str, Any]:

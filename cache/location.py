@@ -6,11 +6,11 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from cache.addresses import address_of, is_remote
+from cache.datasets.addresses import address_of, is_remote
+from cache.datasets.layouts.shard_names import dataset_name, is_pattern
+from cache.datasets.manifest import all_manifests, load_manifest
 from cache.errors import UserError
-from cache.layouts.shard_names import dataset_name, is_pattern
-from cache.manifest import all_manifests, load_manifest
-from cache.names import name_of, safe_name
+from cache.files.names import name_of, safe_name
 
 
 def default_root() -> Path:

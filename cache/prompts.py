@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cache.errors import UserError, printable
-from cache.json_text import parse_json
+from cache.files.json_text import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.contents import unit
+from cache.arrays.contents import unit
 from cache.errors import unknown
 
 RECIPES = ("unit-mean", "raw-mean")

@@ -6,9 +6,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cache.contents import Contents
+from cache.arrays.contents import Contents
+from cache.arrays.image_tower import ImageTower
 from cache.errors import UserError
-from cache.image_tower import ImageTower
 
 
 @dataclass(frozen=True)

@@ -29,19 +29,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cache.addresses import address_of
-from cache.contents import Contents
-from cache.errors import UserError, printable, unknown
-from cache.hdf5 import Place, attributes, places, root, stamp, within
-from cache.identity import differences, fingerprint, plain
-from cache.image_tower import ImageTower
-from cache.parted_contents import with_parts
-from cache.parts import LISTING
-from cache.recipes import class_text
-from cache.skipped import Skipped
-from cache.split import Split
-from cache.stamp import Stamp
-from cache.store_format import (
+from cache.arrays.contents import Contents
+from cache.arrays.hdf5 import Place, attributes, places, root, stamp, within
+from cache.arrays.image_tower import ImageTower
+from cache.arrays.parted_contents import with_parts
+from cache.arrays.parts import LISTING
+from cache.arrays.store_format import (
     ATTRIBUTES,
     FORMAT,
     SCHEMA,
@@ -52,6 +45,13 @@ from cache.store_format import (
     splits_of,
     text_sets_of,
 )
+from cache.datasets.addresses import address_of
+from cache.errors import UserError, printable, unknown
+from cache.files.stamp import Stamp
+from cache.identity import differences, fingerprint, plain
+from cache.images.skipped import Skipped
+from cache.recipes import class_text
+from cache.split import Split
 
 SHOWN = 3  # of many problems, how many are named
 

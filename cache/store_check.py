@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.contents import UNIT_TOLERANCE, Contents
+from cache.arrays.contents import UNIT_TOLERANCE, Contents
+from cache.arrays.image_tower import ImageTower
+from cache.arrays.store_format import SPLITS, is_image_matrix
 from cache.errors import UserError, count
-from cache.image_tower import ImageTower
 from cache.split import Split
 from cache.store import FeatureStore
-from cache.store_format import SPLITS, is_image_matrix
 
 TEXT_TOLERANCE = 1e-5  # of unit norm, in float32
 PROJECTED_TOLERANCE = 2e-2  # of the norm: the projection may have run in bfloat16

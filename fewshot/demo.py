@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cache.datasets.layouts import digits
+from cache.datasets.manifest import load_manifest
 from cache.errors import UserError
-from cache.layouts import digits
 from cache.location import bank_path, store_path
-from cache.manifest import load_manifest
 from cache.store import FeatureStore
 from fewshot.evaluation import evaluate
 from fewshot.results.log import Result
@@ -26,11 +26,11 @@ def extract_digits(root: Path) -> tuple[FeatureStore, int]:
     Returns:
         The store, and the number of its images.
     """
+    from cache.datasets.resolving import data_root, resolve
     from cache.extract import default_workers, extract
     from cache.identity import Recipe
-    from cache.loading import load
+    from cache.models.loading import load
     from cache.prompts import prompt_sets
-    from cache.resolving import data_root, resolve
 
     path = store_path(root, "digits", "tiny")
     source = resolve(load_manifest("digits"), data_root(None))

@@ -14,7 +14,7 @@ from fewshot.sampling import Rows, Sample, halves, restrict
 from fewshot.support import SupportSet
 
 if TYPE_CHECKING:
-    from cache.source import Source  # with PIL
+    from cache.datasets.source import Source  # with PIL
 
 
 def base_and_new(of: "FeatureStore | Source", setting: str) -> tuple[range, range]:

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, runtime_chec
 
 from torch import Tensor
 
+from cache.arrays.image_tower import ImageTower
 from cache.errors import UserError
-from cache.image_tower import ImageTower
 from fewshot.classifier import Classifier, LinearClassifier
 from fewshot.multi_label_support import MultiLabelSupport
 from fewshot.published_recipe import PublishedRecipe

@@ -15,8 +15,8 @@ import numpy as np
 from annotated_types import Len
 from numpy.typing import ArrayLike, NDArray
 
+from cache.datasets.manifest import published_known
 from cache.errors import UserError, unknown
-from cache.manifest import published_known
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from annotated_types import Interval
 
-from cache.identity import canonical_json
-from cache.names import safe_name
+from cache.files.json_text import canonical_json
+from cache.files.names import safe_name
 from fewshot.model_selection.protocols import Share
 from fewshot.open_set import Known, Score, checked_known
 from fewshot.protocol import HALVES, OFFICIAL, TRANSFERS, Protocol

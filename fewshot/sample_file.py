@@ -16,10 +16,10 @@ from typing import Annotated, ClassVar
 import numpy as np
 from annotated_types import Ge
 
-from cache.atomic import replacing
 from cache.errors import UserError, excerpt
+from cache.files.atomic import replacing
+from cache.files.validation import problem
 from cache.store import FeatureStore
-from cache.validation import problem
 from fewshot.run import Count, Seed
 from fewshot.sampling import VAL_SHOTS, Rows, Sample, require_shots
 

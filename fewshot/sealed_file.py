@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache.atomic import replacing
+from cache.files.atomic import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor

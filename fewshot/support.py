@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from cache.arrays.image_tower import ImageTower
 from cache.errors import UserError, count
-from cache.image_tower import ImageTower
 from fewshot.arrays import as_tensor
 
 BLOCK = 2**16  # rows checked at a time

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from cache.layouts import digits
-from cache.manifest import load_manifest
+from cache.datasets.layouts import digits
+from cache.datasets.manifest import load_manifest
 
 SIDE = 32  # pixels
 

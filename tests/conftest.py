@@ -155,7 +155,7 @@ def draw_photos(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths of images in the order in which this process encodes them."""
-    from cache import engines, shards
+    from cache.extraction import engines, shards
 
     paths: list[str] = []
     encode = shards.encode_shard

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from cache.encoder import Encoder
+from cache.models.encoder import Encoder
 from fewshot.endtoend.attention import unfuse
 from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.parts.peft import PEFTMethod

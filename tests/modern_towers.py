@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor
 
-from cache.encoder import Encoder, wrap
+from cache.models.encoder import Encoder, wrap
 
 PREPROCESSING: dict[str, Any] = {
     "size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic",

@@ -7,7 +7,7 @@ import open_clip
 import torch
 from torch import Tensor
 
-from cache.encoder import Encoder
+from cache.models.encoder import Encoder
 from tests.image_peft import attend, feed, naive_feature
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cache.encoder import Encoder
+from cache.models.encoder import Encoder
 
 
 def text_around(encoder: Encoder, context: Tensor, names: Sequence[str]) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache.images import Preprocess
+from cache.images.preprocessing import Preprocess
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from cache.extraction.store_writer import create
 from cache.location import store_path
-from cache.store_writer import create
 
 NAMES = ("ant", "bee", "cat", "dog")
 DIM = 8

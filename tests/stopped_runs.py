@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache import new_images
+from cache.extraction import new_images
 from cli import main
 from tests.forked import start
 

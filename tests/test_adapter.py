@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
 import fewshot
-from cache.encoder import Encoder, wrap
 from cache.errors import UserError
-from cache.import_store import import_file
-from cache.loading import load
+from cache.importing.import_store import import_file
+from cache.models.encoder import Encoder, wrap
+from cache.models.loading import load
 from cache.store import FeatureStore
 from cli import main
 from fewshot.adapters.adapter import Adapter, load_adapter

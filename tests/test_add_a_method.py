@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cache.decode import read_rgb
-from cache.loading import load
+from cache.images.decode import read_rgb
+from cache.models.loading import load
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import load_adapter
 from fewshot.adapters.export.onnx_graph import graph_of

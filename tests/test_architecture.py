@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(
     [ROOT / "cli.py", *(ROOT / "cache").rglob("*.py"), *(ROOT / "fewshot").rglob("*.py")]
 )
-ENCODERS = ("open_clip", "torchvision", "cache.encoder", "cache.loading", "cache.extract")
+ENCODERS = ("open_clip", "torchvision", "cache.models", "cache.extract")
 # Folders of fewshot/ that see images or train a model; all others learn from stored features.
 WITH_ENCODER = {
     "adapters", "automatic", "bench", "commands", "doctor", "endtoend", "demo", "serving",
@@ -51,7 +51,7 @@ def ours(module: str) -> Iterator[str]:
 def room(module: str) -> str:
     """The folder that the module lies in, or the module itself at the root of a package."""
     parts = module.split(".")
-    if parts[0] != "fewshot" or len(parts) == 1:
+    if parts[0] not in ("cache", "fewshot") or len(parts) == 1:
         return parts[0]
     return ".".join(parts[:2])
 

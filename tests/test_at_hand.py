@@ -1,6 +1,6 @@
 import pytest
 
-from cache.at_hand import at_hand
+from cache.models.at_hand import at_hand
 
 HELD = {
     ("timm/vit_base_patch16_clip_224.openai", "open_clip_model.safetensors"),

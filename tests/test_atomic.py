@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cache.atomic import remove_leftovers, replacing
+from cache.files.atomic import remove_leftovers, replacing
 
 
 def test_the_file_appears_only_when_the_block_ends_well(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_what_a_killed_run_left_is_removed_and_what_is_being_written_is_not(
 
 def test_a_killed_writers_file_is_removed_by_the_next(tmp_path: Path) -> None:
     code = (
-        "import sys, time, pathlib, cache.atomic as a\n"
+        "import sys, time, pathlib, cache.files.atomic as a\n"
         "with a.replacing(pathlib.Path(sys.argv[1])) as t:\n"
         "    t.write_text('half'); print('begun', flush=True); time.sleep(60)\n"
     )

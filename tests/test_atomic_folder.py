@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cache import atomic_folder
-from cache.atomic_folder import remove_left_folders, replacing_folder
+from cache.files import atomic_folder
+from cache.files.atomic_folder import remove_left_folders, replacing_folder
 
 STEPS = ("open", "os.", "shutil.")  # audit events of what touches the disk, each before it does
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cache.preflight import check
-from cache.source import Item, Source
+from cache.datasets.preflight import check
+from cache.datasets.source import Item, Source
 from cache.store import FeatureStore
 from fewshot.adapters.making import of_fitted
 from fewshot.automatic.commands import commands

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cache.decode import read_rgb
-from cache.encoder import Encoder
 from cache.errors import UserError
+from cache.images.decode import read_rgb
+from cache.models.encoder import Encoder
 from cli import main
 from fewshot.adapters.adapter import load_adapter
 from fewshot.adapters.export.model_card import model_card

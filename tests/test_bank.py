@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache.bank import Bank
-from cache.bank_upkeep import kept, prune, shrink
+from cache.datasets.reader import Stamp
 from cache.errors import UserError
-from cache.reader import Stamp
+from cache.extraction.bank import Bank
+from cache.extraction.bank_upkeep import kept, prune, shrink
 
 KEYS = [bytes([i]) * 32 for i in range(6)]
 VECTORS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)

@@ -9,9 +9,9 @@ import pytest
 
 import cli
 from cache import progress
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from cli import main
 from fewshot.bench import attempt
 from fewshot.bench.config import configured

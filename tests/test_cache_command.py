@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache.bank import Bank
+from cache.extraction.bank import Bank
 from cache.location import bank_path
 from cli import main
 

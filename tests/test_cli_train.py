@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from cache.datasets.resolving import find
 from cache.errors import UserError
-from cache.loading import load
-from cache.resolving import find
+from cache.models.loading import load
 from cli import main
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.opened_adapter import open_adapter

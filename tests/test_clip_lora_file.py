@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cache.encoder import Encoder
+from cache.datasets.resolving import resolve_folder
 from cache.errors import UserError
-from cache.loading import load
-from cache.resolving import resolve_folder
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from cli import main
 from fewshot.adapters.adapter import load_adapter
 from fewshot.adapters.clip_lora_file import depths_of, read_clip_lora, write_clip_lora

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods import configure
 from fewshot.endtoend.methods.composition import Composition, with_towers

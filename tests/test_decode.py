@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cache import decode
-from cache.decode import check_file, opened, read_rgb
+from cache.images import decode
+from cache.images.decode import check_file, opened, read_rgb
 
 RED = (200, 10, 30)
 

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cache.decoding_memory import DecodingMemory
+from cache.images.decoding_memory import DecodingMemory
 
 
 def test_threads_never_hold_more_together() -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cache.datasets.manifest import load_manifest
+from cache.datasets.resolving import resolve_folder
+from cache.datasets.source import pooled
 from cache.location import bank_path
-from cache.manifest import load_manifest
-from cache.resolving import resolve_folder
-from cache.source import pooled
 from cache.store import FeatureStore
 from cli import main
 from fewshot.demo import SEEDS, SHOTS, run

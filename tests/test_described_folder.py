@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from cache.datasets.resolving import resolve_folder
+from cache.datasets.source import Item
 from cache.errors import UserError
-from cache.resolving import resolve_folder
-from cache.source import Item
 
 
 def describe(folder: Path, rows: dict[str, str], name: str = "metadata.jsonl") -> None:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-import cache.loading
+import cache.models.loading
 import fewshot
 from cli import main
 from fewshot.doctor import folders, installation, machine
@@ -145,8 +145,8 @@ def test_a_torchvision_that_does_not_fit_torch_is_a_problem(
 
 
 def test_another_attention_or_a_broken_model_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = cache.loading.load("tiny", device="cpu")
-    monkeypatch.setattr(cache.loading, "load", lambda *_, **__: tiny)
+    tiny = cache.models.loading.load("tiny", device="cpu")
+    monkeypatch.setattr(cache.models.loading, "load", lambda *_, **__: tiny)
     unfuse(tiny.model)
     encoder, attention = installation.encoder()
     assert (encoder.state, attention.state) == ("ok", "problem")

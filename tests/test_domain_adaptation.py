@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from cache.datasets.layouts import digits
 from cache.errors import UserError
-from cache.layouts import digits
-from cache.loading import load
+from cache.extraction.store_writer import create
+from cache.models.loading import load
 from cache.store import FeatureStore
-from cache.store_writer import create
 from cli import main
 from fewshot import adapt, fit
 from fewshot.bench.config import Bench

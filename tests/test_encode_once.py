@@ -11,15 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from cache import new_images, shards
-from cache.encoder import Encoder
+from cache.datasets.resolving import resolve_folder
+from cache.datasets.source import Source, pooled
 from cache.extract import extract
+from cache.extraction import new_images, shards
+from cache.extraction.shards import CENTER, Cropping, Shard, Wanted, encode_prompts, encode_shard
 from cache.identity import Recipe
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from cache.prompts import prompt_sets
-from cache.resolving import resolve_folder
-from cache.shards import CENTER, Cropping, Shard, Wanted, encode_prompts, encode_shard
-from cache.source import Source, pooled
 from fewshot.automatic.encoding import Encoding, encode_labeled
 
 
@@ -131,8 +131,8 @@ def test_more_views_encode_only_those(photos: Path, run: Extraction) -> None:
 def test_extract_after_auto_encodes_nothing(
     photos: Path, encoder: Encoder, tmp_path: Path, encoded: list[str]
 ) -> None:
+    from cache.datasets.preflight import check_files
     from cache.location import bank_path
-    from cache.preflight import check_files
 
     source = resolve_folder(photos)
     how = Encoding((encoder,), tmp_path / "s", 1, rehash=False, say=lambda line: None)
@@ -147,8 +147,8 @@ def test_worker_processes_get_only_what_is_new(photos: Path, run: Extraction) ->
     source = resolve_folder(photos)
     run(source)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cache.engines.EncoderSpec.load", None)
-        patch.setattr("cache.engines.ProcessPoolExecutor", None)
+        patch.setattr("cache.extraction.engines.EncoderSpec.load", None)
+        patch.setattr("cache.extraction.engines.ProcessPoolExecutor", None)
         assert run(source, engine="process") == ([], [])
 
 

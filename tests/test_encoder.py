@@ -9,9 +9,9 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from cache.prompts import cut_prompts
 
 PROMPTS = ["a", "a photo of a dog", "a much longer sentence about nothing in particular, really"]
@@ -55,7 +55,7 @@ def test_pooled_text_times_the_projection_is_the_text(
 
 
 def with_projection(encoder: Encoder, directory: Path, projection: object) -> tuple[Any, Encoder]:
-    from cache.encoder import wrap
+    from cache.models.encoder import wrap
 
     model = stock(directory)
     del model.text_projection
@@ -116,7 +116,7 @@ def test_the_identity_tells_what_the_model_is(vit: Encoder) -> None:
 
 
 def test_the_weights_digest_changes_with_any_weight(random_vit: Path, vit: Encoder) -> None:
-    from cache.encoder import wrap
+    from cache.models.encoder import wrap
 
     model = stock(random_vit)
     again = wrap(model, vit.tokenizer, vit.device, name="x", arch="x")
@@ -129,7 +129,7 @@ def test_the_weights_digest_changes_with_any_weight(random_vit: Path, vit: Encod
 
 def test_openai_weights_get_quick_gelu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The tag alone must force it: open_clip's ViT-B-32 is built with GELU and only warns."""
-    from cache import loading
+    from cache.models import loading
 
     torch.manual_seed(0)
     weights = tmp_path / "weights.pt"
@@ -200,7 +200,7 @@ def test_a_device_that_is_not_there_is_refused(
 def test_a_missing_package_is_named_before_weights_are_fetched(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cache import loading
+    from cache.models import loading
 
     def fetched(*arguments: object) -> None:
         raise AssertionError("weights are fetched")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.loading import load
 from fewshot.endtoend.attention import Attention, AttentionPool, _unfused, fuse, unfuse
 from fewshot.endtoend.packing import Prompts
 

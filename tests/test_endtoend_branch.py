@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, gelu, linear
 
-from cache.encoder import Encoder
+from cache.datasets.resolving import resolve_folder
 from cache.errors import UserError
-from cache.loading import load
-from cache.resolving import resolve_folder
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.experiment import run
 from fewshot.endtoend.methods.adapterbias import AdapterBias

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.loading import load
 from fewshot.endtoend.attention import fuse
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods import METHODS, configure

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cache.encoder import Encoder, wrap
+from cache.datasets.resolving import resolve_folder
+from cache.datasets.source import Item, Source
 from cache.errors import UserError
 from cache.extract import extract
 from cache.identity import Recipe
-from cache.loading import load
+from cache.models.encoder import Encoder, wrap
+from cache.models.loading import load
 from cache.prompts import prompt_sets
-from cache.resolving import resolve_folder
-from cache.source import Item, Source
 from cache.store import FeatureStore
 from fewshot.endtoend import train as train_module
 from fewshot.endtoend.checkpoint import steps_done

@@ -10,8 +10,8 @@ from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor
 from torch.nn.functional import linear
 
-from cache.encoder import Encoder
 from cache.errors import UserError
+from cache.models.encoder import Encoder
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods import METHODS
 from fewshot.endtoend.methods.dtl import DTL

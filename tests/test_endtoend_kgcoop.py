@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.coop import CoOp
 from fewshot.endtoend.methods.kgcoop import KgCoOp

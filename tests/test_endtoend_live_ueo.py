@@ -13,14 +13,14 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cache.encoder import Encoder
+from cache.datasets.resolving import resolve_folder
+from cache.datasets.source import Item, Source
 from cache.errors import UserError
 from cache.extract import extract
 from cache.identity import Recipe
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from cache.prompts import prompt_sets
-from cache.resolving import resolve_folder
-from cache.source import Item, Source
 from cache.store import FeatureStore
 from fewshot.adapters.making import of_trained
 from fewshot.adapters.opened_adapter import with_encoder

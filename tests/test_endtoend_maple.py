@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, linear, normalize
 
-from cache.encoder import Encoder
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.maple import MaPLe, coupling
 from tests.image_peft import LABELS, NAMES, TEMPLATES, pixels

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from fewshot.adapters.opened_adapter import attached as reloaded
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods import METHODS, configure

@@ -8,9 +8,9 @@ import timm
 import torch
 from torch.nn.functional import normalize
 
-from cache.encoder import Encoder, wrap
 from cache.errors import UserError
-from cache.image_only import ImageOnly, no_text
+from cache.models.encoder import Encoder, wrap
+from cache.models.image_only import ImageOnly, no_text
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.opened_adapter import with_encoder
 from fewshot.endtoend.attention import fuse, unfuse

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn.functional import normalize
 from torch.optim import AdamW
 
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod, class_text
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from cache.decoding_memory import MEMORY
+from cache.datasets.manifest import load_manifest
+from cache.datasets.resolving import resolve
+from cache.datasets.source import Item, Source
 from cache.errors import UserError
-from cache.images import Preprocess
-from cache.manifest import load_manifest
-from cache.resolving import resolve
-from cache.source import Item, Source
+from cache.images.decoding_memory import MEMORY
+from cache.images.preprocessing import Preprocess
 from fewshot.endtoend import photos as photos_module
 from fewshot.endtoend.photos import PhotoBatches, center_crops, require_images
 

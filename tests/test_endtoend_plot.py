@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, multi_head_attention_forward, normalize
 
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.plot import PLOT
 from fewshot.endtoend.parts.transport import similarity, transport_plan

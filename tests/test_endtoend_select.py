@@ -5,7 +5,7 @@ import pytest
 from torch import nn
 
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.select import Kind, select
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, cross_entropy, gelu, layer_norm, linear, normalize
 
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.dtl import DTL
 from fewshot.endtoend.methods.lst import LST

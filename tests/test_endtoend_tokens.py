@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate, linear
 from torch.optim import SGD, AdamW
 
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.ett import ETT
 from fewshot.endtoend.methods.evp import EVP

@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from fewshot.endtoend.checkpoint import steps_done
 from fewshot.endtoend.clip import Clip, Learner, TrainingPlan
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA

@@ -9,9 +9,9 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.two_stage_few_shot import TwoStageFewShot
 from fewshot.endtoend.train import train

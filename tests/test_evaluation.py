@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
 from cache.errors import UserError
+from cache.extraction.store_writer import create
 from cache.store import FeatureStore
-from cache.store_writer import create
 from fewshot import (
     GDA,
     NearestMean,

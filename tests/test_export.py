@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from cli import main
 from fewshot.adapters.export import exporting
 from fewshot.adapters.export.exporting import export

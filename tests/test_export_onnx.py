@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cache.decode import read_rgb
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.images import Preprocess
-from cache.loading import load
+from cache.images.decode import read_rgb
+from cache.images.preprocessing import Preprocess
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import take_apart
 from fewshot.adapters.export.exporting import export

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cache.decode import read_rgb
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.loading import load
+from cache.images.decode import read_rgb
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.export.exporting import export
 from fewshot.adapters.export.folding import Head, require_towers

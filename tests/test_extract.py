@@ -20,17 +20,17 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from cache import engines, new_images
-from cache.digests import of_images
-from cache.encoder import Encoder
+from cache.datasets.resolving import resolve_folder
+from cache.datasets.source import Source
 from cache.errors import UserError
 from cache.extract import extract
+from cache.extraction import engines, new_images
+from cache.extraction.digests import of_images
+from cache.extraction.shards import Encoded, encode_shard
 from cache.identity import Recipe, identity_of
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from cache.prompts import from_templates, prompt_sets
-from cache.resolving import resolve_folder
-from cache.shards import Encoded, encode_shard
-from cache.source import Source
 from cache.store import FeatureStore
 from cache.store_check import verify
 from tests.forked import needs_fork

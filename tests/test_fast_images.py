@@ -11,18 +11,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from cache import decode, turbo_jpeg
-from cache.decoding_memory import MEMORY
-from cache.engines import EncoderSpec
+from cache.datasets.resolving import resolve_folder
 from cache.errors import UserError
 from cache.extract import extract
+from cache.extraction.engines import EncoderSpec
 from cache.identity import Recipe
-from cache.images import Preprocess
-from cache.loading import load
+from cache.images import decode, turbo_jpeg
+from cache.images.decoding_memory import MEMORY
+from cache.images.preprocessing import Preprocess
+from cache.images.turbo_jpeg import TURNS
+from cache.models.loading import load
 from cache.prompts import prompt_sets
-from cache.resolving import resolve_folder
 from cache.store import FeatureStore
-from cache.turbo_jpeg import TURNS
 
 EXACT = Preprocess(32, (0.5,) * 3, (0.25,) * 3, "bicubic", "shortest")
 ORIENTATION = 0x0112  # the EXIF tag

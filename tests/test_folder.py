@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cache.datasets.preflight import check
+from cache.datasets.resolving import resolve_folder
+from cache.datasets.source import Item, pooled
 from cache.errors import UserError
-from cache.preflight import check
-from cache.resolving import resolve_folder
-from cache.source import Item, pooled
 
 
 def fill(root: Path, paths: Iterable[str]) -> None:

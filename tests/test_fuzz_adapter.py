@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.loading import load as load_encoder
+from cache.models.encoder import Encoder
+from cache.models.loading import load as load_encoder
 from fewshot.adapters.adapter import load_adapter
 from fewshot.adapters.description import describe
 from fewshot.adapters.opened_adapter import with_encoder

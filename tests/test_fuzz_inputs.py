@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cache.decode import check_file, read_rgb
+from cache.datasets.layouts import split_file
+from cache.datasets.manifest import load_manifest
+from cache.datasets.preflight import check
+from cache.datasets.resolving import resolve_table
 from cache.errors import UserError
-from cache.layouts import split_file
-from cache.manifest import load_manifest
-from cache.preflight import check
+from cache.images.decode import check_file, read_rgb
 from cache.prompts import from_file
-from cache.resolving import resolve_table
 
 pytestmark = pytest.mark.fuzz
 TRIES = int(os.environ.get("FUZZ", "15"))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache.loading import load
+from cache.models.loading import load
 from tests.forked import needs_fork
 from tests.nasty_photos import two_classes
 from tests.small_stores import write_store

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from cache.errors import UserError
-from cache.import_store import import_file
+from cache.importing.import_store import import_file
 from cache.store import FeatureStore
 from cache.store_check import inspect, verify
 from tests.toy_store import write_toy

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from benchmarks import gpu as benchmark
-from cache.encoder import Encoder
+from cache.datasets.resolving import find, resolve_folder
+from cache.datasets.source import Source
 from cache.errors import UserError
 from cache.extract import extract
 from cache.identity import Recipe
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from cache.prompts import prompt_sets
-from cache.resolving import find, resolve_folder
-from cache.source import Source
 from fewshot import METHODS
 from fewshot.endtoend.checkpoint import load_checkpoint, save_checkpoint
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
@@ -151,7 +151,7 @@ def test_a_store_made_again_on_the_gpu_has_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     require("cuda")
-    monkeypatch.setattr("cache.new_images.ROWS", 16)  # images of one shard start no process
+    monkeypatch.setattr("cache.extraction.new_images.ROWS", 16)  # one shard starts no process
     source = resolve_folder(draw_photos(40))
     recipe = Recipe(prompt_sets(source.classnames, source.templates), views=2)
     stores = [tmp_path / name / "store.h5" for name in ("one", "again", "parts")]

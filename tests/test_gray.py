@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cache import gray
-from cache.gray import to_8_bits
+from cache.images import gray
+from cache.images.gray import to_8_bits
 
 
 def scaled(*values: float, dtype: Any = np.uint16) -> list[int]:

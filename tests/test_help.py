@@ -10,9 +10,11 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 import cli
-from cache import encoder, engines, images, loading
 from cache.extract import IF_EXISTS
-from cache.import_store import IF_EXISTS as IF_IMPORTED
+from cache.extraction import engines
+from cache.images import preprocessing as images
+from cache.importing.import_store import IF_EXISTS as IF_IMPORTED
+from cache.models import encoder, loading
 from fewshot.adapters import output, prediction_parts
 from fewshot.adapters.export.exporting import TARGETS
 from fewshot.commands.examples import EXAMPLES

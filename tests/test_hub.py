@@ -12,10 +12,10 @@ from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file
 
-from cache import offline as client
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.loading import load
+from cache.models import offline as client
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from cli import main
 from fewshot import load_adapter, predict
 from fewshot.adapters import hub

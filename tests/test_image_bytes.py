@@ -1,10 +1,10 @@
 import hashlib
 from pathlib import Path
 
-from cache.digests import of_images
-from cache.manifest import load_manifest
-from cache.resolving import find, resolve_folder
-from cache.source import Source
+from cache.datasets.manifest import load_manifest
+from cache.datasets.resolving import find, resolve_folder
+from cache.datasets.source import Source
+from cache.extraction.digests import of_images
 from fewshot.report.build import make
 from fewshot.results.image_bytes import different_images
 from fewshot.results.log import Result

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.loading import load
 from cache.store import FeatureStore
 from cli import main
 from fewshot.endtoend.clip import Clip

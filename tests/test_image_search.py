@@ -3,7 +3,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from cache.image_search import find_images, folders
+from cache.datasets.image_search import find_images, folders
 
 
 def test_images_are_found_by_extension_in_any_case_and_at_any_depth(tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from cache.encoder import Encoder
+from cache.arrays.hdf5 import digest
+from cache.datasets.resolving import resolve_folder
+from cache.datasets.source import Source
 from cache.errors import UserError
 from cache.extract import extract
-from cache.hdf5 import digest
 from cache.identity import Recipe
-from cache.loading import load
-from cache.resolving import resolve_folder
-from cache.source import Source
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from cache.store import FeatureStore
 from cache.store_check import inspect, verify
 

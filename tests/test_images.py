@@ -11,7 +11,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import normalize, to_tensor
 
 from cache.errors import UserError
-from cache.images import Preprocess, crop_box
+from cache.images.preprocessing import Preprocess, crop_box
 
 CLIP = Preprocess(
     size=224,

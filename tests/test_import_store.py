@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from cache.errors import UserError
-from cache.import_store import BLOCK, import_file
+from cache.importing.import_store import BLOCK, import_file
 from cache.store import FeatureStore
 from cache.store_check import verify
 
@@ -346,7 +346,7 @@ def test_a_npz_is_imported_without_torch(tmp_path: Path) -> None:
         import sys
         sys.modules.update(torch=None, open_clip=None, torchvision=None)
         from pathlib import Path
-        from cache.import_store import BLOCK, import_file
+        from cache.importing.import_store import BLOCK, import_file
         import_file(Path({str(file)!r}), "toy", "m", Path({str(tmp_path)!r}))
     """
     root = Path(__file__).parents[1]

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from cache.datasets.items import Item, Items, chosen_items, labels_of
+from cache.datasets.listing import split_items
 from cache.identity import digest, digest_each
-from cache.items import Item, Items, chosen_items, labels_of
-from cache.listing import split_items
 
 ROWS = [Item(f"a shard-{n // 700}.tar/{n:05d} é\udcff.jpg", n % 7) for n in range(1500)]
 COLUMNS = Items.of((item.path for item in ROWS), [item.label for item in ROWS])

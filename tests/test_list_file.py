@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from cache.datasets.manifest import load_manifest
+from cache.datasets.resolving import resolve
+from cache.datasets.source import Source
 from cache.errors import UserError
-from cache.manifest import load_manifest
-from cache.resolving import resolve
-from cache.source import Source
 
 
 def found(root: Path, layout: str = "") -> Source:

@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cache.listing import Item, split_items, stratified_split
+from cache.datasets.listing import Item, split_items, stratified_split
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from cache.datasets.layouts.torchvision_datasets import PLACES
+from cache.datasets.manifest import all_manifests, describe, load_manifest
+from cache.datasets.manifest_file import TORCHVISION
 from cache.errors import UserError
-from cache.layouts.torchvision_datasets import PLACES
-from cache.manifest import all_manifests, describe, load_manifest
-from cache.manifest_file import TORCHVISION
 
 COOP = [
     "caltech101", "dtd", "eurosat", "fgvc_aircraft", "food101", "imagenet", "oxford_flowers",
@@ -318,7 +318,8 @@ def test_a_missing_or_binary_file_is_an_error(tmp_path: Path) -> None:
 def test_manifests_load_without_the_encoder() -> None:
     code = (
         "import sys; sys.modules.update(open_clip=None, torchvision=None, torch=None)\n"
-        "import cache.manifest, cache.resolving; cache.manifest.all_manifests()"
+        "import cache.datasets.resolving\n"
+        "cache.datasets.resolving.load_manifest('dtd')"
     )
     root = Path(__file__).resolve().parents[1]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cache.errors import UserError
+from cache.extraction.store_writer import create
 from cache.store import FeatureStore
 from cache.store_check import inspect, verify
-from cache.store_writer import create
 from cli import main
 from fewshot import (
     LinearProbe,

@@ -5,8 +5,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import pytest
 
 from cache.errors import UserError
+from cache.files.names import LONGEST, name_of, safe_name
 from cache.location import store_path
-from cache.names import LONGEST, name_of, safe_name
 
 ODD = [
     "x/../../victim", "../up", "/etc/passwd", "a\\..\\b", "C:\\x", ".hidden", "a b", "line\nbreak",

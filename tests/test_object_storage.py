@@ -11,13 +11,13 @@ pytest.importorskip("werkzeug")
 import fsspec
 
 import cli
-from cache import addresses
+from cache.datasets import addresses
+from cache.datasets.resolving import find
 from cache.errors import UserError
 from cache.extract import extract
+from cache.extraction.shards import CENTER, Cropping, Shard, Wanted, encode_shard
 from cache.identity import Recipe
-from cache.loading import load
-from cache.resolving import find
-from cache.shards import CENTER, Cropping, Shard, Wanted, encode_shard
+from cache.models.loading import load
 from tests.object_storage import KEY, ObjectStorage
 from tests.shard_files import samples, tar
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from fewshot.adapters import adapter_file
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.answers import Answers, require_asked

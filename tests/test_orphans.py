@@ -11,7 +11,7 @@ STARTS_A_WORKER = """
 import os, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from cache.orphans import end_with_parent
+from cache.extraction.orphans import end_with_parent
 
 if __name__ == "__main__":
     with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as pool:

@@ -10,11 +10,11 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from cache.errors import UserError
-from cache.loading import load
+from cache.extraction.store_writer import create
 from cache.location import pair_names, store_path
+from cache.models.loading import load
 from cache.pair import EVEN, Pair, found, paired
 from cache.store import FeatureStore
-from cache.store_writer import create
 from cli import main
 from fewshot.adapters.adapter import load_adapter
 from fewshot.adapters.classifiers import put_together

@@ -12,18 +12,19 @@ import h5py
 import numpy as np
 import pytest
 
-from cache import new_images, parts, store_assembly
-from cache.encoder import Encoder
+from cache.arrays import parts
+from cache.datasets.resolving import resolve_folder
+from cache.datasets.source import Source
 from cache.errors import UserError
 from cache.extract import extract
+from cache.extraction import new_images, store_assembly
+from cache.extraction.store_writer import create
 from cache.identity import Recipe
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from cache.prompts import prompt_sets
-from cache.resolving import resolve_folder
-from cache.source import Source
 from cache.store import FeatureStore
 from cache.store_check import inspect, verify
-from cache.store_writer import create
 from fewshot.sampling import draw
 from tests.toy_store import CLASSNAMES, DIM, labels, raw_features
 
@@ -100,7 +101,7 @@ def test_rows_are_read_from_their_parts_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = write_parted(tmp_path / "s.h5")
-    monkeypatch.setattr("cache.contents.CHECKED", 0)  # a small matrix is compared as a whole
+    monkeypatch.setattr("cache.arrays.contents.CHECKED", 0)  # a small matrix is compared as a whole
     (tmp_path / "s.parts" / "train-0.h5").unlink()
     assert store.features("train", [7, 12]).shape == (2, DIM)
     with pytest.raises(UserError, match=r"cannot read .*train-0.h5"):
@@ -116,7 +117,7 @@ def test_a_long_list_of_paths_is_compared_when_it_is_read(
     store.path.write_bytes(content)
     with pytest.raises(UserError, match="the bytes of /train/paths are not"):
         FeatureStore.open(store.path)
-    monkeypatch.setattr("cache.store_format.CHECKED", 0)
+    monkeypatch.setattr("cache.arrays.store_format.CHECKED", 0)
     split = FeatureStore.open(store.path).split("train")
     assert split.features([3]).shape == (1, DIM)
     with pytest.raises(UserError, match="the bytes of /train/paths are not"):

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cache.decode import NO_IMAGE
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.loading import load
+from cache.images.decode import NO_IMAGE
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from fewshot import GDA, SupportSet, Text, TransCLIP, ZeroShot
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import take_apart

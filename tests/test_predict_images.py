@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cache.decode import NO_IMAGE, read_rgb
 from cache.errors import UserError
-from cache.images import Preprocess
+from cache.images.decode import NO_IMAGE, read_rgb
+from cache.images.preprocessing import Preprocess
 from fewshot.adapters.inputs import decoded, every, image_files
 
 RED = (200, 10, 30)

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cache.decode import NO_IMAGE
-from cache.items import Items
-from cache.manifest import load_manifest
-from cache.preflight import MISSING, check
-from cache.resolving import resolve, resolve_folder, resolve_table
-from cache.skipped import Skipped
-from cache.source import Item, Source
+from cache.datasets.items import Items
+from cache.datasets.manifest import load_manifest
+from cache.datasets.preflight import MISSING, check
+from cache.datasets.resolving import resolve, resolve_folder, resolve_table
+from cache.datasets.source import Item, Source
+from cache.images.decode import NO_IMAGE
+from cache.images.skipped import Skipped
 
 SPLITS = {
     "train": (Item("a1.png", 0), Item("a2.png", 0), Item("b1.png", 1)),

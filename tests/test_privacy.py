@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.methods.dp_bitfit import DPBitFit
 from fewshot.endtoend.methods.fine_tuning import BitFit

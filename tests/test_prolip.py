@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from cache.encoder import Encoder
+from cache.arrays.image_tower import ImageTower
+from cache.datasets.resolving import resolve_folder
 from cache.errors import UserError
 from cache.extract import extract
 from cache.identity import Recipe
-from cache.image_tower import ImageTower
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from cache.pair import paired
 from cache.prompts import prompt_sets
-from cache.resolving import resolve_folder
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import load_adapter
 from fewshot.adapters.answers import Answers

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from cache.store import FeatureStore
 from cli import main
 from fewshot import base_to_new

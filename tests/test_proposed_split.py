@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from cache.datasets.manifest import load_manifest
+from cache.datasets.resolving import resolve
+from cache.datasets.source import Source
 from cache.errors import UserError
-from cache.manifest import load_manifest
-from cache.resolving import resolve
-from cache.source import Source
 
 NAMES = ["001.Ant_Lion", "bee+eater", "cat"]  # the second has no train image
 LABELS = [1, 2, 3, 3, 1, 2]

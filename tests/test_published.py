@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from cache.datasets.manifest import all_manifests
 from cache.errors import UserError
-from cache.manifest import all_manifests
 from fewshot.metrics import harmonic_mean
 from fewshot.report.published import (
     AVERAGES,

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache.layouts.imagenet import read_variant
-from cache.manifest import load_manifest
-from cache.resolving import resolve
-from cache.source import Source
+from cache.datasets.layouts.imagenet import read_variant
+from cache.datasets.manifest import load_manifest
+from cache.datasets.resolving import resolve
+from cache.datasets.source import Source
+from cache.extraction.store_writer import create
 from cache.store import FeatureStore
-from cache.store_writer import create
 from fewshot import read_sample
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import fewshot
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.loading import load
 from cache.store import FeatureStore
 from cli import main
 from tests.small_stores import write_store

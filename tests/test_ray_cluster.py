@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from cache import new_images, ray_cluster
+from cache.datasets.resolving import find
 from cache.errors import UserError
 from cache.extract import extract
+from cache.extraction import new_images, ray_cluster
 from cache.identity import Recipe
-from cache.loading import load
-from cache.resolving import find
+from cache.models.loading import load
 from fewshot.bench.benchmark import BenchOutcome, run
 from fewshot.bench.config import Bench
 from fewshot.bench.plan import plan

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cache.read_ahead import read_ahead
+from cache.images.read_ahead import read_ahead
 
 
 @pytest.mark.parametrize("n", [0, 1, 3, 4, 9])

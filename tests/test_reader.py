@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cache.images import Preprocess
+from cache.images.preprocessing import Preprocess
 from cli import main
 
 onnx = pytest.importorskip("onnx")

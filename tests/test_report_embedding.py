@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cache.errors import UserError
-from cache.import_store import import_file
+from cache.importing.import_store import import_file
 from cache.store import FeatureStore
 from fewshot.evaluation import evaluate
 from fewshot.fitting import fit

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.loading import load
-from cache.skipped import Skipped
+from cache.images.skipped import Skipped
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from cache.store import FeatureStore
 from fewshot.adapters.opened_adapter import open_adapter
 from tests.auto_photos import digit

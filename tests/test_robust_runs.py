@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.loading import load
 from cache.store import FeatureStore
 from cli import main
 from tests.auto_photos import digit
@@ -23,12 +23,12 @@ from tests.small_stores import write_store
 from tests.stopped_runs import Job, run
 from tests.toy_adapters import fitted_adapter
 
-ENCODE = "cache.encoder:Encoder.encode_images"
-KEEP = "cache.bank:Bank.put"
-PROMPTS = "cache.encoder:Encoder.encode_text_pooled"
-DECODE = "cache.decode:opened"
-ASSEMBLE = "cache.store_writer:StoreWriter.write"
-FLUSH = "cache.atomic:_flush"
+ENCODE = "cache.models.encoder:Encoder.encode_images"
+KEEP = "cache.extraction.bank:Bank.put"
+PROMPTS = "cache.models.encoder:Encoder.encode_text_pooled"
+DECODE = "cache.images.decode:opened"
+ASSEMBLE = "cache.extraction.store_writer:StoreWriter.write"
+FLUSH = "cache.files.atomic:_flush"
 JUDGE = "fewshot.automatic.judging:cross_validate"
 PAGE = "fewshot.automatic.writing:page"
 EXTRACT = ("extract", "--dataset", "../../photos", "--all-train", "--model", "tiny", "--store", "s")
@@ -69,8 +69,8 @@ STOPS: Mapping[str, Mapping[str, tuple[tuple[str, ...], str, int, str, int]]] = 
     },
     "export": {
         "undisturbed": (EXPORT, "", 1, "", KILL),
-        "killed while it writes": (EXPORT, "cache.atomic_folder:_flush", 2, "", KILL),
-        "killed before it renames": (EXPORT, "cache.atomic_folder:_move_onto", 1, "", KILL),
+        "killed while it writes": (EXPORT, "cache.files.atomic_folder:_flush", 2, "", KILL),
+        "killed before it renames": (EXPORT, "cache.files.atomic_folder:_move_onto", 1, "", KILL),
     },
 }
 # Its folder, and its seconds.

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from cache.errors import UserError
+from cache.extraction.store_writer import create
 from cache.store import FeatureStore
-from cache.store_writer import create
 from fewshot import Sample, draw, read_sample, write_sample
 
 NAMES = ["cat", "dog"]

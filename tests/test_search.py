@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from cache.encoder import Encoder
+from cache.datasets.resolving import resolve_folder
+from cache.datasets.source import Source
 from cache.errors import UserError
-from cache.loading import load
-from cache.resolving import resolve_folder
-from cache.source import Source
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from cli import main
 from fewshot.commands.search_command import parse_count
 from fewshot.endtoend import train as train_module

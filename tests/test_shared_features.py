@@ -5,14 +5,14 @@ from typing import Any
 import fsspec
 import pytest
 
-from cache import engines, new_images
-from cache.encoder import Encoder
+from cache.datasets.resolving import find
+from cache.datasets.source import Source
 from cache.extract import extract
+from cache.extraction import engines, new_images
+from cache.extraction.shards import encode_shard
 from cache.identity import Recipe
-from cache.loading import load
-from cache.resolving import find
-from cache.shards import encode_shard
-from cache.source import Source
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from tests.shard_files import samples, tar
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from cache.skipped import Skipped
+from cache.images.skipped import Skipped
 
 
 @pytest.mark.parametrize(

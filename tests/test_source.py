@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cache.datasets.manifest import load_manifest
+from cache.datasets.manifest_file import Layout, Manifest
+from cache.datasets.resolving import data_root, dataset_status, find, resolve
+from cache.datasets.source import Item, Source
 from cache.errors import UserError
-from cache.manifest import load_manifest
-from cache.manifest_file import Layout, Manifest
-from cache.resolving import data_root, dataset_status, find, resolve
-from cache.source import Item, Source
 
 SPLIT = {
     "train": [["cat/1.png", 1, "a_cat"], ["ant/1.png", 0, "ant"]],

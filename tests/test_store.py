@@ -145,9 +145,9 @@ def test_rows_that_are_none_are_refused(tmp_path: Path, rows: Any, error: type[E
 def test_a_few_rows_of_a_large_matrix_are_read_without_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cache.store_writer import create
+    from cache.extraction.store_writer import create
 
-    monkeypatch.setattr("cache.contents.CHECKED", 1_000_000)
+    monkeypatch.setattr("cache.arrays.contents.CHECKED", 1_000_000)
     path = tmp_path / "wide.h5"
     size, dim = 4000, 512
     identity = {"dataset": {"name": "wide"}, "model": {"name": "tiny"}}

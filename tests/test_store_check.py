@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cache.hdf5 import datasets, digest
+from cache.arrays.hdf5 import datasets, digest
 from cache.store import FeatureStore
 from cache.store_check import inspect, verify
 from tests.toy_store import IDENTITY, write_toy, write_toy_file

@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from cache.errors import UserError
+from cache.extraction.store_writer import create
 from cache.store import FeatureStore
 from cache.store_check import verify
-from cache.store_writer import create
 from tests.toy_store import CLASSNAMES, DIM, raw_features, write_toy
 
 PLAIN = {"dataset": {"name": "toy"}, "model": {"name": "tiny"}}

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from cache.datasets.preflight import check
+from cache.datasets.resolving import resolve_table
+from cache.datasets.source import Item
 from cache.errors import UserError
-from cache.preflight import check
-from cache.resolving import resolve_table
-from cache.source import Item
 
 
 def table(tmp_path: Path, text: str, name: str = "rows.csv") -> Path:

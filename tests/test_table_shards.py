@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from cache.datasets.preflight import check
+from cache.datasets.resolving import find, resolve_folder
+from cache.datasets.source import Source
 from cache.errors import UserError
-from cache.preflight import check
-from cache.resolving import find, resolve_folder
-from cache.source import Source
 from tests.shard_files import picture
 
 

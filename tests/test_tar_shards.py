@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cache import addresses
-from cache.bank import Bank
-from cache.digests import Digests
+from cache.datasets import addresses
+from cache.datasets.layouts.shard_names import dataset_name, is_pattern
+from cache.datasets.path_index import PathIndex
+from cache.datasets.preflight import check
+from cache.datasets.resolving import find, resolve_folder
+from cache.datasets.source import Source
 from cache.errors import UserError
 from cache.extract import extract
+from cache.extraction.bank import Bank
+from cache.extraction.digests import Digests
 from cache.identity import Recipe
-from cache.layouts.shard_names import dataset_name, is_pattern
-from cache.loading import load
-from cache.path_index import PathIndex
-from cache.preflight import check
-from cache.resolving import find, resolve_folder
-from cache.source import Source
+from cache.models.loading import load
 from tests.shard_files import picture, samples, tar
 
 

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from cache.encoder import Encoder
+from cache.datasets.layouts.table import read_table
+from cache.datasets.listing import Item
+from cache.datasets.source import DEFAULT_TEMPLATES, Source
 from cache.errors import UserError
-from cache.layouts.table import read_table
-from cache.listing import Item
-from cache.source import DEFAULT_TEMPLATES, Source
+from cache.models.encoder import Encoder
 from fewshot.adapters.adapter import load_adapter
 from fewshot.automatic.encoding import Encoding
 from fewshot.serving.messages import Request, RequestError

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cache.datasets.manifest import load_manifest
+from cache.datasets.resolving import resolve
+from cache.datasets.source import Item, Source
 from cache.errors import UserError
-from cache.manifest import load_manifest
-from cache.resolving import resolve
-from cache.source import Item, Source
 
 
 def fill(root: Path, paths: Iterable[str]) -> None:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from cache.encoder import Encoder
+from cache.datasets.resolving import resolve_folder
+from cache.datasets.source import Item, Source
 from cache.errors import UserError
-from cache.loading import load
-from cache.resolving import resolve_folder
-from cache.source import Item, Source
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from cli import main
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.experiment import Trained

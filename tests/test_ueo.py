@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from cache.arrays.image_tower import ImageTower
+from cache.datasets.resolving import resolve_folder
 from cache.errors import UserError
 from cache.extract import extract
 from cache.identity import Recipe
-from cache.image_tower import ImageTower
-from cache.loading import load
+from cache.models.loading import load
 from cache.pair import paired
 from cache.prompts import prompt_sets
-from cache.resolving import resolve_folder
 from cache.store import FeatureStore
 from fewshot import SupportSet, ZeroShot, evaluate, fit
 from fewshot.adapters.adapter import load_adapter

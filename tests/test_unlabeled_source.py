@@ -4,16 +4,16 @@ import h5py
 import numpy as np
 import pytest
 
+from cache.arrays.hdf5 import digest
+from cache.datasets.preflight import check
+from cache.datasets.unlabeled_source import find_unlabeled
 from cache.errors import UserError
 from cache.extract import extract
-from cache.hdf5 import digest
 from cache.identity import Recipe
-from cache.loading import load
-from cache.preflight import check
+from cache.models.loading import load
 from cache.prompts import prompt_sets
 from cache.store import FeatureStore
 from cache.store_check import inspect, verify
-from cache.unlabeled_source import find_unlabeled
 from fewshot.fitting import fit
 from tests.shard_files import picture, samples, tar
 

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.loading import load
 from cache.location import model_name, store_path
-from cache.weights_file import published_preprocessing, read_weights
+from cache.models.encoder import Encoder
+from cache.models.loading import load
+from cache.models.weights_file import published_preprocessing, read_weights
 
 ARCH = "Small-ViT"
 

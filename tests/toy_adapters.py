@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from cache.encoder import Encoder
+from cache.models.encoder import Encoder
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import take_apart
 from fewshot.endtoend.clip import Clip

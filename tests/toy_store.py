@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cache.skipped import Skipped
+from cache.extraction.store_writer import create
+from cache.images.skipped import Skipped
 from cache.store import FeatureStore
-from cache.store_writer import create
 
 CLASSNAMES = ("cat", "sea_lion", "über")
 SIZES = {"train": 20, "test": 11}

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cache.errors import UserError
-from cache.validation import problem
+from cache.files.validation import problem
 from fewshot.adapters.classifiers import put_together
 from fewshot.parts.trained_ends import PooledClassifier
 

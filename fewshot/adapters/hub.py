@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import UserError, printable
-from cache.offline import stay_offline_if_cut_off
+from cache.models.offline import stay_offline_if_cut_off
 
 PREFIX = "hf-hub:"
 FILE = "adapter.safetensors"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from cache.encoder import Encoder
+from cache.datasets.source import Source
 from cache.errors import UserError
-from cache.source import Source
+from cache.models.encoder import Encoder
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.clip_lora_file import depths_of, read_clip_lora
 from fewshot.endtoend.clip import Clip

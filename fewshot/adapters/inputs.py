@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from cache import decode
-from cache.decoding_memory import MAX_PIXELS
+from cache.datasets.image_search import describe_ignored, find_images
 from cache.errors import UserError, printable
-from cache.image_search import describe_ignored, find_images
-from cache.read_ahead import read_ahead
+from cache.images import decode
+from cache.images.decoding_memory import MAX_PIXELS
+from cache.images.read_ahead import read_ahead
 
 Taken = str | os.PathLike[str] | Image.Image  # in hand, to be decoded
 Given = Taken | NDArray[np.uint8]

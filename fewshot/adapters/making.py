@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache.encoder import Encoder
+from cache.datasets.source import Source
 from cache.errors import UserError
 from cache.extract import versions
+from cache.models.encoder import Encoder
 from cache.pair import Pair
-from cache.source import Source
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter, require_suffix
 from fewshot.adapters.classifiers import take_apart

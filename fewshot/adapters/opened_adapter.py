@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cache.encoder import Encoder
+from cache.arrays.image_tower import ImageTower
 from cache.errors import UserError
-from cache.image_tower import ImageTower
-from cache.images import Preprocess
-from cache.loading import load
+from cache.images.preprocessing import Preprocess
 from cache.location import pair_names
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.classifiers import put_together
 from fewshot.adapters.two_crops import TwoCrops

@@ -11,8 +11,8 @@ from typing import BinaryIO, TextIO
 import torch
 from torch import Tensor
 
-from cache.decoding_memory import MAX_PIXELS
 from cache.errors import UserError, none_can, printable
+from cache.images.decoding_memory import MAX_PIXELS
 from cache.progress import progress
 from fewshot.adapters import output, prediction_parts
 from fewshot.adapters.adapter import Adapter, load_adapter

@@ -10,9 +10,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from cache.atomic import replacing
 from cache.errors import UserError
-from cache.json_text import parse_json
+from cache.files.atomic import replacing
+from cache.files.json_text import parse_json
 from fewshot.adapters import output
 from fewshot.adapters.image_results import Prediction, Unreadable
 

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cache.encoder import Encoder
-from cache.images import Preprocess
+from cache.images.preprocessing import Preprocess
+from cache.models.encoder import Encoder
 from cache.pair import side_by_side
 
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cache.at_hand import at_hand
-from cache.encoder import Encoder
+from cache.datasets.preflight import Preflight
+from cache.datasets.source import Source
 from cache.errors import UserError, count
-from cache.loading import load
+from cache.extraction.shards import fitting_batch
 from cache.location import model_name, pair_names
+from cache.models.at_hand import at_hand
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from cache.pair import EVEN, Pair
-from cache.preflight import Preflight
-from cache.shards import fitting_batch
-from cache.source import Source
 from cache.store import FeatureStore
 from fewshot.automatic.candidates import Candidates
 from fewshot.automatic.encoding import Encoding, Say, encode_labeled
@@ -73,7 +73,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how models run, as `cache.loading.load` takes it, and where notes go."""
+    """Where and how models run, as `cache.models.loading.load` takes it, and where notes go."""
 
     device: str
     precision: str

@@ -4,15 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cache.encoder import Encoder
+from cache.datasets.preflight import Preflight, check_files
+from cache.datasets.source import Source
 from cache.errors import UserError, none_can
 from cache.extract import default_workers, extract
 from cache.identity import Recipe, identity_of
 from cache.location import bank_path, store_path
+from cache.models.encoder import Encoder
 from cache.pair import paired
-from cache.preflight import Preflight, check_files
 from cache.prompts import prompt_sets
-from cache.source import Source
 from cache.store import FeatureStore
 
 Say = Callable[[str], None]

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from cache.datasets.source import Source
 from cache.pair import same_weight
-from cache.source import Source
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.making import of_fitted

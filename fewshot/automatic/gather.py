@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cache.decoding_memory import MAX_PIXELS
+from cache.datasets.image_search import find_images
+from cache.datasets.layouts.folder import unlabeled_folder
+from cache.datasets.layouts.table_file import ENDINGS as TABLES
+from cache.datasets.listing import Item
+from cache.datasets.resolving import find, resolve_folder, resolve_table
+from cache.datasets.source import Source, pooled
 from cache.errors import UserError
-from cache.image_search import find_images
-from cache.layouts.folder import unlabeled_folder
-from cache.layouts.table_file import ENDINGS as TABLES
-from cache.listing import Item
-from cache.resolving import find, resolve_folder, resolve_table
-from cache.source import Source, pooled
+from cache.images.decoding_memory import MAX_PIXELS
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from cache.datasets.preflight import Preflight
+from cache.datasets.source import Source
 from cache.errors import count
 from cache.pair import Pair
-from cache.preflight import Preflight
-from cache.source import Source
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter
 from fewshot.automatic.backbones import Backbone, losses

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cache.decoding_memory import MAX_PIXELS
+from cache.datasets.manifest import all_manifests
+from cache.datasets.preflight import check_files
 from cache.errors import UserError
+from cache.images.decoding_memory import MAX_PIXELS
 from cache.location import default_root, model_name, pair_names, require_outside
-from cache.manifest import all_manifests
-from cache.preflight import check_files
 from fewshot.automatic.backbones import Compared, Machine, compare
 from fewshot.automatic.commands import commands
 from fewshot.automatic.encoding import Encoding, Say, encode_labeled

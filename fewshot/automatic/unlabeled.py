@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cache.skipped import Skipped
-from cache.source import Source
+from cache.datasets.source import Source
+from cache.images.skipped import Skipped
 from cache.store import FeatureStore
 from fewshot.automatic.to_label import ToLabel, to_label
 from fewshot.fitted import Fitted

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from cache.atomic import remove_leftovers, replacing
 from cache.errors import UserError
+from cache.files.atomic import remove_leftovers, replacing
 from fewshot.adapters.image_results import Prediction, distinct
 from fewshot.adapters.output import lines
 from fewshot.automatic.commands import script

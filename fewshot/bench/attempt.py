@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from cache.encoder import Encoder
+from cache.datasets.resolving import find
+from cache.datasets.source import Source
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.encoder import Encoder
+from cache.models.loading import load
 from cache.progress import silent_within
-from cache.resolving import find
-from cache.source import Source
 from cache.store import FeatureStore
 from fewshot.bench.combination import Cell
 from fewshot.cross_dataset import transfer

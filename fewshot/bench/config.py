@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import UserError, unknown
+from cache.files.toml_table import TomlTable, parse_toml
 from cache.location import default_root
-from cache.toml_table import TomlTable, parse_toml
 from fewshot.bench.trained import TrainOptions, read_train_options
 from fewshot.model_selection.protocols import Share
 from fewshot.open_set import Known, Score

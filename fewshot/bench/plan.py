@@ -6,9 +6,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from cache.datasets.manifest import all_manifests
 from cache.errors import UserError, unknown
 from cache.location import find_store, find_stores, pair_names, store_path
-from cache.manifest import all_manifests
 from cache.pair import found, paired
 from cache.store import FeatureStore
 from fewshot.bench.combination import Cell, Combination, Stores

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from cache.decoding_memory import MAX_PIXELS
 from cache.errors import UserError
-from cache.toml_table import TomlTable
+from cache.files.toml_table import TomlTable
+from cache.images.decoding_memory import MAX_PIXELS
 from fewshot.endtoend.crops import require_shares
 
 

@@ -11,8 +11,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cache.orphans import end_with_parent
-from cache.ray_cluster import WorkerLostError, cluster, spread, workers
+from cache.extraction.orphans import end_with_parent
+from cache.extraction.ray_cluster import WorkerLostError, cluster, spread, workers
 
 Task = TypeVar("Task")
 Done = TypeVar("Done")

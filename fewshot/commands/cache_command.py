@@ -35,8 +35,8 @@ def cache(
 
     What is removed is encoded or synthesized again when it is needed. Stores stay as they are.
     """
-    from cache import bank_upkeep
-    from cache.bank import Bank
+    from cache.extraction import bank_upkeep
+    from cache.extraction.bank import Bank
     from cache.location import bank_path, default_root
     from fewshot.synthesis.kept_files import find_kept
 

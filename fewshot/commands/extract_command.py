@@ -29,8 +29,8 @@ from fewshot.commands.parsing import parse_ints, parse_shard
 from fewshot.commands.terminal import say, show
 
 if TYPE_CHECKING:
-    from cache.skipped import Skipped
-    from cache.source import Source
+    from cache.datasets.source import Source
+    from cache.images.skipped import Skipped
     from fewshot.sampling import Rows
 
 PROMPTS = "Prompts"
@@ -216,6 +216,9 @@ def extract(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check and report.")] = False,
 ) -> None:
     """Encode the images and prompts of a dataset into a store."""
+    from cache.datasets.resolving import find
+    from cache.datasets.source import pooled
+    from cache.datasets.unlabeled_source import find_unlabeled
     from cache.extract import default_workers
     from cache.extract import extract as extract_to
     from cache.identity import Recipe
@@ -229,9 +232,6 @@ def extract(
         store_path,
     )
     from cache.prompts import prompt_sets
-    from cache.resolving import find
-    from cache.source import pooled
-    from cache.unlabeled_source import find_unlabeled
 
     part = parse_shard(shard)
     root = store or default_root()
@@ -286,7 +286,7 @@ def extract(
             what = f"{count(images, 'image')} and {count(sentences, 'prompt')}"
             say(f"would encode {what} with {name} into {path}")
         return
-    from cache.loading import load
+    from cache.models.loading import load
 
     require_writable({"--store": jobs[0][2]})
     for name, wanted, path in jobs:
@@ -335,7 +335,7 @@ def _checked(
     source: "Source", train_rows: "Rows | None", skip: bool
 ) -> tuple["Source", tuple["Skipped", ...]]:
     """The source after its pre-flight report, and the images left out of it."""
-    from cache.preflight import check_files
+    from cache.datasets.preflight import check_files
 
     report = check_files(source, None if train_rows is None else train_rows.tolist())
     say(report.report())

@@ -46,7 +46,7 @@ def import_(
     if save is not None:
         _import_adapter(file, dataset, model, data_root, save)
         return
-    from cache.import_store import import_file
+    from cache.importing.import_store import import_file
     from cache.location import default_root
 
     arrays = parse_pairs("--array", array)
@@ -67,8 +67,8 @@ def import_(
 def _import_adapter(
     file: Path, dataset: str, model: str, data_root: Path | None, save: Path
 ) -> None:
-    from cache.loading import load
-    from cache.resolving import find
+    from cache.datasets.resolving import find
+    from cache.models.loading import load
     from fewshot.adapters.adapter import require_suffix
     from fewshot.adapters.import_clip_lora import import_clip_lora
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cache.decoding_memory import MAX_PIXELS as MAX_PIXELS
+from cache.images.decoding_memory import MAX_PIXELS as MAX_PIXELS
 
 if TYPE_CHECKING:
     pass

@@ -104,10 +104,10 @@ def search(
     max_pixels: MaxPixelsOption = MAX_PIXELS,
 ) -> None:
     """Search for the best mix of adapters, LoRA and prompts."""
+    from cache.datasets.resolving import find
     from cache.extract import default_workers
-    from cache.loading import load
     from cache.location import require_writable
-    from cache.resolving import find
+    from cache.models.loading import load
     from fewshot.endtoend.search.composition_file import write_composition
     from fewshot.endtoend.search.searching import STRATEGIES
     from fewshot.endtoend.search.searching import search as searched

@@ -19,10 +19,10 @@ def datasets(
     store: StoreOption = None,
 ) -> None:
     """List datasets, or show one."""
+    from cache.datasets.manifest import all_manifests, describe, load_manifest
+    from cache.datasets.resolving import data_root as found_root
+    from cache.datasets.resolving import dataset_status
     from cache.location import default_root, find_stores
-    from cache.manifest import all_manifests, describe, load_manifest
-    from cache.resolving import data_root as found_root
-    from cache.resolving import dataset_status
 
     if name or manifest:
         show(describe(load_manifest(name or "", manifest)))
@@ -79,7 +79,7 @@ def inspect(path: StoreOrAdapterArgument) -> None:
 
 def verify(path: StoreOrAdapterArgument) -> None:
     """Check a file that fewshot wrote against its digests."""
-    from cache.addresses import address_of
+    from cache.datasets.addresses import address_of
     from fewshot.inspection import verify as require_whole
 
     show(f"{address_of(path)}: {require_whole(path)}")
@@ -98,8 +98,8 @@ def doctor(
     from dataclasses import asdict
 
     try:
+        from cache.datasets.resolving import data_root as chosen_root
         from cache.location import default_root
-        from cache.resolving import data_root as chosen_root
         from fewshot.doctor.checkup import checkup, report
     except ImportError as error:
         raise UserError(f"the installation is not whole ({error}); install fewshot again") from None

@@ -125,7 +125,7 @@ def _of_tower(store: "FeatureStore", device: str) -> "Callable[[int], FeatureDec
     Raises:
         UserError: The store's model cannot be had, or its text tower takes no embeddings.
     """
-    from cache.loading import load
+    from cache.models.loading import load
     from fewshot.endtoend.clip import Clip
     from fewshot.endtoend.prompt_decoder import PromptDecoder
     from fewshot.endtoend.requirements import require_same_weights

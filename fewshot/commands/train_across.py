@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cache.errors import UserError, count
 
 if TYPE_CHECKING:
-    from cache.source import Source
+    from cache.datasets.source import Source
     from fewshot.endtoend.clip import EndToEnd
     from fewshot.endtoend.experiment import Trained
     from fewshot.endtoend.train import Watch
@@ -60,7 +60,7 @@ def train_across(
         UserError: Another method than two-stage, an unfinished run without `resume`, or what the
             training objects to.
     """
-    from cache.loading import load
+    from cache.models.loading import load
     from fewshot.endtoend.display import shown
     from fewshot.endtoend.finished import checkpoint_path, require_new
     from fewshot.endtoend.methods.live_two_stage import LiveTwoStage

@@ -123,10 +123,10 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train through the model (CoOp, CLIP-LoRA, …), and test."""
+    from cache.datasets.resolving import find
     from cache.extract import default_workers
-    from cache.loading import load
     from cache.location import require_writable
-    from cache.resolving import find
+    from cache.models.loading import load
     from fewshot.endtoend.checkpoint import steps_done
     from fewshot.endtoend.crops import crops_asked
     from fewshot.endtoend.display import shown

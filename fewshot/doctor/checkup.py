@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from cache.datasets.resolving import data_root
 from cache.location import default_root
-from cache.resolving import data_root
 from fewshot.doctor import folders, installation, machine
 from fewshot.doctor.finding import Finding
 

@@ -86,7 +86,7 @@ def encoder() -> Iterator[Finding]:
     from PIL import Image
     from torch import nn
 
-    from cache.loading import load
+    from cache.models.loading import load
 
     tiny = load("tiny", device="cpu")
     pixels = tiny.preprocess.center(Image.new("RGB", (48, 32), "red"))

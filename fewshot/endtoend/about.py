@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 from torch import Tensor
 
-from cache.encoder import Encoder
-from cache.source import Source
+from cache.datasets.source import Source
+from cache.models.encoder import Encoder
 from cache.store import FeatureStore
 from fewshot.endtoend.clip import EndToEnd, TrainingPlan
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from cache.encoder import Encoder
-from cache.source import Source
+from cache.datasets.source import Source
+from cache.models.encoder import Encoder
 from cache.store import FeatureStore
 from fewshot.endtoend.clip import Learner, TrainingPlan
 from fewshot.endtoend.photos import PhotoBatches, center_crops

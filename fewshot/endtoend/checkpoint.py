@@ -12,8 +12,8 @@ from safetensors.torch import save as serialized
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cache.atomic import replacing
 from cache.errors import UserError
+from cache.files.atomic import replacing
 from fewshot.endtoend.clip import Learner
 from fewshot.endtoend.loss_trend import LossTrend
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from cache.encoder import Encoder
+from cache.datasets.source import Source
 from cache.errors import UserError
-from cache.source import Source
+from cache.models.encoder import Encoder
 from cache.store import FeatureStore
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, scaled_cosines
 from fewshot.endtoend.prompt_decoder import PromptDecoder

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.optim import Optimizer
 
-from cache.encoder import PRECISIONS, Encoder
 from cache.errors import UserError
-from cache.images import Preprocess
+from cache.images.preprocessing import Preprocess
+from cache.models.encoder import PRECISIONS, Encoder
 from fewshot.endtoend.attention import unfuse
 from fewshot.endtoend.last_block import pool_early
 from fewshot.endtoend.parts.black_box import Search

@@ -10,10 +10,10 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 
-from cache.digests import of_images
-from cache.encoder import Encoder
+from cache.datasets.source import Source
+from cache.extraction.digests import of_images
 from cache.location import default_root, store_path
-from cache.source import Source
+from cache.models.encoder import Encoder
 from cache.store import FeatureStore
 from fewshot.endtoend.about import about_training
 from fewshot.endtoend.batches import center_features, live_batches, stored_batches

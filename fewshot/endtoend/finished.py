@@ -10,10 +10,10 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from cache.atomic import replacing
+from cache.datasets.source import Source
 from cache.errors import UserError
-from cache.names import safe_name
-from cache.source import Source
+from cache.files.atomic import replacing
+from cache.files.names import safe_name
 from fewshot.endtoend.clip import EndToEnd
 from fewshot.results.log import Result
 from fewshot.run import Run

@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cache.datasets.source import Source
 from cache.errors import UserError
-from cache.images import Preprocess
-from cache.read_ahead import ERRORS, read_ahead, reason
-from cache.source import Source
+from cache.images.preprocessing import Preprocess
+from cache.images.read_ahead import ERRORS, read_ahead, reason
 
 KEEP = 2**32  # bytes of decoded images held in memory; beyond it they are decoded again
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Sequence
 
-from cache.encoder import Encoder
+from cache.datasets.source import Source
 from cache.errors import UserError, some
-from cache.source import Source
+from cache.models.encoder import Encoder
 from cache.store import FeatureStore
 from fewshot.endtoend.clip import EndToEnd, Learner
 from fewshot.protocol import Protocol

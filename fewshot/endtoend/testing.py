@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from cache.source import Source
+from cache.datasets.source import Source
 from cache.store import FeatureStore
 from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.photos import center_crops

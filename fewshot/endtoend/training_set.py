@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache.source import Item, Source
+from cache.datasets.source import Item, Source
 from fewshot.endtoend.clip import EndToEnd
 from fewshot.few_shots import base_and_new
 from fewshot.open_set import checked_known, known_classes

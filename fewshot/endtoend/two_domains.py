@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache.encoder import Encoder
-from cache.source import Source
+from cache.datasets.source import Source
+from cache.models.encoder import Encoder
 from fewshot.domain_adaptation import judge, relation
 from fewshot.endtoend.about import about_training
 from fewshot.endtoend.batches import live_batches

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from cache.arrays.image_tower import ImageTower
 from cache.errors import UserError
-from cache.image_tower import ImageTower
 from fewshot.checks import non_negative, one_of, positive, whole
 from fewshot.classifier import LinearClassifier
 from fewshot.method import LearnsFrom, Method

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cache.image_tower import ImageTower
+from cache.arrays.image_tower import ImageTower
 from fewshot.classifier import LinearClassifier
 from fewshot.parts.optimizers import SGD
 from fewshot.parts.softmax_heads import TINY, across

@@ -4,8 +4,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.atomic import replacing
 from cache.errors import UserError, count
+from cache.files.atomic import replacing
 from fewshot.report import published
 from fewshot.report.accuracy import section
 from fewshot.report.classes import add_classes

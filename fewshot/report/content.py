@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.names import ascii_name
+from cache.files.names import ascii_name
 from fewshot.results.groups import Point, ScatterPoint
 from fewshot.tables import Table
 

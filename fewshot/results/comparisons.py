@@ -8,8 +8,8 @@ from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
+from cache.datasets.manifest import metric_of
 from cache.errors import UserError, unknown
-from cache.manifest import metric_of
 from fewshot.results.groups import Cells, Row, cells, labels, task_of
 from fewshot.results.image_bytes import different_images
 from fewshot.results.log import Result, read

@@ -5,8 +5,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
+from cache.datasets.manifest import metric_of
 from cache.errors import UserError
-from cache.manifest import metric_of
 from fewshot.metrics import mean_interval
 from fewshot.results.log import Result
 from fewshot.run import Run

@@ -15,7 +15,7 @@ from annotated_types import Ge, Interval
 from filelock import FileLock
 
 from cache.errors import UserError, printable
-from cache.validation import problem
+from cache.files.validation import problem
 from fewshot.run import PARTS, Count, Plain, Run, plain_setting
 
 if TYPE_CHECKING:

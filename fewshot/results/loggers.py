@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cache.errors import UserError
-from cache.names import safe_name
+from cache.files.names import safe_name
 from fewshot.results.log import Result
 
 EXPERIMENT = "fewshot"  # of MLflow, and the project of Weights & Biases

@@ -10,8 +10,8 @@ from zipfile import ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.atomic import replacing
 from cache.errors import UserError
+from cache.files.atomic import replacing
 
 LARGEST = 2**28  # bytes of all arrays together: 30 million images
 

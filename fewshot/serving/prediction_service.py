@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from cache import decode
-from cache.decoding_memory import MAX_PIXELS
 from cache.errors import UserError, none_can, unknown
-from cache.read_ahead import ERRORS, reason
+from cache.images import decode
+from cache.images.decoding_memory import MAX_PIXELS
+from cache.images.read_ahead import ERRORS, reason
 from fewshot.adapters.answers import Answers
 from fewshot.adapters.image_results import PredictionForm, distinct
 from fewshot.adapters.opened_adapter import Predictor

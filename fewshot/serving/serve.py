@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cache.decoding_memory import MAX_PIXELS
 from cache.errors import count
+from cache.images.decoding_memory import MAX_PIXELS
 from fewshot.adapters.adapter import load_adapter
 from fewshot.adapters.opened_adapter import Predictor, open_adapter
 from fewshot.serving.prediction_service import QUEUE, PredictionService

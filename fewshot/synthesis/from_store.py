@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cache.errors import UserError
-from cache.identity import canonical_json
+from cache.files.json_text import canonical_json
 from cache.store import FeatureStore
 from fewshot.support import SupportSet
 from fewshot.synthesis.generators import Generator, described, generator_of, synthesize

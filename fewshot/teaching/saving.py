@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.atomic import replacing
+from cache.files.atomic import replacing
 from fewshot.adapters.making import fit_and_save
 from fewshot.teaching.taught_photos import TaughtPhotos
 

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cache import decode
-from cache.encoder import Encoder
+from cache.datasets.image_search import describe_ignored, find_images
+from cache.datasets.listing import Item
+from cache.datasets.preflight import check_files
+from cache.datasets.source import DEFAULT_TEMPLATES, Source
 from cache.errors import UserError
-from cache.image_search import describe_ignored, find_images
-from cache.listing import Item
-from cache.names import name_of
-from cache.preflight import check_files
+from cache.files.names import name_of
+from cache.images import decode
+from cache.models.encoder import Encoder
 from cache.prompts import prompt_sets
 from cache.recipes import class_text
-from cache.source import DEFAULT_TEMPLATES, Source
 from cache.store import FeatureStore
 from fewshot.automatic.encoding import Encoding, encode_labeled, encode_unlabeled
 

@@ -4,11 +4,11 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
-from cache.decoding_memory import MAX_PIXELS
 from cache.errors import UserError, count
-from cache.loading import load
+from cache.files.names import name_of
+from cache.images.decoding_memory import MAX_PIXELS
 from cache.location import default_root, require_outside, require_writable
-from cache.names import name_of
+from cache.models.loading import load
 from fewshot.automatic.encoding import Encoding, Say
 from fewshot.automatic.pipeline import MODEL
 from fewshot.serving.messages import RequestError

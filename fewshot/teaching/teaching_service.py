@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import UserError
-from cache.read_ahead import ERRORS, reason
+from cache.images.read_ahead import ERRORS, reason
 from fewshot.automatic.page.learning_curve_drawing import curve_svg
 from fewshot.html import render
 from fewshot.serving.messages import Reply, Request, RequestError, as_json

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from cache.errors import UserError
-from cache.images import Preprocess
+from cache.images.preprocessing import Preprocess
 
 TOLERANCE = 1e-4
 BATCHES = (1, 2, 5)

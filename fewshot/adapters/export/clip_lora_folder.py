@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from cache.encoder import Encoder
 from cache.errors import UserError
+from cache.models.encoder import Encoder
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.clip_lora_file import depths_of, write_clip_lora
 from fewshot.adapters.opened_adapter import require_model

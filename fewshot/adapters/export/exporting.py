@@ -5,10 +5,10 @@ import json
 from functools import partial
 from pathlib import Path
 
-from cache.atomic_folder import replacing_folder
 from cache.errors import UserError, unknown
-from cache.loading import load
+from cache.files.atomic_folder import replacing_folder
 from cache.location import IMAGE_ONLY, require_writable
+from cache.models.loading import load
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.export.clip_lora_folder import require_pairs, write_clip_lora_folder
 from fewshot.adapters.export.exportable import require_exportable, require_one_label

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cache.errors import UserError
-from cache.loading import load
+from cache.models.loading import load
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.export.exportable import require_exportable
 from fewshot.adapters.export.onnx_file import FILE as ONNX

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.images import Preprocess
+from cache.images.preprocessing import Preprocess
+from cache.models.encoder import Encoder
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.export.check import probes, require_close
 from fewshot.adapters.export.model_card import identity

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from cache.encoder import Encoder
+from cache.models.encoder import Encoder
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import put_together
 from fewshot.adapters.export.folding import matrix_of

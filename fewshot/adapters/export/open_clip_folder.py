@@ -14,9 +14,9 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cache.encoder import Encoder
 from cache.errors import UserError
-from cache.loading import TINY, load
+from cache.models.encoder import Encoder
+from cache.models.loading import TINY, load
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.export.check import probes, require_close
 from fewshot.adapters.export.folding import Head, folded, matrix_of

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from cache.encoder import Encoder
 from cache.errors import UserError
+from cache.models.encoder import Encoder
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.opened_adapter import require_model
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 
-from cache.skipped import Skipped
+from cache.images.skipped import Skipped
 from fewshot import html
 from fewshot.automatic.commands import Command
 from fewshot.automatic.outcome import Outcome

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cache.datasets.source import Source
 from cache.errors import count
-from cache.source import Source
 from fewshot.automatic.confusions import ConfusedPair, Confusion
 from fewshot.automatic.label_issues import LabelIssue
 from fewshot.automatic.page.thumbnails import Thumbnails

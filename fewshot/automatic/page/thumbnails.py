@@ -3,7 +3,7 @@
 import base64
 import io
 
-from cache.source import Source
+from cache.datasets.source import Source
 from fewshot.html import Thumbnail
 
 SIDE = 160  # pixels, of the longer side

@@ -16,9 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cache.atomic import replacing
 from cache.errors import UserError, unknown
-from cache.toml_table import parse_toml
+from cache.files.atomic import replacing
+from cache.files.toml_table import parse_toml
 from fewshot.endtoend.methods.composition import PRIMITIVES, Composition, primitives, with_towers
 
 

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from cache.atomic import replacing
 from cache.errors import UserError
+from cache.files.atomic import replacing
 from fewshot.endtoend.search.space import Candidate
 from fewshot.endtoend.search.strategies import Fitness
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import torch
 
-from cache.encoder import Encoder
+from cache.datasets.source import Item, Source
 from cache.errors import UserError
+from cache.models.encoder import Encoder
 from cache.progress import Advance, progress
-from cache.source import Item, Source
 from fewshot.endtoend.checkpoint import steps_done
 from fewshot.endtoend.crops import augmented
 from fewshot.endtoend.methods import configure

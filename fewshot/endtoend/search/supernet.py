@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from cache.encoder import Encoder
-from cache.source import Item, Source
+from cache.datasets.source import Item, Source
+from cache.models.encoder import Encoder
 from fewshot.endtoend.about import about_training
 from fewshot.endtoend.clip import Clip, Learner, TrainingPlan
 from fewshot.endtoend.methods.composition import Composition

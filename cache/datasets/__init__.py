@@ -1,0 +1,1 @@
+"""Datasets: declared, listed, resolved to what lies on disk, and checked."""

@@ -1,0 +1,1 @@
+"""Files and folders that appear whole, and texts read with plain errors."""

@@ -1,0 +1,1 @@
+"""From an image file to the crops that a model reads."""

@@ -1,0 +1,1 @@
+"""Frozen models, by name or from files."""
