@@ -17,6 +17,7 @@ from cache.models.encoder import Encoder
 from cache.models.loading import load
 from fewshot.endtoend.checkpoint import steps_done
 from fewshot.endtoend.clip import Clip, Learner, TrainingPlan
+from fewshot.endtoend.interruption import interrupted_later
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.train import train
 from fewshot.training import cosine_by_step
@@ -49,7 +50,9 @@ class Run:
     iterations: int = 9
     seed: int = 1
 
-    def __call__(self, checkpoint: Path | None = None, stop: int = 0, **more: Any) -> Any:
+    def __call__(
+        self, checkpoint: Path | None = None, stop: int = 0, pressed: int = 0, **more: Any
+    ) -> Any:
         clip = Clip.of(self.encoder)
         learner = self.method.attach(clip, NAMES, ["{}"])
         plan = TrainingPlan(self.iterations, self.method.batch_size, cosine_by_step(self.method.lr))
@@ -59,14 +62,16 @@ class Run:
             steps.append(step)
             if step == stop:
                 raise KeyboardInterrupt
+            if step == pressed:
+                signal.raise_signal(signal.SIGINT)
 
         try:
             train(
                 learner, clip, plan, self.method.optimizer(learner), pixels, LABELS,
-                seed=self.seed, checkpoint=checkpoint, every=0, watch=watch, **more,
+                seed=self.seed, checkpoint=checkpoint, watch=watch, **{"every": 0, **more},
             )  # fmt: skip
         except KeyboardInterrupt:
-            assert stop
+            assert stop or pressed
         return {k: v.detach().clone() for k, v in learner.parameters.items()}, steps
 
 
@@ -119,6 +124,26 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     resumed, steps = run(tmp_path / "c.safetensors")
     assert steps == list(range(stop, 10))  # the step in which it was stopped had not been kept
     assert equal(resumed, undisturbed)
+
+
+def test_ctrl_c_ends_after_a_checkpoint_of_the_step(encoder: Encoder, tmp_path: Path) -> None:
+    run = Run(encoder)
+    undisturbed, _ = run()
+    before = signal.getsignal(signal.SIGINT)
+    _, steps = run(tmp_path / "c.safetensors", pressed=3, every=1000)
+    assert steps == [1, 2, 3]
+    assert signal.getsignal(signal.SIGINT) is before
+    resumed, steps = run(tmp_path / "c.safetensors")
+    assert steps == list(range(4, 10))
+    assert equal(resumed, undisturbed)
+
+
+def test_a_second_ctrl_c_interrupts_at_once() -> None:
+    with interrupted_later() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_finished_run_is_not_trained_again(encoder: Encoder, tmp_path: Path) -> None:

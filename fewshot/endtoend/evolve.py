@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fewshot.endtoend.checkpoint import damaged, read_checkpoint, write_checkpoint
 from fewshot.endtoend.clip import Learner, TrainingPlan
+from fewshot.endtoend.interruption import interrupted_later
 from fewshot.endtoend.parts.black_box import Search
 from fewshot.endtoend.train import Batches, Watch
 
@@ -56,11 +57,14 @@ def evolve(
     if checkpoint is not None and checkpoint.exists():
         first = _resume(search, checkpoint, about)
     saved = time.monotonic()
-    for generation in range(first, plan.iterations):
-        watch(generation + 1, *search.step(), math.nan)
-        if checkpoint is not None and time.monotonic() - saved > every:
-            write_checkpoint(checkpoint, about, generation + 1, search.state())
-            saved = time.monotonic()
+    with interrupted_later() as stop:
+        for generation in range(first, plan.iterations):
+            watch(generation + 1, *search.step(), math.nan)
+            if checkpoint is not None and (stop() or time.monotonic() - saved > every):
+                write_checkpoint(checkpoint, about, generation + 1, search.state())
+                saved = time.monotonic()
+            if stop():
+                raise KeyboardInterrupt
     if checkpoint is not None:
         write_checkpoint(checkpoint, about, plan.iterations, search.state())
     learner.load_state(search.learned())

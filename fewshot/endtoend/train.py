@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from cache.errors import UserError
 from fewshot.endtoend.checkpoint import load_checkpoint, save_checkpoint
 from fewshot.endtoend.clip import Clip, Learner, TrainingPlan
+from fewshot.endtoend.interruption import interrupted_later
 from fewshot.endtoend.loss_scale import LossScale
 from fewshot.endtoend.loss_trend import LossTrend
 from fewshot.endtoend.privacy import private_gradients
@@ -75,6 +76,7 @@ def train(
 
     Raises:
         UserError: The checkpoint is another run's or damaged, or the loss is no longer finite.
+        KeyboardInterrupt: Ctrl-C was pressed; the checkpoint is of the step before.
     """
     n = len(labels)
     size = min(plan.batch_size, n)
@@ -105,50 +107,53 @@ def train(
     def loss_of(given: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         return learner.loss(given if learner.images is None else learner.images(given), truth)
 
-    for step, (given, truth) in _one_ahead(batch, range(first, plan.iterations)):
-        if learner.stage is not None:
-            learner.stage(step, plan.iterations)
-        rate = plan.schedule(step // steps, step / plan.iterations)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_share", 1.0)
-        given = given.to(clip.device, non_blocking=True)
-        truth = truth.to(clip.device)
-        optimizer.zero_grad()
-        with _enough_memory(step), _random(seed, step, clip.device), _training(learner):
-            with clip.autocast():
+    with interrupted_later() as stop:
+        for step, (given, truth) in _one_ahead(batch, range(first, plan.iterations)):
+            if learner.stage is not None:
+                learner.stage(step, plan.iterations)
+            rate = plan.schedule(step // steps, step / plan.iterations)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("lr_share", 1.0)
+            given = given.to(clip.device, non_blocking=True)
+            truth = truth.to(clip.device)
+            optimizer.zero_grad()
+            with _enough_memory(step), _random(seed, step, clip.device), _training(learner):
+                with clip.autocast():
+                    if plan.privacy is None:
+                        loss, logits = loss_of(given, truth)
+                    else:
+                        loss, logits = private_gradients(
+                            clip.model, loss_of, learner.parameters, given, truth,
+                            clip=plan.privacy.clip, noise=plan.privacy.noise, expected=size,
+                            draw=plan.privacy.draw(seed, step, 1),
+                        )  # fmt: skip
                 if plan.privacy is None:
-                    loss, logits = loss_of(given, truth)
-                else:
-                    loss, logits = private_gradients(
-                        clip.model, loss_of, learner.parameters, given, truth,
-                        clip=plan.privacy.clip, noise=plan.privacy.noise, expected=size,
-                        draw=plan.privacy.draw(seed, step, 1),
-                    )  # fmt: skip
-            if plan.privacy is None:
-                # Within, for a checkpointed tower runs again here, and has to drop the same again.
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            # After that, since a GPU is waited for to look at the loss.
-            if not torch.isfinite(loss):
-                raise UserError(
-                    f"the loss is {float(loss.detach())} in step {step + 1} of {plan.iterations}; "
-                    "use a smaller lr, or --precision bf16 or fp32"
+                    # Within, for a checkpointed tower runs here again, and must drop the same.
+                    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                # After that, since a GPU is waited for to look at the loss.
+                if not torch.isfinite(loss):
+                    raise UserError(
+                        f"the loss is {float(loss.detach())} in step {step + 1} of "
+                        f"{plan.iterations}; use a smaller lr, or --precision bf16 or fp32"
+                    )
+            scaler.step(optimizer)
+            scaler.update()
+            if (step + 1) % steps == 0:
+                for name, average in averages.items():
+                    parameter = learner.parameters[name].detach()
+                    average.add_(parameter, alpha=plan.epoch_shares[step // steps])
+            right = math.nan
+            if learner.survey is None:
+                right = float((logits.argmax(dim=1) == truth).float().mean())
+            trend.add(step + 1, float(loss.detach()))
+            watch(step + 1, float(loss.detach()), right, rate)
+            if checkpoint is not None and (stop() or time.monotonic() - saved > every):
+                save_checkpoint(
+                    checkpoint, about, step + 1, learner, optimizer, scaler, averages, trend
                 )
-        scaler.step(optimizer)
-        scaler.update()
-        if (step + 1) % steps == 0:
-            for name, average in averages.items():
-                parameter = learner.parameters[name].detach()
-                average.add_(parameter, alpha=plan.epoch_shares[step // steps])
-        right = math.nan
-        if learner.survey is None:
-            right = float((logits.argmax(dim=1) == truth).float().mean())
-        trend.add(step + 1, float(loss.detach()))
-        watch(step + 1, float(loss.detach()), right, rate)
-        if checkpoint is not None and time.monotonic() - saved > every:
-            save_checkpoint(
-                checkpoint, about, step + 1, learner, optimizer, scaler, averages, trend
-            )
-            saved = time.monotonic()
+                saved = time.monotonic()
+            if stop():
+                raise KeyboardInterrupt
     with torch.no_grad():
         for name, average in averages.items():
             learner.parameters[name].copy_(average)
