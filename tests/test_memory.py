@@ -116,7 +116,7 @@ def test_other_errors_are_not_for_lack_of_memory() -> None:
 def test_the_command_line_says_it_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "app", lambda **_: torch.empty(2**53))
+    monkeypatch.setattr(cli, "tree", lambda app: lambda **_: torch.empty(2**53))
     assert cli.main(["datasets"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("fewshot: out of memory: ")
