@@ -208,6 +208,8 @@ def _encode_and_assemble(
     tower = encoder.image_tower if recipe.pre_projection else None
     used = (key for group in every for keys in images.keys(*group).values() for key in keys)
     bank.use(store, number, chain(used, map(prompt_key, text)))  # before, lest it be pruned
+    if source.place:
+        bank.found_at(store, source.place)
     assemble(
         store, what, made_by, source, recipe, images, every, text, projection, tower,
         fingerprint(encoding), in_parts,

@@ -210,7 +210,7 @@ def test_options_of_train_stand_in_the_file_too(capsys: pytest.CaptureFixture[st
             configured({}, Path("b.toml"))
 
 
-def test_a_folder_s_images_are_found_in_the_data_root_and_bounded(
+def test_a_folder_s_images_are_found_from_any_directory_and_bounded(
     draw_photos: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -221,9 +221,12 @@ def test_a_folder_s_images_are_found_in_the_data_root_and_bounded(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     asked = ["bench", *TRAINED, "--shots", "1", "--store", "../s", "--datasets", "photos"]
-    assert main(asked) == 1
-    assert "nor is it a folder or table here or in data (--data-root)" in capsys.readouterr().err
-    asked += ["--data-root", str(photos.parent)]
     assert main([*asked, "--max-pixels", "9"]) == 1
     assert "the maximum is 9" in capsys.readouterr().err
     assert main(asked) == 0
+    (tmp_path / "moved").mkdir()
+    photos.rename(tmp_path / "moved" / "photos")
+    asked += ["--out", "again.jsonl"]
+    assert main(asked) == 1
+    assert "nor is it a folder or table here or in data (--data-root)" in capsys.readouterr().err
+    assert main([*asked, "--data-root", "../moved"]) == 0

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from cache.datasets.addresses import is_remote
 from cache.datasets.layouts import (
     aircraft,
     digits,
@@ -89,8 +90,10 @@ def _found(
     if dataset is None and manifest is None:
         raise UserError("say which dataset: --dataset NAME, FOLDER or TABLE, or --manifest FILE")
     if manifest is None and is_pattern(dataset or ""):
+        shards = dataset or ""
+        address = shards if is_remote(shards) else str(Path(shards).absolute())
         return source_of(
-            dataset_name(dataset or ""), sharded.read_pattern(dataset or ""), exif=False
+            dataset_name(shards), sharded.read_pattern(shards), exif=False, place=address
         )
     path = Path(dataset or "")
     if manifest is None and path.is_file() and path.suffix.lower() not in TABLES:
@@ -164,18 +167,20 @@ def resolve(manifest: Manifest, data_root: Path, *, download: bool = False) -> S
 
 def resolve_folder(path: Path, name: str = "", *, multi_label: bool = False) -> Source:
     """A user's folder as a dataset, called after it: shards, a table, or class folders."""
+    place = "" if name else str(path.absolute())
     listing = sharded.read_folder(str(path.absolute())) if path.is_dir() else None
     if listing is not None:
-        return source_of(name or name_of(path), listing, exif=False)
+        return source_of(name or name_of(path), listing, exif=False, place=place)
     listing = read_described(path, multi_label=multi_label) if path.is_dir() else None
     listing = listing or folder.read_folder(path)
-    return source_of(name or name_of(path), listing, exif=True)
+    return source_of(name or name_of(path), listing, exif=True, place=place)
 
 
 def resolve_table(path: Path, name: str = "", *, multi_label: bool = False) -> Source:
     """A user's CSV or JSON lines as a dataset, called after the file."""
     listing = table.read_table(path, multi_label=multi_label)
-    return source_of(name or name_of(path.with_suffix("")), listing, exif=True)
+    place = "" if name else str(path.absolute())
+    return source_of(name or name_of(path.with_suffix("")), listing, exif=True, place=place)
 
 
 def dataset_status(manifest: Manifest, data_root: Path) -> str:

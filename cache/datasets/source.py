@@ -43,6 +43,8 @@ class Source:
         reader: What reads the images; None for files below `root`.
         multi_label: Whether an image may have several labels.
         unlabeled: Whether every label is -1, for nobody has labeled the images.
+        place: What `resolving.find` finds it by from any directory: a folder, a table or shards of
+            the user's own; empty where that is a name, or not all there is to it.
     """
 
     dataset: str
@@ -63,6 +65,7 @@ class Source:
     reader: Reader | None = None
     multi_label: bool = False
     unlabeled: bool = False
+    place: str = ""
 
     @property
     def images(self) -> Reader:
@@ -157,11 +160,12 @@ def pooled(source: Source) -> Source:
         sizes={},
         content={},
         drawn=False,
+        place="",
     )
 
 
-def source_of(dataset: str, listing: Listing, *, exif: bool) -> Source:
-    """The dataset of that name that a listing lists; `exif` as in `Source`."""
+def source_of(dataset: str, listing: Listing, *, exif: bool, place: str = "") -> Source:
+    """The dataset of that name that a listing lists; `exif` and `place` as in `Source`."""
     return Source(
         dataset=dataset,
         root=listing.root.absolute(),
@@ -175,4 +179,5 @@ def source_of(dataset: str, listing: Listing, *, exif: bool) -> Source:
         drawn=listing.drawn,
         reader=listing.reader,
         multi_label=listing.multi_label,
+        place=place,
     )

@@ -39,6 +39,8 @@ CREATE TABLE uses (
 ) WITHOUT ROWID;
 CREATE TABLE files (path BLOB PRIMARY KEY, size INTEGER, modified INTEGER, digest BLOB);
 """
+# A table that a bank of before lacks, and that an older version leaves alone.
+_PLACES = "CREATE TABLE IF NOT EXISTS places (store TEXT PRIMARY KEY, place TEXT)"
 
 
 class Bank:
@@ -88,6 +90,8 @@ class Bank:
                 for statement in _TABLES.split(";"):
                     self.database.execute(statement)
                 self.database.execute(f"PRAGMA user_version = {FORMAT}")
+            if version <= FORMAT:
+                self.database.execute(_PLACES)
         if version > FORMAT:
             raise UserError(
                 f"{self.path} is of a later version of fewshot (format {version}, this one reads "
@@ -188,6 +192,19 @@ class Bank:
                 "INSERT OR IGNORE INTO uses VALUES (?, ?, ?)",
                 ((name, encoder, key) for key in keys),
             )
+
+    def found_at(self, store: Path, place: str) -> None:
+        """Note which folder, table or shards a store's images are of."""
+        with self.transaction():
+            self.database.execute(
+                "INSERT OR REPLACE INTO places VALUES (?, ?)", (self._name(store), place)
+            )
+
+    def place(self, store: Path) -> str | None:
+        """The folder, table or shards that a store's images are of, if that was noted."""
+        asked = "SELECT place FROM places WHERE store = ?"
+        found = self.database.execute(asked, (self._name(store),)).fetchone()
+        return None if found is None else str(found[0])
 
     def _name(self, store: Path) -> str:
         """A store's path as the bank keeps it: both may be moved together."""

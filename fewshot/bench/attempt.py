@@ -1,5 +1,6 @@
 """One fit of a benchmark, and what comes of it: results, or failures that stop nobody else."""
 
+import contextlib
 import functools
 import time
 import traceback
@@ -7,9 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from cache.datasets.layouts.shard_names import is_pattern
 from cache.datasets.resolving import find
 from cache.datasets.source import Source
 from cache.errors import UserError
+from cache.extraction.bank import Bank
+from cache.location import bank_path
 from cache.models.encoder import Encoder
 from cache.models.loading import load
 from cache.progress import silent_within
@@ -135,7 +139,8 @@ def _train(how: Attempt, cell: Cell, store: FeatureStore) -> Result:
     """The result of a method that needs the model, and mostly the images, beside the store."""
     method = configure_trained(cell.run.method, cell.protocol.fixed, seed=cell.protocol.seed)
     options = cell.train
-    source = _source(store.dataset, options.data_root, options.max_pixels)
+    name = store.dataset if options.data_root else _place(store) or store.dataset
+    source = _source(name, options.data_root, options.max_pixels)
     n_train = len(source.splits.get("train", ()))
     steps = method.steps(int(cell.protocol.shots), len(source.classnames), n_train)
 
@@ -163,6 +168,18 @@ def _train(how: Attempt, cell: Cell, store: FeatureStore) -> Result:
 def _encoder(model: str, device: str, precision: str) -> Encoder:
     """Loaded once for all cells of a model."""
     return load(model, device=device, precision=precision)
+
+
+def _place(store: FeatureStore) -> str | None:
+    """The folder, table or shards of a store's images, if they were the user's own and are there.
+
+    So a benchmark finds them from any directory.
+    """
+    bank, place = bank_path(store.path.parents[1]), None
+    if bank.is_file():
+        with contextlib.suppress(UserError), Bank.opened(bank) as kept:
+            place = kept.place(store.path)
+    return place if place and (is_pattern(place) or Path(place).exists()) else None
 
 
 @functools.lru_cache(maxsize=8)
