@@ -223,6 +223,7 @@ def test_a_folder_s_images_are_found_from_any_directory_and_bounded(
     asked = ["bench", *TRAINED, "--shots", "1", "--store", "../s", "--datasets", "photos"]
     assert main([*asked, "--max-pixels", "9"]) == 1
     assert "the maximum is 9" in capsys.readouterr().err
+    assert main([*asked, "--data-root", "."]) == 1  # what is asked for comes first
     assert main(asked) == 0
     (tmp_path / "moved").mkdir()
     photos.rename(tmp_path / "moved" / "photos")

@@ -2,6 +2,7 @@ import ast
 import builtins
 import inspect
 import math
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from cache.datasets.resolving import resolve_folder
 from cache.errors import UserError
 from cache.models.encoder import Encoder
 from cache.models.loading import load
+from fewshot.endtoend.checkpoint import steps_done
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.experiment import run
 from fewshot.endtoend.methods.craft import CraFT
@@ -241,3 +243,16 @@ def test_a_killed_run_goes_on_to_the_same_end(
     assert run(SMALL, encoder, source, checkpoint=path, **asked).again
     with pytest.raises(UserError, match="checkpoint of another run"):
         run(replace(SMALL, sigma=0.5), encoder, source, checkpoint=path, **asked)
+
+
+def test_ctrl_c_keeps_the_generation_it_was_pressed_in(
+    encoder: Encoder, draw_photos: Callable[..., Path], tmp_path: Path
+) -> None:
+    def press(step: int, loss: float, accuracy: float, rate: float) -> None:
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    source, path = resolve_folder(draw_photos(6)), tmp_path / "run.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        run(SMALL, encoder, source, checkpoint=path, watch=press, shots=2, seed=1, workers=1)
+    assert steps_done(path) == 2

@@ -32,6 +32,16 @@ def test_flat_class_folders_are_split_by_class_then_path(tmp_path: Path) -> None
     assert source.splits["train"][0].path.startswith("ant_lion/")
 
 
+def test_a_folder_says_where_it_is_found_again_but_not_all_of_it_for_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fill(Path("photos"), [f"{c}/{n}.jpg" for c in ("cat", "dog") for n in range(3)])
+    source = resolve_folder(Path("photos"))
+    assert source.place == str(tmp_path / "photos")
+    assert pooled(source).place == ""
+
+
 def test_hard_links_are_one_image_of_one_class(tmp_path: Path) -> None:
     fill(tmp_path, ["cat/1.png", "cat/2.png", "dog/1.png"])
     (tmp_path / "cat" / "again.png").hardlink_to(tmp_path / "cat" / "1.png")
