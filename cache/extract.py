@@ -108,6 +108,8 @@ def extract(
         with Bank.opened(bank or Path(":memory:")) as kept:
             digests = Digests(source, recipe.rows(source), kept, trust=not rehash)
             replaced = _replaced(made, digests, workers)
+            if source.place:  # the folder may have moved
+                kept.found_at(store, source.place)
         if not replaced:
             return False
         say(replaced)

@@ -231,3 +231,6 @@ def test_a_folder_s_images_are_found_from_any_directory_and_bounded(
     assert main(asked) == 1
     assert "nor is it a folder or table here or in data (--data-root)" in capsys.readouterr().err
     assert main([*asked, "--data-root", "../moved"]) == 0
+    extract = ["extract", "--dataset", "../moved/photos", "--model", "tiny", "--store", "../s"]
+    assert main(extract) == 0  # encodes nothing, and notes where the folder is now
+    assert main([*asked, "--out", "found.jsonl"]) == 0
