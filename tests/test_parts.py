@@ -25,6 +25,8 @@ from cache.models.loading import load
 from cache.prompts import prompt_sets
 from cache.store import FeatureStore
 from cache.store_check import inspect, verify
+from cli import main
+from fewshot.adapters.making import fit_and_save
 from fewshot.sampling import draw
 from tests.toy_store import CLASSNAMES, DIM, labels, raw_features
 
@@ -215,6 +217,21 @@ def test_extraction_in_parts_gives_the_features_of_one_file(
     build(photos, encoder, tmp_path / "b.h5", in_parts=False)
     assert not (tmp_path / "b.parts").exists()
     assert (tmp_path / "b.h5").read_bytes() == (tmp_path / "a.h5").read_bytes()
+
+
+def test_an_adapter_answers_the_same_of_a_store_in_parts(
+    photos: Source, encoder: Encoder, tmp_path: Path
+) -> None:
+    build(photos, encoder, tmp_path / "a.h5")
+    build(photos, encoder, tmp_path / "b.h5", in_parts=True)
+    adapter = tmp_path / "c.safetensors"
+    fit_and_save(FeatureStore.open(tmp_path / "b.h5"), "nearest-mean", adapter, shots=1)
+    for name in "ab":
+        asked = ["--store", str(tmp_path / f"{name}.h5"), "--out", str(tmp_path / f"{name}.csv")]
+        assert main(["predict", str(adapter), *asked]) == 0
+    answers = (tmp_path / "a.csv").read_text()
+    assert answers.count("\n") == 1 + sum(map(len, photos.splits.values()))
+    assert (tmp_path / "b.csv").read_text() == answers
 
 
 def test_a_store_of_many_features_is_in_parts_by_itself(
