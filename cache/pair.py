@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cache.class_text import ClassText
 from cache.errors import UserError
 from cache.identity import fingerprint
 from cache.location import find_store, pair_names
 from cache.split import Split
-from cache.store import ClassText, FeatureStore
+from cache.store import FeatureStore
 
 EVEN = 0.5  # the weight where none was chosen
 

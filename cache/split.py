@@ -159,7 +159,7 @@ class Split:
 
     @property
     def image_tower(self) -> ImageTower | None:
-        """The layers that made the features of `pooled`; None where the store has no such."""
+        """The layers that made the features of `pooled`; None where the store has none."""
         return ImageTower.of(self.contents)
 
     def _require_pooled(self) -> None:

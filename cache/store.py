@@ -1,22 +1,6 @@
-"""The feature store: all that a frozen CLIP made of one dataset, in one HDF5 file.
+"""The feature store: all that a frozen CLIP made of one dataset, in one HDF5 file or in parts.
 
-    identity, versions                 JSON: what made the features, and with which libraries
-    classnames, skipped                names by class id; the unreadable images left out
-    <split>/labels, <split>/paths      (N,) every image of train, val or test, in published order
-    <split>/label_sets                 (N, C) 1 for each class of an image; only where it may have
-                                       several, of which `labels` has the rarest
-    <split>/features, <split>/norms    (N, D) float16, unit norm; (N,) float32, the norms before
-    <split>/rows                       (n,) the images encoded, where not all N were
-    <split>/views, view_norms          (V, m, D), (V, m): augmented views of the images in view_rows
-    <split>/pooled, pooled_views       the same before the image tower's last layers, with norms,
-    image_scale, _shift, _projection   and those layers; only where `--pre-projection` asked for it
-    text/<prompt set>/                 embeddings (P, D) float32, unit norm; norms, labels, prompts
-    text/<prompt set>/pooled           (P, W) float32, the same before the text tower's projection,
-    text_projection                    (W, D) float32; neither where a tower does not end in one
-
-Unit features in float16 are off by 6e-5 at most, and their norms by 5e-4: reading makes them
-float32 of unit norm again. Every matrix lies in one piece and uncompressed, so that a few rows of
-it can be read and nothing else.
+`cache.arrays.store_format` lists its arrays.
 """
 
 import shlex
@@ -45,38 +29,15 @@ from cache.arrays.store_format import (
     splits_of,
     text_sets_of,
 )
+from cache.class_text import ClassText
 from cache.datasets.addresses import address_of
-from cache.errors import UserError, printable, unknown
+from cache.errors import UserError, printable
 from cache.files.stamp import Stamp
 from cache.identity import differences, fingerprint, plain
 from cache.images.skipped import Skipped
-from cache.recipes import class_text
 from cache.split import Split
 
 SHOWN = 3  # of many problems, how many are named
-
-
-@dataclass(frozen=True)
-class ClassText:
-    """The text features of C classes by one recipe, and the P prompts that they were made of.
-
-    Attributes:
-        features: (C, D), one row per class, by the recipe.
-        prompts: (P, D) unit norm, each prompt by itself.
-        labels: (P,) class ids of the prompts.
-        sentences: P prompts as they were written.
-        pooled: (C, W), the `raw-mean` text just before the text tower's last layer; None where the
-            store has no such thing: imported, of a model whose text tower ends otherwise, or
-            extracted before stores held it.
-        projection: (W, D), that layer: `pooled @ projection` is that text; None without `pooled`.
-    """
-
-    features: NDArray[np.float32]
-    prompts: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    sentences: list[str] = field(repr=False)
-    pooled: NDArray[np.float32] | None
-    projection: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
@@ -203,7 +164,7 @@ class FeatureStore:
         return self.contents.array("attributes") if "attributes" in self.contents else None
 
     def split(self, name: str) -> Split:
-        """The split of that name; hold on to it, for what is read of it is read once.
+        """The split of that name, which keeps what is read of it: hold on to it.
 
         Raises:
             UserError: The store has no such split.
@@ -238,7 +199,7 @@ class FeatureStore:
 
     @property
     def image_tower(self) -> ImageTower | None:
-        """The layers that made features of `Split.pooled`; None where the store has no such."""
+        """The layers that made features of `Split.pooled`; None where the store has none."""
         return ImageTower.of(self.contents)
 
     def text(self, recipe: str = "unit-mean", prompt_set: str | None = None) -> NDArray[np.float32]:
@@ -257,30 +218,7 @@ class FeatureStore:
         Raises:
             UserError: No such recipe or set, no text at all, or several sets and none named.
         """
-        name = self._prompt_set(recipe, prompt_set)
-        embeddings, norms, labels = (
-            self.contents.array(f"text/{name}/{key}") for key in ("embeddings", "norms", "labels")
-        )
-        pooled, projection = self._tower(self._prompt_set("raw-mean", prompt_set))
-        return ClassText(
-            features=class_text(recipe, embeddings, norms, labels),
-            prompts=embeddings,
-            labels=labels,
-            sentences=self.contents.strings(f"text/{name}/prompts"),
-            pooled=pooled,
-            projection=projection,
-        )
-
-    def _tower(
-        self, prompt_set: str
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | tuple[None, None]:
-        """The `pooled` and the `projection` of a `ClassText`."""
-        if not {f"text/{prompt_set}/pooled", "text_projection"} <= self.contents.places.keys():
-            return None, None
-        pooled = self.contents.array(f"text/{prompt_set}/pooled")
-        labels = self.contents.array(f"text/{prompt_set}/labels")
-        means = class_text("raw-mean", pooled, np.ones(len(labels), np.float32), labels)
-        return means, self.contents.array("text_projection")
+        return ClassText.of(self.contents, recipe, prompt_set)
 
     def require(self, identity: Mapping[str, Any]) -> None:
         """Raise UserError unless the store has this identity.
@@ -294,25 +232,6 @@ class FeatureStore:
                 f"{self.contents.address} was made otherwise: {'; '.join(differing)}; "
                 "replace it with --if-exists overwrite, or give another --store"
             )
-
-    def _prompt_set(self, recipe: str, name: str | None) -> str:
-        if not self.text_sets:
-            raise UserError(
-                f"{self.contents.address} holds no text features; use a method that needs none, "
-                "such as nearest-mean, or make it again with a model that reads text"
-            )
-        if name is None:
-            usual = ("templates-raw", "templates") if recipe == "raw-mean" else ("templates",)
-            name = next((known for known in usual if known in self.text_sets), None)
-        if name is None and len(self.text_sets) > 1:
-            raise UserError(
-                f"{self.contents.address} has several prompt sets; name one: "
-                f"{', '.join(self.text_sets)}"
-            )
-        name = name or self.text_sets[0]
-        if name not in self.text_sets:
-            raise unknown("prompt set", name, self.text_sets)
-        return name
 
 
 def _check_attributes(address: str, said: Mapping[str, Any]) -> None:

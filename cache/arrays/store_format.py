@@ -1,5 +1,24 @@
 """The form of a store: which arrays it has, nothing more and nothing less, and how they fit.
 
+    identity, versions                 JSON: what made the features, and with which libraries
+    classnames, skipped                names by class id; the unreadable images left out
+    attributes                         (C, A) float32, attributes that people gave the classes
+    <split>/labels, <split>/paths      (N,) every image of train, val or test, in published order
+    <split>/label_sets                 (N, C) 1 for each class of an image; only where it may have
+                                       several, of which `labels` has the rarest
+    <split>/features, <split>/norms    (N, D) float16, unit norm; (N,) float32, the norms before
+    <split>/rows                       (n,) the images encoded, where not all N were
+    <split>/views, view_norms          (V, m, D), (V, m): augmented views of the images in view_rows
+    <split>/pooled, pooled_views       the same before the image tower's last layers, with norms,
+    image_scale, _shift, _projection   and those layers; only where `--pre-projection` asked for it
+    text/<prompt set>/                 embeddings (P, D) float32, unit norm; norms, labels, prompts
+    text/<prompt set>/pooled           (P, W) float32, the same before the text tower's projection,
+    text_projection                    (W, D) float32; neither where a tower does not end in one
+
+Unit features in float16 are off by 6e-5 at most, and their norms by 5e-4: reading makes them
+float32 of unit norm again. Every matrix lies in one piece and uncompressed, so that a few rows of
+it can be read and nothing else.
+
 C classes of A attributes, D, W and w the widths of features, of the text tower and of the image
 tower; of a split N images, n of them encoded, m with V views; P prompts. `S` is text of one width
 per array.
