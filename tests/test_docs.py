@@ -33,6 +33,7 @@ from fewshot.automatic import judging
 from fewshot.automatic.candidates import Candidates
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.methods import METHODS
+from fewshot.report import published
 from tests import forked
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -214,6 +215,24 @@ def test_each_row_of_the_survey_names_a_method_or_a_reason() -> None:
         named = re.findall(r"\[`(.+?)`\]\(\1\.md\)", here)
         assert set(named) <= EVERY.keys()
         assert named or here.startswith("out of scope: ")
+
+
+def test_pages_count_the_methods_and_the_published_figures_as_they_are() -> None:
+    counted = {
+        "README.md": (
+            f" {len(METHODS)} methods on cached features and {len(TRAINED)} end-to-end ones,",
+            f" {len(published.load()):,}\npublished figures,",
+        ),
+        "docs/index.md": (
+            f" {len(METHODS)} methods. They fit",
+            f" {len(TRAINED)} more methods train inside CLIP's towers,",
+        ),
+        "docs/protocols.md": (f" {len(published.load()):,} published figures ",),
+    }
+    for page, sentences in counted.items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for sentence in sentences:
+            assert sentence in text
 
 
 def test_every_setting_of_a_method_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:

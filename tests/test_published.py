@@ -56,7 +56,8 @@ def test_averages_are_those_of_the_figures_they_are_over() -> None:
         parts = [FIGURES.get((method, model, setting, shots, name, part)) for name in over]
         found = [p.accuracy for p in parts if p is not None and p.source == figure.source]
         if len(found) == len(over):
-            assert figure.accuracy == pytest.approx(math.fsum(found) / len(found), abs=6e-4)
+            near = 1e-3 if figure.confidence == "digitised" else 6e-4  # read off to 0.1 %
+            assert figure.accuracy == pytest.approx(math.fsum(found) / len(found), abs=near)
             compared += 1
     assert compared > 60
 
