@@ -8,7 +8,8 @@ from PIL import Image
 
 from cache.datasets.items import Items
 from cache.datasets.manifest import load_manifest
-from cache.datasets.preflight import MISSING, check
+from cache.datasets.preflight import check
+from cache.datasets.preflight_report import MISSING
 from cache.datasets.resolving import resolve, resolve_folder, resolve_table
 from cache.datasets.source import Item, Source
 from cache.images.decode import NO_IMAGE

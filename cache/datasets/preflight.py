@@ -4,111 +4,21 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import compress, islice
-from statistics import median
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.datasets.items import Item, Items, paths_of
-from cache.datasets.path_index import path_keys
+from cache.datasets.items import Item, Items
+from cache.datasets.leaks import ascending_keys, leaks, n_repeats
+from cache.datasets.preflight_report import MISSING, Preflight
 from cache.datasets.source import Source
-from cache.errors import UserError, count, none_can, printable
-from cache.images.skipped import Skipped, cannot_read, listed
+from cache.errors import count, none_can, printable
+from cache.images.skipped import Skipped
 from cache.progress import progress
 
-_KEYS = 2**16  # keys of paths that are compared at once
 _CHUNK = 256  # files per task of a thread
 _NAMED = 5  # of many classes, how many are named
-MISSING = "no such file"
-
-
-@dataclass(frozen=True)
-class Preflight:
-    """The findings of `check`.
-
-    Attributes:
-        source: What was looked at.
-        counts: Split -> images per class, by class id.
-        problems: Whatever forbids encoding, one line each.
-        notes: What to know before believing a number, one line each.
-        unreadable: Images missing or damaged; they stop a run unless its user skips them.
-    """
-
-    source: Source
-    counts: Mapping[str, tuple[int, ...]]
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
-    unreadable: tuple[Skipped, ...]
-
-    @property
-    def missing(self) -> tuple[Skipped, ...]:
-        """The unreadable images of which there is no file."""
-        return tuple(image for image in self.unreadable if image.reason == MISSING)
-
-    def report(self) -> str:
-        """All of it for a terminal; the classes in full where there are at most twenty."""
-        source = self.source
-        n = len(source.classnames)
-        if source.unlabeled:
-            images = count(len(source.splits["train"]), "unlabeled image")
-            first = f"{source.dataset}: {count(n, 'class', 'classes')}, {images} ({source.origin})"
-            return "\n".join([first, *self._findings()])
-        total = sum(map(len, source.splits.values()))
-        size = f"{count(n, 'class', 'classes')}, {count(total, 'image')}"
-        lines = [
-            f"{source.dataset}: {size} ({source.origin})",
-            "  split    images  per class min / median / max",
-        ]
-        for split, counts in self.counts.items():
-            spread = f"{min(counts):,} / {median(counts):,g} / {max(counts):,}"
-            lines.append(f"  {split:<5} {len(source.splits[split]):>9,}  {spread}")
-        lines += [f"  {row}" for row in (self._header(), *self._class_rows())]
-        return "\n".join([*lines, *self._findings()])
-
-    def _findings(self) -> Iterator[str]:
-        yield from (f"problem: {problem}" for problem in self.problems)
-        yield from (f"note: {note}" for note in self.notes)
-        if self.unreadable:
-            yield from listed(self.unreadable)
-
-    def passed(self, *, skip_unreadable: bool) -> tuple[Source, tuple[Skipped, ...]]:
-        """The source as it may be encoded, and the images left out of it.
-
-        Raises:
-            UserError: There are problems, or unreadable images that are not to be skipped.
-        """
-        if self.problems:
-            problems = "; ".join(self.problems)
-            raise UserError(f"{self.source.dataset} cannot be encoded: {problems}")
-        if self.unreadable and not skip_unreadable:
-            raise cannot_read(self.unreadable)
-        return self.source.without(path for _, path, _ in self.unreadable), self.unreadable
-
-    def table(self) -> str:
-        """The label-name table in full: id, images per split, name."""
-        return "\n".join([self._header(), *self._rows(range(len(self.source.classnames)))])
-
-    def _class_rows(self) -> list[str]:
-        n = len(self.source.classnames)
-        if n <= 20:
-            return self._rows(range(n))
-        first, last = self._rows(range(3)), self._rows(range(n - 2, n))
-        split, counts = next(iter(self.counts.items()))
-        least = sorted(range(n), key=counts.__getitem__)[:3]
-        named = ", ".join(f"{printable(self.source.classnames[c])} {counts[c]:,}" for c in least)
-        return [*first, "...", *last, f"fewest {split} images: {named}"]
-
-    def _header(self) -> str:
-        return f"  id  {'  '.join(f'{split:>6}' for split in self.counts)}  class"
-
-    def _rows(self, classes: Iterable[int]) -> list[str]:
-        return [
-            f"{c:>4}  {'  '.join(f'{counts[c]:>6,}' for counts in self.counts.values())}  "
-            f"{printable(self.source.classnames[c])}"
-            for c in classes
-        ]
 
 
 def check(
@@ -131,10 +41,7 @@ def check(
     unreadable = tuple(_unreadable(source, rows, workers, advance))
     n_classes = len(source.classnames)
     counts = {split: _per_class(items, n_classes) for split, items in source.splits.items()}
-    # A number for each path, for a set of ten million paths would take gigabytes.
-    keys = {s: path_keys(paths_of(items), len(items)) for s, items in source.splits.items()}
-    for some in keys.values():
-        some.sort()
+    keys = {split: ascending_keys(items) for split, items in source.splits.items()}
     return Preflight(
         source=source,
         counts=counts,
@@ -142,7 +49,7 @@ def check(
             *_class_problems(source),
             *_count_problems(source, counts),
             *_unreadable_problems(source, counts, unreadable),
-            *_leaks(source, keys),
+            *leaks(source.splits, keys),
         ),
         notes=(*source.notes, *_notes(source, counts, keys)),
         unreadable=unreadable,
@@ -239,40 +146,6 @@ def _unreadable_problems(
                 yield f"{_classes(source, emptied)} with no readable train image"
 
 
-def _leaks(source: Source, keys: Mapping[str, NDArray[np.uint64]]) -> Iterator[str]:
-    splits = list(source.splits)
-    for i, one in enumerate(splits):
-        for other in splits[i + 1 :]:
-            alike = _in_both(keys[one], keys[other])
-            if not len(alike):
-                continue
-            first, second = (_with_keys(source.splits[s], alike) for s in (one, other))
-            both = sorted(first & second)
-            if both:
-                images_are = count(len(both), "image is", "images are")
-                yield f"{images_are} in {one} and in {other}, first: {both[0]}"
-
-
-def _in_both(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The keys that two ascending lists share, found without a copy of either."""
-    if not len(other):
-        return other
-    found = []
-    for start in range(0, len(one), _KEYS):
-        some = one[start : start + _KEYS]
-        at = np.minimum(np.searchsorted(other, some), len(other) - 1)
-        found.append(some[other[at] == some])
-    return np.concatenate(found) if found else one
-
-
-def _with_keys(items: Sequence[Item], keys: NDArray[np.uint64]) -> set[str]:
-    """The paths that have one of the keys."""
-    paths, found = paths_of(items), set[str]()
-    while some := list(islice(paths, _KEYS)):
-        found.update(compress(some, np.isin(path_keys(some), keys)))
-    return found
-
-
 def _notes(
     source: Source,
     counts: Mapping[str, tuple[int, ...]],
@@ -288,7 +161,7 @@ def _notes(
             "one class, put their images together"
         )
     for split in source.splits:
-        repeated = int(np.sum(keys[split][1:] == keys[split][:-1]))
+        repeated = n_repeats(keys[split])
         if repeated:
             rows_repeat = count(repeated, f"{split} row repeats", f"{split} rows repeat")
             yield f"{rows_repeat} an image of the same split"

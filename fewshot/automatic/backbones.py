@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cache.datasets.preflight import Preflight
+from cache.datasets.preflight_report import Preflight
 from cache.datasets.source import Source
 from cache.errors import UserError, count
 from cache.extraction.shards import fitting_batch

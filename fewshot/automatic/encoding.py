@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cache.datasets.preflight import Preflight, check_files
+from cache.datasets.preflight import check_files
+from cache.datasets.preflight_report import Preflight
 from cache.datasets.source import Source
 from cache.errors import UserError, none_can
 from cache.extract import default_workers, extract

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cache.datasets.preflight import Preflight
+from cache.datasets.preflight_report import Preflight
 from cache.datasets.source import Source
 from cache.errors import count
 from cache.pair import Pair
