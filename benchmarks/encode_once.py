@@ -25,7 +25,8 @@ from PIL import Image
 from cache.datasets.resolving import resolve_folder
 from cache.datasets.source import Source, pooled
 from cache.extract import default_workers, extract
-from cache.extraction.shards import Encoded, encode_prompts, encode_shard
+from cache.extraction.prompt_features import encode_prompts
+from cache.extraction.shards import Encoded, encode_shard
 from cache.identity import Recipe
 from cache.models.encoder import Encoder
 from cache.models.loading import load
@@ -73,7 +74,7 @@ class Runs:
             return encode_prompts(new, encoder)
 
         mock.patch("cache.extraction.engines.encode_shard", shard).start()
-        mock.patch("cache.extract.encode_prompts", prompts).start()
+        mock.patch("cache.extraction.prompt_features.encode_prompts", prompts).start()
 
     def run(self, name: str, source: Source, templates: Sequence[str], *, fresh: bool) -> None:
         """Extract, and print a row; `fresh` for a comparison with a run that knows nothing."""

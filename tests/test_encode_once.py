@@ -15,7 +15,8 @@ from cache.datasets.resolving import resolve_folder
 from cache.datasets.source import Source, pooled
 from cache.extract import extract
 from cache.extraction import new_images, shards
-from cache.extraction.shards import CENTER, Cropping, Shard, Wanted, encode_prompts, encode_shard
+from cache.extraction.prompt_features import encode_prompts
+from cache.extraction.shards import CENTER, Cropping, Shard, Wanted, encode_shard
 from cache.identity import Recipe
 from cache.models.encoder import Encoder
 from cache.models.loading import load
@@ -51,7 +52,7 @@ class Extraction:
             self.prompts.extend(prompts)
             return encode(prompts, encoder)
 
-        monkeypatch.setattr("cache.extract.encode_prompts", noted)
+        monkeypatch.setattr("cache.extraction.prompt_features.encode_prompts", noted)
 
     def __call__(
         self, source: Source, templates: tuple[str, ...] = ("a {}.",), **options: Any

@@ -18,7 +18,8 @@ import torch
 from cache.errors import UserError, unknown
 from cache.extraction import ray_cluster
 from cache.extraction.orphans import end_with_parent
-from cache.extraction.shards import Cropping, Encoded, Shard, computed_on, encode_shard
+from cache.extraction.provenance import computed_on
+from cache.extraction.shards import Cropping, Encoded, Shard, encode_shard
 from cache.extraction.shared_features import SharedFeatures
 from cache.models.encoder import Encoder
 from cache.models.loading import load

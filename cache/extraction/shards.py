@@ -1,11 +1,11 @@
-"""The unit of extraction: some images that are not encoded yet, and prompts likewise.
+"""The unit of extraction: some images that are not encoded yet.
 
 Every forward pass has one and the same shape: a batch that is not full is filled up. So a feature
 is a function of its crop alone, whatever images are encoded with it, here or in another process.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple, TypeVar
@@ -26,7 +26,6 @@ from cache.images.turbo_jpeg import Pixels
 from cache.models.encoder import Encoder
 
 T = TypeVar("T")
-PROMPTS_PER_BATCH = 32
 CENTER = -1  # the number of the center crop, beside views 0, 1, ...
 
 
@@ -161,41 +160,6 @@ def full(items: Iterable[T], size: int) -> Iterator[tuple[list[T], int]]:
     remaining = iter(items)
     while batch := list(islice(remaining, size)):
         yield batch + [batch[-1]] * (size - len(batch)), len(batch)
-
-
-def prompt_key(prompt: str) -> bytes:
-    """The key of a prompt."""
-    return hashlib.sha256(canonical_json({"prompt": prompt}).encode()).digest()
-
-
-def encode_prompts(
-    prompts: Sequence[str], encoder: Encoder
-) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
-    """Batches of prompts with their embeddings (P, D), unnormalized.
-
-    Beside them, where the text tower ends in a projection, what it projected: (P, D + W). A
-    batch holds prompts on which the tower runs for the same number of tokens.
-    """
-    by_length: dict[int, list[str]] = {}
-    for prompt, length in zip(prompts, encoder.text_lengths(prompts), strict=True):
-        by_length.setdefault(length, []).append(prompt)
-    for group in by_length.values():
-        for filled, n in full(group, PROMPTS_PER_BATCH):
-            features, pooled = encoder.encode_text_pooled(filled)
-            parts = [features] if pooled is None else [features, pooled]
-            yield filled[:n], torch.cat(parts, dim=1)[:n].numpy()
-
-
-def computed_on(encoder: Encoder, threads: int) -> dict[str, str]:
-    """The part of the machine that the last bits of a feature depend on."""
-    if encoder.device.type == "cuda":
-        return {"processor": torch.cuda.get_device_name(encoder.device), "threads": "1"}
-    if encoder.device.type != "cpu":
-        return {"processor": encoder.device.type, "threads": "1"}
-    return {
-        "processor": f"CPU, {torch.backends.cpu.get_cpu_capability()}",
-        "threads": str(threads),
-    }
 
 
 def fitting_batch(encoder: Encoder) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cache.datasets.source import Source
 from cache.errors import UserError
-from cache.extract import versions
+from cache.extraction.provenance import versions
 from cache.models.encoder import Encoder
 from cache.pair import Pair
 from cache.store import FeatureStore
