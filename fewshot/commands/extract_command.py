@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from cache.errors import UserError, count, unknown
+from cache.errors import UserError
 from fewshot.commands.options import (
     COMPUTING,
     DATA,
@@ -25,13 +25,15 @@ from fewshot.commands.options import (
     StoreOption,
     WorkersOption,
 )
-from fewshot.commands.parsing import parse_ints, parse_shard
+from fewshot.commands.parsing import parse_shard
 from fewshot.commands.terminal import say, show
-
-if TYPE_CHECKING:
-    from cache.datasets.source import Source
-    from cache.images.skipped import Skipped
-    from fewshot.sampling import Rows
+from fewshot.commands.typed_recipe import (
+    checked,
+    contents,
+    train_rows,
+    typed_few_shots,
+    typed_prompts,
+)
 
 PROMPTS = "Prompts"
 VIEWS = "Augmented views"
@@ -231,7 +233,6 @@ def extract(
         require_writable,
         store_path,
     )
-    from cache.prompts import prompt_sets
 
     part = parse_shard(shard)
     root = store or default_root()
@@ -250,46 +251,37 @@ def extract(
             multi_label=multi_label,
         )  # fmt: skip
     source = pooled(source) if all_train else source
-    rows, only = _support_rows(source, support_only, seeds)
-    source, left_out = _checked(source, rows, skip_unreadable)
-    rows, only = _support_rows(source, support_only, seeds)
-    further = {name: _template_set(source, name) for name in template_set or ()}
-    templates = template or source.templates
-    sets = prompt_sets(source.classnames, templates, prompts or (), further)
+    few = typed_few_shots(support_only, seeds)
+    source, left_out = checked(source, few, skip_unreadable=skip_unreadable)
     models = pair_names(model) or (model,)
     if all(name.startswith(IMAGE_ONLY) for name in models) and (
         template or prompts or template_set
     ):
         raise UserError(f"{model} encodes images alone; leave the prompts' options out")
     recipe = Recipe(
-        prompts=sets,
+        prompts=typed_prompts(source, template, template_set, prompts),
         views=views,
         crop_scale=crop_scale,
         view_seed=view_seed,
-        train_rows=rows,
-        support_only=only,
+        train_rows=train_rows(source, few),
+        support_only=few,
         left_out=left_out,
         pre_projection=pre_projection,
     )
-    images = sum(len(chosen) for chosen in recipe.rows(source).values())
-    jobs = [
-        (
-            name,
-            replace(recipe, prompts={}) if name.startswith(IMAGE_ONLY) else recipe,
-            store_path(root, source.dataset, name),
-        )
+    recipes = {
+        name: replace(recipe, prompts={}) if name.startswith(IMAGE_ONLY) else recipe
         for name in models
-    ]
+    }
+    paths = {name: store_path(root, source.dataset, name) for name in models}
     if dry_run:
-        for name, wanted, path in jobs:
-            sentences = sum(len(p.prompts) for p in wanted.prompts.values())
-            what = f"{count(images, 'image')} and {count(sentences, 'prompt')}"
-            say(f"would encode {what} with {name} into {path}")
+        for name, wanted in recipes.items():
+            say(f"would encode {contents(wanted, source)} with {name} into {paths[name]}")
         return
     from cache.models.loading import load
 
-    require_writable({"--store": jobs[0][2]})
-    for name, wanted, path in jobs:
+    require_writable({"--store": paths[models[0]]})
+    for name, wanted in recipes.items():
+        path = paths[name]
         encoder = load(
             name, device=device, precision=precision, resize=resize, fast_images=fast_images
         )
@@ -315,34 +307,3 @@ def extract(
             say(f"part {shard} of {path} is encoded; the command without --shard assembles all")
         else:
             show(str(path) if built else f"{path} (already there)")
-
-
-def _support_rows(
-    source: "Source", shots: str | None, seeds: str
-) -> tuple["Rows | None", dict[str, list[int]] | None]:
-    """The train rows of the few-shot sets asked for, and the shots and seeds of these sets."""
-    if shots is None:
-        return None, None
-    from fewshot.sampling import support_rows
-
-    source.require_one_label("--support-only")
-    labels = [item.label for item in source.splits.get("train", ())]
-    only = {"shots": parse_ints("--support-only", shots), "seeds": parse_ints("--seeds", seeds)}
-    return support_rows(labels, source.classnames, **only), only
-
-
-def _checked(
-    source: "Source", train_rows: "Rows | None", skip: bool
-) -> tuple["Source", tuple["Skipped", ...]]:
-    """The source after its pre-flight report, and the images left out of it."""
-    from cache.datasets.preflight import check_files
-
-    report = check_files(source, None if train_rows is None else train_rows.tolist())
-    say(report.report())
-    return report.passed(skip_unreadable=skip)
-
-
-def _template_set(source: "Source", name: str) -> tuple[str, ...]:
-    if name not in source.template_sets:
-        raise unknown(f"template set of {source.dataset}", name, source.template_sets)
-    return source.template_sets[name]
