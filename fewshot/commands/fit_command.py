@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cache.errors import UserError
+from fewshot.commands.chosen_store import chosen_store
 from fewshot.commands.method_names import require_method
 from fewshot.commands.options import (
     DATA,
@@ -31,12 +32,13 @@ from fewshot.commands.options import (
     ThresholdOption,
     TuneOption,
 )
-from fewshot.commands.parsing import parse_ints, parse_pairs, parse_share
+from fewshot.commands.parsing import parse_ints, parse_pairs, parse_share, parse_shots
 from fewshot.commands.terminal import say
 
 if TYPE_CHECKING:
     from cache.store import FeatureStore
     from fewshot.protocol import Protocol
+    from fewshot.results.log import Result
 
 
 def fit(
@@ -235,6 +237,16 @@ def fit(
         every = [replace(asked, sample=read_sample(sample, opened))]
     if export_sample is not None:
         every = [_exported(every, opened, export_sample)]
+    done: list[Result] = []
+    summary = ""
+
+    def note(result: "Result") -> None:
+        append(results, result)
+        logger.result(result)
+        done.append(result)
+        if as_json:
+            print(result.to_json(), flush=True)
+
     if save is not None:
         if asked.setting != "few-shot" or len(every) > 1:
             raise UserError(
@@ -247,48 +259,24 @@ def fit(
             opened, method, save, every[0], predictions=save_predictions, temperature=temperature
         )
         if result is not None:
-            append(results, result)
-            logger.result(result)
-            print(result.to_json() if as_json else accuracy_table([result]))
-            if result.by_class is not None and not as_json:
-                print(f"\n{text(class_table(result, opened.classnames))}")
-        say(f"{save}: {saved.summary()}")
-        return
-    alike = [one for one in every if not one.support_for(chosen)]  # whatever its shots and seed
-    done = []
-    for one in [one for one in every if one not in alike[1:]]:
-        if learned is not None:
-            new = [adapt(learned, opened, method, one, save=save_predictions)]
-        elif targets:
-            new = transfer(opened, targets, method, one, save=save_predictions)
-        else:
-            new = [evaluate(opened, method, one, save=save_predictions)]
-        for result in new:
-            append(results, result)
-            logger.result(result)
-            done.append(result)
-            if as_json:
-                print(result.to_json(), flush=True)
-    if not as_json:
+            note(result)
+        summary = f"{save}: {saved.summary()}"
+    else:
+        alike = [one for one in every if not one.support_for(chosen)]  # whatever its shots and seed
+        for one in [one for one in every if one not in alike[1:]]:
+            if learned is not None:
+                note(adapt(learned, opened, method, one, save=save_predictions))
+            elif targets:
+                for result in transfer(opened, targets, method, one, save=save_predictions):
+                    note(result)
+            else:
+                note(evaluate(opened, method, one, save=save_predictions))
+    if done and not as_json:
         print(accuracy_table(done))
         if len(done) == 1 and done[0].by_class is not None:
             print(f"\n{text(class_table(done[0], opened.classnames))}")
-
-
-def parse_shots(text: str) -> list[int | Literal["all"]]:
-    """The numbers of a list such as 1,2,4; or all."""
-    return ["all"] if text == "all" else list(parse_ints("--shots", text))
-
-
-def chosen_store(root: Path | None, dataset: str | None, model: str | None) -> "FeatureStore":
-    """The store or the pair that is meant; where that takes a choice, says which."""
-    from cache.location import default_root
-    from cache.pair import found
-
-    opened, chosen = found(root or default_root(), dataset, model)
-    if chosen or dataset is None:
-        say(f"using {opened.path}")
-    return opened
+    if summary:
+        say(summary)
 
 
 def _exported(every: list["Protocol"], store: "FeatureStore", path: Path) -> "Protocol":

@@ -1,6 +1,6 @@
 """Values of options that are lists, pairs and shares, from the words that were typed."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cache.errors import UserError
 
@@ -34,6 +34,11 @@ def parse_ints(option: str, text: str) -> list[int]:
     except ValueError:
         raise UserError(f"{option} must be integers such as 1,2,4; got {text!r}") from None
     return list(dict.fromkeys(numbers))
+
+
+def parse_shots(text: str) -> list[int | Literal["all"]]:
+    """The numbers of a list such as 1,2,4; or all."""
+    return ["all"] if text == "all" else list(parse_ints("--shots", text))
 
 
 def parse_names(text: str | None) -> tuple[str, ...] | None:

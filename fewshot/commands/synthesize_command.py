@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cache.errors import UserError
-from fewshot.commands.fit_command import chosen_store
+from fewshot.commands.chosen_store import chosen_store
 from fewshot.commands.options import (
     DATA,
     FEW_SHOT,
