@@ -92,10 +92,11 @@ class Answer:
     labels: list[tuple[str, float]] | None
 
     def line(self, path: Path, top: int, form: str) -> str:
-        """The answer as one line: `table` or `jsonl`, of the most probable classes."""
+        """The answer as one printable line: `table` or `jsonl`, of the most probable classes."""
         best = self.ranked[:top]
         if form == "table":
-            return f"{path}  " + (_listed(best if self.labels is None else self.labels) or "none")
+            listed = _listed(best if self.labels is None else self.labels) or "none"
+            return printable(f"{path}  {listed}")
         labels = best[:1] if self.labels is None else self.labels
         said: dict[str, object] = {"path": str(path), "label": ";".join(x for x, _ in labels)}
         if self.labels is not None:
@@ -148,6 +149,11 @@ def _middle(image: Image.Image) -> Image.Image:
     return image.crop((left, top, image.width - left, image.height - top)) if cut else image
 
 
+def printable(text: str) -> str:
+    """The text on one line: newlines, escapes and what else moves a cursor are written out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def files(names: Sequence[str]) -> Iterator[Path]:
     """The files that are meant; of a folder the images below it, sorted."""
     for name in names:
@@ -189,7 +195,7 @@ def classify_files(
             answer = reader.classify(path)
         except Exception as error:  # decoders raise more than OSError
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            say(f"cannot read {path}: {reason}")
+            say(printable(f"cannot read {path}: {reason}"))
             continue
         done += 1
         print(answer.line(path, top, form), file=out, flush=True)
@@ -218,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say=lambda line: print(line, file=sys.stderr),
         )
     except ReaderError as error:
-        print(f"fewshot-predict: {error}", file=sys.stderr)
+        print(printable(f"fewshot-predict: {error}"), file=sys.stderr)
         return 2
     return 0
 

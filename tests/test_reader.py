@@ -184,6 +184,26 @@ def test_what_cannot_be_done_is_one_line(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("form", ["table", "jsonl"])
+def test_no_name_moves_the_cursor(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    (tmp_path / "photos").mkdir()
+    photo(9, 9).save(tmp_path / "photos" / "a\x1b[2J\n.png")
+    (tmp_path / "photos" / "b\r\u202e.png").write_bytes(b"no image")
+    (tmp_path / "photos" / "c\udcff.png").write_bytes(b"no image")
+    assert reader.main([str(folder), str(tmp_path / "photos"), "--format", form]) == 0
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 1
+    assert len(shown.err.splitlines()) == 2
+    assert r"b\r\u202e.png" in shown.err
+    assert all(c.isprintable() for c in shown.out.strip() + shown.err.replace("\n", ""))
+    if form == "jsonl":
+        assert json.loads(shown.out)["path"].endswith("a\x1b[2J\n.png")
+    assert reader.main([str(tmp_path / "no\x1b[2Jmodel"), "x.png"]) == 2
+    assert "no\\x1b[2Jmodel" in capsys.readouterr().err
+
+
 def test_another_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert reader.main([str(tmp_path), "x.png"]) == 2
     assert "`fewshot export ADAPTER --to onnx` writes such a folder" in capsys.readouterr().err
