@@ -2,11 +2,10 @@
 
 Udandarao et al., "SuS-X: Training-Free Name-Only Transfer of Vision-Language Models", ICCV 2023,
 https://arxiv.org/abs/2211.16198; its TIP-X, here on the few labeled images as support set. Differs
-from the authors' code in two ways. Theirs leaves the divergences of a last, partial block of 100
-queries at zero; here all are computed. Theirs rescales the divergences by the extremes over the
-query, and by the affinities of other images, so that the logits of an image depend on what is
-classified beside it; here the scale is a property of the support set, each image of it against the
-others, and what the query holds makes no difference.
+from the authors' code: theirs leaves the divergences of a last, partial block of 100 queries at
+zero, and scales divergences by the extremes over the queries and the affinities of other images, so
+that the logits of an image depend on what is classified beside it. Here all are computed, and their
+scale is that of the support set, each image of it against the others.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,11 +14,12 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, log_softmax
+from torch.nn.functional import linear
 
 from fewshot.checks import non_negative, positive
 from fewshot.classifier import BlockedClassifier
 from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
+from fewshot.parts.class_distributions import ClassDistributions
 from fewshot.parts.key_value_cache import KEYS, QUERIES, KeyValueCache, keys_of
 from fewshot.parts.tip_search import evenly, search_pair
 from fewshot.published_recipe import PublishedRecipe
@@ -84,11 +84,10 @@ class TipXClassifier(BlockedClassifier):
 
     def divergence_votes(self, features: Tensor) -> Tensor:
         """(M, C) sums over a class's keys of phi(-KL(p || q))."""
-        log_p = centered_log_distributions(features, self.text, self.temperature)
-        p = log_p.exp() / len(self.text)
+        query = ClassDistributions.of(features, self.text, self.temperature)
         counts = torch.bincount(self.cache.labels, minlength=self.cache.n_classes)
-        entropy = (p * log_p).sum(dim=1, keepdim=True)
-        return counts * (1 - self.slope * entropy) + self.slope * (p @ self.log_sums.T)
+        from_uniform = query.from_uniform[:, None]
+        return counts * (1 - self.slope * from_uniform) + self.slope * (query.p @ self.log_sums.T)
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ class TipX(Method):
         """
         texts = required(text, self.name)
         cache = KeyValueCache(keys_of(support), support.labels, support.n_classes)
-        log_q = centered_log_distributions(cache.keys, texts, self.temperature)
+        log_q = ClassDistributions.of(cache.keys, texts, self.temperature).log
         log_sums = torch.zeros_like(texts @ texts.T).index_add_(0, support.labels, log_q)
         slope = self._slope(support, texts, cache, log_q)
         scores = (self.alpha, self.beta, self.gamma, self.logit_scale)
@@ -197,22 +196,11 @@ class TipX(Method):
         self, support: SupportSet, texts: Tensor, cache: KeyValueCache, log_q: Tensor
     ) -> float:
         """The slope of phi; 0 where all images look alike to the texts."""
-        log_p = centered_log_distributions(support.features, texts, self.temperature)
-        p = log_p.exp() / len(texts)
-        entropy = (p * log_p).sum(dim=1, keepdim=True)
+        images = ClassDistributions.of(support.features, texts, self.temperature)
         least, most = 1.0, 0.0
         step = max(1, KEYS * QUERIES // len(cache.keys))
         for start in range(0, len(cache.keys), step):
             block = slice(start, start + step)
             least = min(least, float((support.features[block] @ cache.keys.T).min()))
-            most = max(most, float((entropy[block] - p[block] @ log_q.T).max()))
+            most = max(most, float(images.divergences(log_q, block).max()))
         return (1 - least) / most if most > 0 else 0.0
-
-
-def centered_log_distributions(features: Tensor, text: Tensor, temperature: float) -> Tensor:
-    """(M, C) log(C p), p the softmax of the features' cosines to the text over the temperature.
-
-    Near 0 where log p is near -log C: so small divergences survive single precision.
-    """
-    classes = torch.tensor(float(len(text)))
-    return log_softmax(linear(features, text) / temperature, dim=1) + classes.log().to(text)

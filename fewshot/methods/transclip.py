@@ -1,14 +1,12 @@
 """TransCLIP: all images to be classified at once, as a Gaussian mixture over a graph of them.
 
 Zanella et al., "Boosting Vision-Language Models with Transduction", NeurIPS 2024,
-https://arxiv.org/abs/2406.01837. Where the authors' code does other than the paper, the paper is
-followed. With few shots the rows of their affinities begin with the support images and the rows
-of the assignments with the queries, so that the graph joins the wrong images; and a support
-image's nearest query is dropped as if it were the image itself. Their assignments and Gaussians
-continue from one gamma to the next; here each starts again, so that the order of the candidates has
-no say. Without text theirs cannot run; here the means of the labeled images take its place. They
-choose gamma by how validation images near a query fare; here gamma has a default,
-and tuning has it classify held-out images as its queries.
+https://arxiv.org/abs/2406.01837. Follows the paper where the authors' code differs: with few shots
+the rows of their affinities begin with the support images and those of the assignments with the
+queries, so that the graph joins the wrong images; they drop a support image's nearest query as if
+it were the image itself; and they continue from one gamma to the next. Without text theirs cannot
+run; here the means of the labeled images take its place. They choose gamma by validation images
+near a query; here tuning classifies held-out images as its queries.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +21,7 @@ from fewshot.checks import non_negative, one_of, whole
 from fewshot.method import Grid, LearnsFrom, Method, sweep_prepared
 from fewshot.parts.memory import require_memory
 from fewshot.parts.neighbors import NeighborGraph, build_graph
+from fewshot.parts.spherical_mixture import LabeledSums, estimate, means_of_the_surest
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
@@ -30,35 +29,15 @@ from fewshot.text import Text, required
 TAU = 50.0  # what the authors' code divides the log-likelihood by, and multiplies gamma by
 # Of CLIP's inverse temperature, where images are compared with means of images: their cosines
 # differ more. On five datasets a quarter to a half is best at 1 to 16 shots, and all within 1 % but
-# at 1 shot, where 1 loses 2 to 7 %. With no anchors at all the first assignments are uniform, every
-# mean moves to the mean of all queries, and 8 to 22 % are lost at 1 shot.
+# at 1 shot, where 1 loses 2 to 7 %, and no anchors at all 8 to 22 %.
 IMAGE_SCALE = 0.5
-CONFIDENT = 8  # queries of a class that its first mean is taken of, without support images
-LEAST_VARIANCE = 1e-9  # of a dimension in which the images of a class do not differ at all
 
 GammaUnit = Literal["image", "published"]
 
 
 @dataclass(frozen=True, eq=False)
-class _Shots:
-    """Sums over the labeled images S, all zero without any.
-
-    Attributes:
-        sums: (C, D) of the images of each class.
-        squares: (D,) of their squares.
-        counts: (C,) of them.
-        each: g / |Q|, what an image weighs where all queries together weigh 1.
-    """
-
-    sums: Tensor
-    squares: Tensor
-    counts: Tensor
-    each: float
-
-
-@dataclass(frozen=True, eq=False)
 class JointClassifier:
-    """Classifies what it is given jointly: an image's logits depend on the images beside it.
+    """Classifies queries jointly: the logits of each depend on the others.
 
     Attributes:
         method: The hyper-parameters.
@@ -75,29 +54,27 @@ class JointClassifier:
     kind: ClassVar[str] = "joint"
 
     def logits(self, features: Tensor) -> Tensor:
-        """(M, C) log z of (M, D) queries, which are to be all there are."""
-        graph = build_graph(features, self.support, self.method.neighbors)
-        return self.on_graph(features, graph)
+        """(M, C) log z of (M, D) queries, which must be all there are."""
+        return self.on_graph(features, build_graph(features, self.support, self.method.neighbors))
 
     def on_graph(self, features: Tensor, graph: NeighborGraph) -> Tensor:
-        """The same, with the graph given."""
+        """The same on a graph that is made already."""
         method, x = self.method, features.float()
         shots = self._shots(len(x))
         text_says = self._text_says(x, shots)
         if self.support is None:
-            means = _means_of_the_surest(x, text_says.exp())
+            means = means_of_the_surest(x, text_says.exp())
         else:
             means = normalize(shots.sums, dim=1)
         variance = x.new_full((x.shape[1],), 1 / x.shape[1])
-        squares = (x**2).mean(dim=0) + shots.each * shots.squares
         z = text_says.exp()
         text_says = method.text_weight(few_shot=self.support is not None) * text_says
         for _ in range(method.iterations):
             z = torch.softmax(self._scores(x, z, text_says, means, variance, graph), dim=1)
-            means, variance = _estimate(x, squares, z, shots)
+            means, variance = estimate(x, z, shots)
         return torch.log_softmax(self._scores(x, z, text_says, means, variance, graph), dim=1)
 
-    def _text_says(self, x: Tensor, shots: _Shots) -> Tensor:
+    def _text_says(self, x: Tensor, shots: LabeledSums) -> Tensor:
         """(M, C) log y; where there is no text, of the labeled images' means in its place.
 
         Raises:
@@ -112,17 +89,12 @@ class JointClassifier:
         require_memory(6 * 8 * len(x) * len(anchors), name, "classify fewer at once")
         return torch.log_softmax(scale * linear(x, anchors.to(x)), dim=1)
 
-    def _shots(self, n_queries: int) -> _Shots:
+    def _shots(self, n_queries: int) -> LabeledSums:
         if self.support is None:
-            nothing = torch.zeros(1, 1)
-            return _Shots(nothing, nothing[0], nothing[0], 0.0)
-        shots, labels = self.support.features, self.support.labels
-        sums = shots.new_zeros(self.support.n_classes, shots.shape[1]).index_add_(0, labels, shots)
+            return LabeledSums.of(None, 0.0)
         if self.method.gamma_unit == "image":
-            each = self.method.gamma / n_queries
-        else:
-            each = TAU * self.method.gamma / len(shots)
-        return _Shots(sums, (shots**2).sum(dim=0), self.support.counts.to(shots), each)
+            return LabeledSums.of(self.support, self.method.gamma / n_queries)
+        return LabeledSums.of(self.support, TAU * self.method.gamma / len(self.support.labels))
 
     def _scores(
         self,
@@ -146,30 +118,6 @@ class JointClassifier:
         return scores
 
 
-def _means_of_the_surest(x: Tensor, y: Tensor) -> Tensor:
-    """(C, D) means of unit norm of the queries surest of each class, weighted by how sure."""
-    shares, rows = y.topk(min(CONFIDENT, len(x)), dim=0)  # (8, C)
-    return normalize(torch.einsum("nc,ncd->cd", shares / shares.sum(dim=0), x[rows]), dim=1)
-
-
-def _estimate(x: Tensor, squares: Tensor, z: Tensor, shots: _Shots) -> tuple[Tensor, Tensor]:
-    """Means (C, D) of unit norm and the variance (D,) about them; no image's mean is zero.
-
-    Args:
-        x: (M, D) queries.
-        squares: (D,) weighted sum of the squares of queries and labeled images together.
-        z: (M, C) assignments.
-        shots: The labeled images.
-    """
-    sums = z.T @ x / len(x) + shots.each * shots.sums
-    shares = z.sum(dim=0) / len(x) + shots.each * shots.counts
-    averages = sums / shares.clamp_min(torch.finfo(x.dtype).tiny)[:, None]
-    means = normalize(averages, dim=1)
-    # sum_ik z_ik (x_i - mu_k)^2, multiplied out, of queries and labeled images together.
-    spread = squares - 2 * (sums * means).sum(dim=0) + shares @ means**2
-    return means, (spread / shares.sum()).clamp_min(LEAST_VARIANCE)
-
-
 @dataclass(frozen=True)
 class TransCLIP(Method):
     """Assignments z of the queries Q to the classes that text, Gaussians and neighbors agree on.
@@ -185,20 +133,17 @@ class TransCLIP(Method):
         mu_k = normalize(sum_Q z_ik x_i + g sum_S z_ik x_i),
         s    = the likewise weighted mean of (x_i - mu_k)^2, in each dimension,
 
-    and a last few steps give the result. w is the sum W + W' of the cosines W to the n nearest
-    queries, of each query and each labeled image; tau is 50. The first means are of the
-    labeled images, or without such of the eight queries surest of the class by y. Of the labeled
-    images' views none is looked at, as in the paper.
+    and a last few steps give the result. w is W + W', the cosines W of each query and each labeled
+    image to the n nearest queries; tau is 50. The first means are of the labeled images, without
+    such of the eight queries surest of the class by y. Views are not used, as in the paper.
 
-    `gamma_unit` says what g is. image: gamma, the queries that a labeled image counts as.
-    published: tau gamma |Q| / |S|; all labeled images together then count as tau gamma times all
-    queries, and the best gamma grows with the shots by a factor of a hundred.
+    g by `gamma_unit`: image: gamma, the queries that a labeled image counts as. published:
+    tau gamma |Q| / |S|, with which the best gamma grows with the shots by a factor of a hundred.
 
     Attributes:
         gamma: Weight of the labeled images; 0 leaves them the first means and the graph.
         gamma_unit: What gamma counts.
-        lmbda: lambda, weight of the text, or of what takes its place; `published` is 0.5 with
-            labeled images, 1 without.
+        lmbda: lambda, weight of log y; `published` is 0.5 with labeled images, 1 without.
         neighbors: n.
         iterations: Rounds.
         inner_iterations: Steps of z in each round.
@@ -243,7 +188,7 @@ class TransCLIP(Method):
         )
 
     def fit(self, support: SupportSet | None, text: Text | None) -> JointClassifier:
-        """Keep what is given; nothing is computed before the queries are there.
+        """Keep what is given: all is computed with the queries.
 
         Raises:
             UserError: There is no text, and no support set either.
