@@ -10,6 +10,7 @@ from torch.nn.functional import normalize, one_hot
 from cache.errors import UserError
 from fewshot import SupportSet, ZeroShot
 from fewshot.methods import ProKeR, proker
+from fewshot.parts import kernels
 from fewshot.text import Text
 from tests.toys import vectors
 
@@ -130,7 +131,7 @@ def test_queries_in_blocks_are_classified_as_at_once(monkeypatch: pytest.MonkeyP
     support, text, query = task()
     classifier = ProKeR().fit(support, text)
     expected = classifier.logits(query)
-    monkeypatch.setattr(proker, "BLOCK", 7 * len(support.labels))
+    monkeypatch.setattr(kernels, "BLOCK", 7 * len(support.labels))
     torch.testing.assert_close(classifier.logits(query), expected)
 
 

@@ -12,11 +12,11 @@ from fewshot.adapters.classifiers import put_together, take_apart
 from fewshot.adapters.export.onnx_graph import formula
 from fewshot.classifier import LinearClassifier
 from fewshot.methods import stack
-from fewshot.methods.proker import KernelClassifier
 from fewshot.methods.stack import Stack
 from fewshot.model_selection.folds import held_out
 from fewshot.model_selection.tuning import cv_folds, tune
 from fewshot.parts.doubt import doubt
+from fewshot.parts.kernels import KernelClassifier
 from fewshot.parts.whitened_probe import whitened_probe
 from tests.toys import task, vectors
 

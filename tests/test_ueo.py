@@ -26,7 +26,8 @@ from fewshot.adapters.making import fit_and_save
 from fewshot.adapters.opened_adapter import with_encoder
 from fewshot.adapters.stored_images import StoredImages
 from fewshot.methods import UEO
-from fewshot.methods.ueo import Residual, objective
+from fewshot.methods.ueo import Residual
+from fewshot.parts.universal_entropy import objective
 from fewshot.text import Text
 from tests.toys import vectors
 

@@ -14,12 +14,11 @@ from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from cache.errors import UserError
 from fewshot.checks import fraction, non_negative, one_of, positive, whole
 from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
-from fewshot.parts.feature_adapters import Adapters
+from fewshot.parts.feature_adapters import AdapterClassifier, Adapters
 from fewshot.parts.optimizers import SGD
 from fewshot.parts.softmax_heads import logit_gradient
 from fewshot.published_recipe import PublishedRecipe
@@ -30,29 +29,6 @@ from fewshot.training import batches, cosine_by_epoch, published_epochs
 
 Adapted = Literal["visual", "text", "both"]
 Published = Literal["published"]
-
-
-@dataclass(frozen=True, eq=False)
-class AdapterClassifier:
-    """Cosines to weights, of features that pass an adapter first.
-
-    Attributes:
-        weight: (C, D).
-        visual: What adapts the features, if anything does.
-        stats: See `Classifier`.
-    """
-
-    weight: Tensor
-    visual: Adapters | None
-    stats: Mapping[str, float]
-
-    kind: ClassVar[str] = "adapter"
-
-    def logits(self, features: Tensor) -> Tensor:
-        """(M, C) logits of (M, D) features."""
-        if self.visual is not None:
-            features = self.visual(features).features[0]
-        return linear(features, self.weight)
 
 
 @dataclass(frozen=True)

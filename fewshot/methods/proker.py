@@ -9,8 +9,8 @@ of views, and are averaged where there would be too many samples; and beta and l
 where theirs are tuned on validation images for each dataset.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import ClassVar, Literal, Self, get_args
 
 import torch
@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize, one_hot
 
 from fewshot.checks import one_of, positive
-from fewshot.classifier import BlockedClassifier
 from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
+from fewshot.parts.kernels import KernelClassifier, kernel_of
 from fewshot.parts.memory import require_memory
 from fewshot.published_recipe import PublishedRecipe, of_dataset
 from fewshot.support import SupportSet
@@ -27,46 +27,9 @@ from fewshot.text import Text
 
 Correction = Literal["published", "exact"]
 MAX_SAMPLES = 4096  # views are samples up to so many, and beyond are averaged: the cost is cubic
-BLOCK = 2**24  # kernel values of queries at a time, 64 MiB of them, or 128 in double precision
 # Condition number of K + lambda V I up to which single precision does. On five datasets it moved
 # logits by 0.0008 at most, and no image to another class, at any from 100 to 10 million.
 SINGLE = 1e5
-
-
-@dataclass(frozen=True, eq=False)
-class KernelClassifier(BlockedClassifier):
-    """Zero-shot logits and a sum of kernels about the samples.
-
-    Attributes:
-        samples: (N, D) of the type in which it computes.
-        coefficients: (N, C) of the same type.
-        beta: The kernel's.
-        anchor: (C, D) weights of the same type, zero-shot's as ProKeR has it, or None.
-        stats: See `Classifier`.
-        bias: (C,) of the same type that goes with the anchor, or None.
-    """
-
-    samples: Tensor
-    coefficients: Tensor
-    beta: float
-    anchor: Tensor | None
-    stats: Mapping[str, float] = field(default_factory=dict)
-    bias: Tensor | None = None
-
-    kind: ClassVar[str] = "kernel"
-
-    @property
-    def block(self) -> int:
-        """Queries whose kernel values number `BLOCK`."""
-        return max(1, BLOCK // len(self.samples))
-
-    def block_logits(self, features: Tensor) -> Tensor:
-        """(M, C) logits of (M, D) features."""
-        x = features.to(self.samples)
-        logits = _kernel(x @ self.samples.T, self.beta) @ self.coefficients
-        if self.anchor is not None:
-            logits = logits + linear(x, self.anchor, self.bias)
-        return logits.to(features)
 
 
 GRIDS = {  # of the authors' code; each dataset has its own
@@ -144,7 +107,7 @@ class ProKeR(Method):
         """
         samples, labels, n_views = _samples(support, self.lmbda)
         _require_memory(samples, 3 * len(samples))
-        kernel = _kernel(samples @ samples.T, self.beta)
+        kernel = kernel_of(samples @ samples.T, self.beta)
         residuals = self._residuals(samples, labels, support.n_classes, text)
         coefficients = self._coefficients(kernel, residuals, n_views)
         anchor = None if text is None else self.logit_scale * text.features.to(samples)
@@ -164,7 +127,7 @@ class ProKeR(Method):
         zero_shot = x.new_zeros(()) if text is None else linear(x, text.features.to(x))
 
         def prepare(fitted: Self) -> Callable[[Self], Tensor]:
-            kernel, reach = (_kernel(cosines.clone(), fitted.beta) for cosines in (among, across))
+            kernel, reach = (kernel_of(cosines.clone(), fitted.beta) for cosines in (among, across))
 
             def logits(variant: Self) -> Tensor:
                 residuals = variant._residuals(samples, labels, support.n_classes, text)
@@ -192,11 +155,6 @@ class ProKeR(Method):
         kernel.diagonal().sub_(ridge)
         weight = self.lmbda if self.correction == "published" else 1.0
         return weight * torch.cholesky_solve(residuals, factor)
-
-
-def _kernel(cosines: Tensor, beta: float) -> Tensor:
-    """exp(-beta (1 - cosine)), in place."""
-    return cosines.sub_(1).mul_(beta).exp_()
 
 
 def _samples(support: SupportSet, lmbda: float) -> tuple[Tensor, Tensor, int]:

@@ -19,10 +19,11 @@ from fewshot.checks import non_negative
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Grid, Held, Method, PracticalSize
 from fewshot.methods.gda import GDA
-from fewshot.methods.proker import KernelClassifier, ProKeR
+from fewshot.methods.proker import ProKeR
 from fewshot.methods.text_probe import TextProbe
 from fewshot.methods.zero_shot import ZeroShot
 from fewshot.parts.doubt import doubt, trust
+from fewshot.parts.kernels import KernelClassifier
 from fewshot.parts.pooling import pool_weights
 from fewshot.parts.whitened_probe import whitened_probe
 from fewshot.support import SupportSet

@@ -2,26 +2,25 @@
 
 Yu et al., "Task Residual for Tuning Vision-Language Models", CVPR 2023,
 https://arxiv.org/abs/2211.10277. Differs from the authors' code: features are cached, so an image
-comes by as many views as are stored rather than by a new one every epoch; and text that comes at
-unit norm, as imported text does, is brought to the norm that CLIP's has, where theirs always had it
-and where alone alpha and the learning rate mean what they do. Their code has no residual of images
-and no learned alpha; these follow the paper.
+comes by as many views as are stored rather than by a new one every epoch; and text of unit norm, as
+imported text is, is brought to the norm of CLIP's, at which alpha and the learning rate mean what
+they do. Their code has no residual of images and no learned alpha; these follow the paper.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import normalize
 
 from cache.errors import UserError
 from fewshot.checks import non_negative, one_of, positive, whole
 from fewshot.classifier import Classifier, LinearClassifier
 from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
 from fewshot.parts.enhanced_base import tower_end, tune_projection
-from fewshot.parts.residuals import learn_residuals
+from fewshot.parts.residuals import ShiftedClassifier, learn_residuals
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet, labeled
 from fewshot.text import Text, required
@@ -32,27 +31,6 @@ Base = Literal["regular", "enhanced"]
 Published = Literal["published"]
 
 
-@dataclass(frozen=True, eq=False)
-class ShiftedClassifier:
-    """Cosines to weights, of features that all were shifted alike.
-
-    Attributes:
-        weight: (C, D).
-        shift: (D,), added to every feature of unit norm before it is normalized again.
-        stats: See `Classifier`.
-    """
-
-    weight: Tensor
-    shift: Tensor
-    stats: Mapping[str, float]
-
-    kind: ClassVar[str] = "shifted"
-
-    def logits(self, features: Tensor) -> Tensor:
-        """(M, C) logits of (M, D) features."""
-        return linear(normalize(features + self.shift), self.weight)
-
-
 @dataclass(frozen=True)
 class TaskRes(Method):
     """Zero-shot CLIP with text features moved by what the few shots teach.
@@ -61,23 +39,19 @@ class TaskRes(Method):
 
         logit_k(f) = logit_scale f.t'_k / |t'_k|,    t'_k = t_k + alpha x_k,
 
-    trained by cross-entropy with Adam, weight decay being added to the gradient. A residual of the
-    images is one vector x that all of them share, for an image to be classified has none of its
-    own: f' = f + alpha x in place of f, normalized, with f at norm `norm`.
-
-    The enhanced base tunes the text tower's projection first, then the residuals from there; see
-    `fewshot.parts.enhanced_base`.
+    trained by cross-entropy with Adam, weight decay being added to the gradient. All images share
+    one residual x: f' = f + alpha x in place of f, normalized, with f at norm `norm`. The enhanced
+    base tunes the text tower's projection first; see `fewshot.parts.enhanced_base`.
 
     Attributes:
-        alpha: Weight of the residuals; 0 is zero-shot CLIP, or the enhanced base. Published: 0.5,
-            Flowers102 1. Or where it starts, if it is learned.
+        alpha: Weight of the residuals, or where it starts if it is learned; 0 is zero-shot CLIP,
+            or the enhanced base. Published: 0.5, Flowers102 1.
         learn_alpha: Train alpha along with the residuals.
         residual: What has a residual: each class's text, the images, or both.
         base: What the residuals are added to: CLIP's text, or that of a tuned projection.
         base_lr: Learning rate of that projection.
         base_epochs: Passes over the images to tune it.
-        norm: What unit vectors are brought to before a residual is added: images, and text of which
-            the store has only the direction. Text that comes as the tower gave it stays so.
+        norm: Norm of images, and of text of unit norm, before a residual is added.
         lr: Learning rate. Published: 2e-3, ImageNet 2e-4.
         weight_decay: Times the residual, added to its gradient.
         epochs: Passes over the images; `published` are 100 up to 4 shots and 200 above.
@@ -137,7 +111,7 @@ class TaskRes(Method):
         projection = self._projection(support, text)
         t = self._base(text, projection)
         moved, shift, count = self._train(support, t, (self.alpha,))
-        return self._classifier(t, moved[0], shift[0], count + _size(projection))
+        return self._classifier(t, moved[0], shift[0], count, projection)
 
     def sweep(
         self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
@@ -151,7 +125,7 @@ class TaskRes(Method):
 
             def logits(v: Self) -> Tensor:
                 i = alphas.index(v.alpha)
-                return v._classifier(t, moved[i], shift[i], 0).logits(query)
+                return v._classifier(t, moved[i], shift[i], 0, None).logits(query)
 
             return logits
 
@@ -174,7 +148,7 @@ class TaskRes(Method):
         projection = self._projection(support, text)
         _, shift, count = self._train(support, self._base(text, projection), (self.alpha,))
         t = self._base(new, projection)
-        return self._classifier(t, torch.zeros_like(t), shift[0], count + _size(projection))
+        return self._classifier(t, torch.zeros_like(t), shift[0], count, projection)
 
     def _projection(self, support: SupportSet, text: Text | None) -> Tensor | None:
         """The tuned (W, D) projection of the enhanced base; None for the regular one."""
@@ -194,7 +168,7 @@ class TaskRes(Method):
         )
 
     def _base(self, text: Text | None, projection: Tensor | None) -> Tensor:
-        """(C, D) class text t, of the norm that it came with unless that is but 1."""
+        """(C, D) class text t, of the norm that it came with unless that is 1."""
         if projection is None:
             t = required(text, self.name)
         else:
@@ -223,14 +197,13 @@ class TaskRes(Method):
             logit_scale=self.logit_scale,
         )
 
-    def _classifier(self, t: Tensor, moved: Tensor, shift: Tensor, count: int) -> Classifier:
+    def _classifier(
+        self, t: Tensor, moved: Tensor, shift: Tensor, count: int, projection: Tensor | None
+    ) -> Classifier:
         weight = self.logit_scale * normalize(t + moved)
         size = shift.norm() if self.residual == "image" else (moved.norm(dim=1) / t.norm(dim=1))
+        count += 0 if projection is None else projection.numel()
         stats = {"trained_parameters": float(count), "residual_size": float(size.mean())}
         if self.residual == "text":
             return LinearClassifier(weight, stats=stats)
         return ShiftedClassifier(weight, shift, stats)
-
-
-def _size(projection: Tensor | None) -> int:
-    return 0 if projection is None else projection.numel()

@@ -9,7 +9,7 @@ of the weights is 1, at which these are nearly equal; here it is the model's own
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from fewshot.checks import non_negative, one_of, positive, whole
 from fewshot.classifier import LinearClassifier
 from fewshot.method import LearnsFrom, Method
 from fewshot.parts.trained_ends import NormEnd, PooledClassifier, TextEnd
+from fewshot.parts.universal_entropy import objective
 from fewshot.support import SupportSet, unlabeled
 from fewshot.text import Text, required
 from fewshot.training import cosine_by_step
@@ -28,37 +29,6 @@ from fewshot.training import cosine_by_step
 Learn = Literal["text", "norm"]
 Residual = Literal["shared", "class"]
 Weighting = Literal["zero-shot", "none"]
-FLOOR = 1e-5  # added to a probability before its logarithm, as in the authors' code
-
-
-class Objective(NamedTuple):
-    """The loss of a batch, and its gradient.
-
-    Attributes:
-        loss: Scalar.
-        gradient: (B, C), with respect to the logits.
-    """
-
-    loss: Tensor
-    gradient: Tensor
-
-
-def objective(logits: Tensor, weights: Tensor, marginal: float = 1.0) -> Objective:
-    """Weighted entropy of the images less the entropy of their average.
-
-        L = sum_i w_i H(p_i) / sum_i w_i - marginal H(q),   q = sum_i p_i / w_i / sum_i 1 / w_i.
-
-    Args:
-        logits: (B, C).
-        weights: (B,) above 0: how sure zero-shot CLIP is of each image.
-        marginal: Weight of the average's entropy.
-    """
-    p = torch.softmax(logits, dim=1)
-    sure, unsure = weights / weights.sum(), (1 / weights) / (1 / weights).sum()
-    q = unsure @ p
-    loss = sure @ _entropy(p) - marginal * _entropy(q)
-    toward = sure[:, None] * _slope(p) - marginal * unsure[:, None] * _slope(q)
-    return Objective(loss, p * (toward - (p * toward).sum(dim=1, keepdim=True)))
 
 
 @dataclass(frozen=True)
@@ -215,13 +185,3 @@ class UEO(Method):
         else:
             scale = 1 / self.weight_temperature
         return torch.softmax(scale * images @ text.T, dim=1).amax(dim=1)
-
-
-def _entropy(p: Tensor) -> Tensor:
-    """Entropy along the last axis, in nats."""
-    return -(p * (p + FLOOR).log()).sum(dim=-1)
-
-
-def _slope(p: Tensor) -> Tensor:
-    """Derivative of the entropy with respect to each probability."""
-    return -((p + FLOOR).log() + p / (p + FLOOR))

@@ -1,12 +1,13 @@
-"""CLIP-Adapter's small networks: what they make of features, and their gradients."""
+"""CLIP-Adapter's small networks: their output, their gradients, and a classifier of it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from fewshot.parts.softmax_heads import TINY
 
@@ -122,6 +123,29 @@ class Adapters:
         torch.bmm(made.hidden.mT, of_output, out=of_up)
         of_hidden = through_relu(of_output @ self.up.mT, made.hidden)
         torch.mm(f.T, of_hidden.transpose(0, 1).flatten(1), out=of_down)
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterClassifier:
+    """Cosines to weights, of features that pass an adapter first.
+
+    Attributes:
+        weight: (C, D).
+        visual: What adapts the features, if anything does.
+        stats: See `Classifier`.
+    """
+
+    weight: Tensor
+    visual: Adapters | None
+    stats: Mapping[str, float]
+
+    kind: ClassVar[str] = "adapter"
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(M, C) logits of (M, D) features."""
+        if self.visual is not None:
+            features = self.visual(features).features[0]
+        return linear(features, self.weight)
 
 
 def through_relu(gradient: Tensor, output: Tensor) -> Tensor:

@@ -1,15 +1,39 @@
-"""TaskRes's residuals, trained for several weights alpha side by side."""
+"""TaskRes's residuals, trained for several weights alpha side by side, and what they classify."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear, normalize
 
 from fewshot.parts.optimizers import Adam
 from fewshot.parts.softmax_heads import TINY, across, cosine_gradient
 from fewshot.support import SupportSet
 from fewshot.threads import closed_form
 from fewshot.training import batches, cosine_by_epoch
+
+
+@dataclass(frozen=True, eq=False)
+class ShiftedClassifier:
+    """Cosines to weights, of features that all were shifted alike.
+
+    Attributes:
+        weight: (C, D).
+        shift: (D,), added to every feature of unit norm before it is normalized again.
+        stats: See `Classifier`.
+    """
+
+    weight: Tensor
+    shift: Tensor
+    stats: Mapping[str, float]
+
+    kind: ClassVar[str] = "shifted"
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(M, C) logits of (M, D) features."""
+        return linear(normalize(features + self.shift), self.weight)
 
 
 @closed_form

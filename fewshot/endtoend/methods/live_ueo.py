@@ -22,7 +22,8 @@ from fewshot.endtoend.methods.coop import CoOp
 from fewshot.endtoend.parts.blocks import Towers
 from fewshot.endtoend.parts.select import select
 from fewshot.method import LearnsFrom
-from fewshot.methods.ueo import Weighting, objective
+from fewshot.methods.ueo import Weighting
+from fewshot.parts.universal_entropy import objective
 from fewshot.support import unlabeled
 from fewshot.training import cosine_by_step
 
