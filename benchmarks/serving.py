@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from fewshot.adapters.making import fit_and_save
+from fewshot.adapters.fitted_adapter import fit_and_save
 from fewshot.demo import extract_digits, write_photos
 from fewshot.serving.connection import BODY
 from fewshot.serving.uploads import PARTS

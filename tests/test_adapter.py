@@ -21,8 +21,8 @@ from cli import main
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.classifiers import kinds, put_together, take_apart
 from fewshot.adapters.description import describe
+from fewshot.adapters.fitted_adapter import fit_and_save, of_fitted
 from fewshot.adapters.header import is_adapter
-from fewshot.adapters.making import fit_and_save, of_fitted
 from fewshot.adapters.opened_adapter import preprocessing, require_model, with_encoder
 from fewshot.classifier import LinearClassifier
 from fewshot.fitted import Fitted

@@ -16,7 +16,7 @@ from PIL import Image
 from cache.datasets.preflight import check
 from cache.datasets.source import Item, Source
 from cache.store import FeatureStore
-from fewshot.adapters.making import of_fitted
+from fewshot.adapters.fitted_adapter import of_fitted
 from fewshot.automatic.commands import commands
 from fewshot.automatic.diagnostics import diagnose
 from fewshot.automatic.judging import inputs, judge, refit, to_try

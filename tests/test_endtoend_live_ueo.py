@@ -22,8 +22,8 @@ from cache.models.encoder import Encoder
 from cache.models.loading import load
 from cache.prompts import prompt_sets
 from cache.store import FeatureStore
-from fewshot.adapters.making import of_trained
 from fewshot.adapters.opened_adapter import with_encoder
+from fewshot.adapters.trained_adapter import of_trained
 from fewshot.commands.method_names import require_method
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.experiment import Trained, run

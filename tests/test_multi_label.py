@@ -30,7 +30,7 @@ from fewshot import (
     tables,
 )
 from fewshot.adapters.adapter_file import write_adapter
-from fewshot.adapters.making import fit_and_save
+from fewshot.adapters.fitted_adapter import fit_and_save
 from fewshot.adapters.stored_images import StoredImages
 from fewshot.bench.attempt import Attempt
 from fewshot.bench.config import ALL, Bench

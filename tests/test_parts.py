@@ -26,7 +26,7 @@ from cache.prompts import prompt_sets
 from cache.store import FeatureStore
 from cache.store_check import inspect, verify
 from cli import main
-from fewshot.adapters.making import fit_and_save
+from fewshot.adapters.fitted_adapter import fit_and_save
 from fewshot.sampling import draw
 from tests.toy_store import CLASSNAMES, DIM, labels, raw_features
 

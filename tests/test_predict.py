@@ -23,13 +23,14 @@ from fewshot.adapters.classifiers import take_apart
 from fewshot.adapters.image_results import Prediction, PredictionForm, Unreadable
 from fewshot.adapters.inputs import image_files
 from fewshot.adapters.opened_adapter import Predictor, with_encoder
-from fewshot.adapters.predict import predict, run, stream
+from fewshot.adapters.predict import classify_images, predict, stream
 from fewshot.classifier import Classifier, LinearClassifier
 from fewshot.method import Method
 from fewshot.model_selection.calibration import Calibration
 
 CLASSES = ("blue", "green", "red")
 TEMPERATURE = 1.7
+ASKED = PredictionForm()
 
 
 @pytest.fixture(scope="module")
@@ -311,10 +312,12 @@ def saved(encoder: Encoder, tmp_path: Path) -> Path:
     return path
 
 
-def command(saved: Path, *images: str, **ask: Any) -> tuple[str, list[str], str]:
+def command(
+    saved: Path, *images: str, asked: PredictionForm = ASKED, **more: Any
+) -> tuple[str, list[str], str]:
     """What is printed, what is said, and the counts in words."""
     out, said = io.StringIO(), list[str]()
-    outcome = run(saved, images, out=out, say=said.append, device="cpu", **ask)
+    outcome = classify_images(saved, images, asked, out=out, say=said.append, device="cpu", **more)
     return out.getvalue(), said, str(outcome)
 
 
@@ -326,7 +329,7 @@ def test_the_command_writes_what_python_returns(
     sure = sorted(one.confidence for one in predict(predictor, folder))
     asked: dict[str, Any] = {"top": 2, "min_confidence": (sure[19] + sure[20]) / 2}
     predicted = predict(predictor, folder, **asked)
-    text, said, counts = command(saved, folder, **asked, form="csv")
+    text, said, counts = command(saved, folder, asked=PredictionForm(**asked), form="csv")
     _, *rows = csv.reader(io.StringIO(text))
     assert [row[0] for row in rows] == files == [one.path for one in predicted]
     assert [row[1] for row in rows] == [one.label for one in predicted]
@@ -375,7 +378,9 @@ def test_what_was_written_stays_when_it_is_interrupted(saved: Path, photos: list
 
     out = Stopping()
     with pytest.raises(KeyboardInterrupt):
-        run(saved, photos, out=out, say=print, form="csv", device="cpu", batch_size=4)
+        classify_images(
+            saved, photos, ASKED, out=out, say=print, form="csv", device="cpu", batch_size=4
+        )
     assert len(out.getvalue().splitlines()) == out.flushed == 11
 
 
@@ -384,7 +389,7 @@ def test_a_table_is_as_wide_as_the_terminal(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "50")
     out = Terminal()
-    run(saved, photos, out=out, say=print, device="cpu")
+    classify_images(saved, photos, ASKED, out=out, say=print, device="cpu")
     rows = out.getvalue().splitlines()
     assert len(rows) == 61
     assert all(len(row) <= 50 for row in rows)

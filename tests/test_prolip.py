@@ -22,8 +22,8 @@ from fewshot.adapters.adapter import load_adapter
 from fewshot.adapters.answers import Answers
 from fewshot.adapters.export.exporting import export
 from fewshot.adapters.export.onnx_graph import graph_of
+from fewshot.adapters.fitted_adapter import fit_and_save
 from fewshot.adapters.image_results import PredictionForm
-from fewshot.adapters.making import fit_and_save
 from fewshot.adapters.opened_adapter import with_encoder
 from fewshot.adapters.stored_images import StoredImages
 from fewshot.automatic.judging import inputs

@@ -9,7 +9,7 @@ import pytest
 from cache.errors import UserError
 from cache.store import FeatureStore
 from fewshot import GDA, ZeroShot, base_to_new, evaluate, fit, transfer
-from fewshot.adapters.making import fit_and_save
+from fewshot.adapters.fitted_adapter import fit_and_save
 from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result
 from fewshot.run import Run

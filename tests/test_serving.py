@@ -20,8 +20,8 @@ from cache.errors import UserError
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import put_together
+from fewshot.adapters.fitted_adapter import fit_and_save
 from fewshot.adapters.image_results import PredictionForm
-from fewshot.adapters.making import fit_and_save
 from fewshot.adapters.opened_adapter import Predictor
 from fewshot.adapters.output import lines
 from fewshot.adapters.predict import stream

@@ -16,8 +16,8 @@ from cache.store import FeatureStore
 from cli import main
 from fewshot.adapters import prediction_parts
 from fewshot.adapters.adapter import Adapter, load_adapter
+from fewshot.adapters.fitted_adapter import fit_and_save
 from fewshot.adapters.image_results import PredictionForm
-from fewshot.adapters.making import fit_and_save
 from fewshot.adapters.stored_images import BLOCK, StoredImages
 from fewshot.methods import METHODS
 from tests.small_stores import NAMES, write_store

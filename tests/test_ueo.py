@@ -22,7 +22,7 @@ from cache.store import FeatureStore
 from fewshot import SupportSet, ZeroShot, evaluate, fit
 from fewshot.adapters.adapter import load_adapter
 from fewshot.adapters.export.onnx_graph import graph_of
-from fewshot.adapters.making import fit_and_save
+from fewshot.adapters.fitted_adapter import fit_and_save
 from fewshot.adapters.opened_adapter import with_encoder
 from fewshot.adapters.stored_images import StoredImages
 from fewshot.methods import UEO

@@ -1,27 +1,16 @@
-"""An adapter of what was just fitted or trained, calibrated on images it was not fitted to."""
+"""An adapter of what was fitted to features, calibrated on images it was not fitted to."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Unpack
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from cache.datasets.source import Source
 from cache.errors import UserError
-from cache.extraction.provenance import versions
-from cache.models.encoder import Encoder
 from cache.pair import Pair
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter, require_suffix
 from fewshot.adapters.classifiers import take_apart
 from fewshot.adapters.first_model import FirstModel
-from fewshot.endtoend.clip import EndToEnd
-from fewshot.endtoend.experiment import Trained
-from fewshot.endtoend.photos import center_crops, require_images
-from fewshot.endtoend.privacy import ACCOUNT
 from fewshot.evaluation import score
 from fewshot.fitted import Fitted
 from fewshot.fitting import fit
@@ -35,7 +24,6 @@ from fewshot.multi_label.label_evaluation import refuse_predictions, score_label
 from fewshot.multi_label.label_fitting import fit_labels
 from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result, program_version
-from fewshot.sampling import VAL_SHOTS, draw
 from fewshot.settling import settled
 from fewshot.store_features import class_text
 
@@ -98,68 +86,6 @@ def of_fitted(
     )
 
 
-def of_trained(
-    trained: Trained,
-    method: EndToEnd,
-    encoder: Encoder,
-    source: Source,
-    *,
-    workers: int = 2,
-    batch_size: int = 64,
-) -> Adapter:
-    """The adapter of a method that was trained end to end.
-
-    It is calibrated on min(K, 4) validation images of each class, drawn beside the few shots as
-    CoOp draws them, or on the first of each where a class has fewer; where there is no val split,
-    or it was trained without labels, it is not.
-
-    Args:
-        trained: What `run` gave.
-        method: What was trained.
-        encoder: On what model.
-        source: On which images.
-        workers: Threads that decode.
-        batch_size: Images per forward pass.
-
-    Raises:
-        UserError: A validation image cannot be read.
-    """
-    result = trained.result
-    training = {
-        "dataset": source.dataset,
-        "fingerprint": result.fingerprint,
-        "imported": False,
-        "shots": result.shots,
-        "seed": result.seed,
-        "tune": result.tune,
-        "images": result.n_support,
-        "views": result.n_views,
-        "crops": {k: result.hyperparameters.get(k) for k in ("crop_scale", "flip")},
-        "test accuracy": result.accuracy,
-        "test images": result.n_test,
-        "versions": {**versions(), "fewshot-clip": program_version()},
-    }
-    if account := {name: result.measures[name] for name in ACCOUNT if name in result.measures}:
-        training["privacy"] = account
-    logits, labels = _validation(trained, encoder, source, workers, batch_size)
-    calibration = calibrate(logits, labels, "val")
-    return Adapter(
-        method=method.name,
-        settings=asdict(method),
-        model=dict(encoder.identity),
-        preprocessing={**encoder.preprocess.identity(), "exif": source.exif},
-        precision=encoder.precision,
-        classnames=source.classnames,
-        prompts=(),
-        templates=source.templates,
-        training=training,
-        calibration=calibration,
-        classifier=None,
-        tensors=trained.learner.state(),
-        held_out=by_class(logits, labels, calibration.temperature),
-    )
-
-
 def _prompts(fitted: Fitted) -> tuple[tuple[str, ...], ...]:
     """Each class's sentences."""
     if fitted.text is None:
@@ -170,39 +96,6 @@ def _prompts(fitted: Fitted) -> tuple[tuple[str, ...], ...]:
     for sentence, label in zip(text.sentences, text.labels.tolist(), strict=True):
         by_class[label].append(sentence)
     return tuple(map(tuple, by_class))
-
-
-@torch.no_grad()
-def _validation(
-    trained: Trained, encoder: Encoder, source: Source, workers: int, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """(M, C) logits of validation images and (M,) their labels.
-
-    M is 0 without such images, and where the training had no labels.
-    """
-    val, shots = source.splits.get("val", ()), trained.result.shots
-    learner, clip = trained.learner, trained.clip
-    if not val or not shots:
-        return torch.zeros(0, len(source.classnames)), torch.zeros(0, dtype=torch.int64)
-    labels = [item.label for item in val]
-    of_class = [np.flatnonzero(np.equal(labels, k)) for k in range(len(source.classnames))]
-    if min(map(len, of_class)) < min(shots, VAL_SHOTS):  # after hours of training: what there is
-        rows = np.concatenate([rows[:VAL_SHOTS] for rows in of_class]).tolist()
-    else:
-        train = [item.label for item in source.splits["train"]]
-        seed = trained.result.seed
-        drawn = draw(train, source.classnames, shots=shots, seed=seed, val_labels=labels).val
-        assert drawn is not None
-        rows = drawn.tolist()
-    items = [val[row] for row in rows]
-    paths = [item.path for item in items]
-    require_images(source, paths, workers=workers)
-    encode = learner.images or clip.model.encode_image
-    crops = center_crops(source, paths, encoder.preprocess, batch_size=batch_size, workers=workers)
-    with clip.autocast():
-        fixed = learner.frozen()
-        logits = [fixed.logits(encode(pixels.to(clip.device))).cpu() for pixels in crops]
-    return torch.cat(logits), torch.tensor([item.label for item in items])
 
 
 def fit_and_save(

@@ -108,19 +108,16 @@ def stream(
     return _stream(classify, batches, together=predictor.jointly)
 
 
-def run(
+def classify_images(
     adapter: Path,
     images: Iterable[str],
+    asked: PredictionForm,
     *,
     out: TextIO,
     say: Callable[[str], None],
     to: Path | None = None,
     stdin: BinaryIO | None = None,
-    top: int = 5,
     form: str = "table",
-    min_confidence: float = 0.0,
-    unknown: bool = False,
-    coverage: float | None = None,
     model: str | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -133,15 +130,12 @@ def run(
     Args:
         adapter: Its file.
         images: Files, folders and patterns.
+        asked: The form of the predictions.
         out: Where predictions are written, flushed with each.
         say: Called with every image that cannot be read.
         to: A file that they are written to instead, whole or not at all; its ending is the form.
         stdin: Where the name `-` reads more names.
-        top: As in `predict`.
         form: One of `output.FORMATS`, or of `prediction_parts.FORMS` for a file.
-        min_confidence: As in `predict`.
-        unknown: As in `predict`.
-        coverage: As in `predict`.
         model: As in `open_adapter`.
         device: As in `open_adapter`.
         precision: As in `open_adapter`.
@@ -152,7 +146,6 @@ def run(
     Raises:
         UserError: As `predict`; but images that cannot be read are no error unless all are so.
     """
-    asked = PredictionForm(top, min_confidence, unknown, coverage)
     if to is None:
         output.require_format(form)
     else:

@@ -95,9 +95,10 @@ class StoredImages:
             first += len(split.encoded)
 
 
-def run(
+def classify_stored(
     adapter: Path,
     stores: Sequence[Path],
+    asked: PredictionForm,
     *,
     out: TextIO,
     say: Callable[[str], None],
@@ -105,13 +106,13 @@ def run(
     to: Path | None = None,
     shard: tuple[int, int] | None = None,
     form: str = "table",
-    asked: PredictionForm = PredictionForm(),  # noqa: B008, it is frozen
 ) -> PredictionCounts:
     """Classify the images of a store and write what is found.
 
     Args:
         adapter: Its file.
         stores: The store's file; for an adapter of two models those of both, in any order.
+        asked: The form of the predictions.
         out: Where predictions are written, line by line, unless `to` is given.
         say: Called with notes.
         split: One split alone.
@@ -119,7 +120,6 @@ def run(
             writes the rest.
         shard: (i, n): only the i-th of n shares of a folder's parts.
         form: One of `output.FORMATS`, or of `prediction_parts.FORMS` for a folder.
-        asked: The form of the predictions.
 
     Raises:
         UserError: As `StoredImages` and `opened`, or `to` cannot be what it is to be.

@@ -10,7 +10,7 @@ from cache.datasets.source import Source
 from cache.pair import same_weight
 from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter
-from fewshot.adapters.making import of_fitted
+from fewshot.adapters.fitted_adapter import of_fitted
 from fewshot.automatic.backbones import Compared
 from fewshot.automatic.diagnostics import Diagnostics, diagnose
 from fewshot.automatic.encoding import Encoding, encode_unlabeled

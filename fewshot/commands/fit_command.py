@@ -253,7 +253,7 @@ def fit(
                 "--save keeps one adapter of all classes; give one --shots and one --seed, "
                 f"and none of {', '.join(tested)}"
             )
-        from fewshot.adapters.making import fit_and_save
+        from fewshot.adapters.fitted_adapter import fit_and_save
 
         saved, result = fit_and_save(
             opened, method, save, every[0], predictions=save_predictions, temperature=temperature

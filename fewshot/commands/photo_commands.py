@@ -188,41 +188,39 @@ def predict(
             adapter, images, top=top, form=form, out=sys.stdout, say=say, unused=unused
         )
         return
-    if store:
-        if images:
-            raise UserError("give images or --store, not both")
-        from fewshot.adapters.image_results import PredictionForm
-        from fewshot.adapters.stored_images import run as run_stored
-
-        asked = PredictionForm(top, min_confidence, unknown, coverage)
-        done = run_stored(
-            adapter, store, out=sys.stdout, say=say, split=split, to=out, shard=parse_shard(shard),
-            form=form, asked=asked,
-        )  # fmt: skip
-        say(str(done))
-        return
-    if split or shard:
+    if store and images:
+        raise UserError("give images or --store, not both")
+    if not store and (split or shard):
         raise UserError("--split and --shard are of --store; give a store, or leave them out")
-    if not images:
+    if not store and not images:
         raise UserError(
             "nothing to classify; give files, folders or patterns such as 'photos/*.jpg', or "
             "--store STORE.h5"
         )
-    from cache.extract import default_workers
-    from fewshot.adapters.predict import run
+    from fewshot.adapters.image_results import PredictionForm
 
-    outcome = run(  # out is taken here: within a bar, rich sends what sys.stdout gets to stderr
+    asked = PredictionForm(top, min_confidence, unknown, coverage)
+    if store:
+        from fewshot.adapters.stored_images import classify_stored
+
+        done = classify_stored(
+            adapter, store, asked, out=sys.stdout, say=say, split=split, to=out,
+            shard=parse_shard(shard), form=form,
+        )  # fmt: skip
+        say(str(done))
+        return
+    from cache.extract import default_workers
+    from fewshot.adapters.predict import classify_images
+
+    done = classify_images(
         adapter,
-        images,
-        out=sys.stdout,
+        images or (),
+        asked,
+        out=sys.stdout,  # taken here: within a bar, rich sends what sys.stdout gets to stderr
         to=out,
         say=say,
         stdin=sys.stdin.buffer,
-        top=top,
         form=form,
-        min_confidence=min_confidence,
-        unknown=unknown,
-        coverage=coverage,
         model=model,
         device=device,
         precision=precision,
@@ -230,7 +228,7 @@ def predict(
         workers=workers or default_workers(),
         max_pixels=max_pixels,
     )
-    say(str(outcome))
+    say(str(done))
 
 
 def export(

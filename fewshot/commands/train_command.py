@@ -279,7 +279,7 @@ def train(
         say(spent(trained.result.measures))
     _print(trained, out, checkpoint, as_json)
     if save is not None:
-        from fewshot.adapters.making import of_trained
+        from fewshot.adapters.trained_adapter import of_trained
 
         adapter = of_trained(trained, chosen, encoder, source, workers=workers or default_workers())
         adapter.save(save)

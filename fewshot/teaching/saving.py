@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache.files.atomic import replacing
-from fewshot.adapters.making import fit_and_save
+from fewshot.adapters.fitted_adapter import fit_and_save
 from fewshot.teaching.taught_photos import TaughtPhotos
 
 METHOD = "gda"  # the page's own, tuned for the file
