@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from benchmarks import gpu as benchmark
+from benchmarks import gpu_training
 from cache.datasets.resolving import find, resolve_folder
 from cache.datasets.source import Source
 from cache.errors import UserError
@@ -306,7 +307,7 @@ def test_methods_on_features_leave_the_gpu_alone(name: str) -> None:
 def test_the_benchmark_runs_on_a_cpu_too(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmark, "STEPS", 1)
+    monkeypatch.setattr(gpu_training, "STEPS", 1)
     small = ["--images", "2", "--batch-size", "1", "--classes", "2", "--processes", "0"]
     benchmark.main(["--device", "cpu", "--tiny", *small])
     said = capsys.readouterr().out
