@@ -28,7 +28,7 @@ from fewshot.endtoend.clip import Clip, EndToEnd, Learner
 from fewshot.endtoend.experiment import run
 from fewshot.endtoend.methods import METHODS, configure
 from fewshot.endtoend.parts.peft import PEFTMethod, class_text
-from fewshot.endtoend.testing import classify
+from fewshot.endtoend.testing import Queries
 from fewshot.sampling import draw
 
 # A mirrored digit is another one, or none, and a small part of one is any.
@@ -67,9 +67,8 @@ def zero_shot(encoder: Encoder, source: Source) -> float:
     clip = Clip.of(encoder)
     text = class_text(clip, source.classnames, source.templates)
     learner = Learner({}, clip.logit_scale, lambda: text)
-    predicted, _ = classify(
-        learner, clip, source, None, batch_size=64, workers=2, advance=lambda n: None
-    )
+    queries = Queries(source, None, batch_size=64, workers=2, advance=lambda n: None)
+    predicted, _ = queries.classify(learner, clip)
     items = source.splits["test"]
     right = sum(int(k) == item.label for k, item in zip(predicted, items, strict=True))
     return 100 * right / len(items)

@@ -26,6 +26,7 @@ from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.methods.coop import CoOp
 from fewshot.endtoend.methods.kgcoop import KgCoOp
 from fewshot.endtoend.methods.live_linear_probe import LiveLinearProbe
+from fewshot.endtoend.testing import Queries
 from fewshot.metrics import harmonic_mean
 from fewshot.protocol import Protocol
 from fewshot.sampling import Sample, draw
@@ -97,9 +98,7 @@ def test_without_features_of_new_classes_it_is_training_on_the_base_classes(
     halves = ClassHalves.of(COOP, encoder, source, ours.learner, asked, store)
     assert halves is not None
     assert halves.unseen is not None
-    halves.classify(
-        ours.learner, ours.clip, source, store, batch_size=4, workers=1, advance=lambda n: None
-    )
+    halves.classify(ours.learner, ours.clip, Queries(source, store, 4, 1, lambda n: None))
     assert torch.equal(halves.unseen[0].parameters["context"], context_of(ours))
     live = trained(encoder, source, replace(COOP, epochs=1))
     assert set(live.result.accuracies) == {"base", "new"}

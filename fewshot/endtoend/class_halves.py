@@ -6,7 +6,6 @@ et al., ICCV 2023, https://arxiv.org/abs/2307.07397): each step adds to the imag
 many features of new classes, drawn uniformly, and the loss is the mean cross-entropy of both.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +19,7 @@ from cache.models.encoder import Encoder
 from cache.store import FeatureStore
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, scaled_cosines
 from fewshot.endtoend.prompt_decoder import PromptDecoder
-from fewshot.endtoend.testing import classify
+from fewshot.endtoend.testing import Queries
 from fewshot.few_shots import base_and_new, draw_sample, unit_support
 from fewshot.metrics import accuracy
 from fewshot.protocol import Protocol
@@ -97,26 +96,14 @@ class ClassHalves:
         return learned.features(decoder)
 
     def classify(
-        self,
-        learner: Learner,
-        clip: Clip,
-        source: Source,
-        store: FeatureStore | None,
-        *,
-        batch_size: int,
-        workers: int,
-        advance: Callable[[int], None],
+        self, learner: Learner, clip: Clip, queries: Queries
     ) -> tuple[Tensor, Rows, dict[str, float]]:
         """(M,) class ids predicted among each half's, (M,) rows of the test split, the accuracies.
 
         Args:
             learner: What was trained.
             clip: The model that it is part of.
-            source: The dataset to test on.
-            store: Its features, for a learner that leaves the image tower alone.
-            batch_size: Images per forward pass.
-            workers: Threads that decode.
-            advance: Called with the number of images just classified.
+            queries: The images of both halves.
         """
         if self.unseen is not None:
             self.unseen[0].load_state(learner.state())
@@ -125,16 +112,13 @@ class ClassHalves:
             with torch.no_grad(), clip.autocast():
                 text = learner.text()
             halves = [(_among(learner, text, c), clip) for c in (self.base, self.new)]
-        labels = np.array([item.label for item in source.splits["test"]])
+        labels = np.array([item.label for item in queries.source.splits["test"]])
         predicted, rows, accuracies = [], [], {}
         for name, classes, (half, model) in zip(
             ("base", "new"), (self.base, self.new), halves, strict=True
         ):
             here, truth = restrict(labels, classes)
-            found, _ = classify(
-                half, model, source, store,
-                batch_size=batch_size, workers=workers, advance=advance, rows=here,
-            )  # fmt: skip
+            found, _ = queries.classify(half, model, rows=here)
             accuracies[name] = accuracy(found, torch.from_numpy(truth))
             predicted.append(found + classes.start)
             rows.append(here)

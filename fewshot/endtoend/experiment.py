@@ -31,7 +31,7 @@ from fewshot.endtoend.requirements import (
     require_same_weights,
     require_splits,
 )
-from fewshot.endtoend.testing import classify
+from fewshot.endtoend.testing import Queries
 from fewshot.endtoend.train import Watch, train
 from fewshot.endtoend.training_set import TrainingSet
 from fewshot.metrics import accuracy, harmonic_mean
@@ -215,17 +215,16 @@ def run(
     truth = torch.tensor([item.label for item in source.splits["test"]])
     rows, overall = np.arange(len(truth)), None
     accuracies: dict[str, float] = {}
+    queries = Queries(source, stored, batch_size, workers, advance)
     if halves is not None:
-        predicted, rows, accuracies = halves.classify(
-            learner, clip, source, stored, batch_size=batch_size, workers=workers, advance=advance
-        )
+        predicted, rows, accuracies = halves.classify(learner, clip, queries)
         overall = harmonic_mean(accuracies["base"], accuracies["new"])
     else:
-        predicted, sure = classify(
-            learner, clip, source, stored,
-            batch_size=batch_size, workers=workers, advance=advance,
+        predicted, sure = queries.classify(
+            learner,
+            clip,
             sureness=lambda logits: knownness(logits, protocol.score, clip.logit_scale),
-        )  # fmt: skip
+        )
         predicted = torch.tensor(drawn.classes)[predicted]
     if protocol.known is not None:
         ours = known_among(truth, drawn.classes, source.dataset)

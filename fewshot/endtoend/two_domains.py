@@ -27,7 +27,7 @@ from fewshot.endtoend.finished import finish, finished
 from fewshot.endtoend.methods.live_two_stage import LiveTwoStage
 from fewshot.endtoend.photos import center_crops, require_images
 from fewshot.endtoend.requirements import require_splits
-from fewshot.endtoend.testing import classify
+from fewshot.endtoend.testing import Queries
 from fewshot.endtoend.train import Watch, train
 from fewshot.endtoend.training_set import TrainingSet
 from fewshot.open_set import certainty
@@ -157,10 +157,10 @@ def run_two_domains(
     if before is not None:
         return Trained(final, clip, before, again=True)
     trained = time.perf_counter()
-    predicted, certain = classify(
-        moving, clip, target, None, batch_size=batch_size, workers=workers, advance=advance,
-        sureness=lambda logits: certainty(logits.double()),
-    )  # fmt: skip
+    queries = Queries(target, None, batch_size, workers, advance)
+    predicted, certain = queries.classify(
+        moving, clip, sureness=lambda logits: certainty(logits.double())
+    )
     labels = np.array([item.label for item in target.splits["test"]])
     judged = judge(
         predicted, certain, given.threshold,
