@@ -15,12 +15,13 @@ from cache.errors import UserError
 from cache.models.encoder import Encoder
 from cache.models.loading import load
 from cli import main
-from fewshot.commands.search_command import parse_count
+from fewshot.commands.parsing import parse_count
 from fewshot.endtoend import train as train_module
 from fewshot.endtoend.methods.composition import primitives
 from fewshot.endtoend.parts import elastic as elastic_part
 from fewshot.endtoend.parts.elastic import ElasticLoRA, elastic
 from fewshot.endtoend.search import supernet
+from fewshot.endtoend.search.composition_file import read_composition
 from fewshot.endtoend.search.judged_file import JudgedFile
 from fewshot.endtoend.search.searching import Searched, search
 from fewshot.endtoend.search.space import Candidate, Space
@@ -271,8 +272,16 @@ def test_the_command_writes_a_file_that_train_takes(
     assert "compositions 3/3" in said.err
     assert "fewshot train --composition composition.toml --dataset" in said.err
     content = Path("composition.toml").read_text()
-    assert main(["search", *data, *words]) == 0
-    assert "steps" not in capsys.readouterr().err
+    control = Path("composition.search/random.toml")
+    assert f"{control}; train the control in the same way" in said.err
+    assert "compositions by random search" in control.read_text()
+    assert any(set(read_composition(control)[name]) - set("0,") for name in primitives())
+    assert "is there" not in said.err
+    assert main(["search", *data, *words, "--data-root", "pictures"]) == 0
+    again = capsys.readouterr().err
+    assert "steps" not in again
+    assert "composition.search is there; what it has of this search is used" in again
+    assert "--data-root pictures" in again
     assert Path("composition.toml").read_text() == content
     assert main(["train", "--composition", "composition.toml", *data]) == 0
     [result] = read(Path("runs/results.jsonl"))

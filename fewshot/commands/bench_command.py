@@ -15,16 +15,12 @@ from fewshot.commands.options import (
     BlendOption,
     DataRootOption,
     DeviceOption,
-    FlipOption,
-    ImageCropScaleOption,
     ImbalanceOption,
     KnownOption,
     LogToOption,
     MaxPixelsOption,
-    OfficialOption,
     PerClassOption,
     PrecisionOption,
-    SaveMemoryOption,
     ScoreOption,
     StoreOption,
     SynthesizeOption,
@@ -32,6 +28,12 @@ from fewshot.commands.options import (
 )
 from fewshot.commands.parsing import parse_ints, parse_names, parse_share
 from fewshot.commands.terminal import say
+from fewshot.commands.training_options import (
+    FlipOption,
+    ImageCropScaleOption,
+    OfficialOption,
+    SaveMemoryOption,
+)
 
 
 def bench(

@@ -1,14 +1,11 @@
 """Options that several commands share, and the lists that options hold."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from cache.images.decoding_memory import MAX_PIXELS as MAX_PIXELS
-
-if TYPE_CHECKING:
-    pass
 
 DEFAULT_MODEL = "ViT-B-16/openai"
 SEED = ("--seed", "--seeds")  # one option in every command, whether it takes one or a list
@@ -161,31 +158,6 @@ ScoreOption = Annotated[
         rich_help_panel=FEW_SHOT,
     ),
 ]
-ImageCropScaleOption = Annotated[
-    tuple[float, float] | None,
-    typer.Option(
-        "--crop-scale",
-        help="Minimum and maximum share of the image's area in a training crop. "
-        "[default: the paper's]",
-        rich_help_panel=FEW_SHOT,
-    ),
-]
-FlipOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--flip/--no-flip",
-        help="Mirror half of the training crops. [default: the paper's]",
-        rich_help_panel=FEW_SHOT,
-    ),
-]
-OfficialOption = Annotated[
-    bool,
-    typer.Option(
-        "--official",
-        help="Train with the published recipe exactly, its few shots included.",
-        rich_help_panel=FEW_SHOT,
-    ),
-]
 
 DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda", "mps", "xpu"],
@@ -220,14 +192,6 @@ MaxPixelsOption = Annotated[
         min=1,
         metavar="N",
         help="Maximum size of an image to decode, width x height in pixels.",
-        rich_help_panel=COMPUTING,
-    ),
-]
-SaveMemoryOption = Annotated[
-    bool,
-    typer.Option(
-        "--save-memory",
-        help="Compute activations twice instead of keeping them.",
         rich_help_panel=COMPUTING,
     ),
 ]

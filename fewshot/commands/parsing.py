@@ -7,6 +7,8 @@ from cache.errors import UserError
 if TYPE_CHECKING:
     from fewshot.model_selection.protocols import Share
 
+UNITS = {"k": 1_000, "m": 1_000_000}
+
 
 def parse_shard(shard: str | None) -> tuple[int, int] | None:
     """The part and the number of parts of I/N; None where there is none."""
@@ -39,6 +41,35 @@ def parse_ints(option: str, text: str) -> list[int]:
 def parse_shots(text: str) -> list[int | Literal["all"]]:
     """The numbers of a list such as 1,2,4; or all."""
     return ["all"] if text == "all" else list(parse_ints("--shots", text))
+
+
+def parse_k(text: str) -> int | Literal["all"]:
+    """The number of images per class; or all.
+
+    Raises:
+        UserError: It is neither.
+    """
+    if text == "all":
+        return "all"
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"--shots must be a whole number, 1 or more, or all; got {text!r:.60}")
+    return int(text)
+
+
+def parse_count(option: str, text: str) -> int:
+    """A count such as 300000, 300k or 1.5M.
+
+    Raises:
+        UserError: It is none.
+    """
+    unit = UNITS.get(text[-1:].lower())
+    try:
+        number = float(text[:-1]) * unit if unit else float(text)
+        if number >= 1 and number == int(number):
+            return int(number)
+    except (OverflowError, ValueError):
+        pass
+    raise UserError(f"{option} must be a count such as 300000, 300k or 1.5M; got {text!r}")
 
 
 def parse_names(text: str | None) -> tuple[str, ...] | None:

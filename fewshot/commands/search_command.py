@@ -2,22 +2,15 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import typer
+from typing import TYPE_CHECKING
 
 from cache.errors import UserError, count
 from fewshot.commands.options import (
     DEFAULT_MODEL,
-    FEW_SHOT,
     MAX_PIXELS,
-    OUTPUT,
-    SEED,
     DataRootOption,
     DatasetOption,
     DeviceOption,
-    FlipOption,
-    ImageCropScaleOption,
     ManifestOption,
     MaxPixelsOption,
     ModelOption,
@@ -26,14 +19,23 @@ from fewshot.commands.options import (
     ShotsOption,
     WorkersOption,
 )
-from fewshot.commands.parsing import parse_ints, parse_pairs
+from fewshot.commands.parsing import parse_count, parse_ints, parse_pairs
 from fewshot.commands.terminal import print_table, say
+from fewshot.commands.training_options import (
+    BudgetOption,
+    CandidatesOption,
+    FlipOption,
+    FoundOption,
+    ImageCropScaleOption,
+    JudgesOption,
+    SearchSeedOption,
+    StrategyOption,
+    TowersOption,
+    WidthsOption,
+)
 
 if TYPE_CHECKING:
     from fewshot.endtoend.search.searching import Searched
-
-UNITS = {"k": 1_000, "m": 1_000_000}
-SEARCH = "Search"
 
 
 def search(
@@ -41,65 +43,20 @@ def search(
     manifest: ManifestOption = None,
     data_root: DataRootOption = None,
     model: ModelOption = DEFAULT_MODEL,
-    budget: Annotated[
-        str,
-        typer.Option(
-            metavar="N", help="Maximum of trained parameters, such as 300k.", rich_help_panel=SEARCH
-        ),
-    ] = "300k",
-    strategy: Annotated[
-        Literal["evolution", "random"],
-        typer.Option(
-            help="NOAH's evolution, beside which random search of as many compositions is shown; "
-            "or random search alone.",
-            rich_help_panel=SEARCH,
-        ),
-    ] = "evolution",
-    candidates: Annotated[
-        int, typer.Option(min=1, help="Compositions to judge.", rich_help_panel=SEARCH)
-    ] = 500,
-    widths: Annotated[
-        str,
-        typer.Option(
-            metavar="W,W,…",
-            help="Widths to choose from: hidden units, rank, tokens; 0 is always one.",
-            rich_help_panel=SEARCH,
-        ),
-    ] = "2,4,8,16",
-    towers: Annotated[
-        Literal["image", "text", "both"],
-        typer.Option(help="Towers to change.", rich_help_panel=SEARCH),
-    ] = "image",
-    tune: Annotated[
-        Literal["cv", "val", "full-val"],
-        typer.Option(
-            help="Judge by folds of the few shots (cv), by min(K, 4) validation images per class "
-            "(val), or by all of them (full-val).",
-            rich_help_panel=FEW_SHOT,
-        ),
-    ] = "cv",
+    budget: BudgetOption = "300k",
+    strategy: StrategyOption = "evolution",
+    candidates: CandidatesOption = 500,
+    widths: WidthsOption = "2,4,8,16",
+    towers: TowersOption = "image",
+    tune: JudgesOption = "cv",
     shots: ShotsOption = 16,
-    seed: Annotated[
-        int,
-        typer.Option(
-            *SEED,
-            help="Random seed for drawing the few shots, for training and for the search.",
-            rich_help_panel=FEW_SHOT,
-        ),
-    ] = 1,
+    seed: SearchSeedOption = 1,
     settings: SettingsOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     crop_scale: ImageCropScaleOption = None,
     flip: FlipOption = None,
-    out: Annotated[
-        Path,
-        typer.Option(
-            metavar="FILE.toml",
-            help="The composition. What the search needs to continue is beside it, in FILE.search.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = Path("composition.toml"),
+    out: FoundOption = Path("composition.toml"),
     workers: WorkersOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
 ) -> None:
@@ -120,13 +77,16 @@ def search(
         raise UserError(f"--widths must be 0 or more, one of them above 0; got {widths!r}")
     fixed = parse_pairs("--set", settings)
     source = find(dataset, manifest, root=data_root, max_pixels=max_pixels)
+    folder = out.with_suffix(".search")
+    if folder.exists():
+        say(f"{folder} is there; what it has of this search is used")
     outcome = searched(
         load(model, device=device, precision=precision),
         source,
         shots=shots,
         seed=seed,
         budget=limit,
-        folder=out.with_suffix(".search"),
+        folder=folder,
         settings=fixed,
         towers=towers,
         choices=choices,
@@ -138,34 +98,23 @@ def search(
         workers=workers or default_workers(),
     )
     _print(outcome)
-    best = outcome.found[strategy]
-    about = (
-        f"The best of {count(candidates, 'composition')} by {strategy} search on {source.dataset}, "
-        f"{count(shots, 'shot')}, seed {seed}: {best.trained:,} trained parameters."
-    )
-    write_composition(out, best.composition, about)
+    for name, best in outcome.found.items():
+        about = (
+            f"The best of {count(candidates, 'composition')} by {name} search on "
+            f"{source.dataset}, {count(shots, 'shot')}, seed {seed}: {best.trained:,} trained "
+            "parameters."
+        )
+        path = out if name == strategy else folder / f"{name}.toml"
+        write_composition(path, best.composition, about)
     words = ["fewshot", "train", "--composition", str(out)]
     words += ["--dataset", dataset or ""] if manifest is None else ["--manifest", str(manifest)]
+    words += [] if data_root is None else ["--data-root", str(data_root)]
     words += ["--model", model, "--shots", str(shots), "--seed", str(seed)]
     words += ["--crop-scale", *map(str, crop_scale)] if crop_scale else []
     words += [] if flip is None else ["--flip" if flip else "--no-flip"]
     say(f"{out}; train and test it: {shlex.join(words)}")
-
-
-def parse_count(option: str, text: str) -> int:
-    """A count such as 300000, 300k or 1.5M.
-
-    Raises:
-        UserError: It is none.
-    """
-    unit = UNITS.get(text[-1:].lower())
-    try:
-        number = float(text[:-1]) * unit if unit else float(text)
-        if number >= 1 and number == int(number):
-            return int(number)
-    except (OverflowError, ValueError):
-        pass
-    raise UserError(f"{option} must be a count such as 300000, 300k or 1.5M; got {text!r}")
+    if strategy != "random":
+        say(f"{folder / 'random.toml'}; train the control in the same way")
 
 
 def _print(outcome: "Searched") -> None:

@@ -1,37 +1,26 @@
 """`train`: adapt with gradients through the model, and test."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
-import typer
-
-from cache.errors import UserError, count, some
+from cache.errors import UserError, count
 from fewshot.commands.method_names import require_method
 from fewshot.commands.options import (
-    COMPUTING,
-    DATA,
     DEFAULT_MODEL,
-    FEW_SHOT,
     MAX_PIXELS,
-    OUTPUT,
-    SEED,
     AdaptFromOption,
     BaseToNewOption,
     DataRootOption,
     DatasetOption,
     DeviceOption,
-    FlipOption,
-    ImageCropScaleOption,
     JsonOption,
     KnownOption,
     LogToOption,
     ManifestOption,
     MaxPixelsOption,
     ModelOption,
-    OfficialOption,
     PrecisionOption,
     SaveAdapterOption,
-    SaveMemoryOption,
     ScoreOption,
     SettingsOption,
     StoreOption,
@@ -39,9 +28,23 @@ from fewshot.commands.options import (
     ThresholdOption,
     WorkersOption,
 )
-from fewshot.commands.parsing import parse_pairs
+from fewshot.commands.parsing import parse_k, parse_pairs
 from fewshot.commands.terminal import say
 from fewshot.commands.train_across import train_across
+from fewshot.commands.train_work import work_of
+from fewshot.commands.training_options import (
+    CompositionOption,
+    FlipOption,
+    ImageCropScaleOption,
+    LiveOption,
+    OfficialOption,
+    ResumeOption,
+    RunsOption,
+    SaveMemoryOption,
+    ShotsOrAllOption,
+    TrainedMethodArgument,
+    TrainingSeedOption,
+)
 
 if TYPE_CHECKING:
     from fewshot.endtoend.experiment import Trained
@@ -50,40 +53,15 @@ COMPOSITION = "composition"
 
 
 def train(
-    method: Annotated[
-        str | None,
-        typer.Argument(metavar="METHOD", help="Name of the method; `fewshot methods` lists them."),
-    ] = None,
+    method: TrainedMethodArgument = None,
     dataset: DatasetOption = None,
     manifest: ManifestOption = None,
     data_root: DataRootOption = None,
     model: ModelOption = DEFAULT_MODEL,
-    shots: Annotated[
-        str,
-        typer.Option(
-            metavar="INTEGER|all",
-            help="Training images per class; or all, of which a class may have none.",
-            rich_help_panel=FEW_SHOT,
-        ),
-    ] = "16",
-    seed: Annotated[
-        int,
-        typer.Option(
-            *SEED,
-            help="Random seed for drawing the few shots and for training.",
-            rich_help_panel=FEW_SHOT,
-        ),
-    ] = 1,
+    shots: ShotsOrAllOption = "16",
+    seed: TrainingSeedOption = 1,
     settings: SettingsOption = None,
-    composition: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.toml",
-            help="Train the composition of this file, as `fewshot search` writes it, in place of "
-            "METHOD.",
-            rich_help_panel=FEW_SHOT,
-        ),
-    ] = None,
+    composition: CompositionOption = None,
     official: OfficialOption = False,
     base_to_new: BaseToNewOption = False,
     synthesize: SynthesizeOption = None,
@@ -97,26 +75,10 @@ def train(
     crop_scale: ImageCropScaleOption = None,
     flip: FlipOption = None,
     save_memory: SaveMemoryOption = False,
-    live: Annotated[
-        bool,
-        typer.Option(
-            "--live",
-            help="Encode images even if a store has their features.",
-            rich_help_panel=DATA,
-        ),
-    ] = False,
-    out: Annotated[
-        Path, typer.Option(help="Folder of checkpoints and results.", rich_help_panel=OUTPUT)
-    ] = Path("runs"),
+    live: LiveOption = False,
+    out: RunsOption = Path("runs"),
     save: SaveAdapterOption = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Continue from the last checkpoint of the same run.",
-            rich_help_panel=COMPUTING,
-        ),
-    ] = False,
+    resume: ResumeOption = False,
     workers: WorkersOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
     log_to: LogToOption = "none",
@@ -135,11 +97,8 @@ def train(
     from fewshot.endtoend.methods import configure
     from fewshot.endtoend.privacy import spent
     from fewshot.endtoend.processor import lacks_bf16
-    from fewshot.endtoend.requirements import require_published, require_splits
-    from fewshot.endtoend.training_set import TrainingSet
-    from fewshot.few_shots import base_and_new
-    from fewshot.open_set import checked_known, known_classes, parse_known
-    from fewshot.protocol import Protocol
+    from fewshot.endtoend.requirements import require_published
+    from fewshot.open_set import parse_known
     from fewshot.results.loggers import RunLogger
 
     if save is not None:
@@ -159,21 +118,10 @@ def train(
             "missing argument METHOD; `fewshot methods` lists them; or give --composition"
         )
     chosen = configure(require_method(method, "train"), fixed, seed=seed)
-    if score is not None and known is None:
-        raise UserError("--score separates known images from unknown ones; give --known as well")
-    if known is not None and save is not None:
-        raise UserError("--save keeps one adapter of all classes; leave --known out")
-    if base_to_new and known is not None:
-        raise UserError("--known and --base-to-new are two settings; give one")
-    if base_to_new and save is not None:
-        raise UserError("--save keeps one adapter of all classes; leave --base-to-new out")
-    if synthesize is not None and not base_to_new:
-        raise UserError("--synthesize makes features of new classes; give --base-to-new as well")
-    if threshold is not None and labeled is None:
-        raise UserError("--threshold is for domain adaptation; give --source as well")
-    if labeled is not None and (known is not None or base_to_new or official or save is not None):
-        raise UserError("--source excludes --known, --base-to-new, --official and --save; give one")
-    k = parse_shots(shots)
+    _refuse_contradictions(
+        known, score, base_to_new, synthesize, labeled, threshold, official, save
+    )
+    k = parse_k(shots)
     if official:
         require_published(chosen, changed=[*fixed, *crops_asked(crop_scale, flip)])
     logger = RunLogger(log_to, out, say)
@@ -206,25 +154,8 @@ def train(
     features = None if live else store_of(source, model, store)
     if features is not None:
         say(f"using {features.path}")
-    n_classes = len(source.classnames)
-    n_train = len(source.splits.get("train", ()))
-    if k == "all" and not chosen.unsupervised():
-        require_splits(source)
-        drawn = TrainingSet.of(chosen, source, Protocol(shots="all"), val_first=False)
-        if empty := [source.classnames[i] for i in drawn.without_images]:
-            say(f"{some(empty)}: no train image; such a class is known by its text alone")
-        steps = chosen.plan(drawn.mean_shots, n_train).iterations
-    else:
-        steps = chosen.steps(0 if k == "all" else k, n_classes, n_train)
     open_set = None if known is None else parse_known(known, source.dataset)
-    if open_set is not None:
-        n_classes = len(known_classes(source.classnames, checked_known(open_set)))
-    if base_to_new:
-        base, _ = base_and_new(source, "base-to-new")
-        if k == "all":
-            raise UserError("--base-to-new draws as many images of each class; give --shots K")
-        steps = chosen.steps(k, len(base), 0)  # images of new classes are not trained on
-        n_classes = n_classes if synthesize else len(base)
+    work = work_of(chosen, source, k, open_set, base_to_new=base_to_new, synthesize=synthesize)
     asked: list[object] = [crop_scale, flip, official] + ([] if known is None else [known])
     asked += [["base-to-new", synthesize]] if base_to_new else []
     few = 0 if chosen.unsupervised() else k
@@ -240,10 +171,10 @@ def train(
         say("this processor has no instructions for bf16; --precision fp32 is faster")
     bars = shown(
         chosen.name,
-        steps,
+        work.steps,
         len(source.splits.get("test", ())),
         chosen.step_name,
-        n_classes if chosen.reads_prompts else 0,
+        work.prompts,
     )
     amount = "all shots" if few == "all" else count(few, "shot")
     name = f"{chosen.name} {source.dataset} {model} {amount}, seed {seed}"
@@ -272,8 +203,8 @@ def train(
         logger.result(trained.result)
     if skipped := int(trained.result.measures.get("skipped_steps", 0)):
         say(
-            f"{skipped} of {steps} steps were skipped, since gradients overflowed float16 (the "
-            "first of a run often do)"
+            f"{skipped} of {work.steps} steps were skipped, since gradients overflowed float16 "
+            "(the first of a run often do)"
         )
     if "private_steps" in trained.result.measures:
         say(spent(trained.result.measures))
@@ -286,17 +217,31 @@ def train(
         say(f"{save}: {adapter.summary()}")
 
 
-def parse_shots(text: str) -> int | Literal["all"]:
-    """The number of images per class; or all.
-
-    Raises:
-        UserError: It is neither.
-    """
-    if text == "all":
-        return "all"
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"--shots must be a whole number, 1 or more, or all; got {text!r:.60}")
-    return int(text)
+def _refuse_contradictions(
+    known: str | None,
+    score: str | None,
+    base_to_new: bool,
+    synthesize: str | None,
+    labeled: str | None,
+    threshold: float | None,
+    official: bool,
+    save: Path | None,
+) -> None:
+    """Raise unless these options can stand together."""
+    if score is not None and known is None:
+        raise UserError("--score separates known images from unknown ones; give --known as well")
+    if known is not None and save is not None:
+        raise UserError("--save keeps one adapter of all classes; leave --known out")
+    if base_to_new and known is not None:
+        raise UserError("--known and --base-to-new are two settings; give one")
+    if base_to_new and save is not None:
+        raise UserError("--save keeps one adapter of all classes; leave --base-to-new out")
+    if synthesize is not None and not base_to_new:
+        raise UserError("--synthesize makes features of new classes; give --base-to-new as well")
+    if threshold is not None and labeled is None:
+        raise UserError("--threshold is for domain adaptation; give --source as well")
+    if labeled is not None and (known is not None or base_to_new or official or save is not None):
+        raise UserError("--source excludes --known, --base-to-new, --official and --save; give one")
 
 
 def _print(trained: "Trained", out: Path, checkpoint: Path, as_json: bool) -> None:
