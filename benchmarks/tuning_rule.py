@@ -15,7 +15,7 @@ from benchmarks.few_shot_tasks import Task, tasks
 from cache.store import FeatureStore
 from fewshot import METHODS, configure
 from fewshot.method import Method
-from fewshot.model_selection.choosing import Score, best
+from fewshot.model_selection.choosing import VariantScore, best
 from fewshot.model_selection.folds import held_out
 from fewshot.model_selection.tuning import cv_folds
 from fewshot.store_features import class_text
@@ -25,7 +25,7 @@ SEEDS = (1, 2, 3)
 NAMES = ("gda", "proker", "ridge", "tip-adapter")
 
 
-def within_one_error(scores: Mapping[Method, Score]) -> Method:
+def within_one_error(scores: Mapping[Method, VariantScore]) -> Method:
     """Of the settings within a standard error of the best accuracy, the lowest log-loss."""
     right = {method: float(score.correct.float().mean()) for method, score in scores.items()}
     top = max(right.values())
@@ -41,7 +41,7 @@ def lost(store: FeatureStore, name: str, task: Task) -> dict[str, float]:
         field: tuple(dict.fromkeys((*values, getattr(own, field))))
         for field, values in own.grid.items()
     }
-    support, scores = task.support, defaultdict[Method, Score](Score)
+    support, scores = task.support, defaultdict[Method, VariantScore](VariantScore)
     for train, rows in held_out(support, cv_folds(support)):
         for variant, logits in own.sweep(grid, train, text, support.features[rows]):
             scores[variant].add(logits, support.labels[rows])

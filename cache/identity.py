@@ -49,11 +49,11 @@ class Recipe:
     pre_projection: bool = False
 
     def __post_init__(self) -> None:
-        least, greatest = self.crop_scale
-        if not 0 < least <= greatest <= 1:
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
             raise UserError(
                 f"--crop-scale must be two shares of the area, 0 < minimum <= maximum <= 1; got "
-                f"{least:g} and {greatest:g}"
+                f"{low:g} and {high:g}"
             )
 
     def rows(self, source: "Source") -> dict[str, NDArray[np.int64]]:

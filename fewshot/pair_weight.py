@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from cache.pair import EVEN, Pair
 from fewshot.fitted import Fitted
-from fewshot.model_selection.choosing import Score, best
+from fewshot.model_selection.choosing import VariantScore, best
 from fewshot.model_selection.cross_validation import OutOfFold, cross_validate
 from fewshot.model_selection.tuning import cv_folds
 
@@ -24,7 +24,7 @@ def weighed(pair: Pair, fit_at: Callable[[Pair], Fitted]) -> Pair:
     """
     if pair.weight is not None:
         return pair
-    scores: dict[float, Score] = {}
+    scores: dict[float, VariantScore] = {}
     for weight in (EVEN, *(one for one in WEIGHTS if one != EVEN)):
         score = _score(fit_at(pair.at(weight)))
         if score is None:
@@ -33,7 +33,7 @@ def weighed(pair: Pair, fit_at: Callable[[Pair], Fitted]) -> Pair:
     return pair.at(best({weight: scores[weight] for weight in WEIGHTS}, EVEN))
 
 
-def _score(fitted: Fitted) -> Score | None:
+def _score(fitted: Fitted) -> VariantScore | None:
     """The tuned method on images held out of its support set; None where none can be."""
     support = fitted.support
     if support is None or support.shots < 2:
@@ -44,6 +44,6 @@ def _score(fitted: Fitted) -> Score | None:
     )  # fmt: skip
     if not isinstance(found, OutOfFold):
         return None
-    score = Score()
+    score = VariantScore()
     score.add(found.logits[found.judged], support.labels[found.judged])
     return score

@@ -133,7 +133,7 @@ def _parsed(field: str, text: str, kind: Any) -> Any:
 
 
 def _words(kinds: tuple[Any, ...]) -> str:
-    """What the types accept, in words."""
+    """The values that the types accept, in words."""
     words = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
     choices = [c for kind in kinds if get_origin(kind) is Literal for c in get_args(kind)]
     return " or ".join([*choices, *(words[kind] for kind in kinds if kind in words)])

@@ -11,7 +11,7 @@ from fewshot import SupportSet
 from fewshot.checks import fraction
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Grid, Method, variants
-from fewshot.model_selection.choosing import STEPS, Score, best, continued
+from fewshot.model_selection.choosing import STEPS, VariantScore, best, continued
 from fewshot.text import Text
 
 
@@ -33,13 +33,13 @@ class Dial(Method):
         raise NotImplementedError
 
 
-def right(n_right: int, n: int = 1000) -> Score:
-    return Score(torch.arange(n) < n_right)
+def right(n_right: int, n: int = 1000) -> VariantScore:
+    return VariantScore(torch.arange(n) < n_right)
 
 
-def score(correct: str, loss: float = 0.0) -> Score:
+def score(correct: str, loss: float = 0.0) -> VariantScore:
     """Of images that were classified rightly (+) and wrongly (-)."""
-    return Score(torch.tensor([mark == "+" for mark in correct]), loss)
+    return VariantScore(torch.tensor([mark == "+" for mark in correct]), loss)
 
 
 class Judge:
@@ -49,11 +49,11 @@ class Judge:
         self.height, self.share, self.gain = height, share, gain
         self.grids: list[Grid] = []
 
-    def __call__(self, grid: Grid) -> Mapping[Dial, Score]:
+    def __call__(self, grid: Grid) -> Mapping[Dial, VariantScore]:
         self.grids.append(grid)
         return {dial: self.score(dial) for dial in variants(Dial(), grid)}
 
-    def score(self, dial: Dial) -> Score:
+    def score(self, dial: Dial) -> VariantScore:
         far = abs(dial.height - self.height) / max(dial.height, self.height)
         return right(500 - round(self.gain * (far + abs(dial.share - self.share))))
 
@@ -146,7 +146,7 @@ def test_what_a_method_refuses_is_no_step() -> None:
 def test_a_score_sums_over_all_it_was_given() -> None:
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
     labels = torch.tensor([0, 1, 1])
-    parts = Score()
+    parts = VariantScore()
     for rows in (slice(0, 2), slice(2, 3)):
         parts.add(logits[rows], labels[rows])
     assert parts.correct.tolist() == [True, True, False]

@@ -14,7 +14,7 @@ from cache.errors import UserError
 from fewshot import GDA, LinearProbe, NearestMean, SupportSet
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Grid, Method, variants
-from fewshot.model_selection.choosing import Score, best
+from fewshot.model_selection.choosing import VariantScore, best
 from fewshot.model_selection.cross_validation import Failed, OutOfFold, cross_validate
 from fewshot.model_selection.folds import folds
 from fewshot.model_selection.near_duplicates import scenes
@@ -43,9 +43,9 @@ def out_of_fold(method: Method, fold: Tensor, *, tuned: bool = True) -> OutOfFol
 
 def tuned_by_hand(method: Method, support: SupportSet, text: Text, fold: Tensor) -> Method:
     """Every variant fitted anew in every fold, each fold's logits scored."""
-    scores: dict[Method, Score] = {}
+    scores: dict[Method, VariantScore] = {}
     for variant in variants(method, method.grid):
-        scores[variant] = Score()
+        scores[variant] = VariantScore()
         for k in range(4):
             rows = (fold == k).nonzero()[:, 0]
             logits = variant.fit(support.subset(fold != k), text).logits(support.features[rows])

@@ -12,7 +12,7 @@ from fewshot import GDA, METHODS, SupportSet, ZeroShot, tune
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Grid, Method, TunesItself, variants
 from fewshot.model_selection import choosing, tuning
-from fewshot.model_selection.choosing import Score, best
+from fewshot.model_selection.choosing import VariantScore, best
 from fewshot.model_selection.folds import held_out
 from fewshot.model_selection.protocols import PROTOCOLS, default_protocol
 from fewshot.model_selection.tuning import cv_folds
@@ -102,14 +102,16 @@ def test_tuning_finds_what_a_loop_over_refits_finds(
     if "epochs" in {field.name for field in fields(method)}:
         method = replace(method, epochs=6)
     folds = parts(support) if protocol == "cv" else [(support, *validation())]
-    by_hand: dict[Method, Score] = {}
+    by_hand: dict[Method, VariantScore] = {}
     own = {name: getattr(method, name) for name in method.grid}
     grid = {name: tuple(dict.fromkeys((*v, own[name]))) for name, v in method.grid.items()}
     for variant in variants(method, grid):
         logits = torch.cat([variant.fit(train, text).logits(x) for train, x, _ in folds])
         labels = torch.cat([y for _, _, y in folds])
         correct = logits.argmax(dim=1) == labels
-        by_hand[variant] = Score(correct, float(cross_entropy(logits, labels, reduction="sum")))
+        by_hand[variant] = VariantScore(
+            correct, float(cross_entropy(logits, labels, reduction="sum"))
+        )
     tuned = tune(method, support, text, protocol=protocol, validation=validation())
     # Not the same variant: some are equal but for rounding, and either may then be chosen.
     expected = by_hand[best(by_hand, method)]
@@ -229,13 +231,13 @@ def test_the_images_of_a_fold_cut_short_are_of_every_class(monkeypatch: pytest.M
     support, text = task(16)
     order = torch.argsort(support.labels, stable=True)  # class by class, as stores are
     judged: list[Tensor] = []
-    add = Score.add
+    add = VariantScore.add
 
-    def watched(self: Score, logits: Tensor, labels: Tensor) -> None:
+    def watched(self: VariantScore, logits: Tensor, labels: Tensor) -> None:
         judged.append(labels)
         add(self, logits, labels)
 
-    monkeypatch.setattr(Score, "add", watched)
+    monkeypatch.setattr(VariantScore, "add", watched)
     monkeypatch.setattr(tuning, "ENOUGH", 10)
     tune(GDA(), support.subset(order), text, protocol="cv")
     assert torch.bincount(judged[0]).tolist() == [2, 2, 2, 2, 2]

@@ -83,8 +83,8 @@ class Preflight:
             return self._rows(range(n))
         first, last = self._rows(range(3)), self._rows(range(n - 2, n))
         split, counts = next(iter(self.counts.items()))
-        least = sorted(range(n), key=counts.__getitem__)[:3]
-        named = ", ".join(f"{printable(self.source.classnames[c])} {counts[c]:,}" for c in least)
+        fewest = sorted(range(n), key=counts.__getitem__)[:3]
+        named = ", ".join(f"{printable(self.source.classnames[c])} {counts[c]:,}" for c in fewest)
         return [*first, "...", *last, f"fewest {split} images: {named}"]
 
     def _header(self) -> str:

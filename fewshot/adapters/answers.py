@@ -64,10 +64,12 @@ class Answers:
                 (self._named(ids[mask]), tuple(values[mask].tolist()))
                 for ids, values, mask in zip(classes, p, chosen, strict=True)
             ]
-        k, least = self._asked.top, self._asked.min_confidence
+        k, minimum = self._asked.top, self._asked.min_confidence
         best = zip(paths, classes[:, :k], p[:, :k].tolist(), p_of, sets, labeled, strict=True)
         for path, ids, values, p_value, within, labels in best:
-            yield Prediction(path, self._named(ids), tuple(values), least, p_value, within, *labels)
+            yield Prediction(
+                path, self._named(ids), tuple(values), minimum, p_value, within, *labels
+            )
 
     def each(self, images: Sequence[tuple[str, Tensor | str]]) -> Iterator[Prediction | Unreadable]:
         """The predictions of images in order, classified together.

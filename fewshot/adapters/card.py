@@ -22,10 +22,8 @@ from cache.files.validation import problem
 from fewshot.adapters.classifiers import put_together
 from fewshot.parts.trained_ends import PooledClassifier
 
-UNKNOWN: tuple[Any, ...] = (
-    "unknown",
-    {},
-)  # the preprocessing of features that were computed elsewhere
+# The preprocessing of features that were computed elsewhere.
+UNKNOWN: tuple[Any, ...] = ("unknown", {})
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Interval = Annotated[list[Fraction], Field(min_length=2, max_length=2)]

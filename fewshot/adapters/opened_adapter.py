@@ -34,7 +34,7 @@ class FeaturePredictor:
     Attributes:
         adapter: What was learned.
         logits: Features (M, D) to logits (M, C), on the CPU.
-        jointly: Whether the logits of an image depend on the images beside it, so that `logits`
+        jointly: True where the logits of an image depend on the images beside it, so that `logits`
             needs all features at once.
         tower: Where it classifies pooled images, (M, w) in place of features: the model's own
             layers that make features of them.
@@ -221,7 +221,7 @@ def require_model(recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> N
 
 
 def preprocessing(recorded: Mapping[str, Any], encoder: Encoder) -> Preprocess:
-    """From image to pixels as the adapter's training images went; the model's own if unknown.
+    """From image to pixels as for the adapter's training images; the model's own if unknown.
 
     Raises:
         UserError: It makes images of a size that the model does not take.

@@ -97,9 +97,8 @@ def _extra(one: Prediction) -> dict[str, float | tuple[str | float, ...]]:
 
 def _row(cells: Sequence[str]) -> str:
     line = io.StringIO()
-    csv.writer(line).writerow(
-        map(spreadsheet_safe, cells)
-    )  # which quotes a "\r" only where rows end in one
+    # With its own line end, for a "\r" in a cell is quoted only where rows end in one.
+    csv.writer(line).writerow(map(spreadsheet_safe, cells))
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 

@@ -111,7 +111,7 @@ def _encode_by(encoder: Encoder, source: Source, recipe: Recipe, how: Encoding) 
 
 
 def _others(store: FeatureStore, source: Source, encoder: Encoder, recipe: Recipe) -> bool:
-    """Whether the store was made in just this way, but of other images or classes.
+    """True if the store was made in exactly this way, but of other images or classes.
 
     Any other difference, of the model or of views that somebody paid for, is left for `extract` to
     refuse.

@@ -84,7 +84,7 @@ def find_label_issues(
 
 
 def _near_duplicates(conflict: Conflict, probabilities: Tensor, judged: Tensor) -> list[LabelIssue]:
-    """Those of a group whose label is no more frequent there than another."""
+    """The images of a group whose label is no more frequent there than another."""
     counts = Counter(conflict.labels)
     found = []
     for row, label in zip(conflict.rows, conflict.labels, strict=True):

@@ -94,7 +94,7 @@ def _write_text(path: Path, content: str) -> None:
 
 
 def _predictions(found: Unlabeled, classnames: tuple[str, ...]) -> Iterator[Prediction]:
-    """What is said of each image, as `fewshot predict` says it."""
+    """The prediction of each image, as `fewshot predict` makes it."""
     names = distinct(classnames)
     p, classes = found.probabilities.topk(min(TOP, len(names)), dim=1)
     for path, best, ids in zip(found.paths, p.tolist(), classes.tolist(), strict=True):

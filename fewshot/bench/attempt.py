@@ -51,7 +51,7 @@ class Attempt:
     Attributes:
         out: The folder of results, which keeps the checkpoint of a training for as long as that has
             no result.
-        predictions: Whether to save predictions there.
+        predictions: Save predictions there.
         note: Called with how far a training is.
     """
 

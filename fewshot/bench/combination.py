@@ -49,7 +49,7 @@ class Stores:
     Attributes:
         learned: The store of the few shots.
         tested: The store of the test split; mostly the same.
-        shares: Whether all classes to test are among those to learn.
+        shares: True if all classes to test are among those to learn.
         n_views: V of the store of the few shots.
         counted: What unequal classes were drawn for, and the images of their largest and smallest.
     """

@@ -60,7 +60,7 @@ class Bench:
         engine: One of `ENGINES`: where these are.
         out: The folder of results.
         store: The folder of stores.
-        predictions: Whether to save predictions.
+        predictions: Save predictions.
         train: Options of methods that are trained through the model.
 
     Raises:
@@ -105,17 +105,25 @@ class Bench:
         if self.known is not None and self.protocol == "few-shot":
             object.__setattr__(self, "protocol", "open-set")
         for shots, seed in product(self.shots, self.seeds):
-            Protocol(
-                shots=shots,
-                seed=seed,
-                tune=self.tune,
-                imbalance=self.imbalance,
-                setting=self.protocol,
-                known=self.known,
-                score=self.score,
-                blend=self.blend,
-                synthesize=self.synthesize,
-            )
+            self.asked(shots, seed)
+
+    def asked(self, shots: int, seed: int) -> Protocol:
+        """The protocol of the runs with these shots and this seed.
+
+        Raises:
+            UserError: Values of it that exclude each other.
+        """
+        return Protocol(
+            shots=shots,
+            seed=seed,
+            tune=self.tune,
+            imbalance=self.imbalance,
+            setting=self.protocol,
+            known=self.known,
+            score=self.score,
+            blend=self.blend,
+            synthesize=self.synthesize,
+        )
 
 
 def configured(flags: Mapping[str, Any], config: Path | None = None) -> Bench:

@@ -5,7 +5,7 @@ dataset or a run says so. `groups.over_datasets` refuses such means; here the re
 is not to be lost to one failed run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import nan
 
@@ -27,6 +27,12 @@ from fewshot.results.summaries import shots_header
 from fewshot.run import PARTS, Run, plain_setting
 from fewshot.tables import Cell, Number, Table
 
+NOTES = {
+    "base-to-new": "H: harmonic mean of the mean base and the mean new accuracy, as CoCoOp's.",
+    "generalized": "Seen and unseen: mean accuracy per class, among all classes; H of the means.",
+    "open-set": "Open set: H is the harmonic mean of the mean known accuracy and mean AUROC.",
+    "multi-label": "Several labels per image: mAP, the mean over classes of average precision.",
+}
 COLUMNS = ("method", "model", "setting", "learned on", "prompts", "imbalance", "known", "views")
 
 
@@ -50,14 +56,14 @@ def mean_table(runs: Sequence[Run], *, per_class: bool = False) -> Table:
     names = {row: _names(row) for row in rows}
     datasets = sorted({run.dataset for run in runs})
     all_shots = sorted({run.shots for run in runs})
-    told = [
+    shown = [
         i for i in range(1, len(COLUMNS)) if len({name[i] for name in names.values()} - {""}) > 1
     ]
     parted = any(map(_parts, rows))
-    header = ["method", *(COLUMNS[i] for i in told), "tuned by", *(["classes"] if parted else [])]
+    header = ["method", *(COLUMNS[i] for i in shown), "tuned by", *(["classes"] if parted else [])]
     lines: list[list[Cell]] = []
     for row, by_shots in rows.items():
-        first = [names[row][0], *(names[row][i] for i in told), _tuned_by(tunes[row])]
+        first = [names[row][0], *(names[row][i] for i in shown), _tuned_by(tunes[row])]
         for part in (*_parts(row), "H") if len(_parts(row)) > 1 else _parts(row) or ("",):
             halves = _parts(row)[:2] if part == "H" else (part,)
             means = [_mean(by_shots.get(k, {}), halves, len(datasets)) for k in all_shots]
@@ -67,27 +73,33 @@ def mean_table(runs: Sequence[Run], *, per_class: bool = False) -> Table:
             elif doubled:
                 means += [""] * len(all_shots)
             lines.append([*first, *([part] if parted else []), *means])
-    common = [max(n[i] for n in names.values()) for i in range(1, len(COLUMNS)) if i not in told]
+    common = [max(n[i] for n in names.values()) for i in range(1, len(COLUMNS)) if i not in shown]
     title = ", ".join(filter(None, common))
-    notes = [f"{title}: {_what_is_averaged(datasets)}"]
-    if any("±" in str(cell) for line in lines for cell in line):
-        of_what = ", of the mean over datasets" if len(datasets) > 1 else ""
-        notes.append(f"±: 95 % interval over seeds (Student's t){of_what}.")
-    if "base-to-new" in {plain_setting(row.setting) for row in rows}:
-        notes.append("H: harmonic mean of the mean base and the mean new accuracy, as CoCoOp's.")
-    if "generalized" in {plain_setting(row.setting) for row in rows}:
-        notes.append("Seen and unseen: mean accuracy per class, among all classes; H of the means.")
-    if "open-set" in {plain_setting(row.setting) for row in rows}:
-        notes.append("Open set: H is the harmonic mean of the mean known accuracy and mean AUROC.")
-    if "multi-label" in {row.setting for row in rows}:
-        notes.append("Several labels per image: mAP, the mean over classes of average precision.")
+    intervals = any("±" in str(cell) for line in lines for cell in line)
+    notes = (f"{title}: {_what_is_averaged(datasets)}", *_notes(runs, tunes, intervals))
+    return Table(title, (*header, *shots_header(all_shots, doubled)), lines, notes)
+
+
+def _notes(runs: Sequence[Run], tunes: Mapping[Row, set[str]], intervals: bool) -> Iterator[str]:
+    """The notes below the table.
+
+    Args:
+        runs: All of them.
+        tunes: Row -> how its runs were tuned.
+        intervals: True if a cell of the table has one.
+    """
+    if intervals:
+        several = len({run.dataset for run in runs}) > 1
+        of_what = ", of the mean over datasets" if several else ""
+        yield f"±: 95 % interval over seeds (Student's t){of_what}."
+    settings = {plain_setting(run.setting) for run in runs}
+    yield from (note for setting, note in NOTES.items() if setting in settings)
     if any(tune > {"none"} for tune in tunes.values()):
-        notes.append(UNTUNED)
+        yield UNTUNED
     done = [run for run in runs if isinstance(run, Result)]
     bare = sorted({one.dataset for one in done if one.text_recipe is None})
     if bare and any(one.text_recipe is not None for one in done):
-        notes.append(f"There is no text of {', '.join(bare)}: learned from images alone there.")
-    return Table(title, (*header, *shots_header(all_shots, doubled)), lines, tuple(notes))
+        yield f"There is no text of {', '.join(bare)}: learned from images alone there."
 
 
 def _names(row: Row) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.endtoend.methods import configure as configure_trained
 from fewshot.method import MethodInfo
 from fewshot.methods import METHODS
-from fewshot.protocol import TRANSFERS, Protocol
+from fewshot.protocol import TRANSFERS
 from fewshot.run import Run
 from fewshot.settings import configure, parse
 
@@ -73,19 +73,9 @@ def plan(bench: Bench) -> BenchPlan:
             method = _configured(name, settings, stores.learned.logit_scale)
             if not shots and method.needs_support(shots):
                 continue
-            protocol = Protocol(
-                shots=shots,
-                seed=seed,
-                tune=bench.tune,
-                fixed=settings,
-                prompt_set=prompts,
-                imbalance=bench.imbalance,
-                setting="multi-label" if several else bench.protocol,
-                known=bench.known,
-                score=bench.score,
-                blend=bench.blend,
-                synthesize=bench.synthesize,
-            )
+            protocol = replace(bench.asked(shots, seed), fixed=settings, prompt_set=prompts)
+            if several:
+                protocol = replace(protocol, setting="multi-label")
             ask = Combination(bench, method, protocol, stores)
             objection, by_name = ask.objection()
             if objection and by_name:

@@ -182,6 +182,6 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """The number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # absent on some systems
     return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -152,7 +152,7 @@ def hub() -> Iterator[Finding]:
 
 
 def _resolves(host: str) -> bool:
-    """Whether the name leads anywhere; a proxy, where there is one, looks it up elsewhere."""
+    """True if the name leads somewhere; a proxy, where there is one, looks it up elsewhere."""
     if getproxies():
         return True
     try:

@@ -138,7 +138,7 @@ def steps_done(path: Path) -> int:
 
 
 def _note(path: Path) -> dict[str, str]:
-    """What a checkpoint says beside its tensors; at first each part had a key of its own."""
+    """The note beside a checkpoint's tensors; at first each part of it had a key of its own."""
     with safe_open(path, "pt") as file:
         found: dict[str, str] = file.metadata() or {}
     note: dict[str, str] = json.loads(found["checkpoint"]) if "checkpoint" in found else found

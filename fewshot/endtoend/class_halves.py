@@ -184,7 +184,7 @@ def _require_plain(method: EndToEnd, learner: Learner) -> None:
 
 
 def _material(protocol: Protocol, words: str, store: FeatureStore | None, base: range) -> Material:
-    """What the generator learns from.
+    """The material that the generator learns from.
 
     Raises:
         UserError: There is no store, or the generator's features are not in the space of text.

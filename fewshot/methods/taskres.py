@@ -82,7 +82,7 @@ class TaskRes(Method):
     saved_as: ClassVar[tuple[type, ...]] = (LinearClassifier, ShiftedClassifier)
     text_recipe: ClassVar[str] = "raw-mean"
     # Steps of Adam do not depend on the gradient's size, so alpha acts as the learning rate does:
-    # the least of these is about what ImageNet's lr makes of the published 0.5.
+    # the smallest of these is about what ImageNet's lr makes of the published 0.5.
     grid: ClassVar[Grid] = {"alpha": (0.05, 0.5, 2.0)}
 
     def __post_init__(self) -> None:

@@ -197,10 +197,10 @@ class TipX(Method):
     ) -> float:
         """The slope of phi; 0 where all images look alike to the texts."""
         images = ClassDistributions.of(support.features, texts, self.temperature)
-        least, most = 1.0, 0.0
+        lowest, farthest = 1.0, 0.0
         step = max(1, KEYS * QUERIES // len(cache.keys))
         for start in range(0, len(cache.keys), step):
             block = slice(start, start + step)
-            least = min(least, float((support.features[block] @ cache.keys.T).min()))
-            most = max(most, float(images.divergences(log_q, block).max()))
-        return (1 - least) / most if most > 0 else 0.0
+            lowest = min(lowest, float((support.features[block] @ cache.keys.T).min()))
+            farthest = max(farthest, float(images.divergences(log_q, block).max()))
+        return (1 - lowest) / farthest if farthest > 0 else 0.0

@@ -17,7 +17,7 @@ STEPS = 4  # beyond an end of a grid, at most
 
 
 @dataclass
-class Score:
+class VariantScore:
     """How one variant did on labeled images.
 
     Attributes:
@@ -39,7 +39,7 @@ class Score:
         return int(self.correct.sum()), -self.loss if math.isfinite(self.loss) else -math.inf
 
 
-def best(scores: Mapping[T, Score], own: T) -> T:
+def best(scores: Mapping[T, VariantScore], own: T) -> T:
     """Return the most accurate variant if it beats the method's own settings by more than chance.
 
     All variants classify the same images, so what counts is the images on which two disagree. Of n
@@ -74,8 +74,8 @@ def best(scores: Mapping[T, Score], own: T) -> T:
 def continued(
     grid: Grid,
     chosen: AnyMethod,
-    score: Score,
-    judged: Callable[[Grid], Mapping[AnyMethod, Score]],
+    score: VariantScore,
+    judged: Callable[[Grid], Mapping[AnyMethod, VariantScore]],
 ) -> AnyMethod:
     """Continue beyond the ends of a grid for as long as that is better by more than chance.
 

@@ -180,7 +180,7 @@ def forecasts(
     The interval comes from refits to resampled draws, each from another of the points on, which
     shows how much depends on the shape. With GDA at 6 to 16 images per class of UCF101, DTD and
     WHU-RS19, 86 % of the intervals of gains held, to 0.3 points, what the images then brought:
-    rather fewer than they should, the misses being gains larger than foretold.
+    rather fewer than they should, the misses being gains larger than forecast.
 
     Args:
         points: P of them.
@@ -211,9 +211,9 @@ def forecasts(
         Forecast(
             times=n,
             accuracy=float(best[i]),
-            interval=_interval(best[i], others[:, i], n_draws, least=0.0),
+            interval=_interval(best[i], others[:, i], n_draws, minimum=0.0),
             gain=float(gains[i]),
-            gain_interval=_interval(gains[i], others_gain[:, i], n_draws, least=-1.0),
+            gain_interval=_interval(gains[i], others_gain[:, i], n_draws, minimum=-1.0),
         )
         for i, n in enumerate(MORE, start=1)
     )
@@ -240,7 +240,7 @@ def _extrapolated(images: Array, errors: Array, sigma: Array, times: Array) -> A
     return np.asarray(a[best, e] + b[best, e] * times ** -EXPONENTS[e], np.float64)
 
 
-def _interval(value: float, resampled: Array, n_draws: int, least: float) -> tuple[float, float]:
+def _interval(value: float, resampled: Array, n_draws: int, minimum: float) -> tuple[float, float]:
     """95 % interval of a value from resamples of a few draws, which vary less than new ones would.
 
     By the root of n / (n - 1), and by Student's t in place of the normal distribution.
@@ -249,4 +249,4 @@ def _interval(value: float, resampled: Array, n_draws: int, least: float) -> tup
 
     wider = stdtrit(n_draws - 1, 0.975) / 1.96 * (n_draws / (n_draws - 1)) ** 0.5
     low, high = value + wider * (np.quantile(resampled, (0.025, 0.975)) - value)
-    return max(least, float(low)), min(1.0, float(high))
+    return max(minimum, float(low)), min(1.0, float(high))

@@ -119,9 +119,45 @@ def race(
     Returns:
         All methods, those before first.
     """
-    finished, failed = list(before.finished), list(before.failed)
-    given_up: list[GivenUp] = []
+    looked, begun = _first_looks(names, trial, costs, before, labels, groups, seed)
+    finished, failed, given_up = [*looked.finished], [*looked.failed], [*looked.given_up]
     ahead = finished[judged(finished, labels, groups).chosen]
+    every = fold >= 0
+    left = [one.seconds * (int(every.sum()) / int(one.judged.sum()) - 1) for one, _ in begun]
+    order = [one.name for one, _ in begun]
+    with progress("promising methods", len(begun), costs=left) as advance:
+        for i, (first, rest) in enumerate(begun):
+            for found in chain([first], rest):
+                if isinstance(found, Failed):
+                    failed.append(found)
+                elif bool((found.judged == every).all()):
+                    finished.append(found)
+                    ahead = finished[judged(finished, labels, groups).chosen]
+                elif chance(found, ahead, labels, groups, seed) < MIN_CHANCE:
+                    given_up.append(_given_up(found, ahead))
+                    break
+            advance(1, _now(order, i + 1))
+    return Tried(tuple(finished), tuple(failed), tuple(given_up))
+
+
+def _first_looks(
+    names: Sequence[str],
+    trial: Trial,
+    costs: Sequence[float],
+    before: Tried,
+    labels: Tensor,
+    groups: Tensor | None,
+    seed: int,
+) -> tuple[Tried, list[tuple[OutOfFold, Iterator[OutOfFold | Failed]]]]:
+    """Try every method on one fold.
+
+    Returns:
+        Those before and those that failed or were given up; and of the others the first fold and
+        the rest, the most promising per second first.
+    """
+    failed: list[Failed] = []
+    given_up: list[GivenUp] = []
+    ahead = before.finished[judged(before.finished, labels, groups).chosen]
     begun: list[tuple[float, OutOfFold, Iterator[OutOfFold | Failed]]] = []
     with progress("first look at further methods", len(names), costs=costs) as advance:
         for i, name in enumerate(names):
@@ -135,22 +171,8 @@ def race(
                 begun.append((share / first.seconds, first, rest))
             advance(1, _now(names, i + 1))
     begun.sort(key=lambda one: -one[0])
-    every = fold >= 0
-    left = [one.seconds * (int(every.sum()) / int(one.judged.sum()) - 1) for _, one, _ in begun]
-    order = [one.name for _, one, _ in begun]
-    with progress("promising methods", len(begun), costs=left) as advance:
-        for i, (_, first, rest) in enumerate(begun):
-            for found in chain([first], rest):
-                if isinstance(found, Failed):
-                    failed.append(found)
-                elif bool((found.judged == every).all()):
-                    finished.append(found)
-                    ahead = finished[judged(finished, labels, groups).chosen]
-                elif chance(found, ahead, labels, groups, seed) < MIN_CHANCE:
-                    given_up.append(_given_up(found, ahead))
-                    break
-            advance(1, _now(order, i + 1))
-    return Tried(tuple(finished), tuple(failed), tuple(given_up))
+    looked = before + Tried(failed=tuple(failed), given_up=tuple(given_up))
+    return looked, [(first, rest) for _, first, rest in begun]
 
 
 def chance(

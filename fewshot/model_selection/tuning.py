@@ -11,7 +11,7 @@ from cache.progress import Advance, progress
 from fewshot.classifier import Classifier
 from fewshot.method import AnyMethod, Grid, Held, Method, TunesItself, variants
 from fewshot.model_selection.blending import Blend, blend_of
-from fewshot.model_selection.choosing import Score, best, continued
+from fewshot.model_selection.choosing import VariantScore, best, continued
 from fewshot.model_selection.folds import folds, held_out
 from fewshot.model_selection.protocols import PROTOCOLS, Share
 from fewshot.settings import configure
@@ -120,8 +120,10 @@ def tune(
         with progress("tuning", len(parts), patience=PATIENCE) as advance:
             return method.tuned(grid, support, text, _counted(parts, advance))
 
-    def judged(grid: Grid) -> dict[Method, Score]:
-        scores = {variant: Score() for variant in variants(method, grid)}
+    block = max(1, LOGITS // support.n_classes)
+
+    def judged(grid: Grid) -> dict[Method, VariantScore]:
+        scores = {variant: VariantScore() for variant in variants(method, grid)}
         blocks = [
             (train, x, y)
             for train, features, labels in parts
@@ -134,8 +136,6 @@ def tune(
                     scores[variant].add(logits if blended is None else blended(logits), y)
                     advance(1)
         return scores
-
-    block = max(1, LOGITS // support.n_classes)
 
     tried = {name: _with_own(values, getattr(method, name)) for name, values in grid.items()}
     scores = judged(tried)

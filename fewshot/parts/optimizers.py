@@ -14,7 +14,7 @@ from torch.optim.sgd import sgd
 
 
 class _Parameters:
-    """What is trained.
+    """The trained tensors and their gradients.
 
     Attributes:
         values: The trained tensors, in the order and the shapes of those that they started as.

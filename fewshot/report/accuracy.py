@@ -50,33 +50,9 @@ def section(task: Task, rows: Cells, zero_shot: Cells, doubled: bool) -> Section
     """
     made = Section(str(task))
     kind = plain_setting(task.setting)
-    several = len(datasets_of(rows)) > 1
-    if kind == "base-to-new":
-        made.blocks["accuracy"] = base_new(rows)
-        if several:
-            made.blocks["average"] = base_new_average(rows)
-    elif kind == "generalized":
-        made.blocks["accuracy"] = generalized(rows)
-        if several:
-            made.blocks["average"] = _average(rows, doubled)
-    elif kind == "open-set":
-        made.blocks["accuracy"] = open_set(rows)
-        if several:
-            made.blocks["average"] = _average(rows, doubled)
-    elif kind == "imbalanced":
-        made.blocks["accuracy"] = imbalanced(rows)
-        if several:
-            made.blocks["average"] = imbalanced_average(rows)
-    elif kind == "multi-label":
-        made.blocks["accuracy"] = _by_shots(
-            rows, title="mAP, the mean over classes of average precision"
-        )
-        if several:
-            made.blocks["average"] = _average(rows, title="mAP, average over datasets")
-    else:
-        made.blocks["accuracy"] = _by_shots(rows, doubled)
-        if several:
-            made.blocks["average"] = _average(rows, doubled)
+    made.blocks["accuracy"] = _accuracy(kind, rows, doubled)
+    if len(datasets_of(rows)) > 1:
+        made.blocks["average"] = _average(kind, rows, doubled)
     if kind in ("few-shot", "base-to-new", "imbalanced"):
         levels = zero_shot if kind != "base-to-new" else {}
         for curves in _curves(rows, levels):
@@ -88,6 +64,36 @@ def section(task: Task, rows: Cells, zero_shot: Cells, doubled: bool) -> Section
     if chosen.rows:
         made.blocks["hyper-parameters"] = chosen
     return made
+
+
+def _accuracy(kind: str, rows: Cells, doubled: bool) -> Table:
+    """The table of a kind of task, a line for each dataset and method."""
+    match kind:
+        case "base-to-new":
+            return base_new(rows)
+        case "generalized":
+            return generalized(rows)
+        case "open-set":
+            return open_set(rows)
+        case "imbalanced":
+            return imbalanced(rows)
+        case "multi-label":
+            return _by_shots(rows, title="mAP, the mean over classes of average precision")
+        case _:
+            return _by_shots(rows, doubled)
+
+
+def _average(kind: str, rows: Cells, doubled: bool) -> Table:
+    """The same on average over datasets."""
+    match kind:
+        case "base-to-new":
+            return base_new_average(rows)
+        case "imbalanced":
+            return imbalanced_average(rows)
+        case "multi-label":
+            return _average_by_shots(rows, title="mAP, average over datasets")
+        case _:
+            return _average_by_shots(rows, doubled)
 
 
 def _by_shots(rows: Cells, doubled: bool = False, title: str = "Accuracy") -> Table:
@@ -109,7 +115,9 @@ def _by_shots(rows: Cells, doubled: bool = False, title: str = "Accuracy") -> Ta
     )
 
 
-def _average(rows: Cells, doubled: bool = False, title: str = "Average over datasets") -> Table:
+def _average_by_shots(
+    rows: Cells, doubled: bool = False, title: str = "Average over datasets"
+) -> Table:
     datasets = datasets_of(rows)
     incomplete = Incomplete(datasets)
     all_shots = sorted({shots for by in rows.values() for shots in by})

@@ -9,10 +9,11 @@ from cache.files.atomic import replacing
 from fewshot.report import published
 from fewshot.report.accuracy import section
 from fewshot.report.classes import add_classes
-from fewshot.report.comparison import published_section, residual_section
+from fewshot.report.comparison import published_section
 from fewshot.report.content import MAIN, Curves, Report, ReportBlock, Scatter, slug
 from fewshot.report.html_page import page
 from fewshot.report.label_tables import add_label_tables
+from fewshot.report.transfer_difficulty import residual_section
 from fewshot.results import log
 from fewshot.results.groups import Cells, cells, shows_per_class, tasks
 from fewshot.results.image_bytes import different_images
@@ -104,7 +105,7 @@ def make(
 
 
 def _rank(title: str) -> int:
-    """What most came for stands first; zero-shot, which is in everyone's curves, last."""
+    """The place of a section: few shots first; zero-shot, which is in all curves, last."""
     return 0 if title.startswith("few-shot") else 2 if title.startswith("zero-shot") else 1
 
 

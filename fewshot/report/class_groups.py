@@ -91,7 +91,7 @@ def open_set(rows: Cells) -> Table:
 
 
 def generalized(rows: Cells) -> Table:
-    """On seen and on unseen classes, told apart from all others."""
+    """On seen and on unseen classes, each told apart from all others."""
     return _in_parts(
         rows,
         "Accuracy on seen and unseen classes together",

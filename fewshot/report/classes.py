@@ -51,10 +51,10 @@ class Confusions:
         wrong = self.counts - np.diag(np.diag(self.counts))
         order = np.argsort(-wrong, axis=None, kind="stable")[:n]
         for true, predicted in zip(*np.unravel_index(order, wrong.shape), strict=True):
-            count = int(wrong[true, predicted])
-            if count:
-                share = count / int(self.counts[true].sum())
-                yield int(true), int(predicted), count / self.n_seeds, share
+            times = int(wrong[true, predicted])
+            if times:
+                share = times / int(self.counts[true].sum())
+                yield int(true), int(predicted), times / self.n_seeds, share
 
 
 def confusions(predictions: Sequence[Predictions]) -> Confusions:

@@ -60,7 +60,7 @@ class Figure:
         dataset: By its manifest's name, or one of `AVERAGES`.
         part: Of the classes: one of `PARTS`.
         accuracy: In 0..1.
-        by: Whether the method's `authors` say it, or `others`.
+        by: `authors` where the method's say it, else `others`.
         confidence: One of `CONFIDENCES`.
         source: What says it.
         where: Its address.
@@ -142,7 +142,7 @@ def differences(
         tune: Our tuning protocol.
         n_views: Augmented views of each image that ours learned from.
         seeds: Ours.
-        text: Whether ours had text features to go by.
+        text: True if ours had text features.
     """
     protocol = figure.protocol
     theirs = protocol.tuned_by

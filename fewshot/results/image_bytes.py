@@ -18,11 +18,11 @@ def different_images(results: Iterable[Result]) -> list[str]:
             found.setdefault(result.dataset, Counter())[result.image_digest] += 1
     return [
         f"{dataset}: results on {len(digests)} different sets of test images, byte by byte, do not "
-        f"compare: {' and '.join(_told(*one) for one in digests.most_common())}"
+        f"compare: {' and '.join(_said(*one) for one in digests.most_common())}"
         for dataset, digests in found.items()
         if len(digests) > 1
     ]
 
 
-def _told(digest: str, results: int) -> str:
+def _said(digest: str, results: int) -> str:
     return f"{digest} ({count(results, 'result')})"

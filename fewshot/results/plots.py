@@ -68,7 +68,7 @@ def scatter(
         x: What the x axis is.
         y: What the y axis is.
         path: Where to; folders are made.
-        log: Whether the x axis is logarithmic, with room for 0 at its left.
+        log: Draw the x axis logarithmic, with room for 0 at its left.
     """
     figure, axes = _figure(title)
     for i, series in enumerate(dict.fromkeys(name for name, *_ in points)):
@@ -78,8 +78,8 @@ def scatter(
     for _, across, up, name in points:
         axes.annotate(name, (across, up), (5, 4), textcoords="offset points", fontsize=7)
     if log:
-        least = min((p[1] for p in points if p[1] > 0), default=1.0)
-        axes.set_xscale("symlog", linthresh=least, linscale=0.5)
+        smallest = min((p[1] for p in points if p[1] > 0), default=1.0)
+        axes.set_xscale("symlog", linthresh=smallest, linscale=0.5)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.legend()

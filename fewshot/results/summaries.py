@@ -42,12 +42,13 @@ def accuracy_table(results: Sequence[Result]) -> str:
     rows = cells(results)
     all_shots = sorted({shots for found in rows.values() for shots in found})
     names = labels(rows)
-    told = any(row.setting not in ("few-shot", "zero-shot") for row in rows)
+    several_tasks = any(row.setting not in ("few-shot", "zero-shot") for row in rows)
     parted = any(_parts(found) for found in rows.values())
     doubled = shows_per_class(rows)
     lines = []
     for row, found in rows.items():
-        task = [" ".join(filter(None, (row.setting, row.source, row.detail)))] if told else []
+        task = " ".join(filter(None, (row.setting, row.source, row.detail)))
+        first = [row.dataset, row.model, names[row], *([task] if several_tasks else []), row.tune]
         parts = _parts(found)
         whole = "H" if set(parts) - set(CLASS_GROUPS) else "all"
         for part in parts if "mAP" in parts else (*parts, whole):
@@ -57,8 +58,8 @@ def accuracy_table(results: Sequence[Result]) -> str:
             if doubled:
                 means = [over_seeds(group, mean_per_class) for group in found.values()]
                 columns += by_shots(means if part == whole else [], all_shots)
-            lines.append((row.dataset, row.model, names[row], *task, row.tune, *classes, *columns))
-    header = ["dataset", "model", "method", *(["setting"] if told else []), "tuned by"]
+            lines.append((*first, *classes, *columns))
+    header = ["dataset", "model", "method", *(["setting"] if several_tasks else []), "tuned by"]
     several = {"multi-label"} == {row.setting for row in rows}
     header += ["measure" if several else "classes"] if parted else []
     return text(Table("", (*header, *shots_header(all_shots, doubled)), lines, untuned(rows)))

@@ -28,7 +28,7 @@ class Host(Protocol):
 
 
 class _Timed(io.RawIOBase):
-    """What arrives on a connection, until a deadline rather than for a time per byte."""
+    """The bytes of a connection, until a deadline rather than for a time per byte."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection

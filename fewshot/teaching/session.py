@@ -23,7 +23,7 @@ class StaleError(Exception):
 
 @dataclass
 class _Photo:
-    """What is known of a photo.
+    """A photo, and all that is known of it.
 
     `since` is the number of the action that changed it last.
     """

@@ -29,7 +29,7 @@ class Head:
     Attributes:
         weight: (C, D).
         bias: (C,), or None.
-        unit_norm: Whether features come at unit norm, or as the tower gives them.
+        unit_norm: True where features come at unit norm, False where as the tower gives them.
         learned: What is to be put into the image tower's last layers, if anything.
     """
 

@@ -199,8 +199,8 @@ def _plain(value: Any) -> str:
 
 
 def _range(counts: Iterable[int]) -> str:
-    least, most = min(counts), max(counts)
-    return str(least) if least == most else f"{least} to {most}"
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _percent(*shares: float) -> str:
