@@ -193,7 +193,7 @@ def same_weight(store: FeatureStore, other: FeatureStore) -> FeatureStore:
 
 
 def _difference(first: FeatureStore, second: FeatureStore) -> str:
-    """What two stores of the same images would have in common and these have not; else empty."""
+    """The first thing that differs and must not in stores of the same images; else empty."""
     if first.classnames != second.classnames:
         return "their classes"
     if first.splits != second.splits:

@@ -34,7 +34,7 @@ NESTED = "method__"
 FLOATS = (np.float64, np.float32)
 
 
-class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # have no types
     """A method of `METHODS`, fitted to the rows of a feature matrix and their labels.
 
     The method's hyper-parameters are nested parameters, by scikit-learn's convention:

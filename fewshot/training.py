@@ -119,7 +119,7 @@ def minimize(
             for group in optimizer.param_groups:
                 group["lr"] = batch.lr
             optimizer.zero_grad()
-            loss(batch.features, batch.labels).backward()  # type: ignore[no-untyped-call]
+            loss(batch.features, batch.labels).backward()  # type: ignore[no-untyped-call]  # torch's
             optimizer.step()
 
 

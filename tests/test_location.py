@@ -4,7 +4,14 @@ from pathlib import Path
 import pytest
 
 from cache.errors import UserError
-from cache.location import find_store, require_writable
+from cache.location import (
+    default_root,
+    find_store,
+    find_stores,
+    model_name,
+    require_writable,
+    store_path,
+)
 from cli import main
 from tests.small_stores import write_store
 
@@ -103,3 +110,47 @@ def test_commands_look_at_where_they_write_before_the_work(
     monkeypatch.setattr("os.access", lambda path, how: Path(path).name != "o" or not how & os.W_OK)
     assert main(arguments) == 2
     assert f"o is read-only; give {option} another place" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("ViT-B-16,openai", "ViT-B-16/openai"),
+        ("ViT-B-16, openai ", "ViT-B-16/openai"),
+        ("ViT-B-16/openai", "ViT-B-16/openai"),
+        ("tiny", "tiny"),
+        ("hf-hub:a/b", "hf-hub:a/b"),
+        ("local-dir:/a,b", "local-dir:/a,b"),
+    ],
+)
+def test_a_model_has_one_name(text: str, name: str) -> None:
+    assert model_name(text) == name
+
+
+def test_stores_lie_by_dataset_and_model() -> None:
+    root = Path("r")
+    assert store_path(root, "dtd", "ViT-B-16,openai") == Path("r/dtd/ViT-B-16-openai.h5")
+    assert store_path(root, "dtd", "hf-hub:a/b.c") == Path("r/dtd/hf-hub-a-b.c.h5")
+    assert store_path(root, "my photos/é", "tiny") == Path("r/my-photos--/tiny.h5")
+    here = store_path(root, "d", "local-dir:runs/clip")
+    assert here.name.startswith("local-dir-clip-")
+    assert here == store_path(root, "d", f"local-dir:{Path.cwd() / 'runs/clip'}")
+    assert here != store_path(root, "d", "local-dir:other/clip")
+    with pytest.raises(UserError, match="a name needs a letter or a digit"):
+        store_path(root, "..", "tiny")
+
+
+def test_stores_are_found_newest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for age, name in enumerate(("b/new.h5", "a/middle.h5", "c/old.h5")):
+        path = tmp_path / name
+        path.parent.mkdir()
+        path.touch()
+        os.utime(path, (1e9 - age, 1e9 - age))
+    (tmp_path / "a" / ".new.h5.1.tmp").touch()
+    names = [path.name for path in find_stores(tmp_path)]
+    assert names == ["new.h5", "middle.h5", "old.h5"]
+    assert find_stores(tmp_path / "nowhere") == []
+    monkeypatch.setenv("FEWSHOT_STORE", str(tmp_path))
+    assert default_root() == tmp_path
+    monkeypatch.delenv("FEWSHOT_STORE")
+    assert default_root() == Path("features")

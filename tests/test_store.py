@@ -13,8 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cache.errors import UserError
-from cache.identity import differences, fingerprint
-from cache.location import default_root, find_stores, model_name, store_path
+from cache.identity import fingerprint
 from cache.store import FeatureStore
 from tests.toy_store import (
     CLASSNAMES,
@@ -23,9 +22,7 @@ from tests.toy_store import (
     N_VIEWS,
     SIZES,
     SKIPPED,
-    WIDTH,
     labels,
-    projection,
     raw_features,
     write_toy,
 )
@@ -164,79 +161,6 @@ def test_a_few_rows_of_a_large_matrix_are_read_without_the_others(
     assert bytes_read() - before < path.stat().st_size / 4
 
 
-def test_text_recipes_equal_their_definitions(tmp_path: Path) -> None:
-    sets = {"templates": 9, "templates-raw": 6, "cupl": 7}
-    store = write_toy(tmp_path / "toy.h5", text=sets)
-
-    def by_hand(name: str, recipe: str) -> NDArray[np.float32]:
-        raw = raw_features(sets[name], DIM, seed=len(name))
-        rows = []
-        for label in range(len(CLASSNAMES)):
-            mine = [raw[p] for p in range(sets[name]) if p % len(CLASSNAMES) == label]
-            if recipe == "unit-mean":
-                mean = sum(vector / np.linalg.norm(vector) for vector in mine) / len(mine)
-                rows.append(mean / np.linalg.norm(mean))
-            else:
-                rows.append(sum(mine) / len(mine))
-        return np.array(rows)
-
-    for recipe, usual in (("unit-mean", "templates"), ("raw-mean", "templates-raw")):
-        assert store.text(recipe).dtype == np.float32
-        np.testing.assert_allclose(store.text(recipe), by_hand(usual, recipe), rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(
-            store.text(recipe, "cupl"), by_hand("cupl", recipe), rtol=1e-5, atol=1e-6
-        )
-
-
-def test_the_text_before_the_projection_makes_the_raw_mean_text(tmp_path: Path) -> None:
-    sets = {"templates": 9, "templates-raw": 6, "cupl": 7}
-    store = write_toy(tmp_path / "toy.h5", text=sets, tower=True)
-    for name in (None, "templates", "cupl"):
-        text = store.class_text("unit-mean", name)
-        pooled, last = text.pooled, text.projection
-        assert pooled is not None
-        assert last is not None
-        assert (pooled.shape, last.shape) == ((3, WIDTH), (WIDTH, DIM))
-        assert pooled.dtype == last.dtype == np.float32
-        np.testing.assert_array_equal(last, projection())
-        expected = store.text("raw-mean", name)
-        np.testing.assert_allclose(pooled @ last, expected, rtol=1e-4, atol=1e-4)
-    with pytest.raises(UserError, match="unknown prompt set 'culp'"):
-        store.class_text("unit-mean", "culp")
-    without = write_toy(tmp_path / "without.h5").class_text()
-    assert without.pooled is None
-    assert without.projection is None
-
-
-def test_the_text_before_the_projection_changes_nothing_else(tmp_path: Path) -> None:
-    without, store = write_toy(tmp_path / "a.h5"), write_toy(tmp_path / "b.h5", tower=True)
-    assert store.fingerprint == without.fingerprint
-    assert store.text_sets == without.text_sets
-    assert store.splits == without.splits
-    for recipe in ("unit-mean", "raw-mean"):
-        np.testing.assert_array_equal(store.text(recipe), without.text(recipe))
-    with h5py.File(store.path) as file:
-        assert file.attrs["schema"] == 1
-
-
-def test_the_usual_prompt_set_is_the_templates_else_the_only_one(tmp_path: Path) -> None:
-    without_raw = write_toy(tmp_path / "a.h5", text={"templates": 3, "cupl": 6})
-    np.testing.assert_array_equal(
-        without_raw.text("raw-mean"), without_raw.text("raw-mean", "templates")
-    )
-    only = write_toy(tmp_path / "b.h5", text={"cupl": 6})
-    np.testing.assert_array_equal(only.text(), only.text("unit-mean", "cupl"))
-    several = write_toy(tmp_path / "c.h5", text={"cupl": 6, "waffle": 3})
-    with pytest.raises(UserError, match="name one: cupl, waffle"):
-        several.text()
-    with pytest.raises(UserError, match="unknown prompt set 'culp'; did you mean 'cupl'"):
-        several.text("unit-mean", "culp")
-    with pytest.raises(UserError, match="unknown text recipe 'mean'"):
-        only.text("mean")
-    with pytest.raises(UserError, match="no text features"):
-        write_toy(tmp_path / "d.h5", text={}).text()
-
-
 def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no val split, only train, test"):
         write_toy(tmp_path / "toy.h5").features("val")
@@ -353,64 +277,6 @@ def test_another_identity_is_refused_key_by_key(tmp_path: Path) -> None:
     assert "--if-exists overwrite" in message
     assert "dataset" not in message
     assert "\n" not in message
-
-
-def test_differences_are_named_at_any_depth() -> None:
-    assert differences({"a": {"b": {"c": 1}}, "d": 2}, {"a": {"b": {"c": 3}}, "d": 2}) == [
-        "a.b.c is 1, asked for 3"
-    ]
-    assert differences({"a": "x" * 99}, {"a": None}) == [f"a is '{'x' * 56}..., asked for None"]
-
-
-def test_the_fingerprint_hangs_on_content_and_not_on_order() -> None:
-    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
-    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        fingerprint({"a": float("nan")})
-
-
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        ("ViT-B-16,openai", "ViT-B-16/openai"),
-        ("ViT-B-16, openai ", "ViT-B-16/openai"),
-        ("ViT-B-16/openai", "ViT-B-16/openai"),
-        ("tiny", "tiny"),
-        ("hf-hub:a/b", "hf-hub:a/b"),
-        ("local-dir:/a,b", "local-dir:/a,b"),
-    ],
-)
-def test_a_model_has_one_name(text: str, name: str) -> None:
-    assert model_name(text) == name
-
-
-def test_stores_lie_by_dataset_and_model() -> None:
-    root = Path("r")
-    assert store_path(root, "dtd", "ViT-B-16,openai") == Path("r/dtd/ViT-B-16-openai.h5")
-    assert store_path(root, "dtd", "hf-hub:a/b.c") == Path("r/dtd/hf-hub-a-b.c.h5")
-    assert store_path(root, "my photos/é", "tiny") == Path("r/my-photos--/tiny.h5")
-    here = store_path(root, "d", "local-dir:runs/clip")
-    assert here.name.startswith("local-dir-clip-")
-    assert here == store_path(root, "d", f"local-dir:{Path.cwd() / 'runs/clip'}")
-    assert here != store_path(root, "d", "local-dir:other/clip")
-    with pytest.raises(UserError, match="a name needs a letter or a digit"):
-        store_path(root, "..", "tiny")
-
-
-def test_stores_are_found_newest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for age, name in enumerate(("b/new.h5", "a/middle.h5", "c/old.h5")):
-        path = tmp_path / name
-        path.parent.mkdir()
-        path.touch()
-        os.utime(path, (1e9 - age, 1e9 - age))
-    (tmp_path / "a" / ".new.h5.1.tmp").touch()
-    names = [path.name for path in find_stores(tmp_path)]
-    assert names == ["new.h5", "middle.h5", "old.h5"]
-    assert find_stores(tmp_path / "nowhere") == []
-    monkeypatch.setenv("FEWSHOT_STORE", str(tmp_path))
-    assert default_root() == tmp_path
-    monkeypatch.delenv("FEWSHOT_STORE")
-    assert default_root() == Path("features")
 
 
 def test_a_locked_store_is_not_called_damaged(tmp_path: Path) -> None:

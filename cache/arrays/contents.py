@@ -45,7 +45,7 @@ class Contents:
     places: Mapping[str, Place]
 
     def __contains__(self, name: str) -> bool:
-        """Whether there is an array of that name."""
+        """True if there is an array of that name."""
         return name in self.places
 
     @property

@@ -50,7 +50,7 @@ def within(address: str, use: Callable[[Any], T]) -> T:
 
 
 def _plainly(address: str, read: Callable[[], T]) -> T:
-    """What a function reads; what HDF5 cannot make sense of becomes one line that says so."""
+    """The result of a function that reads; an error of HDF5 becomes one line that says so."""
     try:
         return read()
     except BlockingIOError as error:  # where HDF5_USE_FILE_LOCKING overrides what we ask for

@@ -128,7 +128,7 @@ def form_problems(places: Mapping[str, Place]) -> Iterator[str]:
 
 
 def _forms(places: Mapping[str, Place]) -> Iterator[tuple[str, Form]]:
-    """What belongs under each prefix, optional arrays where there is one of them."""
+    """The arrays that belong under each prefix, optional arrays where there is one of them."""
     yield "", STORE | NAMES | (DESCRIBED if "attributes" in places else {})
     pooled, several = has_pooled_images(places), has_label_sets(places)
     if pooled:

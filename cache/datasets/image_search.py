@@ -110,7 +110,7 @@ class _Walk:
 
 
 def _ignored_as(entry: os.DirEntry[str]) -> str:
-    """What a file is that is not taken for an image; empty for an image."""
+    """The kind of a file that is not taken for an image; empty for an image."""
     kind = extension(entry.name)
     if of_a_system(entry.name):
         return "hidden"

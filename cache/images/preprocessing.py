@@ -57,7 +57,7 @@ class Preprocess:
         """
         if resize is not None and resize not in RESIZE:
             raise unknown("resize", resize, RESIZE)
-        cfg: Mapping[str, Any] = model.visual.preprocess_cfg  # type: ignore[union-attr, assignment]
+        cfg: Mapping[str, Any] = model.visual.preprocess_cfg  # type: ignore[union-attr, assignment]  # no nn.Module to mypy
         size, interpolation = cfg["size"], str(cfg["interpolation"])
         mode = RESIZE[resize] if resize else str(cfg["resize_mode"])
         if fast and (mode == "longest" or interpolation not in ("bicubic", "bilinear")):
@@ -127,7 +127,8 @@ class Preprocess:
 
         side = [self.resized] if self.resize_mode == "shortest" else [self.resized, self.resized]
         larger = tv.resize(image, side, InterpolationMode(self.interpolation))
-        return tv.center_crop(larger, [self.size, self.size])  # type: ignore[no-any-return]
+        cropped: Image.Image = tv.center_crop(larger, [self.size, self.size])
+        return cropped
 
     def view(
         self,
@@ -209,7 +210,8 @@ def _open_clips(preprocess: Preprocess) -> Callable[[Image.Image], Image.Image]:
 
     cfg = PreprocessCfg(**{k: v for k, v in asdict(preprocess).items() if k != "crop_pct"})
     *geometric, _to_tensor, _normalize = image_transform_v2(cfg, is_train=False).transforms
-    return Compose(geometric)  # type: ignore[no-any-return]
+    transform: Callable[[Image.Image], Image.Image] = Compose(geometric)
+    return transform
 
 
 def crop_box(

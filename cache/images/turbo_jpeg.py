@@ -49,7 +49,7 @@ def _turbo() -> ModuleType | None:
         return None
     import simplejpeg
 
-    return simplejpeg  # type: ignore[no-any-return]
+    return simplejpeg  # type: ignore[no-any-return]  # it has no types
 
 
 def _turned(pixels: Pixels, orientation: int) -> Pixels:

@@ -213,7 +213,7 @@ def _length(end: int, context: int) -> int:
 
 
 def _is_clips(model: Any) -> bool:
-    """Whether the text tower is CLIP's own, whose parts open_clip keeps on the model itself."""
+    """True if the text tower is CLIP's own, whose parts open_clip keeps on the model itself."""
     causal = getattr(model, "attn_mask", None)
     return causal is not None and getattr(model, "text_pool_type", None) == "argmax"
 

@@ -104,7 +104,7 @@ def _device(name: str) -> torch.device:
 
 
 def _parse(name: str) -> tuple[str, str, str]:
-    """What open_clip is asked for, the architecture's name, and the weights' tag."""
+    """The name that open_clip is asked for, the architecture's, and the weights' tag."""
     if name == "tiny":
         return f"local-dir:{TINY}", "tiny", ""
     if name.startswith(("hf-hub:", "local-dir:")):
@@ -141,7 +141,7 @@ def _tokenizer(name: str, source: str) -> Callable[[list[str]], Tensor]:
     except Exception as error:
         raise _unavailable(source, "", error) from error
     if not any(map(text.get, HUGGING_FACE)):
-        return open_clip.get_tokenizer(source)  # type: ignore[no-any-return]
+        return open_clip.get_tokenizer(source)  # type: ignore[no-any-return]  # it has no types
     if importlib.util.find_spec("transformers") is None:
         raise UserError(
             f"{name} reads text through transformers, and that is not here; install it with: "
@@ -149,7 +149,7 @@ def _tokenizer(name: str, source: str) -> Callable[[list[str]], Tensor]:
         )
     try:
         with _no_logging():
-            return open_clip.get_tokenizer(source)  # type: ignore[no-any-return]
+            return open_clip.get_tokenizer(source)  # type: ignore[no-any-return]  # it has no types
     except Exception as error:
         way = "connect once, or set HF_HOME to a filled hub cache"
         if source.startswith("local-dir:"):

@@ -137,7 +137,7 @@ def decoded(
 
 
 def _path(i: int, image: Taken) -> str:
-    """What the user knows an image by."""
+    """The name that the user knows an image by."""
     if isinstance(image, Image.Image):
         return os.fsdecode(getattr(image, "filename", "")) or f"images[{i}]"
     return os.fspath(image)

@@ -83,7 +83,7 @@ def checkpoint_of(out: Path, cell: Cell) -> Path:
 
 
 def _outcomes(how: Attempt, cells: Sequence[Cell]) -> Sequence[Result | Failure]:
-    """What comes of the cells; where one fit of them all fails, of each by itself."""
+    """The outcomes of the cells; where one fit of them all fails, of each by itself."""
     try:
         results = _evaluate(how, cells)
         for cell, result in zip(cells, results, strict=True):

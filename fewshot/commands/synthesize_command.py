@@ -120,7 +120,7 @@ def _decoded(
 
 
 def _of_tower(store: "FeatureStore", device: str) -> "Callable[[int], FeatureDecoder]":
-    """What makes a decoder of a seed.
+    """A maker of a decoder of a seed.
 
     Raises:
         UserError: The store's model cannot be had, or its text tower takes no embeddings.

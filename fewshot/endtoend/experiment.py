@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -42,8 +41,6 @@ from fewshot.results.prediction_files import digest_of_images
 from fewshot.run import Run
 from fewshot.settling import asked_of
 from fewshot.tested import image_digest, result_of
-
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True, eq=False)

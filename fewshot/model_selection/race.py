@@ -191,7 +191,7 @@ def chance(
 
 
 def _now(names: Sequence[str], i: int) -> str:
-    """What progress says of the method that comes next."""
+    """The note of progress on the method that comes next."""
     return f"now {names[i]}" if i < len(names) else ""
 
 

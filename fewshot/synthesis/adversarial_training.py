@@ -252,7 +252,7 @@ class Training:
 def _minimize(optimizer: Adam, loss: Tensor) -> None:
     """Take one step; gradients of other networks are dropped when these take theirs."""
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()  # type: ignore[no-untyped-call]  # torch's
     optimizer.step()
 
 

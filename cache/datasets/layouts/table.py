@@ -226,7 +226,7 @@ def _relative(row: _Row, folder: Path) -> str:
 
 
 def _completion(folder: Path, path: str) -> tuple[str, str]:
-    """What paths lack before and after them, where a table has ids of images in a folder beside."""
+    """The text before and after paths, where a table has ids of images in a folder beside."""
     if not folder.is_dir() or os.path.lexists(folder / path):
         return "", ""
     endings = ["", *(f".{ending}" for ending in sorted(IMAGES) if not extension(path))]

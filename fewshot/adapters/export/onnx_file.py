@@ -143,7 +143,7 @@ def how_to_run(preprocess: Preprocess, *, exif: bool, several: bool = False) -> 
 
 
 def _metadata(predictor: Predictor) -> dict[str, str]:
-    """What the file says of itself; JSON but for plain words."""
+    """The metadata of the file; JSON but for plain words."""
     adapter = predictor.adapter
     rule = adapter.label_rule
     if rule is None:
