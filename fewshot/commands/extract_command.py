@@ -30,6 +30,7 @@ from fewshot.commands.terminal import say, show
 from fewshot.commands.typed_recipe import (
     checked,
     contents,
+    require_alone,
     train_rows,
     typed_few_shots,
     typed_prompts,
@@ -238,18 +239,14 @@ def extract(
     root = store or default_root()
     if dataset is not None:
         require_outside(Path(dataset), {"--store": root})
-    if unlabeled is not None:
-        if manifest or support_only or all_train or download or multi_label:
-            raise UserError(
-                "--unlabeled puts all images of a folder or of shards into one train split; leave "
-                "--manifest, --support-only, --all-train, --download and --multi-label out"
-            )
-        source = find_unlabeled(dataset, unlabeled, max_pixels=max_pixels)
-    else:
+    if unlabeled is None:
         source = find(
             dataset, manifest, root=data_root, download=download, max_pixels=max_pixels,
             multi_label=multi_label,
         )  # fmt: skip
+    else:
+        require_alone(manifest, support_only, all_train, download, multi_label)
+        source = find_unlabeled(dataset, unlabeled, max_pixels=max_pixels)
     source = pooled(source) if all_train else source
     few = typed_few_shots(support_only, seeds)
     source, left_out = checked(source, few, skip_unreadable=skip_unreadable)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache.errors import count, unknown
+from cache.errors import UserError, count, unknown
 from fewshot.commands.parsing import parse_ints
 from fewshot.commands.terminal import say
 
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from fewshot.sampling import Rows
 
 FewShots = Mapping[str, Sequence[int]]  # "shots" and "seeds" of the few-shot sets
+
+
+def require_alone(*others: object) -> None:
+    """Raise UserError if --unlabeled is given together with other options that say which images."""
+    if any(others):
+        raise UserError(
+            "--unlabeled puts all images of a folder or of shards into one train split; leave "
+            "--manifest, --support-only, --all-train, --download and --multi-label out"
+        )
 
 
 def typed_few_shots(shots: str | None, seeds: str) -> FewShots | None:
