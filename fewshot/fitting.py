@@ -1,8 +1,8 @@
 """A method fitted to a store's few shots: drawn, tuned and fitted, the test split never read."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Unpack
@@ -15,23 +15,21 @@ from cache.errors import UserError
 from cache.pair import EVEN, Pair
 from cache.split import Split
 from cache.store import FeatureStore
+from fewshot.classifier import Classifier
 from fewshot.few_shots import draw_sample, unit_support
 from fewshot.fitted import Fitted
 from fewshot.method import Method
 from fewshot.model_selection import tuning
-from fewshot.model_selection.blending import blend_of
-from fewshot.model_selection.protocols import Share
 from fewshot.open_set import checked_known, known_classes
 from fewshot.pair_weight import weighed
 from fewshot.protocol import OFFICIAL, Asked, Protocol
 from fewshot.published_recipe import PublishedRecipe
+from fewshot.run import Run
 from fewshot.sampling import Sample, halves, restrict
 from fewshot.settling import require_labels, run_on, settled
 from fewshot.store_features import class_text, query, support_set
 from fewshot.support import SupportSet
-from fewshot.synthesis.decoded import Decoding
-from fewshot.synthesis.from_store import material
-from fewshot.text import NoTextError, Text
+from fewshot.synthesized_fitting import FitInputs, text_left_out, with_synthesized
 from fewshot.threads import few_threads
 from fewshot.unlabeled_fitting import fit_unlabeled
 
@@ -101,58 +99,54 @@ def fit(
     validation = None
     if val is not None and tune is not None and run.tune != "none":
         validation = _validation(val, method, sample, tune, classes)
-    if "seed" in {field.name for field in fields(method)} - set(protocol.fixed):
+    if "seed" in {one.name for one in fields(method)} - set(protocol.fixed):
         method = replace(method, seed=run.seed)
-    grid = {name: values for name, values in method.grid.items() if name not in protocol.fixed}
     start = time.perf_counter()
-    share, fold = run.blend, None
-    measures = {"pair_weight": store.share} if isinstance(store, Pair) else {}
-    n_images = len(support.labels)
-    decoding: Decoding | None = None
+    ready = FitInputs(
+        support, text, validation, run.blend,
+        measures={"pair_weight": store.share} if isinstance(store, Pair) else {},
+    )  # fmt: skip
     if protocol.synthesize is not None:
         seen = support
         if not support.unit_norm:  # a generator learns of the same features whatever the method
             seen = unit_support(train, sample, classes, views=views)
-        learned = material(
-            protocol.synthesize, store, seen, prompt_set=protocol.prompt_set, seed=protocol.seed
-        )
-        made = learned.features()
-        if learned.decodes:
-            decoding, text = made.decoding, None
-        share, doubt = _share_by_images(store, method, support, text, run.blend)
-        fold = made.folds(tuning.cv_folds(support)) if run.tune == "cv" else None
-        support, measures = made.beside(support), {**measures, **doubt, **made.measures}
-    if decoding is not None:
-        support = decoding.support(support)
-        if validation is not None:
-            held, truth = validation
-            validation = decoding.features(held, unit=method.unit_norm), truth
+        ready = with_synthesized(ready, seen, store, method, protocol, run)
     if recipe is None:
-        with nullcontext() if decoding is None else _text_left_out(method, protocol):
-            method, classifier = tuning.fit_tuned(
-                method, support, text,
-                protocol=run.tune, logit_scale=store.logit_scale, share=share,
-                validation=validation, grid=grid, fold=fold,
-            )  # fmt: skip
+        method, classifier = _tuned(ready, store, method, protocol, run)
     else:
-        with few_threads(support):
+        with few_threads(ready.support):
             if validation is not None:
-                method = method.search_published(recipe.grid, support, text, *validation)
-            classifier = method.fit(support, text)
-    if decoding is not None:
-        classifier = decoding.classifier(classifier, unit=method.unit_norm)
+                method = method.search_published(
+                    recipe.grid, ready.support, ready.text, *validation
+                )
+            classifier = method.fit(ready.support, ready.text)
+    if ready.decoding is not None:
+        classifier = ready.decoding.classifier(classifier, unit=method.unit_norm)
     return Fitted(
         run=run,
         store=store,
         method=method,
         classifier=classifier,
-        support=support,
-        text=text,
-        n_images=n_images,
+        support=ready.support,
+        text=ready.text,
+        n_images=len(support.labels),
         n_validation=len(validation[1]) if validation else 0,
         seconds=time.perf_counter() - start,
-        measures=measures,
+        measures=ready.measures,
     )
+
+
+def _tuned(
+    ready: FitInputs, store: FeatureStore, method: Method, protocol: Protocol, run: Run
+) -> tuple[Method, Classifier]:
+    """The method as tuned, and the classifier."""
+    grid = {name: values for name, values in method.grid.items() if name not in protocol.fixed}
+    with nullcontext() if ready.decoding is None else text_left_out(method, protocol):
+        return tuning.fit_tuned(
+            method, ready.support, ready.text,
+            protocol=run.tune, logit_scale=store.logit_scale, share=ready.share,
+            validation=ready.validation, grid=grid, fold=ready.fold,
+        )  # fmt: skip
 
 
 def _weighed(
@@ -195,28 +189,6 @@ def _recipe(store: FeatureStore, method: Method) -> PublishedRecipe:
             f"train image, and {store.path} has {n_views}; extract it with --views {recipe.views}"
         )
     return recipe
-
-
-@contextmanager
-def _text_left_out(method: Method, protocol: Protocol) -> Iterator[None]:
-    """Say that features beside their attributes have no text, where a method within misses it."""
-    try:
-        yield
-    except NoTextError:
-        raise UserError(
-            f"{method.name} needs text, and with decoded=true methods learn in a space that has "
-            f"none; leave decoded=true out of '{protocol.synthesize}', or use a method that learns "
-            "from images alone, such as linear-probe"
-        ) from None
-
-
-def _share_by_images(
-    store: FeatureStore, method: Method, support: SupportSet, text: Text | None, share: Share
-) -> tuple[Share, dict[str, float]]:
-    """The method's share of the logits, and its doubt if any, both by real images alone."""
-    base = None if text is None else text.classes(torch.arange(support.n_classes))
-    blend = blend_of(method, support, base, logit_scale=store.logit_scale, share=share)
-    return (1.0, {}) if blend is None else (blend.share, {"doubt": blend.doubt})
 
 
 def _support(

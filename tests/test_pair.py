@@ -205,7 +205,7 @@ def test_new_classes_images_have_no_say_in_the_weight_that_their_features_are_ma
         assert isinstance(store, Pair)
         raise Generating(store.weight)
 
-    monkeypatch.setattr("fewshot.fitting.material", generate)
+    monkeypatch.setattr("fewshot.synthesized_fitting.material", generate)
     pair = opened(tmp_path)
     asked: Any = {"setting": "base-to-new", "shots": 4}
     with pytest.raises(Generating) as reached:
