@@ -1,12 +1,10 @@
 """Encode the images and prompts of a dataset into a store."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from cache.errors import UserError
 from fewshot.commands.options import (
     COMPUTING,
     DATA,
@@ -30,7 +28,9 @@ from fewshot.commands.terminal import say, show
 from fewshot.commands.typed_recipe import (
     checked,
     contents,
+    recipe_for,
     require_alone,
+    require_text_tower,
     train_rows,
     typed_few_shots,
     typed_prompts,
@@ -226,7 +226,6 @@ def extract(
     from cache.extract import extract as extract_to
     from cache.identity import Recipe
     from cache.location import (
-        IMAGE_ONLY,
         bank_path,
         default_root,
         pair_names,
@@ -251,10 +250,7 @@ def extract(
     few = typed_few_shots(support_only, seeds)
     source, left_out = checked(source, few, skip_unreadable=skip_unreadable)
     models = pair_names(model) or (model,)
-    if all(name.startswith(IMAGE_ONLY) for name in models) and (
-        template or prompts or template_set
-    ):
-        raise UserError(f"{model} encodes images alone; leave the prompts' options out")
+    require_text_tower(models, template, prompts, template_set)
     recipe = Recipe(
         prompts=typed_prompts(source, template, template_set, prompts),
         views=views,
@@ -265,10 +261,7 @@ def extract(
         left_out=left_out,
         pre_projection=pre_projection,
     )
-    recipes = {
-        name: replace(recipe, prompts={}) if name.startswith(IMAGE_ONLY) else recipe
-        for name in models
-    }
+    recipes = {name: recipe_for(name, recipe) for name in models}
     paths = {name: store_path(root, source.dataset, name) for name in models}
     if dry_run:
         for name, wanted in recipes.items():

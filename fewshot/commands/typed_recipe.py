@@ -1,10 +1,12 @@
 """The images and the prompts that `extract` was asked to encode."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cache.errors import UserError, count, unknown
+from cache.location import IMAGE_ONLY
 from fewshot.commands.parsing import parse_ints
 from fewshot.commands.terminal import say
 
@@ -81,6 +83,17 @@ def typed_prompts(
             raise unknown(f"template set of {source.dataset}", name, source.template_sets)
     further = {name: source.template_sets[name] for name in template_sets or ()}
     return prompt_sets(source.classnames, templates or source.templates, files or (), further)
+
+
+def require_text_tower(models: Sequence[str], *options: object) -> None:
+    """Raise UserError if options of prompts are given and no model reads text."""
+    if any(options) and all(name.startswith(IMAGE_ONLY) for name in models):
+        raise UserError(f"{'+'.join(models)} encodes images alone; leave the prompts' options out")
+
+
+def recipe_for(model: str, recipe: "Recipe") -> "Recipe":
+    """The recipe without prompts where the model encodes images alone."""
+    return replace(recipe, prompts={}) if model.startswith(IMAGE_ONLY) else recipe
 
 
 def contents(recipe: "Recipe", source: "Source") -> str:
