@@ -15,7 +15,7 @@ of them. A file with as many layers as the same share of the depth has is read a
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -61,13 +61,64 @@ def read_clip_lora(
     Raises:
         UserError: Damaged, something else, or of a model of another depth.
     """
+    layers, about = _content(path)
+    theirs = {tower: _blocks(about.position, depths[tower]) for tower in towers_of(about.towers)}
+    ours = theirs
+    if about.position in TWELFTHS:
+        ours = {tower: blocks_of(about.position, depths[tower]) for tower in theirs}
+    fitting = [chosen for chosen in (theirs, ours) if sum(map(len, chosen.values())) == len(layers)]
+    if not fitting:
+        model = " and ".join(f"{depths[tower]} {tower} blocks" for tower in theirs)
+        raise UserError(
+            f"{path} holds {len(layers)} layers; position {about.position} of a model with {model} "
+            f"has {sum(map(len, theirs.values()))}; give --model the one it was trained on"
+        )
+    chosen = fitting[0]
+    factors = {
+        name: _factor(path, layers, layer, matrix, factor, about.rank)
+        for name, layer, matrix, factor in _factors(chosen, about.matrices)
+    }
+    covering = [
+        p for p in TWELFTHS if all({*chosen[t]} <= {*blocks_of(p, depths[t])} for t in chosen)
+    ]
+    settings = {
+        "rank": about.rank,
+        "alpha": about.alpha,
+        "towers": about.towers,
+        "matrices": ",".join(about.matrices),
+        "position": min(covering, key=lambda p: len(blocks_of(p, 12))),
+    }
+    return settings, factors
+
+
+class _About(NamedTuple):
+    """The metadata of a file, in our words."""
+
+    towers: Towers
+    matrices: list[str]
+    position: str
+    rank: int
+    alpha: float
+
+
+def _content(path: Path) -> tuple[Mapping[str, Any], _About]:
+    """The layers of a file and its metadata, which are of the authors' values.
+
+    Raises:
+        UserError: Damaged, or something else.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        layers, about = content["weights"], content["metadata"]
-        towers = {"vision": "image"}.get(about["encoder"], about["encoder"])
-        matrices, position = list(about["params"]), about["position"]
-        rank, alpha = int(about["r"]), float(about["alpha"])
-        n_layers = len(layers)
+        layers, said = content["weights"], content["metadata"]
+        towers: Any = {"vision": "image"}.get(said["encoder"], said["encoder"])
+        about = _About(
+            towers=towers,
+            matrices=list(said["params"]),
+            position=said["position"],
+            rank=int(said["r"]),
+            alpha=float(said["alpha"]),
+        )
+        len(layers)
     except (
         OSError,
         RuntimeError,
@@ -83,48 +134,36 @@ def read_clip_lora(
             f"{path} is not one of CLIP-LoRA's files ({reason}); expected a .pt with weights and "
             "metadata"
         ) from None
-    if towers not in get_args(Towers):
-        raise unknown("encoder", str(towers), ["both", "text", "vision"])
-    if position not in POSITIONS:
-        raise unknown("position of CLIP-LoRA's files", str(position), POSITIONS)
-    for matrix in matrices:
+    if about.towers not in get_args(Towers):
+        raise unknown("encoder", str(about.towers), ["both", "text", "vision"])
+    if about.position not in POSITIONS:
+        raise unknown("position of CLIP-LoRA's files", str(about.position), POSITIONS)
+    for matrix in about.matrices:
         if matrix not in MATRICES:
             raise unknown("matrix of CLIP-LoRA's files", str(matrix), MATRICES)
-    theirs = {tower: _blocks(position, depths[tower]) for tower in towers_of(towers)}
-    ours = {t: blocks_of(position, depths[t]) for t in theirs} if position in TWELFTHS else theirs
-    fitting = [chosen for chosen in (theirs, ours) if sum(map(len, chosen.values())) == n_layers]
-    if not fitting:
-        model = " and ".join(f"{depths[tower]} {tower} blocks" for tower in theirs)
+    return layers, about
+
+
+def _factor(
+    path: Path, layers: Mapping[str, Any], layer: str, matrix: str, factor: str, rank: int
+) -> Tensor:
+    """A factor of a file.
+
+    Raises:
+        UserError: It is not there, or of another rank.
+    """
+    try:
+        tensor: Tensor = layers[layer][matrix][factor]
+        got = str(tuple(tensor.shape))
+        whole = tensor.ndim == 2 and tensor.shape[factor == "w_lora_B"] == rank
+    except (LookupError, TypeError, AttributeError):
+        got, whole = "nothing", False
+    if not whole:
         raise UserError(
-            f"{path} holds {n_layers} layers; position {position} of a model with {model} has "
-            f"{sum(map(len, theirs.values()))}; give --model the one it was trained on"
+            f"{path} should hold {factor} of rank {rank} in {layer}, {matrix}; got {got}; the "
+            "file is cut short or another version's"
         )
-    chosen = fitting[0]
-    factors = {}
-    for name, layer, matrix, factor in _factors(chosen, matrices):
-        try:
-            tensor = layers[layer][matrix][factor]
-            got = str(tuple(tensor.shape))
-            whole = tensor.ndim == 2 and tensor.shape[factor == "w_lora_B"] == rank
-        except (LookupError, TypeError, AttributeError):
-            got, whole = "nothing", False
-        if not whole:
-            raise UserError(
-                f"{path} should hold {factor} of rank {rank} in {layer}, {matrix}; got {got}; the "
-                "file is cut short or another version's"
-            )
-        factors[name] = tensor
-    covering = [
-        p for p in TWELFTHS if all({*chosen[t]} <= {*blocks_of(p, depths[t])} for t in chosen)
-    ]
-    settings = {
-        "rank": rank,
-        "alpha": alpha,
-        "towers": towers,
-        "matrices": ",".join(matrices),
-        "position": min(covering, key=lambda p: len(blocks_of(p, 12))),
-    }
-    return settings, factors
+    return tensor
 
 
 def write_clip_lora(
