@@ -57,27 +57,9 @@ def read_proposed_split(folder: Path, *, features: bool = True) -> ProposedSplit
             f"features of {FEATURES} must be (D, N) for its N labels; got "
             f"{images.shape[::-1]} and {count(len(labels), 'label')}; get the file again"
         )
-    train, seen_test, unseen_test = (
-        _ids(f"{part}_loc", read[f"{part}_loc"], len(labels), "images")
-        for part in ("trainval", "test_seen", "test_unseen")
-    )
-    seen, unseen = np.unique(labels[train]), np.unique(labels[unseen_test])
-    both = np.intersect1d(seen, unseen)
-    if both.size:
-        raise UserError(
-            f"classes must be seen or unseen; {SPLITS} has "
-            f"{_named(names, both)} in both trainval_loc and test_unseen_loc"
-        )
-    strange = np.setdiff1d(labels[seen_test], seen)
-    if strange.size:
-        raise UserError(
-            f"test_seen_loc must be of classes of trainval_loc; {SPLITS} has "
-            f"{_named(names, strange)}"
-        )
-    order = np.concatenate([seen, unseen])  # classes without an image are left out
+    train, test, order = _divided(read, names, labels)
     new = np.full(len(names), -1).astype(np.int64)
     new[order] = np.arange(len(order))
-    test = np.concatenate([seen_test, unseen_test])
     paths = read.get("image_files")
     arrays: dict[str, NDArray[Any]] = {"classnames": np.array([names[k] for k in order])}
     for split, rows in (("train", train), ("test", test)):
@@ -101,6 +83,35 @@ def read_proposed_split(folder: Path, *, features: bool = True) -> ProposedSplit
         for name in arrays
     }
     return ProposedSplit(arrays, files)
+
+
+def _divided(
+    read: Mapping[str, Any], names: Sequence[str], labels: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the train and of the test split, and the classes, the seen ones first.
+
+    Raises:
+        UserError: A row is none, or a class is both seen and unseen.
+    """
+    train, seen_test, unseen_test = (
+        _ids(f"{part}_loc", read[f"{part}_loc"], len(labels), "images")
+        for part in ("trainval", "test_seen", "test_unseen")
+    )
+    seen, unseen = np.unique(labels[train]), np.unique(labels[unseen_test])
+    both = np.intersect1d(seen, unseen)
+    if both.size:
+        raise UserError(
+            f"classes must be seen or unseen; {SPLITS} has "
+            f"{_named(names, both)} in both trainval_loc and test_unseen_loc"
+        )
+    strange = np.setdiff1d(labels[seen_test], seen)
+    if strange.size:
+        raise UserError(
+            f"test_seen_loc must be of classes of trainval_loc; {SPLITS} has "
+            f"{_named(names, strange)}"
+        )
+    order = np.concatenate([seen, unseen])  # classes without an image are left out
+    return train, np.concatenate([seen_test, unseen_test]), order
 
 
 def _named(names: Sequence[str], classes: NDArray[np.int64]) -> str:

@@ -6,7 +6,7 @@ called `unlabeled/` beside them is no class.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cache.datasets.image_search import describe_ignored, find_images, folders, lost_links
@@ -55,20 +55,13 @@ def read_folder(
     splits: dict[str, Sequence[Item]] = {}
     owners: dict[str, str] = {}  # file -> the path under which it was found
     for split, parent in parents.items():
-        items = []
-        for label, name in enumerate(folder_names):
-            if name not in classes[split]:
-                continue
-            images = find_images(root / parent / name)
-            ignored += images.ignored
-            for path, file in images.files.items():
-                item = Item(f"{parent}{name}/{path}", label)
-                first = owners.setdefault(_hard_linked(file) or file, item.path)
-                if first == item.path:
-                    items.append(item)
-                elif not first.startswith(f"{parent}{name}/"):
-                    raise _two_owners(root, first, item.path)
-        splits[split] = tuple(items)
+        found = (
+            item
+            for label, name in enumerate(folder_names)
+            if name in classes[split]
+            for item in _items(root, f"{parent}{name}", label, owners, ignored)
+        )
+        splits[split] = tuple(found)
         ignored["outside any class folder"] += _files(root / parent)
     if not split_folders:
         splits = split_items(splits["all"])
@@ -88,6 +81,32 @@ def read_folder(
         tuple(notes),
         drawn=not split_folders,
     )
+
+
+def _items(
+    root: Path, folder: str, label: int, owners: dict[str, str], ignored: Counter[str]
+) -> Iterator[Item]:
+    """The images of a class folder; one that is linked twice within it comes once.
+
+    Args:
+        root: The folder of all.
+        folder: That of the class, relative to it.
+        label: The class id.
+        owners: File -> the path under which it was found first; those here are added.
+        ignored: Counts of other files; those here are added.
+
+    Raises:
+        UserError: A file was found in another folder before.
+    """
+    images = find_images(root / folder)
+    ignored.update(images.ignored)
+    for path, file in images.files.items():
+        item = Item(f"{folder}/{path}", label)
+        first = owners.setdefault(_hard_linked(file) or file, item.path)
+        if first == item.path:
+            yield item
+        elif not first.startswith(f"{folder}/"):
+            raise _two_owners(root, first, item.path)
 
 
 def unlabeled_folder(root: Path) -> Path | None:
