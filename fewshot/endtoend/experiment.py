@@ -1,13 +1,15 @@
 """Train a method on a dataset's few shots, or on unlabeled images, and test it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from cache.datasets.source import Source
 from cache.extraction.digests import of_images
@@ -17,7 +19,7 @@ from cache.store import FeatureStore
 from fewshot.endtoend.about import about_training
 from fewshot.endtoend.batches import center_features, live_batches, stored_batches
 from fewshot.endtoend.class_halves import ClassHalves, beside
-from fewshot.endtoend.clip import Clip, EndToEnd, Learner
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
 from fewshot.endtoend.crops import augmented, chosen_by_hand, crops_asked, learns_live
 from fewshot.endtoend.evolve import evolve
 from fewshot.endtoend.finished import finish, finished
@@ -31,7 +33,7 @@ from fewshot.endtoend.requirements import (
     require_splits,
 )
 from fewshot.endtoend.testing import Queries
-from fewshot.endtoend.train import Watch, train
+from fewshot.endtoend.train import Ended, Watch, train
 from fewshot.endtoend.training_set import TrainingSet
 from fewshot.metrics import accuracy, harmonic_mean
 from fewshot.open_set import known_among, knownness, separated
@@ -174,8 +176,8 @@ def run(
         batches = stored_batches(stored, drawn.rows, protocol.views)
     else:
         if before is None:
-            tested = [item.path for item in source.splits["test"]]
-            require_images(source, paths + tested, workers=workers)
+            queried = [item.path for item in source.splits["test"]]
+            require_images(source, paths + queried, workers=workers)
         batches = live_batches(learner, encoder, source, paths, plan, protocol.seed, workers)
     start = time.perf_counter()
     if learner.calibrate is not None:
@@ -201,43 +203,22 @@ def run(
             learner, clip, plan, method.optimizer(learner), batches, labels,
             seed=protocol.seed, checkpoint=checkpoint, about=about, watch=watch,
         )  # fmt: skip
-        if clip.precision == "fp16":
-            measures["skipped_steps"] = float(ended.skipped)
-        if plan.privacy is not None and before is None:
-            measures |= plan.privacy.account()
+        measures = {**measures, **_measured(ended, clip, plan, trained=before is None)}
         complaint = ended.trend.complaint()
     if before is not None:
         return Trained(learner, clip, before, complaint, again=True)
     trained = time.perf_counter()
     truth = torch.tensor([item.label for item in source.splits["test"]])
-    rows, overall = np.arange(len(truth)), None
-    accuracies: dict[str, float] = {}
     queries = Queries(source, stored, batch_size, workers, advance)
-    if halves is not None:
-        predicted, rows, accuracies = halves.classify(learner, clip, queries)
-        overall = harmonic_mean(accuracies["base"], accuracies["new"])
-    else:
-        predicted, sure = queries.classify(
-            learner,
-            clip,
-            sureness=lambda logits: knownness(logits, protocol.score, clip.logit_scale),
-        )
-        predicted = torch.tensor(drawn.classes)[predicted]
-    if protocol.known is not None:
-        ours = known_among(truth, drawn.classes, source.dataset)
-        rows = np.flatnonzero(ours)
-        predicted = predicted[rows]
-        right = accuracy(predicted, truth[rows])
-        accuracies = separated(right, sure.numpy(), ours)
-        overall = harmonic_mean(right, accuracies["auroc"])
+    tested = _test(learner, clip, queries, halves, protocol, drawn.classes, truth)
     result = result_of(
         planned,
-        predicted,
-        truth[rows],
+        tested.predicted,
+        truth[tested.rows],
         source.classnames,
-        digest_of_images(source.dataset, truth.numpy(), rows),
-        accuracies=accuracies,
-        overall=overall,
+        digest_of_images(source.dataset, truth.numpy(), tested.rows),
+        accuracies=tested.accuracies,
+        overall=tested.overall,
         save=save,
         hyperparameters={**values, **chosen},
         measures=measures
@@ -252,6 +233,55 @@ def run(
     if checkpoint is not None:
         finish(checkpoint, about, result)
     return Trained(learner, clip, result, complaint)
+
+
+def _measured(ended: Ended, clip: Clip, plan: TrainingPlan, *, trained: bool) -> dict[str, float]:
+    """Steps that were skipped in half precision, and the account of private training."""
+    measures = {"skipped_steps": float(ended.skipped)} if clip.precision == "fp16" else {}
+    return measures | plan.privacy.account() if plan.privacy is not None and trained else measures
+
+
+class _Tested(NamedTuple):
+    """The outcome on the test split.
+
+    Attributes:
+        predicted: (m,) class ids.
+        rows: (m,) the rows of the test split that count: of an open set, of known classes.
+        accuracies: Those of parts of it.
+        overall: The accuracy where it is not the share of right predictions.
+    """
+
+    predicted: Tensor
+    rows: NDArray[np.int64]
+    accuracies: dict[str, float]
+    overall: float | None
+
+
+def _test(
+    learner: Learner,
+    clip: Clip,
+    queries: Queries,
+    halves: ClassHalves | None,
+    protocol: Protocol,
+    classes: Sequence[int],
+    truth: Tensor,
+) -> _Tested:
+    """Classify the test split, by halves of the classes or as an open set where that is asked."""
+    if halves is not None:
+        predicted, rows, accuracies = halves.classify(learner, clip, queries)
+        overall = harmonic_mean(accuracies["base"], accuracies["new"])
+        return _Tested(predicted, rows, accuracies, overall)
+    predicted, sure = queries.classify(
+        learner, clip, sureness=lambda logits: knownness(logits, protocol.score, clip.logit_scale)
+    )
+    predicted = torch.tensor(classes)[predicted]
+    if protocol.known is None:
+        return _Tested(predicted, np.arange(len(truth)), {}, None)
+    ours = known_among(truth, classes, queries.source.dataset)
+    rows = np.flatnonzero(ours)
+    right = accuracy(predicted[rows], truth[rows])
+    accuracies = separated(right, sure.numpy(), ours)
+    return _Tested(predicted[rows], rows, accuracies, harmonic_mean(right, accuracies["auroc"]))
 
 
 def store_of(source: Source, model: str, root: Path | None) -> FeatureStore | None:
