@@ -61,6 +61,8 @@ def unknown(kind: str, name: str, known: Iterable[str], *, see: str = "") -> Use
     by_case = {candidate.casefold(): candidate for candidate in sorted(known)}
     near = difflib.get_close_matches(name.casefold(), by_case, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(by_case[n]) for n in near)}? " if near else ""
+    if not by_case:
+        return UserError(f"unknown {kind} {name!r:.80}; there is none, so leave it out")
     names = list(by_case.values())
     more = ""
     if len(names) > SHOWN:

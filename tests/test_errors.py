@@ -34,3 +34,9 @@ def test_of_many_names_the_nearest_are_listed_and_the_command_for_the_rest() -> 
 
 def test_a_name_like_no_other_gets_a_list_all_the_same() -> None:
     assert "known: " in str(unknown("model", "", [f"model-{i}" for i in range(40)]))
+
+
+def test_where_nothing_is_known_the_error_says_so() -> None:
+    assert str(unknown("template set of dtd", "x", [])) == (
+        "unknown template set of dtd 'x'; there is none, so leave it out"
+    )
