@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from cache.datasets.layouts import digits
 from cache.datasets.manifest import load_manifest
+from fewshot.automatic.outcome import Outcome
+from fewshot.automatic.pipeline import auto
 
 SIDE = 32  # pixels
+QUICK = ("zero-shot", "nearest-mean", "gda", "ridge")
 
 
 def digit(name: str, i: int, split: str = "train") -> Image.Image:
@@ -28,3 +32,10 @@ def draw_digits(
         for i in range(first, first + n):
             digit(name, i, split).save(folder / name / f"{i:03d}.png")
     return folder
+
+
+def quickly(photos: Path, **options: Any) -> Outcome:
+    """All of it beside the photos, with few methods and the bundled model."""
+    home = photos.parent
+    usual = {"model": "tiny", "methods": QUICK, "out": home / "out", "store": home / "features"}
+    return auto(photos, **{**usual, **options})

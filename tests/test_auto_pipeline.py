@@ -1,15 +1,12 @@
 import csv
 import json
 import shlex
-import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from cache.errors import UserError
 from cache.images.decode import read_rgb
@@ -18,16 +15,13 @@ from cli import main
 from fewshot.adapters.adapter import load_adapter
 from fewshot.adapters.export.model_card import model_card
 from fewshot.adapters.opened_adapter import open_adapter
-from fewshot.automatic import judging, pipeline, writing
+from fewshot.automatic import judging
 from fewshot.automatic.candidates import Candidates
-from fewshot.automatic.commands import Command, quoted, script, settings
 from fewshot.automatic.judging import inputs, refit, to_try
 from fewshot.automatic.outcome import Outcome
 from fewshot.automatic.page.assembly import page
 from fewshot.automatic.pipeline import auto
 from fewshot.automatic.wording import in_100
-from fewshot.automatic.writing import claimed
-from fewshot.method import variants
 from fewshot.methods import METHODS
 from fewshot.metrics import wilson
 from fewshot.model_selection import race
@@ -35,17 +29,9 @@ from fewshot.model_selection.folds import folds
 from fewshot.model_selection.tuning import tune
 from fewshot.parts import memory
 from fewshot.settings import configure
-from tests.auto_photos import digit, draw_digits
+from tests.auto_photos import QUICK, digit, draw_digits, quickly
 
-QUICK = ("zero-shot", "nearest-mean", "gda", "ridge")
 COUNTS = {"zero": 12, "one": 12, "two": 8, "three": 3, "four": 1}
-
-
-def quickly(photos: Path, **options: Any) -> Outcome:
-    """All of it beside the photos, with few methods and the bundled model."""
-    home = photos.parent
-    usual = {"model": "tiny", "methods": QUICK, "out": home / "out", "store": home / "features"}
-    return auto(photos, **{**usual, **options})
 
 
 @pytest.fixture(scope="module")
@@ -246,39 +232,6 @@ def test_a_second_run_encodes_nothing_and_finds_the_same(
         assert (mixed.out / name).read_bytes() == content
 
 
-def test_an_interrupted_extraction_goes_on_where_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    photos = draw_digits(tmp_path / "photos", {"zero": 3, "one": 3})
-    encode = Encoder.encode_text_pooled
-
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Encoder, "encode_text_pooled", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        quickly(photos)
-    assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(Encoder, "encode_text_pooled", encode)
-    monkeypatch.delattr(Encoder, "encode_images")  # the images were encoded before
-    assert quickly(photos).page_path.is_file()
-
-
-def test_photos_that_were_added_are_encoded_and_old_predictions_go(tmp_path: Path) -> None:
-    photos = draw_digits(tmp_path / "photos", {"zero": 4, "one": 4})
-    draw_digits(photos / "unlabeled", {"zero": 1}, first=60)
-    first = quickly(photos)
-    assert (first.out / "predictions.csv").is_file()
-    draw_digits(photos, {"two": 4})
-    for file in (photos / "unlabeled").rglob("*.png"):
-        file.unlink()
-    said: list[str] = []
-    second = quickly(photos, say=said.append)
-    assert second.store.classnames == ("one", "two", "zero")
-    assert any("are not those that" in line for line in said)
-    assert not (second.out / "predictions.csv").exists()
-
-
 def test_one_photo_of_each_class_gives_a_classifier_and_no_promise(tmp_path: Path) -> None:
     photos = draw_digits(tmp_path / "photos", {"zero": 1, "one": 1, "two": 1})
     found = quickly(photos, methods=None)
@@ -303,47 +256,6 @@ def test_where_nothing_can_be_judged_the_method_that_was_named_is_taken(tmp_path
         quickly(photos, methods=["gda", "ridge"])
 
 
-def test_a_photo_replaced_by_another_of_equal_size_is_encoded_again(tmp_path: Path) -> None:
-    photos = draw_digits(tmp_path / "photos", {"zero": 3, "one": 3})
-    for path in photos.rglob("*.png"):
-        Image.open(path).save(path.with_suffix(".bmp"))
-        path.unlink()
-    first = quickly(photos, methods=["nearest-mean"])
-    before = first.store.path.read_bytes()
-    quickly(photos, methods=["nearest-mean"])
-    assert first.store.path.read_bytes() == before
-    time.sleep(0.02)
-    digit("one", 30).save(photos / "zero" / "000.bmp")
-    said: list[str] = []
-    quickly(photos, methods=["nearest-mean"], say=said.append)
-    assert any(line.startswith("1 image modified since") for line in said)
-    assert first.store.path.read_bytes() != before
-
-
-def test_photos_of_another_folder_do_not_replace_a_result(tmp_path: Path) -> None:
-    a = draw_digits(tmp_path / "a" / "photos", {"zero": 2, "one": 2})
-    b = draw_digits(tmp_path / "b" / "photos", {"two": 2, "three": 2})
-    options = {"out": tmp_path / "out", "store": tmp_path / "features", "methods": ["gda"]}
-    first = quickly(a, **options)
-    before = {path.name: path.read_bytes() for path in first.out.iterdir()}
-    with pytest.raises(UserError, match=r"holds the result for the photos in .*a/photos"):
-        quickly(b, **options)
-    assert {path.name: path.read_bytes() for path in first.out.iterdir()} == before
-    (first.out / "report.json").write_text("[]")
-    assert quickly(b, **options).store.classnames == ("three", "two")
-
-
-def test_of_two_runs_on_one_folder_the_second_stops(tmp_path: Path) -> None:
-    with (
-        claimed(tmp_path / "out", tmp_path),
-        pytest.raises(UserError, match="another `fewshot auto` is writing into"),
-        claimed(tmp_path / "out", tmp_path),
-    ):
-        pass
-    with claimed(tmp_path / "out", tmp_path):
-        pass
-
-
 def test_a_folder_that_cannot_be_written_is_found_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,15 +270,6 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work(
         quickly(photos)
 
 
-def test_a_line_break_in_a_name_ends_no_comment() -> None:
-    steps = [Command("First", quoted("a\nb")), Command("Then", "c"), Command("Last", "d\ne")]
-    lines = script(steps, Path("/x")).splitlines()
-    assert [line for line in lines if line and not line.startswith("#")] == [
-        "set -e", "cd /x", "c",
-    ]  # fmt: skip
-    assert r"# 'a\nb'" in lines
-
-
 def test_two_classes_of_two_photos_are_judged_with_an_interval_to_match(tmp_path: Path) -> None:
     found = quickly(draw_digits(tmp_path / "photos", {"zero": 2, "one": 2}))
     assert found.validation.selection is not None
@@ -375,53 +278,6 @@ def test_two_classes_of_two_photos_are_judged_with_an_interval_to_match(tmp_path
     low, high = wilson(found.validation.selection.accuracy, 4)
     assert found.interval[0] <= low
     assert found.interval[1] >= high
-
-
-def test_what_is_interrupted_after_the_first_answer_leaves_it_and_it_says_what_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    photos = draw_digits(tmp_path / "photos", {"zero": 4, "one": 4})
-    monkeypatch.setattr(METHODS["clap"], "fit", interrupted)
-    said: list[str] = []
-    with pytest.raises(KeyboardInterrupt):
-        quickly(photos, methods=["gda", "clap"], say=said.append)
-    out = tmp_path / "out"
-    assert said[-1].startswith("first answer: gda: about ")
-    assert said[-1].endswith(f"it is in {out}, and stays if you stop here; 1 further method to try")
-    assert json.loads((out / "report.json").read_text())["still_to_be_tried"] == ["clap"]
-    assert "This is a first answer" in (out / "report.html").read_text()
-    saved = load_adapter(out / "adapter.safetensors")
-    assert saved.training["still to be tried"] == ["clap"]
-    monkeypatch.undo()
-    found = quickly(photos, methods=["gda", "clap"], thorough=True)
-    assert [one.name for one in found.validation.tried] == ["gda", "clap"]
-    assert json.loads((out / "report.json").read_text())["still_to_be_tried"] == []
-    assert "This is a first answer" not in found.page_path.read_text()
-    assert "still to be tried" not in load_adapter(found.adapter_path).training
-    assert " --thorough" in found.commands[0].line
-
-
-def test_a_first_answer_has_not_looked_at_the_test_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    draw_digits(tmp_path / "photos" / "train", {"zero": 4, "one": 4})
-    draw_digits(tmp_path / "photos" / "test", {"zero": 3, "one": 3}, split="test")
-    written: list[Outcome] = []
-
-    def noted(outcome: Outcome) -> None:
-        written.append(outcome)
-        writing.write(outcome)
-
-    monkeypatch.setattr(pipeline, "write", noted)
-    quickly(tmp_path / "photos", methods=["gda", "clap"])
-    first, last = written
-    assert first.validation.pending
-    assert first.tested is None
-    assert "test accuracy" not in first.adapter.training
-    assert last.tested is not None
 
 
 def test_what_cannot_win_is_fitted_to_fewer_folds_unless_asked_for(
@@ -495,14 +351,6 @@ def test_a_method_that_fails_is_noted_and_the_others_run(
         quickly(photos, methods=["proker"])
 
 
-def test_where_class_names_win_the_command_asks_for_no_shots(tmp_path: Path) -> None:
-    found = quickly(draw_digits(tmp_path / "photos", {"zero": 2, "one": 2}), methods=["zero-shot"])
-    assert found.diagnostics.curve is None
-    assert "--shots" not in found.commands[2].line
-    assert "learns nothing from labels" in found.summary()
-    assert main(shlex.split(found.commands[2].line)[1:]) == 0
-
-
 def test_no_readable_photo_without_a_label_is_no_obstacle(tmp_path: Path) -> None:
     photos = draw_digits(tmp_path / "photos", {"zero": 2, "one": 2})
     (photos / "unlabeled").mkdir()
@@ -537,48 +385,6 @@ def test_a_class_of_which_nothing_decodes_is_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:60])
     with pytest.raises(UserError, match=r"1 class \(two\) with no readable train image"):
         quickly(photos)
-
-
-@pytest.mark.parametrize("name", sorted(METHODS))
-def test_settings_as_words_make_the_very_same_method(name: str) -> None:
-    method = configure(name, logit_scale=37.5)
-    for tuned in list(variants(method, method.grid))[::7]:
-        words = settings(tuned, logit_scale=37.5)
-        assert words[::2] == ["--set"] * (len(words) // 2)
-        pairs = dict(word.split("=") for word in words[1::2])
-        assert set(method.grid) <= set(pairs)  # or `fit` would tune them again
-        assert configure(name, pairs, logit_scale=37.5) == tuned
-
-
-def test_a_folder_called_like_a_known_dataset_is_told_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FEWSHOT_STORE", raising=False)
-    draw_digits(tmp_path / "digits", {"zero": 2, "one": 2})
-    found = auto("digits", model="tiny", methods=["gda"], device="cpu", seed=7)
-    assert found.out == Path("runs/auto/digits")
-    assert found.commands[0].line == (
-        "fewshot auto ./digits --model tiny --device cpu --out runs/auto/digits --methods gda "
-        "--seed 7"
-    )
-    assert found.commands[1].line == (
-        "fewshot extract --dataset ./digits --all-train --model tiny --device cpu"
-    )
-    fit = found.commands[2].line
-    assert fit.startswith("fewshot fit gda --dataset digits-all --model tiny --shots all --seed 7 ")
-    before = load_adapter(found.adapter_path)
-    for step in found.commands[1:3]:
-        assert main(shlex.split(step.line)[1:]) == 0
-    after = load_adapter(found.adapter_path)
-    for name, tensor in before.tensors.items():
-        assert torch.equal(after.tensors[name], tensor)
-
-
-def test_settings_name_what_is_not_usual() -> None:
-    gda = replace(configure("gda"), logit_scale=50.0)
-    assert "logit_scale=50.0" in settings(gda, logit_scale=100.0)
-    assert "logit_scale=50.0" not in settings(gda, logit_scale=50.0)
 
 
 def test_methods_are_tried_once_each_in_the_order_given() -> None:
