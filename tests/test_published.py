@@ -38,7 +38,7 @@ def test_every_figure_has_its_source_and_lies_where_accuracies_do() -> None:
 def test_most_figures_are_of_high_confidence_and_the_others_say_what_they_are() -> None:
     counts = Counter(figure.confidence for figure in FIGURES.values())
     assert counts["high"] > 0.75 * len(FIGURES)
-    assert set(counts) == {"high", "medium", "digitised"}
+    assert set(counts) == {"high", "medium", "digitized"}
 
 
 def test_datasets_go_by_their_manifests_names() -> None:
@@ -56,7 +56,7 @@ def test_averages_are_those_of_the_figures_they_are_over() -> None:
         parts = [FIGURES.get((method, model, setting, shots, name, part)) for name in over]
         found = [p.accuracy for p in parts if p is not None and p.source == figure.source]
         if len(found) == len(over):
-            near = 1e-3 if figure.confidence == "digitised" else 6e-4  # read off to 0.1 %
+            near = 1e-3 if figure.confidence == "digitized" else 6e-4  # read off to 0.1 %
             assert figure.accuracy == pytest.approx(math.fsum(found) / len(found), abs=near)
             compared += 1
     assert compared > 60

@@ -150,5 +150,5 @@ def _lines(
 def _source(figure: Figure) -> str:
     """Who says it and how the figure came about, as one note."""
     by = "the method's authors" if figure.by == "authors" else "others than the method's authors"
-    sure = "read off a figure" if figure.confidence == "digitised" else figure.confidence
+    sure = "read off a figure" if figure.confidence == "digitized" else figure.confidence
     return f"{figure.source} ({figure.where}), by {by}; confidence: {sure}. {figure.protocol.note}"

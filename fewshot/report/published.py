@@ -22,7 +22,7 @@ SETTINGS = (
     "zero-shot", "few-shot", "base-to-new", "domain-generalization", "unsupervised",
     "transductive zero-shot",
 )  # fmt: skip
-CONFIDENCES = ("high", "medium", "digitised")
+CONFIDENCES = ("high", "medium", "digitized")
 TUNED_BY = ("none", "cv", "val", "full-val", "test")
 
 # Names by which a method may go here, as the table has them.

@@ -63,7 +63,7 @@ def identity(adapter: Adapter) -> dict[str, Any]:
 def _front_matter(adapter: Adapter, library: str) -> str:
     lines = [
         "---",
-        "# The licence is yours to fill in. The model's, the data's and this adapter's are three",
+        "# The license is yours to fill in. The model's, the data's and this adapter's are three",
         "# things: state the adapter's here, and see that the other two allow it.",
         "license:",
         f"library_name: {library}",
