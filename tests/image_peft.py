@@ -105,7 +105,7 @@ def parameters_on_vit_b16(method: PEFTMethod) -> dict[str, Any]:
     model.requires_grad_(False)
     nothing: Any = None
     preprocess: Any = SimpleNamespace(size=224)
-    clip = Clip(model, nothing, preprocess, torch.device("meta"), "fp32", 100.0, {})
+    clip = Clip(model, nothing, preprocess, torch.device("meta"), "fp32", 100.0, {"dim": 512})
     parameters, _ = method.insert(clip)
     return dict(parameters)
 

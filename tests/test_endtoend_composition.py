@@ -44,7 +44,7 @@ SETTINGS: dict[str, dict[str, str]] = {
 ALIKE = {  # go into the towers by the same function as the technique they stand beside here
     "krona": "clip-lora", "efft": "clip-lora", "kadaptation": "clip-lora", "fact": "clip-lora",
     "full-delta": "clip-lora", "houlsby-adapter": "adaptformer", "adapterbias": "adaptformer",
-    "dp-bitfit": "bitfit",
+    "dp-bitfit": "bitfit", "lion": "side-tuning",
     "inner-clip-adapter": "adaptformer", "lorand": "adaptformer", "u-tuning": "adaptformer",
     "evp": "visual-prompt", "ett": "prefix", "vpt-shallow": "vpt-deep", "dtl": "lst",
 }  # fmt: skip

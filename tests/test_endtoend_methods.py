@@ -25,7 +25,7 @@ RESNET_TOO = {  # the others need a ViT
     "coop", "cocoop", "kgcoop", "prograd", "craft", "plot", "clip-lora", "live-linear-probe",
     "live-ueo", "live-two-stage", "dp-bitfit",
     "ln-tune", "2sfs", "bitfit", "full-fine-tuning", "krona", "kadaptation", "ssf", "visual-prompt",
-    "evp", "side-tuning",
+    "evp", "lion", "side-tuning",
 }  # fmt: skip
 every_method = pytest.mark.parametrize("name", METHODS)
 

@@ -26,6 +26,7 @@ from cache.identity import Recipe
 from cache.models.encoder import Encoder
 from cache.models.loading import load
 from cache.prompts import prompt_sets
+from cache.store import FeatureStore
 from fewshot import METHODS
 from fewshot.endtoend.checkpoint import load_checkpoint, save_checkpoint
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
@@ -195,6 +196,43 @@ def test_the_first_losses_are_those_of_the_cpu(name: str, device: str, precision
     compared = slice(0, 1) if run.skipped else slice(0, FIRST)
     for loss, exact in zip(run.losses[compared], losses_on_the_cpu(name)[compared], strict=True):
         assert abs(loss - exact) < LOSS_MOVES[precision]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_first_gradient_in_bf16_is_that_of_float32(name: str, device: str) -> None:
+    """To a tenth of its norm, so that the cosine is above 0.99; a CPU moves it by 0.012."""
+    require(device)
+    losses, gradients = [], []
+    for encoder in (tiny(), tiny(device, "bf16")):
+        run = Run(TRAINED[name], encoder, 1)
+        given, labels = run.given.to(run.clip.device), run.labels.to(run.clip.device)
+        with run.clip.autocast():
+            images = run.learner.images
+            loss, _ = run.learner.loss(given if images is None else images(given), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(float(loss.detach()))
+        trained = [p.grad for p in run.learner.parameters.values() if p.grad is not None]
+        gradients.append(torch.cat([gradient.flatten().cpu() for gradient in trained]))
+    exact, rough = gradients
+    assert abs(losses[1] - losses[0]) < 1e-2 * losses[0]
+    assert not torch.equal(rough, exact)
+    assert float((rough - exact).norm()) < 0.1 * float(exact.norm())
+
+
+def test_a_store_in_bf16_is_near_that_of_float32_and_made_again_it_is_the_same(
+    draw_photos: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = resolve_folder(draw_photos(3))
+    recipe = Recipe(prompt_sets(source.classnames, source.templates), views=1)
+    paths = [tmp_path / name / "store.h5" for name in ("exact", "rough", "again")]
+    for path, precision in zip(paths, ("fp32", "bf16", "bf16"), strict=True):
+        extract(source, tiny("cpu", precision), recipe, path, engine="serial")
+    assert paths[1].read_bytes() == paths[2].read_bytes()
+    exact, rough = (FeatureStore.open(path) for path in paths[:2])
+    for split in source.splits:
+        here, there = (torch.from_numpy(s.features(split)).float() for s in (rough, exact))
+        assert 0 < moved(here, there) < FEATURES_MOVE["bf16"]
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

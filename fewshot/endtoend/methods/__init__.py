@@ -28,6 +28,7 @@ from fewshot.endtoend.methods.inner_clip_adapter import InnerCLIPAdapter
 from fewshot.endtoend.methods.kadaptation import KAdaptation
 from fewshot.endtoend.methods.kgcoop import KgCoOp
 from fewshot.endtoend.methods.krona import KronA
+from fewshot.endtoend.methods.lion import LION
 from fewshot.endtoend.methods.live_linear_probe import LiveLinearProbe
 from fewshot.endtoend.methods.live_two_stage import LiveTwoStage
 from fewshot.endtoend.methods.live_ueo import LiveUEO
@@ -93,6 +94,7 @@ METHODS: dict[str, type[EndToEnd]] = {
     "patt": PATT,
     "visual-prompt": VisualPrompt,
     "evp": EVP,
+    "lion": LION,
     "side-tuning": SideTuning,
     "lst": LST,
     "vqt": VQT,
