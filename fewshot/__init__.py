@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fewshot.evaluation import evaluate
     from fewshot.fitted import Fitted
     from fewshot.fitting import fit
+    from fewshot.imbalance import draw_imbalanced
     from fewshot.inspection import inspect, verify
     from fewshot.method import Method
     from fewshot.methods import (
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from fewshot.results.log import Result
     from fewshot.run import Run
     from fewshot.sample_file import read_sample, write_sample
-    from fewshot.sampling import Sample, base_new, draw, draw_imbalanced
+    from fewshot.sampling import Sample, base_new, draw
     from fewshot.settings import configure
     from fewshot.support import SupportSet
     from fewshot.synthesizing import synthesize
@@ -176,7 +177,8 @@ _MODULES = {
     "fewshot.protocol": ("Protocol",),
     "fewshot.run": ("Run",),
     "fewshot.sample_file": ("read_sample", "write_sample"),
-    "fewshot.sampling": ("Sample", "base_new", "draw", "draw_imbalanced"),
+    "fewshot.imbalance": ("draw_imbalanced",),
+    "fewshot.sampling": ("Sample", "base_new", "draw"),
     "fewshot.settings": ("configure",),
     "fewshot.support": ("SupportSet",),
     "fewshot.synthesizing": ("synthesize",),

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 from numpy.typing import ArrayLike
 
 from cache.errors import UserError, unknown
+from fewshot.imbalance import draw_imbalanced, parse_profile
 from fewshot.model_selection.protocols import PROTOCOLS, Share, check_share, default_protocol
 from fewshot.open_set import SCORES, Score, checked_known
-from fewshot.sampling import Sample, draw, draw_imbalanced, everything, parse_profile
+from fewshot.sampling import Sample, draw, everything
 
 if TYPE_CHECKING:
     from fewshot.method import MethodInfo
@@ -60,7 +61,7 @@ class Protocol:
         fixed: Hyper-parameter -> its value, which is not tuned.
         prompt_set: The store's prompt set to make text features of; None for the dataset's own.
         sample: Few shots to use instead of drawing some; `shots` and `seed` are then its own.
-        imbalance: Profile of unequal classes, as in `sampling.draw_imbalanced`; `natural` is the
+        imbalance: Profile of unequal classes, as in `imbalance.draw_imbalanced`; `natural` is the
             same as all shots.
         views: Learn from the store's augmented views where it has some, else from center crops.
         setting: Which classes are tested: those learned, or base and new ones apart

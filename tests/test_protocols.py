@@ -28,10 +28,10 @@ from fewshot import (
     tune,
 )
 from fewshot.cross_dataset import transfer
+from fewshot.imbalance import draw_imbalanced
 from fewshot.method import LearnsFrom, SupportsNewClasses
 from fewshot.new_classes import base_to_new
 from fewshot.results.prediction_files import digest_of_images, read_predictions
-from fewshot.sampling import draw_imbalanced
 from fewshot.text import Text, required
 
 DIM = 12

@@ -53,7 +53,7 @@ class Bench:
         source: The dataset to learn, where learning is transferred.
         known: The known classes of an open set, by number or by name; see `run.Protocol`.
         score: The score that separates their images from others; see `run.Protocol`.
-        imbalance: How unequal the classes are to be; see `sampling.draw_imbalanced`.
+        imbalance: How unequal the classes are to be; see `imbalance.draw_imbalanced`.
         blend: The method's share of the logits; see `run.Protocol`.
         synthesize: The generator of the new classes' features; see `run.Protocol`.
         jobs: Worker processes.
