@@ -22,9 +22,10 @@ from torch import Tensor
 from cache.errors import UserError
 from cache.pair import same_weight
 from cache.store import FeatureStore
+from fewshot.abilities import AdaptsToDomain
 from fewshot.cross_dataset import require_one_model
 from fewshot.fitting import fit
-from fewshot.method import AdaptsToDomain, Method, MethodInfo
+from fewshot.method import Method, MethodInfo
 from fewshot.metrics import harmonic_mean, per_class_accuracy
 from fewshot.open_set import certainty
 from fewshot.protocol import Asked, Protocol

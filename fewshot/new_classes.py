@@ -10,11 +10,12 @@ from torch import Tensor
 
 from cache.errors import UserError
 from cache.store import FeatureStore
+from fewshot.abilities import SupportsNewClasses
 from fewshot.classifier import Classifier
 from fewshot.few_shots import base_and_new
 from fewshot.fitted import Fitted
 from fewshot.fitting import fit
-from fewshot.method import Method, SupportsNewClasses
+from fewshot.method import Method
 from fewshot.metrics import accuracy, harmonic_mean, per_class_accuracy
 from fewshot.protocol import HALVES, Asked, Protocol
 from fewshot.results.log import Result

@@ -12,7 +12,8 @@ from torch.nn.functional import normalize
 
 from cache.errors import UserError
 from fewshot import METHODS, NearestMean, SupportSet, ZeroShot, configure
-from fewshot.method import Method, SupportsNewClasses, variants
+from fewshot.abilities import SupportsNewClasses
+from fewshot.method import Method, variants
 from fewshot.methods.linear_probe import LinearProbe
 from fewshot.text import Text
 from tests.toys import vectors

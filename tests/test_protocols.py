@@ -27,9 +27,10 @@ from fewshot import (
     evaluate,
     tune,
 )
+from fewshot.abilities import SupportsNewClasses
 from fewshot.cross_dataset import transfer
 from fewshot.imbalance import draw_imbalanced
-from fewshot.method import LearnsFrom, SupportsNewClasses
+from fewshot.method import LearnsFrom
 from fewshot.new_classes import base_to_new
 from fewshot.results.prediction_files import digest_of_images, read_predictions
 from fewshot.text import Text, required

@@ -9,8 +9,9 @@ from torch.nn.functional import cross_entropy, normalize
 
 from cache.errors import UserError
 from fewshot import GDA, METHODS, SupportSet, ZeroShot, tune
+from fewshot.abilities import TunesItself
 from fewshot.classifier import LinearClassifier
-from fewshot.method import Grid, Method, TunesItself, variants
+from fewshot.method import Grid, Method, variants
 from fewshot.model_selection import choosing, tuning
 from fewshot.model_selection.choosing import VariantScore, best
 from fewshot.model_selection.folds import held_out

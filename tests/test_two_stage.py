@@ -8,8 +8,8 @@ from torch.nn.functional import normalize
 
 from cache.errors import UserError
 from fewshot import SupportSet, classify
+from fewshot.abilities import AdaptsToDomain
 from fewshot.classifier import LinearClassifier
-from fewshot.method import AdaptsToDomain
 from fewshot.methods.two_stage import TwoStage, adaptation_loss, centroid_labels
 from fewshot.open_set import certainty
 from fewshot.parts.residual_layer import BottleneckClassifier

@@ -8,13 +8,14 @@ import numpy as np
 from cache.errors import UserError, unknown
 from cache.pair import Pair
 from cache.store import FeatureStore
+from fewshot.abilities import SupportsNewClasses
 from fewshot.bench.config import ALL, Bench
 from fewshot.bench.trained import TrainOptions
 from fewshot.domain_adaptation import relation, takes_target
 from fewshot.endtoend.clip import EndToEnd
 from fewshot.endtoend.crops import chosen_by_hand, crops_asked, learns_live
 from fewshot.endtoend.requirements import require_few_shots, require_published
-from fewshot.method import Method, MethodInfo, SupportsNewClasses
+from fewshot.method import Method, MethodInfo
 from fewshot.multi_label.label_fitting import of_several_labels, require_several
 from fewshot.open_set import checked_known, known_classes
 from fewshot.protocol import HALVES, Protocol

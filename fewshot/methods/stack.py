@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cache.errors import UserError
+from fewshot.abilities import Held
 from fewshot.checks import non_negative
 from fewshot.classifier import LinearClassifier
-from fewshot.method import Grid, Held, Method, PracticalSize
+from fewshot.method import Grid, Method, PracticalSize
 from fewshot.methods.gda import GDA
 from fewshot.methods.proker import ProKeR
 from fewshot.methods.text_probe import TextProbe

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from cache.errors import UserError, unknown
 from cache.progress import Advance, progress
+from fewshot.abilities import Held, TunesItself
 from fewshot.classifier import Classifier
-from fewshot.method import AnyMethod, Grid, Held, Method, TunesItself, variants
+from fewshot.method import AnyMethod, Grid, Method, variants
 from fewshot.model_selection.blending import Blend, blend_of
 from fewshot.model_selection.choosing import VariantScore, best, continued
 from fewshot.model_selection.folds import folds, held_out

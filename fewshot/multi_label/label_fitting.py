@@ -16,10 +16,11 @@ from torch import Tensor
 from cache.errors import UserError
 from cache.pair import EVEN, Pair
 from cache.store import FeatureStore
+from fewshot.abilities import SupportsMultiLabel
 from fewshot.classifier import Classifier
 from fewshot.fitted import Fitted
 from fewshot.label_rule import LabelRule
-from fewshot.method import Method, SupportsMultiLabel, variants
+from fewshot.method import Method, variants
 from fewshot.methods import METHODS
 from fewshot.multi_label.label_metrics import average_precisions, mean_known
 from fewshot.multi_label.positives import draw_positives, positive_folds
