@@ -93,6 +93,9 @@ class Prefix(PEFTMethod):
         position: Which blocks, counted from the input.
     """
 
+    # Keys and values of CLIP have a deviation near 1, and AdamW's steps are as long as the rate: at
+    # 1e-3 the learned ones stay near zero and only take attention away.
+    lr: float = 5e-2
     n_tokens: int = 10
     position: Position = "all"
 
