@@ -1,5 +1,8 @@
 """Files of CLIP-LoRA's authors: read, written, refused."""
 
+import math
+import os
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -155,12 +158,21 @@ def damage(change: Callable[[Any], Any]) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("write", "match"),
     [
-        (lambda path: None, "is not one of CLIP-LoRA's files .*No such file"),
-        (lambda path: path.write_bytes(b""), "is not one of CLIP-LoRA's files"),
-        (lambda path: path.write_bytes(b"PK\3\4 no archive"), "is not one of CLIP-LoRA's files"),
-        (lambda path: torch.save(Path("x"), path), "is not one of CLIP-LoRA's files"),
+        (lambda path: None, "is not one of CLIP-LoRA's files: No such file"),
+        (lambda path: path.write_bytes(b""), "CLIP-LoRA's files: it is cut short, or"),
+        (lambda path: path.write_bytes(b"PK\3\4 no archive"), "files: it is cut short, or"),
+        (lambda path: torch.save(Path("x"), path), "which may be code and is not run; expected"),
+        (lambda path: path.write_bytes(pickle.dumps(Path("x"))), "is not run; expected a .pt"),
+        (lambda path: os.truncate(saved(path, content(24, "all")), 9_000), "it is cut short, or"),
         (lambda path: torch.save(torch.zeros(3), path), "is not one of CLIP-LoRA's files"),
-        (damage(lambda c: {"weights": c["weights"]}), "files .'metadata'.; expected a .pt with"),
+        (damage(lambda c: {"weights": c["weights"]}), "files: it has no 'metadata'; expected a"),
+        (damage(lambda c: c["metadata"].update(alpha=math.nan)), "its alpha is nan; expected"),
+        (damage(lambda c: c["metadata"].update(params=[])), "its params name no matrix"),
+        (damage(lambda c: c["metadata"].update(params=["q"])), "holds v_proj beside the params"),
+        (
+            damage(lambda c: c["weights"]["layer_1"]["v_proj"].update(w_lora_B=drawn(1, 4, 2) / 0)),
+            "should hold finite numbers; w_lora_B in layer_1, v_proj, has",
+        ),
         (damage(lambda c: c["metadata"].update(encoder="audio")), "unknown encoder 'audio'"),
         (damage(lambda c: c["metadata"].update(encoder=["text"])), "is not one of CLIP-LoRA's"),
         (damage(lambda c: c["metadata"].update(position="low")), "unknown position .* 'low'"),
@@ -276,6 +288,8 @@ def test_the_command_makes_an_adapter_that_predicts(
     photos, out = draw_photos(2), tmp_path / "adapter.safetensors"
     folder = export(trained_adapter(encoder, "clip-lora"), "clip-lora", tmp_path / "out")
     asked = ["--dataset", str(photos), "--model", f"local-dir:{random_vit}", "--save", str(out)]
+    assert main(["import", str(folder / "lora_weights.pt"), *asked[:-2]]) == 2
+    assert "CLIP-LoRA's own file needs --save" in capsys.readouterr().err
     assert main(["import", str(folder / "lora_weights.pt"), *asked]) == 0
     assert load_adapter(out).classnames == ("blue", "green", "red")
     assert main(["predict", str(out), str(photos / "red" / "000.jpg")]) == 0

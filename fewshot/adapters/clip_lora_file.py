@@ -12,7 +12,8 @@ depth in the authors' table: "half-up" are blocks 6 to 11 of ViT-L/14's 24, and 
 of them. A file with as many layers as the same share of the depth has is read as that.
 """
 
-import pickle
+import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -32,6 +33,7 @@ from fewshot.endtoend.parts.blocks import (
     towers_of,
 )
 
+DAMAGED = "it is cut short, or holds more than tensors, which may be code and is not run"
 MATRICES = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "proj"}
 POSITIONS = {
     "bottom": range(4),
@@ -78,6 +80,12 @@ def read_clip_lora(
         name: _factor(path, layers, layer, matrix, factor, about.rank)
         for name, layer, matrix, factor in _factors(chosen, about.matrices)
     }
+    named = {MATRICES[matrix] for matrix in about.matrices}
+    if beside := {matrix for layer in layers.values() for matrix in layer} - named:
+        raise UserError(
+            f"{path} holds {min(beside, key=str)} beside the params of its metadata, "
+            f"{', '.join(about.matrices)}; the file is another version's"
+        )
     covering = [
         p for p in TWELFTHS if all({*chosen[t]} <= {*blocks_of(p, depths[t])} for t in chosen)
     ]
@@ -107,8 +115,8 @@ def _content(path: Path) -> tuple[Mapping[str, Any], _About]:
     Raises:
         UserError: Damaged, or something else.
     """
+    content = _loaded(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
         layers, said = content["weights"], content["metadata"]
         towers: Any = {"vision": "image"}.get(said["encoder"], said["encoder"])
         about = _About(
@@ -119,21 +127,14 @@ def _content(path: Path) -> tuple[Mapping[str, Any], _About]:
             alpha=float(said["alpha"]),
         )
         len(layers)
-    except (
-        OSError,
-        RuntimeError,
-        pickle.UnpicklingError,
-        EOFError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        LookupError,
-    ) as error:
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise UserError(
-            f"{path} is not one of CLIP-LoRA's files ({reason}); expected a .pt with weights and "
-            "metadata"
-        ) from None
+    except LookupError as error:
+        raise _not_theirs(path, f"it has no {error}") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise _not_theirs(path, str(error) or repr(error)) from None
+    if not math.isfinite(about.alpha):
+        raise _not_theirs(path, f"its alpha is {about.alpha}")
+    if not about.matrices:
+        raise _not_theirs(path, "its params name no matrix")
     if about.towers not in get_args(Towers):
         raise unknown("encoder", str(about.towers), ["both", "text", "vision"])
     if about.position not in POSITIONS:
@@ -144,13 +145,33 @@ def _content(path: Path) -> tuple[Mapping[str, Any], _About]:
     return layers, about
 
 
+def _loaded(path: Path) -> Any:
+    """The content of a pickle of torch's; nothing in it is run."""
+    try:
+        with warnings.catch_warnings():  # torch has some for pickles that it refuses
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        reason = error.strerror if error.filename else None
+        raise _not_theirs(path, reason or DAMAGED) from None
+    except Exception:  # whatever a damaged or hostile file makes of the unpickler
+        raise _not_theirs(path, DAMAGED) from None
+
+
+def _not_theirs(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"{path} is not one of CLIP-LoRA's files: {reason}; expected a .pt with weights and "
+        "metadata"
+    )
+
+
 def _factor(
     path: Path, layers: Mapping[str, Any], layer: str, matrix: str, factor: str, rank: int
 ) -> Tensor:
     """A factor of a file.
 
     Raises:
-        UserError: It is not there, or of another rank.
+        UserError: It is not there, of another rank, or not finite.
     """
     try:
         tensor: Tensor = layers[layer][matrix][factor]
@@ -162,6 +183,11 @@ def _factor(
         raise UserError(
             f"{path} should hold {factor} of rank {rank} in {layer}, {matrix}; got {got}; the "
             "file is cut short or another version's"
+        )
+    if not bool(tensor.isfinite().all()):
+        raise UserError(
+            f"{path} should hold finite numbers; {factor} in {layer}, {matrix}, has some that are "
+            "infinite or none; its training went wrong, so train again"
         )
     return tensor
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cache.errors import UserError
 from fewshot.commands.options import DataRootOption, IfExistsOption, StoreOption
 from fewshot.commands.parsing import parse_pairs
 from fewshot.commands.terminal import say, show
@@ -51,16 +52,21 @@ def import_(
 
     arrays = parse_pairs("--array", array)
     root = store or default_root()
-    path = import_file(
-        file,
-        dataset,
-        model,
-        root,
-        arrays=arrays,
-        if_exists=if_exists,
-        logit_scale=logit_scale,
-        say=say,
-    )
+    try:
+        path = import_file(
+            file,
+            dataset,
+            model,
+            root,
+            arrays=arrays,
+            if_exists=if_exists,
+            logit_scale=logit_scale,
+            say=say,
+        )
+    except UserError as error:
+        if file.suffix != ".pt":
+            raise
+        raise UserError(f"{error}; CLIP-LoRA's own file needs --save") from error
     show(str(path))
 
 
