@@ -1,6 +1,5 @@
 """An adapter of what CLIP-LoRA's own code trained."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -10,9 +9,9 @@ from cache.errors import UserError
 from cache.models.encoder import Encoder
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.clip_lora_file import depths_of, read_clip_lora
+from fewshot.adapters.trained_adapter import adapter_of_learner
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
-from fewshot.model_selection.calibration import Calibration
 
 
 @torch.no_grad()
@@ -41,17 +40,5 @@ def import_clip_lora(path: Path, encoder: Encoder, source: Source) -> Adapter:
                 f"room for {tuple(parameter.shape)}; give --model the one it was trained on"
             )
         parameter.copy_(saved)
-    return Adapter(
-        method=method.name,
-        settings=asdict(method),
-        model=dict(encoder.identity),
-        preprocessing={**encoder.preprocess.identity(), "exif": source.exif},
-        precision=encoder.precision,
-        classnames=source.classnames,
-        prompts=(),
-        templates=source.templates,
-        training={"dataset": source.dataset, "imported": True},
-        calibration=Calibration(),
-        classifier=None,
-        tensors=learner.state(),
-    )
+    training = {"dataset": source.dataset, "imported": True}
+    return adapter_of_learner(learner, method, encoder, source, training)

@@ -1,6 +1,8 @@
 """An adapter of what was trained through the model, calibrated on validation images."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,12 +12,12 @@ from cache.datasets.source import Source
 from cache.extraction.provenance import versions
 from cache.models.encoder import Encoder
 from fewshot.adapters.adapter import Adapter
-from fewshot.endtoend.clip import EndToEnd
+from fewshot.endtoend.clip import EndToEnd, Learner
 from fewshot.endtoend.experiment import Trained
 from fewshot.endtoend.photos import center_crops, require_images
 from fewshot.endtoend.privacy import ACCOUNT
-from fewshot.model_selection.calibration import calibrate
-from fewshot.model_selection.conformal import by_class
+from fewshot.model_selection.calibration import Calibration, calibrate
+from fewshot.model_selection.conformal import ByClass, by_class
 from fewshot.results.log import program_version
 from fewshot.sampling import VAL_SHOTS, draw
 
@@ -65,6 +67,32 @@ def of_trained(
         training["privacy"] = account
     logits, labels = _validation(trained, encoder, source, workers, batch_size)
     calibration = calibrate(logits, labels, "val")
+    return adapter_of_learner(
+        trained.learner, method, encoder, source, training,
+        calibration, by_class(logits, labels, calibration.temperature),
+    )  # fmt: skip
+
+
+def adapter_of_learner(
+    learner: Learner,
+    method: EndToEnd,
+    encoder: Encoder,
+    source: Source,
+    training: Mapping[str, Any],
+    calibration: Calibration = Calibration(),  # noqa: B008, it is frozen
+    held_out: ByClass = (),
+) -> Adapter:
+    """The adapter of what an end-to-end method holds in its learner.
+
+    Args:
+        learner: With its parameters as learned.
+        method: The method.
+        encoder: Its model.
+        source: The dataset that it is for.
+        training: What is worth keeping of the training.
+        calibration: How sure it may be.
+        held_out: By `conformal.by_class`, at the calibration's temperature.
+    """
     return Adapter(
         method=method.name,
         settings=asdict(method),
@@ -77,8 +105,8 @@ def of_trained(
         training=training,
         calibration=calibration,
         classifier=None,
-        tensors=trained.learner.state(),
-        held_out=by_class(logits, labels, calibration.temperature),
+        tensors=learner.state(),
+        held_out=tuple(map(tuple, held_out)),
     )
 
 
