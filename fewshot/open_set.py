@@ -28,18 +28,27 @@ Score = Literal["mcm", "max-softmax", "max-logit", "energy"]
 SCORES: tuple[Score, ...] = get_args(Score)
 
 
-def parse_known(text: str, dataset: str) -> Known:
+def parse_known(text: str, *datasets: str) -> Known:
     """The known classes as typed: how many of the first ones, or names with commas between.
 
-    `published` is the number of a dataset's that are known in published open sets.
+    `published` is the number of the datasets' classes that are known in published open sets.
 
     Raises:
-        UserError: None is published of the dataset.
+        UserError: None is published of one of the datasets, or not the same number of all.
     """
     if text.strip().isdecimal():
         return int(text)
     if text.strip() == "published":
-        return published_known(dataset)
+        if not datasets:
+            raise UserError("--known published needs the names of the datasets; give --datasets")
+        numbers = {dataset: published_known(dataset) for dataset in datasets}
+        if len(set(numbers.values())) > 1:
+            listed = ", ".join(f"{number} of {dataset}" for dataset, number in numbers.items())
+            raise UserError(
+                f"published open sets have different numbers of known classes: {listed}; give "
+                "datasets with one number at a time"
+            )
+        return numbers[datasets[0]]
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 

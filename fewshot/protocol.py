@@ -112,10 +112,13 @@ class Protocol:
             object.__setattr__(self, "known", checked_known(self.known))
             if self.setting == "few-shot":
                 object.__setattr__(self, "setting", "open-set")
-        if (self.known is None) == (self.setting == "open-set"):
+        if self.known is None and self.setting == "open-set":
             raise UserError(
-                "open-set needs the known classes, and no other setting has some; "
-                f"got known {self.known!r:.60} and {self.setting}"
+                "open-set needs the known classes; give known (--known), a number or names"
+            )
+        if self.known is not None and self.setting != "open-set":
+            raise UserError(
+                f"known classes (--known) belong to the setting open-set alone; got {self.setting}"
             )
         if self.score not in SCORES:
             raise unknown("score of known images", self.score, SCORES)

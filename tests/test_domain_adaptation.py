@@ -133,7 +133,7 @@ WRONG: list[tuple[str, str, dict[str, Any], str]] = [
     ("abc", "xyz", {}, "no class of the same name in common"),
     ("abc", "abca", {}, "a is the name of two classes"),
     ("abc", "abc", {"threshold": 1.5}, "threshold must be from 0 to 1"),
-    ("abc", "abc", {"known": 2}, "no other setting has some"),
+    ("abc", "abc", {"known": 2}, "belong to the setting open-set alone"),
 ]
 
 

@@ -98,8 +98,13 @@ def test_a_number_of_known_classes_is_as_many_of_the_first(store: FeatureStore) 
     assert parse_known(" 3", "dtd") == 3
     assert parse_known("cat, dog", "dtd") == ("cat", "dog")
     assert parse_known("published", "Office31-Amazon") == 25
+    assert parse_known("published", "office31_dslr", "office31_webcam") == 25
     with pytest.raises(UserError, match="no open set of dtd is published; give --known a number"):
-        parse_known("published", "dtd")
+        parse_known("published", "office31_dslr", "dtd")
+    with pytest.raises(UserError, match="25 of office31_dslr, 8 of visda_c_train; give datasets"):
+        parse_known("published", "office31_dslr", "visda_c_train")
+    with pytest.raises(UserError, match="needs the names of the datasets; give --datasets"):
+        parse_known("published")
 
 
 @dataclass(frozen=True)
@@ -145,8 +150,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"known": ["ant", "bee", "ant"]}, "ant is among the known classes twice"),
     ({"known": 4}, "no class of 4 is left to be unknown"),
     ({"known": "ant,bee"}, "a number of classes or a list of names"),
-    ({"setting": "open-set"}, "open-set needs the known classes"),
-    ({"known": 2, "setting": "base-to-new"}, "no other setting has some"),
+    ({"setting": "open-set"}, "open-set needs the known classes; give known"),
+    (
+        {"known": 2, "setting": "base-to-new"},
+        "belong to the setting open-set alone; got base-to-new",
+    ),
     ({"known": 2, "score": "margin"}, "unknown score of known images"),
     ({"known": 2, "shots": "all"}, "imbalance natural and open-set exclude one another"),
 ]

@@ -207,7 +207,7 @@ def bench(
             "prompts": parse_names(prompts),
             "protocol": protocol,
             "source": source,
-            "known": None if known is None else parse_known(known, datasets or "all datasets"),
+            "known": None if known is None else parse_known(known, *(parse_names(datasets) or ())),
             "score": score,
             "synthesize": synthesize,
             "imbalance": imbalance,
