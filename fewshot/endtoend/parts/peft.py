@@ -2,7 +2,7 @@
 
 The recipe is CLIP-LoRA's (https://arxiv.org/abs/2405.18541), which was made for few shots of CLIP;
 the methods' own were made for other backbones, more images and a classifier learned from nothing.
-Each method brings the learning rate of its paper. CLIP's text takes the place of that classifier.
+Most bring the learning rate of their paper; CLIP's text takes the place of that classifier.
 """
 
 from abc import abstractmethod
