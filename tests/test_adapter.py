@@ -23,7 +23,8 @@ from fewshot.adapters.classifiers import kinds, put_together, take_apart
 from fewshot.adapters.description import describe
 from fewshot.adapters.fitted_adapter import fit_and_save, of_fitted
 from fewshot.adapters.header import is_adapter
-from fewshot.adapters.opened_adapter import preprocessing, require_model, with_encoder
+from fewshot.adapters.opened_adapter import with_encoder
+from fewshot.adapters.same_model import preprocessing, require_model
 from fewshot.classifier import LinearClassifier
 from fewshot.fitted import Fitted
 from fewshot.methods import METHODS

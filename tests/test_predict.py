@@ -22,8 +22,9 @@ from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import take_apart
 from fewshot.adapters.image_results import Prediction, PredictionForm, Unreadable
 from fewshot.adapters.inputs import image_files
-from fewshot.adapters.opened_adapter import Predictor, with_encoder
+from fewshot.adapters.opened_adapter import with_encoder
 from fewshot.adapters.predict import classify_images, predict, stream
+from fewshot.adapters.predictor import Predictor
 from fewshot.classifier import Classifier, LinearClassifier
 from fewshot.method import Method
 from fewshot.model_selection.calibration import Calibration

@@ -22,9 +22,9 @@ from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import put_together
 from fewshot.adapters.fitted_adapter import fit_and_save
 from fewshot.adapters.image_results import PredictionForm
-from fewshot.adapters.opened_adapter import Predictor
 from fewshot.adapters.output import lines
 from fewshot.adapters.predict import stream
+from fewshot.adapters.predictor import Predictor
 from fewshot.label_rule import LabelRule
 from fewshot.serving import web_server
 from fewshot.serving.connection import BODY

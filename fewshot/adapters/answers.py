@@ -8,7 +8,7 @@ from torch import Tensor
 from cache.errors import UserError
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.image_results import Prediction, PredictionForm, Unreadable, distinct
-from fewshot.adapters.opened_adapter import FeaturePredictor
+from fewshot.adapters.predictor import FeaturePredictor
 from fewshot.model_selection.conformal import p_values, prediction_sets, thresholds
 
 

@@ -1,10 +1,8 @@
-"""An adapter with its model loaded: pixels in, probabilities out."""
+"""Open an adapter: with its model to classify images, or without one to classify features."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +16,8 @@ from cache.models.encoder import Encoder
 from cache.models.loading import load
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.classifiers import put_together
+from fewshot.adapters.predictor import FeaturePredictor, Predictor
+from fewshot.adapters.same_model import preprocessing, require_model
 from fewshot.adapters.two_crops import TwoCrops
 from fewshot.method import Method
 from fewshot.methods import METHODS
@@ -25,60 +25,6 @@ from fewshot.parts.trained_ends import PooledClassifier
 
 if TYPE_CHECKING:
     from fewshot.endtoend.clip import Clip, Learner
-
-
-@dataclass(frozen=True, eq=False)
-class FeaturePredictor:
-    """A classifier of features: an adapter ready for use.
-
-    Attributes:
-        adapter: What was learned.
-        logits: Features (M, D) to logits (M, C), on the CPU.
-        jointly: True where the logits of an image depend on the images beside it, so that `logits`
-            needs all features at once.
-        tower: Where it classifies pooled images, (M, w) in place of features: the model's own
-            layers that make features of them.
-    """
-
-    adapter: Adapter
-    logits: Callable[[Tensor], Tensor]
-    jointly: bool
-    tower: ImageTower | None = field(default=None, kw_only=True)
-
-    def joint(self, features: Tensor) -> Tensor:
-        """(M, D) features beside text, of what it classifies."""
-        if self.tower is None:
-            return features
-        return torch.from_numpy(self.tower.features(features.numpy()))
-
-    def probabilities(self, features: Tensor) -> Tensor:
-        """(M, C) calibrated probabilities of (M, D) features."""
-        if self.adapter.label_rule is not None:
-            return self.adapter.label_rule.probabilities(self.logits(features))
-        t = self.adapter.calibration.temperature
-        return torch.softmax(self.logits(features).double() / t, dim=1)
-
-
-@dataclass(frozen=True, eq=False)
-class Predictor(FeaturePredictor):
-    """A classifier of images: an adapter with its model.
-
-    Attributes:
-        preprocess: PIL image to the model's pixels (3, H, W); of a pair, the second model's.
-        features: A batch of what `crops` gives to features (B, D), on the CPU.
-        device: Where the model runs.
-        beside: The preprocessing of a pair's first model.
-    """
-
-    preprocess: Preprocess
-    features: Callable[[Tensor], Tensor]
-    device: torch.device
-    beside: Preprocess | None = None
-
-    @property
-    def crops(self) -> Preprocess | TwoCrops:
-        """The crop of an image that the model takes, or the two that a pair takes."""
-        return self.preprocess if self.beside is None else TwoCrops(self.beside, self.preprocess)
 
 
 def open_adapter(
@@ -195,53 +141,6 @@ def method_of(adapter: Adapter) -> type[Method]:
             f"{adapter.method!r} is no method of this version; update fewshot, or fit again"
         )
     return method
-
-
-def require_model(recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Raise unless a model is the one that an adapter was made with.
-
-    The weights decide, where the adapter knows them: a model may have moved.
-
-    Args:
-        recorded: The adapter's record of the model.
-        identity: That of the model at hand.
-
-    Raises:
-        UserError: It is another; says both identities.
-    """
-    keys = ["weights"] if recorded.get("weights") else [k for k in ("dim",) if k in recorded]
-    have = {key: identity.get(key) for key in keys}
-    want = {key: recorded[key] for key in keys}
-    if have != want:
-        raise UserError(
-            f"this adapter was made with {_identity(recorded)}, and this is "
-            f"{_identity(identity)}: another model's features mean something else; "
-            "give --model the one it was made with, or fit again"
-        )
-
-
-def preprocessing(recorded: Mapping[str, Any], encoder: Encoder) -> Preprocess:
-    """From image to pixels as for the adapter's training images; the model's own if unknown.
-
-    Raises:
-        UserError: It makes images of a size that the model does not take.
-    """
-    known = {k: v for k, v in recorded.items() if k != "exif"}
-    if not known:
-        return encoder.preprocess
-    known |= {key: tuple(known[key]) for key in ("mean", "std")}
-    found = Preprocess(**known)
-    if found.size != encoder.preprocess.size:
-        raise UserError(
-            f"the adapter's preprocessing makes images of {found.size} pixels, and the model takes "
-            f"{encoder.preprocess.size}; fit it again"
-        )
-    return found
-
-
-def _identity(model: Mapping[str, Any]) -> str:
-    weights = str(model.get("weights") or "unknown")
-    return f"{model['name']} (weights {weights[:12]}, D = {model.get('dim', 'unknown')})"
 
 
 def _end_to_end(adapter: Adapter, encoder: Encoder, preprocess: Preprocess) -> Predictor:

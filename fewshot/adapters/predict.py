@@ -24,7 +24,8 @@ from fewshot.adapters.image_results import (
     Unreadable,
 )
 from fewshot.adapters.inputs import Given, Taken, decoded, every, image_files
-from fewshot.adapters.opened_adapter import Predictor, open_adapter
+from fewshot.adapters.opened_adapter import open_adapter
+from fewshot.adapters.predictor import Predictor
 
 _Batch = list[tuple[str, Tensor | str]]
 

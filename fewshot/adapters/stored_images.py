@@ -25,8 +25,9 @@ from fewshot.adapters.image_results import (
     PredictionForm,
     Unreadable,
 )
-from fewshot.adapters.opened_adapter import method_of, require_model, without_model
+from fewshot.adapters.opened_adapter import method_of, without_model
 from fewshot.adapters.predict import counted, print_lines
+from fewshot.adapters.same_model import require_model
 
 BLOCK = 4096  # images in memory at a time: 8 MiB of 512 features
 

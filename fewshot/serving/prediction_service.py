@@ -13,8 +13,8 @@ from cache.images.decoding_memory import MAX_PIXELS
 from cache.images.read_ahead import ERRORS, reason
 from fewshot.adapters.answers import Answers
 from fewshot.adapters.image_results import PredictionForm, distinct
-from fewshot.adapters.opened_adapter import Predictor
 from fewshot.adapters.output import plain
+from fewshot.adapters.predictor import Predictor
 from fewshot.serving.batching import Batcher
 from fewshot.serving.messages import Reply, Request, RequestError, as_json
 from fewshot.serving.openapi import PARAMETERS, description

@@ -7,7 +7,8 @@ from pathlib import Path
 from cache.errors import count
 from cache.images.decoding_memory import MAX_PIXELS
 from fewshot.adapters.adapter import load_adapter
-from fewshot.adapters.opened_adapter import Predictor, open_adapter
+from fewshot.adapters.opened_adapter import open_adapter
+from fewshot.adapters.predictor import Predictor
 from fewshot.serving.prediction_service import QUEUE, PredictionService
 from fewshot.serving.web_server import WebServer, until_interrupted
 

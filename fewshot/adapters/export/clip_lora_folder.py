@@ -6,7 +6,7 @@ from cache.errors import UserError
 from cache.models.encoder import Encoder
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.clip_lora_file import depths_of, write_clip_lora
-from fewshot.adapters.opened_adapter import require_model
+from fewshot.adapters.same_model import require_model
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 
 FILE = "lora_weights.pt"

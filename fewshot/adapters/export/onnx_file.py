@@ -20,7 +20,8 @@ from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.export.check import probes, require_close
 from fewshot.adapters.export.model_card import identity
 from fewshot.adapters.export.onnx_graph import OnnxGraph, graph_of
-from fewshot.adapters.opened_adapter import Predictor, with_encoder
+from fewshot.adapters.opened_adapter import with_encoder
+from fewshot.adapters.predictor import Predictor
 from fewshot.results.log import program_version
 
 FILE = "model.onnx"

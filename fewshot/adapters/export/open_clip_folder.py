@@ -20,7 +20,8 @@ from cache.models.loading import TINY, load
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.export.check import probes, require_close
 from fewshot.adapters.export.folding import Head, folded, matrix_of
-from fewshot.adapters.opened_adapter import Predictor, attached, with_encoder
+from fewshot.adapters.opened_adapter import attached, with_encoder
+from fewshot.adapters.predictor import Predictor
 from fewshot.endtoend import text_tower
 from fewshot.endtoend.clip import Clip
 

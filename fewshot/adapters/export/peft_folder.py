@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from cache.errors import UserError
 from cache.models.encoder import Encoder
 from fewshot.adapters.adapter import Adapter
-from fewshot.adapters.opened_adapter import require_model
+from fewshot.adapters.same_model import require_model
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.parts.blocks import IN_BLOCK
 
