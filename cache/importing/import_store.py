@@ -10,8 +10,9 @@ from cache.datasets.listing import SPLIT_RULE
 from cache.errors import UserError, unknown
 from cache.extraction.store_writer import create
 from cache.files.json_text import canonical_json
-from cache.importing.import_arrays import Imported, recognize
+from cache.importing.import_arrays import recognize
 from cache.importing.import_files import Arrays, open_arrays
+from cache.importing.imported import Imported
 from cache.location import model_name, store_path
 from cache.store import FeatureStore
 
