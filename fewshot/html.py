@@ -46,7 +46,7 @@ class Drawing:
         caption: Above it.
         svg: The drawing.
         legend: The name of each series and its sample; empty without a legend.
-        wide: Whether it takes the whole width of the page.
+        wide: True if it takes the whole width of the page.
     """
 
     caption: str

@@ -195,7 +195,7 @@ def require_shots(
         labels: (N,) class ids.
         classnames: C names by class id.
         shots: How many of each class there must be.
-        exactly: Whether more are an error too.
+        exactly: Refuse more, too.
 
     Raises:
         UserError: A class has too few, or too many; names the classes and their counts.

@@ -108,7 +108,7 @@ def x_labels(labels: Sequence[tuple[float, str]], *, lines: bool = False) -> lis
 
     Args:
         labels: Where and what, from left to right.
-        lines: Whether each has a vertical line.
+        lines: Draw a vertical line at each.
     """
     drawn = []
     if lines:

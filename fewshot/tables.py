@@ -21,7 +21,7 @@ class Number(NamedTuple):
         value: Of a percentage, in percent.
         half: Half the width of its 95 % interval; NaN for none.
         digits: After the point.
-        signed: Whether a plus is printed.
+        signed: Print a plus.
     """
 
     value: float

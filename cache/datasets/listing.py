@@ -25,10 +25,10 @@ class Listing:
         origin: Where the split came from, in words.
         notes: What a reader should know about how it was found, one line each.
         class_ids: ImageNet's id of each class, where the classes are ImageNet's.
-        drawn: Whether nobody gave a split and this one is `stratified_split`'s.
+        drawn: True if nobody gave a split and this one is `stratified_split`'s.
         reader: What reads the images; None for files below `root`.
         templates: Prompts that lie beside the images.
-        multi_label: Whether an image may have several labels.
+        multi_label: True if an image may have several labels.
     """
 
     root: Path

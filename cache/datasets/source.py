@@ -30,7 +30,7 @@ class Source:
         splits: "train", "val" and "test", those that exist, each in its published order.
         templates: Prompts, with {} for the class name.
         origin: Where the split came from, in words.
-        exif: Whether images are turned as their EXIF orientation says: yes for users' own
+        exif: True if images are turned as their EXIF orientation says: yes for users' own
             photographs, no for benchmarks, whose authors did not.
         manifest_digest: sha256 of the manifest, in hex; empty where there is none.
         template_sets: Further sets of prompts that the manifest has, by name.
@@ -38,11 +38,11 @@ class Source:
         sizes: Rows that the manifest says each split must have; empty where it does not say.
         content: Split -> digest of its images' bytes, as the manifest says.
         notes: What a reader should know about how it was found, one line each.
-        drawn: Whether nobody gave a split, and this one is our own.
+        drawn: True if nobody gave a split, and this one is our own.
         max_pixels: Width times height of the largest image that is decoded.
         reader: What reads the images; None for files below `root`.
-        multi_label: Whether an image may have several labels.
-        unlabeled: Whether every label is -1, for nobody has labeled the images.
+        multi_label: True if an image may have several labels.
+        unlabeled: True if every label is -1, for nobody has labeled the images.
         place: What `resolving.find` finds it by from any directory: a folder, a table or shards of
             the user's own; empty where that is a name, or not all there is to it.
     """

@@ -52,7 +52,7 @@ class Digests:
         source: The images.
         rows: Split -> (n,) its rows.
         of: Split -> (n, 32) uint8, in that order.
-        trust: Whether what the bank remembers was looked up.
+        trust: True if digests that the bank remembers were looked up.
         trusted: Number of images that were not read, since size and time are those of before.
     """
 

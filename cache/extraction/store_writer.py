@@ -42,7 +42,7 @@ def create(
         identity: What made the features; see `FeatureStore.identity`.
         classnames: C names by class id.
         versions: Libraries and their versions.
-        imported: Whether the features were computed elsewhere.
+        imported: True if the features were computed elsewhere.
         skipped: Images that were left out.
 
     Raises:

@@ -79,7 +79,7 @@ def commands(
         seed: Random seed of folds and training.
         encoding: Option -> value for whatever encodes; None for one left out, True for a flag.
         again: The same for the `fewshot auto` that does all of it.
-        skip: Whether there were images that cannot be read.
+        skip: True if there were images that cannot be read.
     """
     model = ["--model", store.model, *([] if root is None else ["--store", str(root)])]
     whole = model[2:] if again.get("--models") else model

@@ -26,7 +26,7 @@ class LabelIssue:
         suggested: The label it probably should have.
         p_label: Probability of the label, in 0..1; None where the image was not judged.
         p_suggested: Probability of the suggested label.
-        duplicate: Whether a near-duplicate of it has the suggested label, which is then why.
+        duplicate: True if a near-duplicate of it has the suggested label, which is then why.
     """
 
     row: int

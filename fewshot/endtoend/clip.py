@@ -239,9 +239,9 @@ class EndToEnd(MethodInfo):
     Attributes:
         unfoldable: Why the trained model is not open_clip's two towers with other weights and a
             matrix of classes, in words; empty where it is.
-        published: Whether the defaults are a published recipe for few shots of CLIP.
+        published: True if the defaults are a published recipe for few shots of CLIP.
         step_name: What progress calls a step of the training.
-        val_first: Whether that recipe draws validation images too, and so other few shots.
+        val_first: True if that recipe draws validation images too, and so other few shots.
     """
 
     unfoldable: ClassVar[str] = (

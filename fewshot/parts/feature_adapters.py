@@ -36,7 +36,7 @@ class Adapters:
         down: (D, G H), the transposed W1 side by side, one matrix product for all.
         up: (G, H, D), each W2 transposed.
         ratio: (G, 1, 1), or its logit where `learned`.
-        learned: Whether the ratio is trained.
+        learned: True if the ratio is trained.
     """
 
     down: Tensor

@@ -27,7 +27,7 @@ class Solution:
         weight: (C, D) float64.
         bias: (C,) float64, summing to zero where a sample has one class.
         passes: Passes over the samples that it took, from the solution before it.
-        converged: Whether the tolerance was met.
+        converged: True if the tolerance was met.
     """
 
     weight: Tensor

@@ -24,7 +24,7 @@ def read_pattern(pattern: str, *, labeled: bool = True) -> Listing:
 
     Args:
         pattern: A path or a URL.
-        labeled: Whether the images have labels; without, all are of a train split.
+        labeled: True if the images have labels; else all are of a train split.
 
     Raises:
         UserError: There are none, one cannot be read, or they have no labels.

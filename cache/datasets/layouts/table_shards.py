@@ -92,7 +92,7 @@ def read(found: Sequence[str], labeled: bool = True) -> Listing:
 
     Args:
         found: The addresses.
-        labeled: Whether the images have labels; without, all are of a train split.
+        labeled: True if the images have labels; else all are of a train split.
 
     Raises:
         UserError: pyarrow is missing, or a shard; one is damaged, or has no column of images or of

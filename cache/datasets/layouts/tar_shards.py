@@ -79,7 +79,7 @@ def read(found: Sequence[str], labeled: bool = True) -> Listing:
 
     Args:
         found: The addresses.
-        labeled: Whether the images have labels; without, all are of a train split.
+        labeled: True if the images have labels; else all are of a train split.
 
     Raises:
         UserError: A shard is missing, cut off or no tar file; a sample has no label or two images.
