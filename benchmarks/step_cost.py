@@ -63,6 +63,8 @@ def compare(
 ) -> None:
     """Print, for each number of classes, a line per way; the first is what others are compared to.
 
+    The loss and gradient that are compared are the small step's.
+
     Args:
         ways: Their names.
         classes: Numbers of classes.
@@ -78,7 +80,7 @@ def compare(
             print(
                 f"{n_classes} classes, {way:13s} {found.clock:7.2f} s, on processors "
                 f"{found.processors:7.2f} s: {first.processors / found.processors:4.1f} times "
-                f"faster; {found.megabytes:6.0f} MB; of {FEW} images and classes the loss differs "
-                f"by {abs(found.loss - first.loss):.1e}, the gradient by {difference:.1e}",
+                f"faster; {found.megabytes:6.0f} MB; loss and gradient differ by "
+                f"{abs(found.loss - first.loss):.0e} and {difference:.0e}",
                 flush=True,
             )
