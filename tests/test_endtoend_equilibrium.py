@@ -2,7 +2,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewshot.endtoend.parts.equilibrium import BOUND, Equilibrium, ImplicitLayer, fixed_point
+from fewshot.endtoend.parts.equilibrium import (
+    BOUND,
+    Equilibrium,
+    ImplicitLayer,
+    fixed_point,
+    norm_bound,
+)
 
 
 def layer(dim: int = 4, *, times: float = 1.0, seed: int = 0) -> ImplicitLayer:
@@ -46,6 +52,19 @@ def test_the_state_stands_still_whatever_the_weights(
     assert residual(made, of_input * inputs()) < 1e-13
     x = (of_input * inputs()).float()
     assert residual(made.float(), x) < 1e-5
+
+
+@pytest.mark.parametrize("dim", [1, 3, 64])
+def test_the_norm_s_bound_is_above_it_by_next_to_nothing(dim: int) -> None:
+    for times in (1e-6, 1.0, 1e6):
+        matrix = times * torch.randn(dim, dim, generator=torch.Generator().manual_seed(2)).double()
+        bound, exact = norm_bound(matrix), norm(matrix)
+        assert (1 - 1e-12) * exact <= bound <= dim ** (1 / 1024) * (1 + 1e-12) * exact
+    identity = torch.eye(dim, dtype=torch.float64, requires_grad=True)  # all of them equal
+    norm_bound(identity).backward()  # type: ignore[no-untyped-call]
+    assert identity.grad is not None
+    assert identity.grad.isfinite().all()
+    assert norm_bound(torch.zeros(dim, dim)) < 1e-3
 
 
 def test_it_still_stands_still_when_training_pushes_the_weights_up() -> None:
@@ -142,6 +161,16 @@ def test_nothing_of_the_iterations_is_kept_for_the_gradient() -> None:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         Equilibrium.apply(weight, u)
     assert sum(kept) == 4 * 4 + 50 * 4
+
+
+def test_an_exported_graph_computes_the_same_without_looking_at_numbers() -> None:
+    made, x = layer(times=10.0).float(), inputs(3).float()
+    with torch.no_grad():
+        program = torch.export.export(made, (x,), strict=False)
+        torch.testing.assert_close(program.module()(x), made(x), rtol=1e-5, atol=1e-5)
+    code = program.graph_module.print_readable(print_output=False)
+    assert code.count("aten.tanh") == 130
+    assert "linalg" not in code  # ONNX has no singular values
 
 
 def test_a_layer_adds_zero_at_first_and_in_float32_under_autocast() -> None:

@@ -32,9 +32,9 @@ def encoder(random_vit: Path) -> Encoder:
 def implicit(parameters: Parameters, layer: str, x: Tensor) -> Tensor:
     """Of one vector, by a loop that gradients go through."""
     weight = parameters[f"{layer}.state"]
-    largest = torch.linalg.svdvals(weight)[0]
-    if largest > 0.9:
-        weight = weight * 0.9 / largest
+    schatten = torch.linalg.svdvals(weight).double().pow(1024).sum().pow(1 / 1024)
+    if schatten > 0.9:
+        weight = weight * 0.9 / schatten.float()
     u = linear(x, parameters[f"{layer}.inject.weight"], parameters[f"{layer}.inject.bias"])
     z = torch.zeros_like(u)
     for _ in range(200):
