@@ -2,8 +2,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from sklearn.kernel_ridge import KernelRidge
 from torch import Tensor
 
 from cache.errors import UserError
@@ -16,12 +19,20 @@ from fewshot.methods.stack import Stack
 from fewshot.model_selection.folds import held_out
 from fewshot.model_selection.tuning import cv_folds, tune
 from fewshot.parts.doubt import doubt
-from fewshot.parts.kernels import KernelClassifier
+from fewshot.parts.kernels import KernelClassifier, WhitenedKernel
 from fewshot.parts.whitened_probe import whitened_probe
 from tests.toys import task, vectors
 
 SCALE = 20.0
-WEIGHTS = {"zero_shot": 0.3, "gda": 0.2, "proker": 0.7, "text_probe": 0.5, "whitened_probe": 0.4}
+WEIGHTS = {
+    "zero_shot": 0.3,
+    "gda": 0.2,
+    "proker": 0.7,
+    "text_probe": 0.5,
+    "whitened_probe": 0.4,
+    "whitened_kernel": 0.6,
+}
+IMAGES_ALONE = ("gda", "proker", "whitened_probe", "whitened_kernel")
 
 
 def weighted(weights: Mapping[str, float]) -> Stack:
@@ -41,7 +52,29 @@ def bases(support: SupportSet, text: Text, query: Tensor) -> dict[str, Tensor]:
         "proker": ProKeR(logit_scale=SCALE).fit(support, text).logits(query),
         "text_probe": TextProbe(logit_scale=SCALE).fit(support, text).logits(query),
         "whitened_probe": whitened_probe(support, SCALE * text.features, d).logits(query),
+        "whitened_kernel": kernel_ridge(support, query),
     }
+
+
+def kernel_ridge(support: SupportSet, query: Tensor) -> Tensor:
+    """Kernel ridge regression by scikit-learn, on features that the inverse root of the covariance
+    within classes makes round: 50 for the right class, less the mean over the classes."""
+    x, y = support.features.double().numpy(), support.labels.numpy()
+    q, n_classes = query.double().numpy(), support.n_classes
+    residuals = np.concatenate([x[y == k] - x[y == k].mean(axis=0) for k in range(n_classes)])
+    scatter = residuals.T @ residuals
+    round_ = np.trace(scatter) / len(scatter) * np.eye(len(scatter))
+    axes, variances, _ = np.linalg.svd(scatter / 2 + round_ / 2)
+    root = axes / np.sqrt(variances) @ axes.T
+
+    def white(features: NDArray[np.float64]) -> NDArray[np.float64]:
+        moved = (features - x.mean(axis=0)) @ root
+        return cast(NDArray[np.float64], moved / np.linalg.norm(moved, axis=1, keepdims=True))
+
+    targets = 50 * (np.eye(n_classes)[y] - 1 / n_classes)
+    # exp(-6 (1 - cosine)) is exp(-3 |a - b|^2) of unit vectors.
+    fitted = KernelRidge(alpha=0.1, kernel="rbf", gamma=3.0).fit(white(x), targets)
+    return torch.from_numpy(fitted.predict(white(q))).float()
 
 
 def test_the_logits_are_the_weighted_sum_of_those_of_the_bases() -> None:
@@ -54,7 +87,13 @@ def test_the_logits_are_the_weighted_sum_of_those_of_the_bases() -> None:
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_a_base_of_weight_zero_is_not_fitted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds = {"gda": "GDA", "proker": "ProKeR", "text_probe": "TextProbe", "zero_shot": "ZeroShot"}
+    kinds = {
+        "gda": "GDA",
+        "proker": "ProKeR",
+        "text_probe": "TextProbe",
+        "zero_shot": "ZeroShot",
+        "whitened_kernel": "Whitening",
+    }
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("fitted")
@@ -69,10 +108,23 @@ def test_a_base_of_weight_zero_is_not_fitted(name: str, monkeypatch: pytest.Monk
     torch.testing.assert_close(left.logits(query), expected, rtol=1e-4, atol=1e-3)
 
 
-def test_without_proker_it_is_one_linear_classifier() -> None:
+def test_without_kernels_it_is_one_linear_classifier() -> None:
     support, text, _ = few()
-    assert isinstance(Stack(proker=0.0).fit(support, text), LinearClassifier)
-    assert isinstance(Stack().fit(support, text), KernelClassifier)
+    without = Stack(proker=0.0, whitened_kernel=0.0)
+    assert isinstance(without.fit(support, text), LinearClassifier)
+    assert isinstance(Stack(whitened_kernel=0.0).fit(support, text), KernelClassifier)
+    assert isinstance(Stack().fit(support, text), WhitenedKernel)
+
+
+@pytest.mark.parametrize("name", ["proker", "whitened_kernel"])
+def test_a_kernel_can_stand_alone_without_text(name: str) -> None:
+    support, _, query = few()
+    alone = weighted({one: float(one == name) for one in WEIGHTS}).fit(support, None)
+    expected = {
+        "proker": ProKeR(logit_scale=SCALE).fit(support, None).logits(query),
+        "whitened_kernel": kernel_ridge(support, query),
+    }
+    torch.testing.assert_close(alone.logits(query), expected[name], rtol=1e-4, atol=1e-3)
 
 
 def test_where_the_names_say_all_one_shot_stays_close_to_zero_shot() -> None:
@@ -86,14 +138,15 @@ def test_where_the_names_say_all_one_shot_stays_close_to_zero_shot() -> None:
     assert weights == {
         "zero_shot": 0.0,
         "text_probe": 0.0,
-        **{name: stack.OBSCURE[name] for name in ("gda", "proker", "whitened_probe")},
+        **{name: stack.OBSCURE[name] for name in IMAGES_ALONE},
+        "whitened_kernel": 0.0,  # one image of each class has no spread to whiten by
     }
 
 
 def test_tuning_takes_weight_from_names_that_are_wrong_and_leaves_it_to_those_that_are_right() -> (
     None
 ):
-    support, text, _ = few(shots=8, noise=0.6)
+    support, text, _ = few(shots=8, noise=1.2)  # images alone leave something open
     wrong = Text(text.features[torch.tensor([1, 2, 3, 4, 0])])
     method = Stack(logit_scale=SCALE, zero_shot=0.3, text_probe=0.0)
     right_weight = tune(method, support, text, protocol="cv").zero_shot
@@ -118,6 +171,22 @@ def test_tuning_lowers_the_log_loss_of_the_images_held_out() -> None:
 
     prior = weighted(Stack(logit_scale=SCALE).fit(support, text).stats)
     assert loss(tuned) < loss(prior) - 0.1
+
+
+@pytest.mark.parametrize(("shots", "learned_from"), [(2, 1), (4, 3), (8, 6)])
+def test_the_pull_weakens_with_the_shots_that_the_held_out_images_bases_had(
+    shots: int, learned_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pulls: list[float] = []
+
+    def pool(logits: object, labels: object, prior: Tensor, free: object, *, pull: float) -> Tensor:
+        pulls.append(pull)
+        return prior
+
+    monkeypatch.setattr(stack, "pool_weights", pool)
+    support, text, _ = few(shots)
+    tune(Stack(text_probe=0.0), support, text, protocol="cv")
+    assert pulls == [stack.PULL / learned_from]
 
 
 def test_a_weight_that_is_fixed_stays() -> None:
@@ -145,20 +214,18 @@ def test_no_more_images_are_held_out_than_place_the_weights(
 def test_without_text_the_bases_that_learn_from_images_are_left() -> None:
     support, _, query = few()
     classifier = Stack().fit(support, None)
-    assert {name for name, weight in classifier.stats.items() if weight} == {
-        "gda",
-        "proker",
-        "whitened_probe",
-    }
+    assert {name for name, weight in classifier.stats.items() if weight} == set(IMAGES_ALONE)
     assert classifier.logits(query).shape == (40, 5)
     with pytest.raises(UserError, match="every weight of stack is 0; without text"):
-        Stack(gda=0.0, proker=0.0, whitened_probe=0.0).fit(support, None)
+        weighted(dict.fromkeys(IMAGES_ALONE, 0.0)).fit(support, None)
 
 
-def test_beyond_its_limit_proker_takes_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beyond_their_limit_kernels_take_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
     support, text, _ = few()
     monkeypatch.setattr(stack, "MAX_KERNEL", len(support.labels) - 1)
-    assert Stack().fit(support, text).stats["proker"] == 0
+    stats = Stack().fit(support, text).stats
+    assert stats["proker"] == stats["whitened_kernel"] == 0
+    assert stats["gda"] > 0
 
 
 def test_new_classes_are_zero_shots() -> None:
@@ -175,10 +242,10 @@ def test_a_weight_below_zero_is_refused() -> None:
         Stack(gda=-1.0)
 
 
-@pytest.mark.parametrize("proker", [0.0, 0.7])
-def test_saved_and_exported_it_says_the_same(proker: float) -> None:
+@pytest.mark.parametrize(("proker", "whitened_kernel"), [(0.0, 0.0), (0.7, 0.0), (0.7, 0.6)])
+def test_saved_and_exported_it_says_the_same(proker: float, whitened_kernel: float) -> None:
     support, text, query = few()
-    classifier = Stack(proker=proker).fit(support, text)
+    classifier = Stack(proker=proker, whitened_kernel=whitened_kernel).fit(support, text)
     plain, tensors = take_apart(classifier)
     expected = classifier.logits(query)
     torch.testing.assert_close(put_together(plain, tensors).logits(query), expected)

@@ -1,4 +1,4 @@
-"""Stacking: the logits of five classifiers added up, each as much as held-out images say.
+"""Stacking: the logits of six classifiers added up, each as much as held-out images say.
 
 Wolpert, "Stacked generalization", Neural Networks 1992; with weights that are not negative, as in
 Breiman, "Stacked regressions", Machine Learning 1996, and van der Laan et al., "Super Learner",
@@ -24,41 +24,56 @@ from fewshot.methods.proker import ProKeR
 from fewshot.methods.text_probe import TextProbe
 from fewshot.methods.zero_shot import ZeroShot
 from fewshot.parts.doubt import doubt, trust
-from fewshot.parts.kernels import KernelClassifier
+from fewshot.parts.kernels import KernelClassifier, WhitenedKernel
 from fewshot.parts.pooling import pool_weights
 from fewshot.parts.whitened_probe import whitened_probe
+from fewshot.parts.whitening import Whitening
 from fewshot.support import SupportSet
 from fewshot.text import Text
 
 Weight = Literal["prior"] | float
-Base = LinearClassifier | KernelClassifier
 
 # The prior where names say all, and where they say nothing; between, in proportion to the doubt.
-CLEAR = {"zero_shot": 0.1, "gda": 0.15, "proker": 0.1, "text_probe": 0.4, "whitened_probe": 0.5}
-OBSCURE = {"gda": 0.2, "proker": 0.15, "whitened_probe": 0.1}
+CLEAR = {
+    "zero_shot": 0.1,
+    "gda": 0.15,
+    "proker": 0.1,
+    "text_probe": 0.4,
+    "whitened_probe": 0.5,
+    "whitened_kernel": 0.2,
+}
+OBSCURE = {"gda": 0.2, "proker": 0.15, "whitened_probe": 0.1, "whitened_kernel": 0.2}
 FULL_DOUBT = 0.18  # at this doubt one shot is trusted in full
-PULL = 32.0  # toward the prior: a weight 0.25 off costs as much as one image one nat off
-ENOUGH = 500  # held-out images: the weights are but five numbers
-MAX_KERNEL = 4096  # images up to which ProKeR takes part: its cost is cubic
+# Toward the prior: a weight 0.25 off costs as much as ten images one nat off where bases learned
+# from one shot, and so without a covariance within classes; with K shots a K-th of that.
+PULL = 320.0
+ENOUGH = 500  # held-out images: the weights are but six numbers
+MAX_KERNEL = 4096  # images up to which kernels take part: their cost is cubic
+KERNELS = ("proker", "whitened_kernel")
+WHITENED_KERNEL = ProKeR(beta=6.0, lmbda=0.1, correction="exact", margin=50.0)
 NEED_TEXT = ("zero_shot", "text_probe")
+
+Base = LinearClassifier | KernelClassifier | WhitenedKernel
 
 
 @dataclass(frozen=True)
 class Stack(Method):
     """Logits sum_b w_b z_b(f), w_b >= 0, of the bases' logits z_b, each base at its defaults.
 
-    The bases are zero-shot; GDA's Gaussian term without text; ProKeR; the text probe; and the probe
-    of `parts.whitened_probe`. Adding logits multiplies probabilities, each to the power of its
-    weight (a log-linear pool), so weights are inverse temperatures too and need not sum to one. All
-    bases but ProKeR are linear, so the sum is a linear classifier, or one and a kernel.
+    The bases are zero-shot; GDA's Gaussian term without text; ProKeR; the text probe; the probe of
+    `parts.whitened_probe`; and a kernel regression of the labels alone, without text, on whitened
+    features. Adding logits multiplies probabilities, each to the power of its weight (a log-linear
+    pool), so weights are inverse temperatures too and need not sum to one. All bases but the two
+    kernels are linear, so the sum is a linear classifier, and the kernels that have a weight.
 
     Tuning finds the weights: they minimize the log-loss of held-out images, which no base has
-    learned from, plus PULL/2 |w - prior|^2. With d zero-shot's doubt (see `parts.doubt`) and K
-    images per class,
+    learned from, plus PULL/2K |w - prior|^2 where these bases had K images per class. With d
+    zero-shot's doubt (see `parts.doubt`) and now K images per class in all,
 
         prior = s ((1 - d) CLEAR + d OBSCURE) + (1 - s) zero-shot,   s = min(1, sqrt(K) (d/0.18)^2).
 
-    Without text d is 1. A base of weight 0 is not fitted.
+    Without text d is 1. At one shot the prior leaves the whitened kernel out. A base of weight 0 is
+    not fitted.
 
     Attributes:
         zero_shot: Weight, or `prior` for that of the formula; so for all bases.
@@ -66,6 +81,7 @@ class Stack(Method):
         proker: Weight of ProKeR; 0 beyond 4096 images.
         text_probe: Weight of the text probe.
         whitened_probe: Weight of the whitened probe.
+        whitened_kernel: Weight of the kernel regression on whitened features; 0 beyond 4096 images.
         logit_scale: CLIP's inverse temperature.
         seed: Random seed for the text probe's batches.
     """
@@ -75,6 +91,7 @@ class Stack(Method):
     proker: Weight = "prior"
     text_probe: Weight = "prior"
     whitened_probe: Weight = "prior"
+    whitened_kernel: Weight = "prior"
     logit_scale: float = 100.0
     seed: int = 1
 
@@ -88,12 +105,17 @@ class Stack(Method):
     practical_size: ClassVar[PracticalSize] = PracticalSize(
         images=2000, logits=100_000, seconds=1.8
     )
-    saved_as: ClassVar[tuple[type, ...]] = (LinearClassifier, KernelClassifier)
+    saved_as: ClassVar[tuple[type, ...]] = (
+        LinearClassifier,
+        KernelClassifier,
+        WhitenedKernel,
+        Whitening,
+    )
 
     def __post_init__(self) -> None:
         non_negative(self, *CLEAR, words=("prior",), hint="0 leaves the base out")
 
-    def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier | KernelClassifier:
+    def fit(self, support: SupportSet, text: Text | None) -> Base:
         """Fit the bases and add them up."""
         weights = self._weights(support, text)
         bases = self._bases(support, text, weights)
@@ -111,17 +133,18 @@ class Stack(Method):
             held: See `TunesItself`.
         """
         start = self._weights(support, text)
-        logits, labels = [], []
+        logits, labels, shots = [], [], support.shots
         for train, features, truth in held:
             bases = self._bases(train, text, start)
             logits.append(torch.stack([base.logits(features) for base in bases.values()]))
             labels.append(truth)
+            shots = min(shots, train.shots)
             if sum(map(len, labels)) >= ENOUGH:
                 break
         names = list(bases)
         prior = torch.tensor([start[name] for name in names], dtype=torch.float64)
         moves = torch.tensor([name in free for name in names])
-        found = pool_weights(logits, labels, prior, moves, pull=PULL)
+        found = pool_weights(logits, labels, prior, moves, pull=PULL / shots)
         return replace(self, **start | dict(zip(names, found.tolist(), strict=True)))
 
     def fit_new_classes(
@@ -140,14 +163,17 @@ class Stack(Method):
             for name, clear in CLEAR.items()
         }
         prior["zero_shot"] += 1 - s
+        if support.shots == 1:  # no spread within classes to whiten by; with it up to 0.6 % worse
+            prior["whitened_kernel"] = 0.0
         given = {name: getattr(self, name) for name in CLEAR}
         weights = {name: prior[name] if w == "prior" else float(w) for name, w in given.items()}
         if text is None:
             weights |= dict.fromkeys(NEED_TEXT, 0.0)
         if len(support.labels) > MAX_KERNEL:
-            weights["proker"] = 0.0
+            weights |= dict.fromkeys(KERNELS, 0.0)
         if not any(weights.values()):
-            without = "" if text else "; without text only gda, proker and whitened_probe are left"
+            left = ", ".join(name for name in CLEAR if name not in NEED_TEXT)
+            without = "" if text else f"; without text only {left} are left"
             raise UserError(f"every weight of {self.name} is 0{without}; give one of them some")
         return weights
 
@@ -164,6 +190,7 @@ class Stack(Method):
             "whitened_probe": lambda: whitened_probe(
                 support, texts, 1.0 if texts is None else doubt(support, texts)
             ),
+            "whitened_kernel": lambda: _whitened_kernel(support),
         }
         return {name: fit() for name, fit in fits.items() if weights[name] > 0}
 
@@ -172,8 +199,29 @@ class Stack(Method):
         return None if text is None else self.logit_scale * normalize(text.features, dim=1)
 
 
+def _whitened_kernel(support: SupportSet) -> WhitenedKernel:
+    """Kernel ridge regression of the labels on whitened features."""
+    whitening = Whitening.of(support)
+    return WhitenedKernel(WHITENED_KERNEL.fit(whitening.support(support), None), whitening)
+
+
 def _sum(parts: list[tuple[float, Base]], stats: Mapping[str, float]) -> Base:
-    """The weighted sum of classifiers: a linear one, or one with a kernel. Its stats are given."""
+    """The weighted sum of classifiers, of which one at most is a kernel of either kind."""
+    whitened = next(((w, base) for w, base in parts if isinstance(base, WhitenedKernel)), None)
+    plain = [(w, base) for w, base in parts if not isinstance(base, WhitenedKernel)]
+    other = _plain_sum(plain, stats) if plain else None
+    if whitened is None:
+        assert other is not None  # some base has a weight
+        return other
+    w, base = whitened
+    kernel = replace(base.kernel, coefficients=w * base.kernel.coefficients)
+    return replace(base, kernel=kernel, other=other, stats=stats)
+
+
+def _plain_sum(
+    parts: list[tuple[float, LinearClassifier | KernelClassifier]], stats: Mapping[str, float]
+) -> LinearClassifier | KernelClassifier:
+    """The weighted sum of linear classifiers and of a kernel, or without one a linear one."""
     weight, bias, kernel = torch.zeros(()), torch.zeros(()), None
     for w, base in parts:
         if isinstance(base, KernelClassifier):
@@ -186,4 +234,6 @@ def _sum(parts: list[tuple[float, Base]], stats: Mapping[str, float]) -> Base:
     if kernel is None:
         return LinearClassifier(weight.float(), bias.float(), stats)
     like = kernel.samples
+    if weight.ndim == 0:  # ProKeR alone, without text
+        return replace(kernel, stats=stats)
     return replace(kernel, anchor=weight.to(like), bias=bias.to(like), stats=stats)

@@ -1,4 +1,4 @@
-"""The kernel of ProKeR, and a classifier that is a sum of kernels about samples."""
+"""The kernel of ProKeR, and classifiers that are a sum of kernels about samples."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import linear
 
-from fewshot.classifier import BlockedClassifier
+from fewshot.classifier import BlockedClassifier, LinearClassifier
+from fewshot.parts.whitening import Whitening
 
 BLOCK = 2**24  # kernel values of queries at a time, 64 MiB of them, or 128 in double precision
 
@@ -51,3 +52,34 @@ class KernelClassifier(BlockedClassifier):
         if self.anchor is not None:
             logits = logits + linear(x, self.anchor, self.bias)
         return logits.to(features)
+
+
+@dataclass(frozen=True, eq=False)
+class WhitenedKernel(BlockedClassifier):
+    """The logits of a kernel about whitened samples, and those of another classifier.
+
+    Attributes:
+        kernel: Of whitened features.
+        whitening: What whitens them.
+        other: The classifier of the features as they are, or None.
+        stats: See `Classifier`.
+    """
+
+    kernel: KernelClassifier
+    whitening: Whitening
+    other: LinearClassifier | KernelClassifier | None = None
+    stats: Mapping[str, float] = field(default_factory=dict)
+
+    kind: ClassVar[str] = "whitened kernel"
+
+    @property
+    def block(self) -> int:
+        """Queries whose kernel values are as many as one kernel takes at a time."""
+        return self.kernel.block
+
+    def block_logits(self, features: Tensor) -> Tensor:
+        """(M, C) logits of (M, D) features."""
+        logits = self.kernel.block_logits(self.whitening(features))
+        if isinstance(self.other, KernelClassifier):
+            return logits + self.other.block_logits(features)
+        return logits if self.other is None else logits + self.other.logits(features)
