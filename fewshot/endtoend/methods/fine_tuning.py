@@ -16,15 +16,17 @@ from fewshot.endtoend.parts.select import select
 class LNTune(PEFTMethod):
     """Scale and shift of every norm; a ResNet's are batch norms, which keep their statistics.
 
-    Steps and step size are those of 2SFS, https://arxiv.org/abs/2503.11609, which tunes the norms
-    of both towers and keeps the last 40 % of the steps for a linear classifier alone.
+    Steps are those of 2SFS, https://arxiv.org/abs/2503.11609, which tunes the norms of both towers
+    and keeps the last 40 % of the steps for a linear classifier alone.
 
     Attributes:
         last: Only the tower's last blocks and what comes after them; 0 for the whole tower.
     """
 
     iterations_per_shot: int = 300
-    lr: float = 2e-4
+    # 2SFS's 2e-4 hardly moves the norms of one tower: 4 shots bring digits from 89.4 % to 90.2, and
+    # this to 94.4; EuroSAT from 7.4 % to 13.4, and this to 30.8.
+    lr: float = 2e-3
     last: int = 0
 
     name: ClassVar[str] = "ln-tune"
