@@ -3,8 +3,9 @@ import gc
 import json
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,14 @@ RESNET: dict[str, object] = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 
 def no_model_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever runs the tests may have one set."""
     monkeypatch.delenv("FEWSHOT_MODEL", raising=False)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own Ctrl-C, which a shell's background job, and so its tests, would be without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

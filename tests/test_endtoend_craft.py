@@ -245,6 +245,7 @@ def test_a_killed_run_goes_on_to_the_same_end(
         run(replace(SMALL, sigma=0.5), encoder, source, checkpoint=path, **asked)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_keeps_the_generation_it_was_pressed_in(
     encoder: Encoder, draw_photos: Callable[..., Path], tmp_path: Path
 ) -> None:

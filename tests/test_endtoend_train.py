@@ -126,6 +126,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     assert equal(resumed, undisturbed)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_after_a_checkpoint_of_the_step(encoder: Encoder, tmp_path: Path) -> None:
     run = Run(encoder)
     undisturbed, _ = run()
@@ -138,6 +139,7 @@ def test_ctrl_c_ends_after_a_checkpoint_of_the_step(encoder: Encoder, tmp_path: 
     assert equal(resumed, undisturbed)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_interrupts_at_once() -> None:
     with interrupted_later() as stop:
         signal.raise_signal(signal.SIGINT)
