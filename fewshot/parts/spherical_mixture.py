@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from fewshot.support import SupportSet
 
 CONFIDENT = 8  # images of a class that its first mean is taken of, without labeled ones
-LEAST_VARIANCE = 1e-9  # of a dimension in which the images of a class do not differ at all
+MIN_VARIANCE = 1e-9  # of a dimension in which the images of a class do not differ at all
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,4 +64,4 @@ def estimate(x: Tensor, z: Tensor, labeled: LabeledSums) -> tuple[Tensor, Tensor
     # sum_ik z_ik (x_i - mu_k)^2, multiplied out, of all images together.
     squares = (x**2).mean(dim=0) + labeled.each * labeled.squares
     spread = squares - 2 * (sums * means).sum(dim=0) + shares @ means**2
-    return means, (spread / shares.sum()).clamp_min(LEAST_VARIANCE)
+    return means, (spread / shares.sum()).clamp_min(MIN_VARIANCE)
