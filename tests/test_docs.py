@@ -21,7 +21,7 @@ import sys
 import types
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +233,15 @@ def test_pages_count_the_methods_and_the_published_figures_as_they_are() -> None
         text = (ROOT / page).read_text(encoding="utf-8")
         for sentence in sentences:
             assert sentence in text
+
+
+def test_the_table_of_what_defaults_bring_has_the_rates_that_are_the_defaults() -> None:
+    text = (DOCS / "methods" / "index.md").read_text(encoding="utf-8")
+    section = text.split("### What the defaults bring")[1]
+    rates = re.findall(r"^\| \[`(.+?)`\]\(.+?\) \| (\S+) \|", section, re.MULTILINE)
+    assert len(rates) > 40
+    for name, rate in rates:
+        assert float(rate) == asdict(TRAINED[name]())["lr"]
 
 
 def test_every_setting_of_a_method_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
