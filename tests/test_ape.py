@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cache.errors import UserError
-from fewshot.methods.ape import APE, best_channels
+from fewshot.methods.ape import APE
 from fewshot.methods.tip_adapter import TipAdapter
+from fewshot.parts.channels import best_channels
 from tests.toys import task
 
 N_CLASSES = 5

@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from cache.errors import UserError
-from fewshot.methods.ape import best_channels
 from fewshot.methods.ape_t import APET
 from fewshot.methods.tip_adapter import TipAdapter
 from fewshot.parts import support_affinities
+from fewshot.parts.channels import best_channels
 from tests.toys import task
 
 N_CLASSES = 5

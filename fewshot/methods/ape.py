@@ -17,27 +17,14 @@ from torch.nn.functional import linear
 
 from fewshot.checks import fraction, non_negative
 from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
-from fewshot.parts.key_value_cache import CacheClassifier, KeyValueCache, keys_of, on_channels
-from fewshot.parts.tip_search import evenly, search_pair
+from fewshot.parts.channels import best_channels, on_channels
+from fewshot.parts.key_value_cache import CacheClassifier, KeyValueCache, keys_of
+from fewshot.parts.tip_search import published_ape_grid, search_triple
 from fewshot.published_recipe import PublishedRecipe, of_dataset
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 
-# Largest beta, alpha and gamma of the authors' search for each dataset, and what they chose there:
-# channels, of 1024, and the share of variance in the criterion.
-SCALES = {
-    "imagenet": (7, 7, 0.5),
-    "caltech101": (7, 7, 1),
-    "dtd": (7, 7, 1),
-    "eurosat": (30, 5, 1.5),
-    "fgvc_aircraft": (20, 10, 1),
-    "food101": (7, 7, 1),
-    "oxford_flowers": (7, 7, 1),
-    "oxford_pets": (7, 7, 1),
-    "stanford_cars": (10, 7, 1),
-    "sun397": (10, 7, 1),
-    "ucf101": (10, 7, 1.5),
-}
+# Channels, of 1024, that the authors chose, and the share of variance in their criterion.
 CHANNELS = {
     "imagenet": (500, 0.3),
     "caltech101": (800, 0.5),
@@ -102,15 +89,10 @@ class APE(Method):
 
     def published_recipe(self, dataset: str) -> PublishedRecipe:
         """Return 80,000 triples on the whole validation split, of ten views of each image."""
-        beta, alpha, gamma = of_dataset(SCALES, dataset)
         channels, balance = of_dataset(CHANNELS, dataset)
         return PublishedRecipe(
             settings={"channels": channels / 1024, "balance": balance},
-            grid={
-                "beta": evenly(0.1, beta, 200),
-                "alpha": evenly(0.1, alpha, 20),
-                "gamma": evenly(0, gamma, 20),
-            },
+            grid=published_ape_grid(dataset),
             tune="full-val",
             views=10,
         )
@@ -148,14 +130,11 @@ class APE(Method):
         """Choose the channels once, and search the pairs of alpha and beta for each gamma."""
         weight, cache, divergence = self._prepared(support, text)
         zero_shot = linear(features, weight)
-        best, most = self, -1
-        for gamma in grid["gamma"]:
-            weighed = replace(cache, weights=torch.exp(gamma * divergence))
-            found = search_pair(grid, zero_shot, weighed, features, labels)
-            if found.hits > most:
-                most = found.hits
-                best = replace(self, alpha=found.alpha, beta=found.beta, gamma=gamma)
-        return best
+
+        def of_gamma(gamma: float) -> tuple[Tensor, KeyValueCache]:
+            return zero_shot, replace(cache, weights=torch.exp(gamma * divergence))
+
+        return replace(self, **search_triple(grid, of_gamma, features, labels))
 
     def _prepared(
         self, support: SupportSet, text: Text | None
@@ -172,29 +151,3 @@ class APE(Method):
         # The authors' epsilon is in both of the quotient's terms; other classes add nothing.
         divergence = torch.log2((1 + 1e-6) / (seen.gather(1, labels[:, None])[:, 0] + 1e-6))
         return self.logit_scale * texts, cache, divergence
-
-
-def best_channels(
-    text: Tensor, samples: Tensor, labels: Tensor, share: float, balance: float
-) -> Tensor:
-    """(Q,) the channels, best first, of highest J = balance Var - (1 - balance) S.
-
-    S_d is the mean of x_d x'_d over pairs of samples of different classes: with s_c the sum of
-    class c's samples and n_c their number, (|sum s|^2 - sum s^2) / ((sum n)^2 - sum n^2). Var_d is
-    the variance of the class texts.
-
-    Args:
-        text: (C, D) class text features.
-        samples: (S, D) whose dissimilarity counts, of unit norm.
-        labels: (S,) their classes.
-        share: Q / D.
-        balance: Weight of the variance.
-    """
-    n_classes, dim = text.shape
-    x = samples.double()
-    sums = x.new_zeros(n_classes, dim).index_add_(0, labels, x)
-    counts = torch.bincount(labels, minlength=n_classes).double()
-    pairs = counts.sum() ** 2 - counts.square().sum()
-    similarity = (sums.sum(dim=0).square() - sums.square().sum(dim=0)) / pairs
-    criterion = balance * text.double().var(dim=0) - (1 - balance) * similarity
-    return criterion.topk(max(1, round(share * dim))).indices

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from fewshot.checks import fraction, non_negative, positive, whole
 from fewshot.method import Grid, PracticalSize
-from fewshot.methods.ape import SCALES, best_channels
 from fewshot.parts.cache_method import CacheMethod
-from fewshot.parts.key_value_cache import CacheClassifier, KeyValueCache, keys_of, on_channels
+from fewshot.parts.channels import best_channels, on_channels
+from fewshot.parts.key_value_cache import CacheClassifier, KeyValueCache, keys_of
 from fewshot.parts.optimizers import Adam
 from fewshot.parts.softmax_heads import logit_gradient
 from fewshot.parts.support_affinities import SupportAffinities
-from fewshot.parts.tip_search import evenly
+from fewshot.parts.tip_search import published_ape_grid
 from fewshot.published_recipe import PublishedRecipe, of_dataset
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
@@ -109,7 +109,7 @@ class APET(CacheMethod):
 
     def published_recipe(self, dataset: str) -> PublishedRecipe:
         """Return 4,000 pairs on the whole validation split, after training as for each dataset."""
-        beta, alpha, _ = of_dataset(SCALES, dataset)
+        grid = published_ape_grid(dataset)
         channels, train_alpha, lr, epochs = of_dataset(TRAINED, dataset)
         return PublishedRecipe(
             settings={
@@ -120,7 +120,7 @@ class APET(CacheMethod):
                 "lr": lr,
                 "epochs": epochs,
             },
-            grid={"beta": evenly(0.1, beta, 200), "alpha": evenly(0.1, alpha, 20)},
+            grid={"beta": grid["beta"], "alpha": grid["alpha"]},
             tune="full-val",
             views=10,
         )

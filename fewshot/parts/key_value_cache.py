@@ -19,6 +19,7 @@ from torch.nn.functional import linear, normalize
 
 from fewshot.classifier import BlockedClassifier
 from fewshot.multi_label_support import MultiLabelSupport
+from fewshot.parts.channels import on_channels
 from fewshot.support import SupportSet
 
 # Affinities of so many keys and queries at a time, 8 MiB: small enough for a processor's cache,
@@ -142,11 +143,6 @@ class CacheClassifier(BlockedClassifier):
 
     def _with(self, features: Tensor, votes: Tensor) -> Tensor:
         return torch.add(linear(features, self.text), votes, alpha=self.alpha)
-
-
-def on_channels(features: Tensor, channels: Tensor | None) -> Tensor:
-    """(..., Q) features on some channels at unit norm; as they are where all channels count."""
-    return features if channels is None else normalize(features[..., channels], dim=-1)
 
 
 def keys_of(support: SupportSet | MultiLabelSupport) -> Tensor:

@@ -8,8 +8,11 @@ y with zero-shot logits z and votes s, y wins against c where
 
 which bounds alpha from below where s_y > s_c and from above where s_y < s_c. So y wins against all
 for an interval of alphas, and counting hits is comparing the alphas with its two ends.
+
+APE and TIP-X search a gamma as well, in the same way for each of its values.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -34,6 +37,21 @@ SCALES = {
     "ucf101": (7, 3),
 }
 
+# The same of APE's authors, and their largest gamma.
+APE_SCALES = {
+    "imagenet": (7, 7, 0.5),
+    "caltech101": (7, 7, 1),
+    "dtd": (7, 7, 1),
+    "eurosat": (30, 5, 1.5),
+    "fgvc_aircraft": (20, 10, 1),
+    "food101": (7, 7, 1),
+    "oxford_flowers": (7, 7, 1),
+    "oxford_pets": (7, 7, 1),
+    "stanford_cars": (10, 7, 1),
+    "sun397": (10, 7, 1),
+    "ucf101": (10, 7, 1.5),
+}
+
 
 class AlphaBeta(NamedTuple):
     """The alpha and the beta of most hits, and how many these are."""
@@ -56,6 +74,20 @@ def published_grid(dataset: str) -> Grid:
     """
     beta, alpha = of_dataset(SCALES, dataset)
     return {"beta": evenly(0.1, beta, 200), "alpha": evenly(0.1, alpha, 20)}
+
+
+def published_ape_grid(dataset: str) -> dict[str, tuple[float, ...]]:
+    """Return APE's 200 betas, 20 alphas and 20 gammas for a dataset.
+
+    Raises:
+        UserError: Its authors did not use the dataset.
+    """
+    beta, alpha, gamma = of_dataset(APE_SCALES, dataset)
+    return {
+        "beta": evenly(0.1, beta, 200),
+        "alpha": evenly(0.1, alpha, 20),
+        "gamma": evenly(0, gamma, 20),
+    }
 
 
 def search_pair(
@@ -86,3 +118,24 @@ def search_pair(
             hits[k] += ((least[:, None] < candidates) & (candidates < most[:, None])).sum(dim=0)
     best = int(hits.flatten().argmax())
     return AlphaBeta(alphas[best % len(alphas)], betas[best // len(alphas)], int(hits.max()))
+
+
+def search_triple(
+    grid: Grid,
+    of_gamma: Callable[[float], tuple[Tensor, KeyValueCache]],
+    features: Tensor,
+    labels: Tensor,
+) -> dict[str, float]:
+    """Return the alpha, beta and gamma of most hits by name; of equal ones the first gamma's.
+
+    Args:
+        grid: Of `beta`, `alpha` and `gamma`.
+        of_gamma: The logits to which a gamma's votes are added, and what votes.
+        features: As in `search_pair`, like the rest.
+        labels: (M,) the classes.
+    """
+    pairs = {
+        gamma: search_pair(grid, *of_gamma(gamma), features, labels) for gamma in grid["gamma"]
+    }
+    gamma = max(pairs, key=lambda gamma: pairs[gamma].hits)
+    return {"alpha": pairs[gamma].alpha, "beta": pairs[gamma].beta, "gamma": gamma}
