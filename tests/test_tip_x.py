@@ -56,8 +56,8 @@ def test_the_scale_does_not_depend_on_how_many_rows_a_block_has(
 ) -> None:
     support, text, query = task(N_CLASSES, n_views=2, left_out=2)
     whole = TipX().fit(support, text).logits(query)
-    monkeypatch.setattr("fewshot.methods.tip_x.KEYS", 5 * len(support.labels))
-    monkeypatch.setattr("fewshot.methods.tip_x.QUERIES", 1)
+    monkeypatch.setattr("fewshot.parts.divergence_votes.KEYS", 5 * len(support.labels))
+    monkeypatch.setattr("fewshot.parts.divergence_votes.QUERIES", 1)
     torch.testing.assert_close(TipX().fit(support, text).logits(query), whole)
 
 

@@ -8,86 +8,22 @@ that the logits of an image depend on what is classified beside it. Here all are
 scale is that of the support set, each image of it against the others.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from fewshot.checks import non_negative, positive
-from fewshot.classifier import BlockedClassifier
 from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
 from fewshot.parts.class_distributions import ClassDistributions
-from fewshot.parts.key_value_cache import KEYS, QUERIES, KeyValueCache, keys_of
-from fewshot.parts.tip_search import evenly, search_pair
+from fewshot.parts.divergence_votes import TipXClassifier, slope_of
+from fewshot.parts.key_value_cache import KeyValueCache, keys_of
+from fewshot.parts.tip_search import evenly, search_triple
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
-
-
-@dataclass(frozen=True, eq=False)
-class TipXClassifier(BlockedClassifier):
-    """Zero-shot logits, votes by affinity and votes by divergence.
-
-    The last need no sum over keys: phi is affine and the divergence linear in log q, so a class's
-    votes follow from the sum of its keys' log q.
-
-    Attributes:
-        text: (C, D) class text features at unit norm.
-        cache: What votes.
-        temperature: Of the class distributions.
-        slope: How much a vote loses by a nat of divergence.
-        log_sums: (C, C) sums of log(C q) over each class's keys.
-        alpha: Weight of the votes by affinity.
-        beta: Their sharpness.
-        gamma: Weight of the votes by divergence.
-        logit_scale: CLIP's inverse temperature.
-        stats: See `Classifier`.
-    """
-
-    text: Tensor
-    cache: KeyValueCache
-    temperature: float
-    slope: float
-    log_sums: Tensor
-    alpha: float
-    beta: float
-    gamma: float
-    logit_scale: float
-    stats: Mapping[str, float] = field(default_factory=dict)
-
-    kind: ClassVar[str] = "tip-x"
-
-    @property
-    def block(self) -> int:
-        """Queries at a time."""
-        return QUERIES
-
-    def block_logits(self, features: Tensor) -> Tensor:
-        """(M, C) logits of (M, D) features."""
-        return self._with(features, self.cache.votes(features, self.beta))
-
-    @torch.no_grad()
-    def logits(self, features: Tensor) -> Tensor:
-        """(M, C) logits of (M, D) features, from blocks of keys too."""
-        return self._with(features, self.cache.all_votes(features, (self.beta,))[0, 0])
-
-    def _with(self, features: Tensor, votes: Tensor) -> Tensor:
-        logits = torch.add(self.zero_shot(features), votes, alpha=self.alpha)
-        return torch.add(logits, self.divergence_votes(features), alpha=self.gamma)
-
-    def zero_shot(self, features: Tensor) -> Tensor:
-        """(M, C) zero-shot logits."""
-        return linear(features, self.logit_scale * self.text)
-
-    def divergence_votes(self, features: Tensor) -> Tensor:
-        """(M, C) sums over a class's keys of phi(-KL(p || q))."""
-        query = ClassDistributions.of(features, self.text, self.temperature)
-        counts = torch.bincount(self.cache.labels, minlength=self.cache.n_classes)
-        from_uniform = query.from_uniform[:, None]
-        return counts * (1 - self.slope * from_uniform) + self.slope * (query.p @ self.log_sums.T)
 
 
 @dataclass(frozen=True)
@@ -155,7 +91,8 @@ class TipX(Method):
         cache = KeyValueCache(keys_of(support), support.labels, support.n_classes)
         log_q = ClassDistributions.of(cache.keys, texts, self.temperature).log
         log_sums = torch.zeros_like(texts @ texts.T).index_add_(0, support.labels, log_q)
-        slope = self._slope(support, texts, cache, log_q)
+        images = ClassDistributions.of(support.features, texts, self.temperature)
+        slope = slope_of(images, support.features, log_q, cache.keys)
         scores = (self.alpha, self.beta, self.gamma, self.logit_scale)
         return TipXClassifier(texts, cache, self.temperature, slope, log_sums, *scores)
 
@@ -183,24 +120,8 @@ class TipX(Method):
         classifier = self.fit(support, text)
         zero_shot = classifier.zero_shot(features)
         others = classifier.divergence_votes(features)
-        best, most = self, -1
-        for gamma in grid["gamma"]:
-            logits = torch.add(zero_shot, others, alpha=gamma)
-            found = search_pair(grid, logits, classifier.cache, features, labels)
-            if found.hits > most:
-                most = found.hits
-                best = replace(self, alpha=found.alpha, beta=found.beta, gamma=gamma)
-        return best
 
-    def _slope(
-        self, support: SupportSet, texts: Tensor, cache: KeyValueCache, log_q: Tensor
-    ) -> float:
-        """The slope of phi; 0 where all images look alike to the texts."""
-        images = ClassDistributions.of(support.features, texts, self.temperature)
-        lowest, farthest = 1.0, 0.0
-        step = max(1, KEYS * QUERIES // len(cache.keys))
-        for start in range(0, len(cache.keys), step):
-            block = slice(start, start + step)
-            lowest = min(lowest, float((support.features[block] @ cache.keys.T).min()))
-            farthest = max(farthest, float(images.divergences(log_q, block).max()))
-        return (1 - lowest) / farthest if farthest > 0 else 0.0
+        def of_gamma(gamma: float) -> tuple[Tensor, KeyValueCache]:
+            return torch.add(zero_shot, others, alpha=gamma), classifier.cache
+
+        return replace(self, **search_triple(grid, of_gamma, features, labels))
