@@ -30,7 +30,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from fewshot.methods.linear_probe import LinearProbe, bisected
+from fewshot.methods.linear_probe import LinearProbe
+from fewshot.parts.bisection import bisected
 from fewshot.parts.logistic import logistic_path
 
 CLASSES, DIM, SHOTS = 101, 512, 16

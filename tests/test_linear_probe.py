@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from cache.errors import UserError
-from fewshot.methods.linear_probe import LinearProbe, bisected
+from fewshot.methods.linear_probe import LinearProbe
+from fewshot.parts.bisection import bisected
 from fewshot.parts.class_blocks import HEAVY, ClassBlocks, heaviest
 from fewshot.parts.logistic import Solution, logistic_path
 from fewshot.support import SupportSet

@@ -8,10 +8,8 @@ along a path of C. scikit-learn's own stopping rule is a gradient of 1e-4, which
 it far from the optimum.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import ClassVar, Literal, Self, get_args
 
 from torch import Tensor
@@ -21,14 +19,14 @@ from fewshot.checks import one_of, positive, whole
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
 from fewshot.multi_label_support import MultiLabelSupport
-from fewshot.parts.logistic import Solution, logistic_path
+from fewshot.parts.bisection import bisected
+from fewshot.parts.logistic import logistic_path
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
 from fewshot.text import Text
 from fewshot.threads import closed_form
 
 CUnit = Literal["feature", "published"]
-BISECTIONS = 8
 
 
 @dataclass(frozen=True)
@@ -92,15 +90,14 @@ class LinearProbe(Method):
     @closed_form
     def fit(self, support: SupportSet, text: Text | None = None) -> LinearClassifier:
         """Fit to the tolerance; text is not looked at."""
-        (solution,) = self._path(support, [self.C])
-        return _classifier(solution, support.features)
+        (probe,) = self._path(support, [self.C])
+        return probe
 
     @closed_form
     def fit_multi_label(self, support: MultiLabelSupport, text: Text | None) -> LinearClassifier:
         """Fit a binary logistic regression for each class; text is not looked at."""
-        samples, n_views = support.samples(), support.n_views
-        (solution,) = self._solved(*samples, [self.C], n_views, n_classes=support.n_classes)
-        return _classifier(solution, support.features)
+        (probe,) = self._path(support, [self.C])
+        return probe
 
     def sweep(
         self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
@@ -110,10 +107,8 @@ class LinearProbe(Method):
 
         def prepare(fitted: Self) -> Callable[[Self], Tensor]:
             loose = replace(fitted, tol=fitted.tuning_tol)
-            solutions = zip(ascending, loose._path(support, ascending), strict=True)
-            logits = {
-                c: _classifier(found, support.features).logits(query) for c, found in solutions
-            }
+            probes = zip(ascending, loose._path(support, ascending), strict=True)
+            logits = {c: probe.logits(query) for c, probe in probes}
             return lambda v: logits[v.C]
 
         return sweep_prepared(self, grid, ("C",), prepare)
@@ -129,66 +124,29 @@ class LinearProbe(Method):
 
         return replace(self, C=bisected(accuracy, grid["C"]))
 
-    def _path(self, support: SupportSet, strengths: Sequence[float]) -> Iterator[Solution]:
-        """The solution for each of ascending C."""
+    def _path(
+        self, support: SupportSet | MultiLabelSupport, strengths: Sequence[float]
+    ) -> Iterator[LinearClassifier]:
+        """The probe for each of ascending C."""
         features, labels = support.samples()
-        return self._solved(
-            features, labels, strengths, support.n_views, n_classes=support.n_classes
-        )
-
-    def _solved(
-        self,
-        features: Tensor,
-        labels: Tensor,
-        strengths: Sequence[float],
-        n_views: int,
-        *,
-        n_classes: int,
-    ) -> Iterator[Solution]:
-        """The same, of (N,) class ids or (N, C) label sets."""
         scale = 1.0
         if self.C_unit == "feature":
             scale = float(features.double().square().sum(dim=1).mean())
             if not scale:
                 raise UserError(f"{self.name} needs features that are not all zero; extract again")
-        scale *= n_views
-        return logistic_path(
+        scale *= support.n_views
+        path = logistic_path(
             features,
             labels,
-            n_classes,
+            support.n_classes,
             [c / scale for c in strengths],
             tol=self.tol,
             max_iter=self.max_iter,
         )
-
-
-def bisected(accuracy: Callable[[float], float], candidates: Sequence[float]) -> float:
-    """Return C by CoOp's search: the best candidate, then eight bisections between its neighbors.
-
-    In log10 C, from one below the best to one above: whichever end of the interval is worse moves
-    to the middle, and the better end of the last interval is the answer; of equal ones, the first.
-
-    Args:
-        accuracy: Of a C, on held-out images.
-        candidates: The values of C to begin with.
-    """
-    accuracy = cache(accuracy)
-    start = math.log10(max(candidates, key=accuracy))
-    left, right = start - 1, start + 1
-    best = start
-    for _ in range(BISECTIONS):
-        middle = (left + right) / 2
-        if accuracy(10**left) < accuracy(10**right):
-            best, left = right, middle
-        else:
-            best, right = left, middle
-    return float(10**best)
-
-
-def _classifier(solution: Solution, features: Tensor) -> LinearClassifier:
-    weight, bias = solution.weight.to(features), solution.bias.to(features)
-    stats = {
-        "trained_parameters": float(weight.numel() + bias.numel()),
-        "converged": float(solution.converged),
-    }
-    return LinearClassifier(weight, bias, stats)
+        for solution in path:
+            weight, bias = solution.weight.to(features), solution.bias.to(features)
+            stats = {
+                "trained_parameters": float(weight.numel() + bias.numel()),
+                "converged": float(solution.converged),
+            }
+            yield LinearClassifier(weight, bias, stats)
