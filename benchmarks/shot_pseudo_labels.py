@@ -20,8 +20,8 @@ from torch.nn.functional import cross_entropy, normalize
 
 from cache.store import FeatureStore
 from fewshot import evaluate
-from fewshot.methods.two_stage import centroid_labels
 from fewshot.methods.ueo import UEO
+from fewshot.parts.pseudo_labels import centroid_labels
 from fewshot.parts.residual_layer import BottleneckClassifier, ResidualLayer
 from fewshot.support import unlabeled
 from fewshot.text import Text, required

@@ -19,8 +19,8 @@ from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.experiment import Trained
 from fewshot.endtoend.methods.live_two_stage import LiveTwoStage
 from fewshot.endtoend.two_domains import run_two_domains, source_checkpoint
-from fewshot.methods.two_stage import adaptation_loss, centroid_labels
 from fewshot.open_set import certainty
+from fewshot.parts.pseudo_labels import adaptation_loss, centroid_labels
 from fewshot.results.prediction_files import read_predictions
 
 FAST = LiveTwoStage(epochs=1, adapt_epochs=1, batch_size=8)

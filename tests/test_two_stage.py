@@ -10,8 +10,9 @@ from cache.errors import UserError
 from fewshot import SupportSet, classify
 from fewshot.abilities import AdaptsToDomain
 from fewshot.classifier import LinearClassifier
-from fewshot.methods.two_stage import TwoStage, adaptation_loss, centroid_labels
+from fewshot.methods.two_stage import TwoStage
 from fewshot.open_set import certainty
+from fewshot.parts.pseudo_labels import adaptation_loss, centroid_labels
 from fewshot.parts.residual_layer import BottleneckClassifier
 from fewshot.text import Text
 from tests.toys import vectors

@@ -68,20 +68,20 @@ class Ridge(Method):
 
     def fit(self, support: SupportSet, text: Text | None) -> LinearClassifier:
         """Fit in closed form."""
-        return self._of(*support.samples(), 1 / support.n_views, support.n_classes, text)
+        return self._fitted(support, text)
 
     def fit_multi_label(self, support: MultiLabelSupport, text: Text | None) -> LinearClassifier:
         """Do the same with a target for each label; an image's targets sum to zero."""
-        return self._of(*support.samples(), 1 / support.n_views, support.n_classes, text)
+        return self._fitted(support, text)
 
-    def _of(
-        self, features: Tensor, labels: Tensor, share: float, n_classes: int, text: Text | None
+    def _fitted(
+        self, support: SupportSet | MultiLabelSupport, text: Text | None
     ) -> LinearClassifier:
-        anchor = self._anchor(features.shape[1], n_classes, text)
-        basis, spectrum, hot, anchored = self._factor(features, labels, share, anchor)
+        anchor = self._anchor(support, text)
+        basis, spectrum, hot, anchored = self._factor(support, anchor)
         targets = self.margin * hot - anchored
         weight = anchor + (basis @ (targets / (spectrum + self.penalty)[:, None])).T
-        return LinearClassifier(weight.to(features))
+        return LinearClassifier(weight.to(support.features))
 
     def sweep(
         self, grid: Grid, support: SupportSet, text: Text | None, query: Tensor
@@ -89,11 +89,8 @@ class Ridge(Method):
         """Factor once for all; multiply once per penalty, the margin being a factor."""
 
         def prepare(fitted: Self) -> Callable[[Self], Tensor]:
-            features, labels = support.samples()
-            anchor = fitted._anchor(features.shape[1], support.n_classes, text)
-            basis, spectrum, *targets = fitted._factor(
-                features, labels, 1 / support.n_views, anchor
-            )
+            anchor = fitted._anchor(support, text)
+            basis, spectrum, *targets = fitted._factor(support, anchor)
             zero_shot = linear(query, anchor.to(query))
             projected = query @ basis.to(query)  # (M, R)
 
@@ -111,24 +108,26 @@ class Ridge(Method):
 
         return sweep_prepared(self, grid, ("penalty", "margin"), prepare)
 
-    def _anchor(self, dim: int, n_classes: int, text: Text | None) -> Tensor:
+    def _anchor(self, support: SupportSet | MultiLabelSupport, text: Text | None) -> Tensor:
         """(C, D) weights W0 at which an infinite penalty holds the solution."""
         if text is None:
-            return torch.zeros(n_classes, dim, dtype=torch.float64)
+            dim = support.features.shape[1]
+            return torch.zeros(support.n_classes, dim, dtype=torch.float64)
         return self.logit_scale * (text.features - text.features.mean(dim=0)).double()
 
     def _factor(
-        self, features: Tensor, labels: Tensor, share: float, anchor: Tensor
+        self, support: SupportSet | MultiLabelSupport, anchor: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Basis B (D, R), spectrum e (R,), targets H and Z (R, C).
 
         W - W0 = (B (e + penalty)^-1 (margin H - Z))', H of the labels as ones less their mean, 1/C
-        for one label, and Z of what the anchor says already. Labels are (N,) class ids or (N, C)
-        label sets. With samples X, each of weight `share`, and Y either of these:
+        for one label, and Z of what the anchor says already. With samples X, the views of an image
+        sharing its weight, and Y either of these:
 
             X'X = U e U':  (X'X + penalty)^-1 X'Y = U (e + penalty)^-1 U'X'Y    N >= D
             XX' = U e U':  X'(XX' + penalty)^-1 Y = X'U (e + penalty)^-1 U'Y    N < D
         """
+        (features, labels), share = support.samples(), 1 / support.n_views
         n, dim = features.shape
         if n >= dim:
             # X'Y from the sums of each class, (C, D): Y would be the largest matrix of all.

@@ -23,14 +23,14 @@ from fewshot.checks import fraction, non_negative, one_of, positive, whole
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan, scaled_cosines
 from fewshot.endtoend.parts.peft import class_text
 from fewshot.endtoend.parts.select import select
-from fewshot.methods.two_stage import (
+from fewshot.open_set import certainty
+from fewshot.parts.pseudo_labels import (
     MIDDLE,
     SPREAD,
     PseudoLabels,
     adaptation_loss,
     centroid_labels,
 )
-from fewshot.open_set import certainty
 
 TOWER = "visual."  # begins the names of the image tower's parameters
 
