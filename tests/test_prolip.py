@@ -30,8 +30,7 @@ from fewshot.automatic.judging import inputs
 from fewshot.evaluation import evaluate
 from fewshot.fitting import fit
 from fewshot.methods import ProLIP
-from fewshot.methods.prolip import ProjectedClassifier
-from fewshot.parts.trained_ends import PooledClassifier
+from fewshot.parts.projected import PooledClassifier, ProjectedClassifier
 from fewshot.protocol import Asked
 from fewshot.settling import configured, require_labels, settled
 from fewshot.store_features import query

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from cache.errors import UserError
 from cache.files.validation import problem
 from fewshot.adapters.classifiers import put_together
-from fewshot.parts.trained_ends import PooledClassifier
+from fewshot.parts.projected import PooledClassifier
 
 # The preprocessing of features that were computed elsewhere.
 UNKNOWN: tuple[Any, ...] = ("unknown", {})

@@ -21,7 +21,7 @@ from fewshot.adapters.same_model import preprocessing, require_model
 from fewshot.adapters.two_crops import TwoCrops
 from fewshot.method import Method
 from fewshot.methods import METHODS
-from fewshot.parts.trained_ends import PooledClassifier
+from fewshot.parts.projected import PooledClassifier
 
 if TYPE_CHECKING:
     from fewshot.endtoend.clip import Clip, Learner

@@ -7,21 +7,19 @@ where theirs is in float16; an image comes by as many views as are stored, where
 a ResNet, of which no store holds images from before the projection, has the adapter alone.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, normalize
 
 from cache.errors import UserError
 from fewshot.checks import non_negative, one_of, positive, whole
 from fewshot.classifier import Classifier
 from fewshot.method import Grid, Method, PracticalSize
 from fewshot.parts.optimizers import Adam
+from fewshot.parts.projected import PooledClassifier, ProjectedClassifier
 from fewshot.parts.softmax_heads import TINY, across, logit_gradient
-from fewshot.parts.trained_ends import PooledClassifier
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet, labeled
 from fewshot.text import Text, required
@@ -32,31 +30,6 @@ Space = Literal["auto", "pre-projection", "features"]
 Penalty = Literal["1/K", "1/K^2"] | float
 
 EPS = 1e-4  # of Adam; the authors' weights are of half precision, where 1e-8 would be 0
-
-
-@dataclass(frozen=True, eq=False)
-class ProjectedClassifier:
-    """Cosines of the class texts to features that a matrix has moved.
-
-    Attributes:
-        projection: (D, D).
-        weight: (C, D) unit texts times the logit scale.
-        stats: See `Classifier`.
-    """
-
-    projection: Tensor
-    weight: Tensor
-    stats: Mapping[str, float]
-
-    kind: ClassVar[str] = "projected"
-
-    def features(self, features: Tensor) -> Tensor:
-        """(M, D) moved features, of any norm."""
-        return features @ self.projection
-
-    def logits(self, features: Tensor) -> Tensor:
-        """(M, C) logits of (M, D) features."""
-        return linear(normalize(self.features(features), dim=1), self.weight)
 
 
 @dataclass(frozen=True)

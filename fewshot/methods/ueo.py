@@ -20,7 +20,8 @@ from cache.errors import UserError
 from fewshot.checks import non_negative, one_of, positive, whole
 from fewshot.classifier import LinearClassifier
 from fewshot.method import LearnsFrom, Method
-from fewshot.parts.trained_ends import NormEnd, PooledClassifier, TextEnd
+from fewshot.parts.projected import PooledClassifier
+from fewshot.parts.trained_ends import NormEnd, TextEnd
 from fewshot.parts.universal_entropy import objective
 from fewshot.support import SupportSet, unlabeled
 from fewshot.text import Text, required

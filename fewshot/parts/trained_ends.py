@@ -3,10 +3,6 @@
 Each gives logits, takes the gradient of a loss with respect to them, and makes a classifier.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -14,6 +10,7 @@ from torch.nn.functional import normalize
 from cache.arrays.image_tower import ImageTower
 from fewshot.classifier import LinearClassifier
 from fewshot.parts.optimizers import SGD
+from fewshot.parts.projected import PooledClassifier
 from fewshot.parts.softmax_heads import TINY, across
 
 
@@ -50,35 +47,6 @@ class TextEnd:
         size = float(self.optimizer.values[0].expand_as(self._text).norm() / self._text.norm())
         stats = {"trained_parameters": self.optimizer.count, "residual_size": size}
         return LinearClassifier(self._scale * normalize(self._moved), stats=stats)
-
-
-@dataclass(frozen=True, eq=False)
-class PooledClassifier:
-    """Cosines of text and of features that the image tower's last layers make of pooled images.
-
-    Attributes:
-        scale: (w,) of the last layer norm.
-        shift: (w,) of it.
-        projection: (w, D).
-        weight: (C, D) text, with the logit scale.
-        stats: See `Classifier`.
-    """
-
-    scale: Tensor
-    shift: Tensor
-    projection: Tensor
-    weight: Tensor
-    stats: Mapping[str, float] = field(default_factory=dict)
-
-    kind: ClassVar[str] = "pooled"
-
-    def features(self, pooled: Tensor) -> Tensor:
-        """(M, D) features, of any norm, of (M, w) pooled images."""
-        return (self.scale * pooled + self.shift) @ self.projection
-
-    def logits(self, pooled: Tensor) -> Tensor:
-        """(M, C) logits of (M, w) pooled images."""
-        return normalize(self.features(pooled)) @ self.weight.T
 
 
 class NormEnd:

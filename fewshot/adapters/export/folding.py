@@ -15,9 +15,8 @@ from fewshot.endtoend.attention import fuse
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.endtoend.parts import weight_delta
 from fewshot.methods import METHODS
-from fewshot.methods.prolip import ProjectedClassifier
 from fewshot.parts.feature_adapters import AdapterClassifier
-from fewshot.parts.trained_ends import PooledClassifier
+from fewshot.parts.projected import PooledClassifier, ProjectedClassifier
 
 _FOLLOWED = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"))  # in downsample
 
