@@ -7,7 +7,7 @@ an optimizer of `fewshot.parts.optimizers`; `minimize` is the same loop for a lo
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -126,6 +126,19 @@ def minimize(
 def published_epochs(shots: float) -> int:
     """CoOp's passes over the images, by which later papers train too: 50 at 1 shot, 100, 200."""
     return 50 if shots <= 1 else 100 if shots <= 4 else 200
+
+
+def passes(epochs: int | Literal["published"], support: SupportSet, minimum: int = 0) -> int:
+    """The passes asked for; `published` are CoOp's at K, the mean number of images of a class.
+
+    Args:
+        epochs: A number, or the word.
+        support: The images.
+        minimum: Of the published passes.
+    """
+    if epochs == "published":
+        return max(minimum, published_epochs(len(support.labels) / support.n_classes))
+    return epochs
 
 
 def cosine_by_epoch(lr: float, epochs: int, warm_up: float = 1e-5) -> Schedule:

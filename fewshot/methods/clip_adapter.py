@@ -25,7 +25,7 @@ from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet, labeled
 from fewshot.text import Text, required
 from fewshot.threads import closed_form
-from fewshot.training import batches, cosine_by_epoch, published_epochs
+from fewshot.training import batches, cosine_by_epoch, passes
 
 Adapted = Literal["visual", "text", "both"]
 Published = Literal["published"]
@@ -158,9 +158,7 @@ class CLIPAdapter(Method):
             adapters[kind] = one.with_parameters(trained.values[own])
             gradients[kind] = trained.gradients[own]
         visual, textual = adapters.get("visual"), adapters.get("text")
-        epochs = self.epochs
-        if isinstance(epochs, str):
-            epochs = published_epochs(len(support.labels) / support.n_classes)
+        epochs = passes(self.epochs, support)
         for f, y, _, _, lr in batches(
             support,
             cosine_by_epoch(self.lr, epochs),

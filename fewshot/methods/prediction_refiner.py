@@ -11,18 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from torch import Tensor
 from torch.nn.functional import linear
 
 from fewshot.checks import fraction, non_negative, one_of, positive, whole
 from fewshot.method import Method, PracticalSize
 from fewshot.parts.optimizers import Adam
-from fewshot.parts.refiner import Refiner, Start
+from fewshot.parts.refiner import RefinedClassifier, Refiner, Start
 from fewshot.published_recipe import PublishedRecipe, of_dataset
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
 from fewshot.threads import closed_form
-from fewshot.training import batches, published_epochs
+from fewshot.training import batches, passes
 
 Published = Literal["published"]
 
@@ -40,27 +39,6 @@ PUBLISHED: Mapping[str, tuple[float, float]] = {
     "food101": (1.0, 1.0),
     "imagenet": (0.0, 1.0),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class RefinedClassifier:
-    """Logits that a refiner corrects.
-
-    Attributes:
-        weight: (C, D), of the logits that it gets.
-        refiner: The network.
-        stats: See `Classifier`.
-    """
-
-    weight: Tensor
-    refiner: Refiner
-    stats: Mapping[str, float]
-
-    kind: ClassVar[str] = "refined"
-
-    def logits(self, features: Tensor) -> Tensor:
-        """(M, C) logits of (M, D) features."""
-        return self.refiner(linear(features, self.weight))
 
 
 @dataclass(frozen=True)
@@ -143,9 +121,7 @@ class PredictionRefiner(Method):
         )  # fmt: skip
         trained = Adam(*refiner.parameters(), weight_decay=0.0, decoupled=False)
         refiner = refiner.with_parameters(trained.values)
-        epochs = self.epochs
-        if isinstance(epochs, str):
-            epochs = published_epochs(len(support.labels) / support.n_classes)
+        epochs = passes(self.epochs, support)
         for f, labels, _, _, consistency in batches(
             support,
             lambda epoch, _: self.consistency if epoch < self.until * epochs else 0.0,
@@ -155,6 +131,5 @@ class PredictionRefiner(Method):
         ):
             refiner.backward(linear(f, weight), labels, consistency, trained.gradients)
             trained.step(self.lr)
-        return RefinedClassifier(
-            weight, refiner, {"trained_parameters": trained.count, "queries": 1.0}
-        )
+        stats = {"trained_parameters": trained.count, "queries": 1.0}
+        return RefinedClassifier(weight, refiner, stats)

@@ -24,7 +24,7 @@ from fewshot.parts.residuals import ShiftedClassifier, learn_residuals
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet, labeled
 from fewshot.text import Text, required
-from fewshot.training import published_epochs
+from fewshot.training import passes
 
 Residual = Literal["text", "image", "both"]
 Base = Literal["regular", "enhanced"]
@@ -180,8 +180,6 @@ class TaskRes(Method):
         self, support: SupportSet, t: Tensor, alphas: Sequence[float]
     ) -> tuple[Tensor, Tensor, int]:
         """Residuals for each of A alphas, as `learn_residuals` returns them."""
-        published = max(100, published_epochs(len(support.labels) / support.n_classes))
-        epochs = published if isinstance(self.epochs, str) else self.epochs  # 100 at one shot too
         return learn_residuals(
             support,
             t,
@@ -191,7 +189,7 @@ class TaskRes(Method):
             norm=self.norm,
             lr=self.lr,
             weight_decay=self.weight_decay,
-            epochs=epochs,
+            epochs=passes(self.epochs, support, minimum=100),
             batch_size=self.batch_size,
             seed=self.seed,
             logit_scale=self.logit_scale,

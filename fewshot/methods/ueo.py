@@ -181,8 +181,6 @@ class UEO(Method):
         """(U,) how sure zero-shot CLIP is of each image, above 0."""
         if self.weighting == "none":
             return images.new_ones(len(images))
-        if self.weight_temperature == "model":
-            scale = self.logit_scale
-        else:
-            scale = 1 / self.weight_temperature
+        temperature = self.weight_temperature
+        scale = self.logit_scale if temperature == "model" else 1 / temperature
         return torch.softmax(scale * images @ text.T, dim=1).amax(dim=1)

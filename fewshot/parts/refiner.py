@@ -1,7 +1,7 @@
 """CraFT's prediction refiner: a small network that corrects logits, and how it is trained."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -109,6 +109,27 @@ class Refiner:
 
     def _input(self, logits: Tensor) -> Tensor:
         return logits - logits.mean(dim=1, keepdim=True) if self.centered else logits
+
+
+@dataclass(frozen=True, eq=False)
+class RefinedClassifier:
+    """Logits that a refiner corrects.
+
+    Attributes:
+        weight: (C, D), of the logits that it gets.
+        refiner: The network.
+        stats: See `Classifier`.
+    """
+
+    weight: Tensor
+    refiner: Refiner
+    stats: Mapping[str, float]
+
+    kind: ClassVar[str] = "refined"
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(M, C) logits of (M, D) features."""
+        return self.refiner(linear(features, self.weight))
 
 
 def consistent_loss(logits: Tensor, labels: Tensor, other: Tensor, consistency: float) -> Tensor:
