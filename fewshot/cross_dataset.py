@@ -59,7 +59,7 @@ def transfer(
         columns[target.path] = shared_classes(source, target)
         require_test_split(target)
         if columns[target.path] is None:
-            require_new_classes(configured, "cross-dataset")
+            require_new_classes(configured, "cross-dataset asks for others")
     fitted = fit(source, method, protocol)
     method = fitted.method
     results = []

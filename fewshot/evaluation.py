@@ -19,7 +19,7 @@ from fewshot.fitting import fit
 from fewshot.method import Method
 from fewshot.metrics import accuracy, harmonic_mean
 from fewshot.multi_label.label_evaluation import evaluate_labels, refuse_predictions
-from fewshot.new_classes import base_to_new, generalized
+from fewshot.new_classes import base_to_new, generalized, named_alone, some_named_alone
 from fewshot.open_set import (
     checked_known,
     classify_and_score,
@@ -29,10 +29,15 @@ from fewshot.open_set import (
 )
 from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result
-from fewshot.run import CLASS_GROUPS
 from fewshot.settling import settled
 from fewshot.store_features import query
-from fewshot.tested import Classified, classify_test, require_test_split, result_on
+from fewshot.tested import (
+    Classified,
+    by_class_size,
+    classify_test,
+    require_test_split,
+    result_on,
+)
 
 
 def evaluate(
@@ -54,6 +59,9 @@ def evaluate(
     and `fpr95`, the share of unknown images that pass where 95 % of the known ones do. Its accuracy
     is the harmonic mean of the first two.
 
+    With `shots="all"` a class without a train image is known by its text; see
+    `new_classes.some_named_alone`.
+
     Where images may have several labels, the setting is `multi-label` and the accuracy is mAP; see
     `multi_label.label_evaluation`.
 
@@ -68,7 +76,7 @@ def evaluate(
         UserError: What `fit` raises, or no test split.
     """
     store = FeatureStore.of(store)
-    _, protocol = settled(store, method, protocol, asked)
+    configured, protocol = settled(store, method, protocol, asked)
     if store.multi_label or protocol.setting == "multi-label":
         refuse_predictions(save)
         return evaluate_labels(store, method, protocol)
@@ -79,6 +87,8 @@ def evaluate(
     if protocol.setting == "open-set":
         return _open_set(store, method, protocol, save)
     require_test_split(store)
+    if protocol.shots == "all" and protocol.support_for(configured) and named_alone(store):
+        return some_named_alone(store, method, protocol, save)
     return score(fit(store, method, protocol), save=save)
 
 
@@ -97,11 +107,7 @@ def score(fitted: Fitted, *, save: Path | str | None = None) -> Result:
     labels = torch.from_numpy(test.labels)
     accuracies = {}
     if fitted.run.imbalance is not None and fitted.support is not None:
-        counts = fitted.support.counts[labels]
-        for group, sizes in CLASS_GROUPS.items():
-            rows = (counts >= sizes.start) & (counts < sizes.stop)
-            if rows.any():
-                accuracies[group] = accuracy(tested.predicted[rows], labels[rows])
+        accuracies = by_class_size(tested.predicted, labels, fitted.support.counts)
     return result_on(
         fitted, fitted.run, fitted.store, test, tested, accuracies=accuracies, save=save
     )

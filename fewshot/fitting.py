@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache.errors import UserError
+from cache.errors import UserError, some
 from cache.pair import EVEN, Pair
 from cache.split import Split
 from cache.store import FeatureStore
@@ -94,7 +94,7 @@ def fit(
     drawn_val = val.labels if val is not None and tune == "val" else None
     sample = draw_sample(store, protocol, drawn_val)
     views = protocol.views if recipe is None else recipe.views > 0
-    support = _support(train, method, sample, classes, views)
+    support = _support(store, method, sample, classes, views)
     run = run_on(store, method, protocol, sample.shots, support.shots, support.n_views)
     validation = None
     if val is not None and tune is not None and run.tune != "none":
@@ -192,11 +192,22 @@ def _recipe(store: FeatureStore, method: Method) -> PublishedRecipe:
 
 
 def _support(
-    train: Split, method: Method, sample: Sample, classes: Sequence[int], views: bool
+    store: FeatureStore, method: Method, sample: Sample, classes: Sequence[int], views: bool
 ) -> SupportSet:
-    """The few shots' features, with their views where they are wanted and there are some."""
+    """The few shots' features, with their views where they are wanted and there are some.
+
+    Raises:
+        UserError: A class has none, which is possible where all images are taken.
+    """
+    train = store.split("train")
     kept, labels = restrict(train.labels[sample.train], classes)
     rows = sample.train[kept]
+    empty = [store.classnames[k] for k in sorted({*classes} - {*train.labels[rows].tolist()})]
+    if empty:
+        raise UserError(
+            f"every class to learn needs a train image; {store.dataset} has none of {some(empty)}; "
+            f"add some, or leave {'that class' if len(empty) == 1 else 'those classes'} out"
+        )
     return support_set(train, method, rows, labels, len(classes), views=views)
 
 

@@ -41,7 +41,7 @@ def draw_imbalanced(
     """
     kind, ratio = parse_profile(profile)
     if kind == "natural":
-        return everything(train_labels, classnames, seed=seed)
+        return everything(train_labels, seed=seed)
     labels = np.asarray(train_labels, np.int64)
     if shots < 1:
         raise UserError(f"shots must be 1 or more; got {shots}; they are the largest class's")

@@ -1,5 +1,6 @@
 """Classes that have text and no image: half of the classes is learned, and both are tested."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
@@ -8,21 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache.errors import UserError
+from cache.errors import UserError, some
 from cache.store import FeatureStore
 from fewshot.abilities import SupportsNewClasses
 from fewshot.classifier import Classifier
 from fewshot.few_shots import base_and_new
 from fewshot.fitted import Fitted
 from fewshot.fitting import fit
-from fewshot.method import Method
+from fewshot.method import Method, MethodInfo
 from fewshot.metrics import accuracy, harmonic_mean, per_class_accuracy
-from fewshot.protocol import HALVES, Asked, Protocol
+from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result
 from fewshot.sampling import restrict
 from fewshot.settling import settled
 from fewshot.store_features import class_text, query
-from fewshot.tested import Classified, classify_test, require_test_split, result_on
+from fewshot.tested import Classified, by_class_size, classify_test, require_test_split, result_on
 
 
 def base_to_new(
@@ -116,6 +117,47 @@ def generalized(
     )
 
 
+def named_alone(store: FeatureStore) -> list[int]:
+    """The ids of the classes that have a name and no train image."""
+    if "train" not in store.splits:
+        return []
+    counts = np.bincount(store.labels("train"), minlength=store.n_classes)
+    return np.flatnonzero(counts == 0).tolist()
+
+
+def require_named_alone(store: FeatureStore, method: MethodInfo) -> None:
+    """Raise unless the method can do without train images of the classes that have none.
+
+    Raises:
+        UserError: It cannot; names the classes.
+    """
+    names = [store.classnames[k] for k in named_alone(store)]
+    if names:
+        require_new_classes(method, f"{store.dataset} has no train image of {some(names)}")
+
+
+def some_named_alone(
+    store: FeatureStore, method: Method | str, protocol: Protocol, save: Path | str | None
+) -> Result:
+    """Learn the classes that have train images, and test all: VTAB's train splits lack some.
+
+    The others are classified by their text, as the new ones of `generalized`. The accuracy is
+    over all test images.
+    """
+    require_named_alone(store, settled(store, method, protocol, {})[0])
+    unseen = named_alone(store)
+    seen = sorted({*range(store.n_classes)} - {*unseen})
+    fitted = fit(store, method, protocol, classes=seen)
+    store = fitted.store
+    both = _SideBySide((fitted.classifier, unseen_classes(fitted, store, unseen)))
+    classifier = Columns(both, torch.tensor([*seen, *unseen]).argsort())
+    test = store.split("test")
+    tested = classify_test(classifier, fitted.method, query(test, fitted.method))
+    counts = torch.from_numpy(np.bincount(store.labels("train"), minlength=store.n_classes))
+    sizes = by_class_size(tested.predicted, torch.from_numpy(test.labels), counts)
+    return result_on(fitted, fitted.run, store, test, tested, accuracies=sizes, save=save)
+
+
 def _halves(store: FeatureStore, method: Method, protocol: Protocol) -> tuple[range, range]:
     """The base classes and the new ones.
 
@@ -123,7 +165,7 @@ def _halves(store: FeatureStore, method: Method, protocol: Protocol) -> tuple[ra
         UserError: They are too few, or the method cannot classify new ones.
     """
     if protocol.synthesize is None:
-        require_new_classes(method, protocol.setting)
+        require_new_classes(method, f"{protocol.setting} asks for others", synthesis=True)
     return base_and_new(store, protocol.setting)
 
 
@@ -163,17 +205,26 @@ class _SideBySide:
         return torch.cat([part.logits(features) for part in self.parts], dim=1)
 
 
-def require_new_classes(method: Method, setting: str) -> None:
-    """Raise UserError unless the method classifies classes without images; the setting asks it."""
+def require_new_classes(method: MethodInfo, why: str, *, synthesis: bool = False) -> None:
+    """Raise unless the method classifies classes without images.
+
+    Args:
+        method: Of any kind.
+        why: The reason that it must, as a clause.
+        synthesis: Features of such classes can be synthesized.
+
+    Raises:
+        UserError: It does not.
+    """
     if not isinstance(method, SupportsNewClasses):
         raise UserError(
-            f"{method.name} knows no classes but those it has images of, and {setting} asks for "
-            "others; use a method that does, such as zero-shot, gda or clip-adapter"
-            + (", or synthesize features of them" if setting in HALVES else "")
+            f"{method.name} knows no classes but those it has images of, and {why}; use a method "
+            "that does, such as zero-shot, gda or clip-adapter"
+            + (", or synthesize features of them" if synthesis else "")
         )
 
 
-def unseen_classes(fitted: Fitted, store: FeatureStore, classes: range) -> Classifier:
+def unseen_classes(fitted: Fitted, store: FeatureStore, classes: Sequence[int]) -> Classifier:
     """Return a classifier of classes of which there is text alone.
 
     Args:
@@ -185,7 +236,7 @@ def unseen_classes(fitted: Fitted, store: FeatureStore, classes: range) -> Class
         UserError: The method cannot, or there is no text.
     """
     method = fitted.method
-    require_new_classes(method, "this")
+    require_new_classes(method, "others are asked for")
     assert isinstance(method, SupportsNewClasses)
     text = class_text(store, method, fitted.run.prompt_set, classes)
     if text is None:

@@ -40,7 +40,7 @@ def parse_known(text: str, *datasets: str) -> Known:
         return int(text)
     if text.strip() == "published":
         if not datasets:
-            raise UserError("--known published needs the names of the datasets; give --datasets")
+            raise UserError("--known published goes by the dataset; name the datasets as well")
         numbers = {dataset: published_known(dataset) for dataset in datasets}
         if len(set(numbers.values())) > 1:
             listed = ", ".join(f"{number} of {dataset}" for dataset, number in numbers.items())

@@ -205,7 +205,7 @@ class Protocol:
         if self.sample is not None:
             return self.sample
         if self.shots == "all":
-            return everything(train_labels, classnames, seed=self.seed)
+            return everything(train_labels, seed=self.seed)
         if self.imbalance is not None:
             return draw_imbalanced(
                 train_labels, classnames, profile=self.imbalance, shots=self.shots, seed=self.seed

@@ -19,7 +19,7 @@ from fewshot.method import Method
 from fewshot.metrics import accuracy, per_class_accuracy
 from fewshot.results.log import Result, program_version
 from fewshot.results.prediction_files import Predictions, digest_of_images, write_predictions
-from fewshot.run import Run
+from fewshot.run import CLASS_GROUPS, Run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,6 +63,22 @@ def classify_test(classifier: Classifier, method: Method, features: Tensor) -> C
     start = time.perf_counter()
     predicted = classify(classifier, features, len(features) if method.transductive else 4096)
     return Classified(predicted, time.perf_counter() - start)
+
+
+def by_class_size(predicted: Tensor, labels: Tensor, counts: Tensor) -> dict[str, float]:
+    """The accuracies over test images of classes of many, medium and few train images.
+
+    Args:
+        predicted: (M,) class ids.
+        labels: (M,) the true ones.
+        counts: (C,) train images of each class.
+    """
+    accuracies, sizes = {}, counts[labels]
+    for group, between in CLASS_GROUPS.items():
+        rows = (sizes >= between.start) & (sizes < between.stop)
+        if rows.any():
+            accuracies[group] = accuracy(predicted[rows], labels[rows])
+    return accuracies
 
 
 def result_on(

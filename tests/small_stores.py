@@ -24,8 +24,12 @@ def write_store(
     text: Sequence[str] = ("templates",),
     n_views: int = 0,
     test_labels: Sequence[int] | None = None,
+    without: int | None = None,
 ) -> Path:
-    """A store of noise about a center for each class; 20 train images of each, 15 test images."""
+    """A store of noise about a center for each class; 20 train images of each, 15 test images.
+
+    One class may be without train images.
+    """
     path = store_path(root, dataset, model)
     path.unlink(missing_ok=True)
     rng = np.random.default_rng(seed)
@@ -39,6 +43,8 @@ def write_store(
             if split not in splits:
                 continue
             labels = np.arange(n * len(names)) % len(names)
+            if split == "train":
+                labels = labels[labels != without]
             if split == "test" and test_labels is not None:
                 labels = np.array(test_labels)
             features = centers[labels] + rng.normal(size=(len(labels), DIM))

@@ -428,6 +428,12 @@ def test_inspect_names_the_first_of_many_classes(store: FeatureStore, tmp_path: 
     assert "none: there were no labeled images to judge by" in text
 
 
+def test_inspect_lists_tensors_by_name_in_whatever_order_they_come(store: FeatureStore) -> None:
+    tensors = {f"layer.{i}": torch.zeros(i) for i in (2, 0, 3, 1)}
+    lines = describe(replace(made(store, "zero-shot"), tensors=tensors)).splitlines()
+    assert lines[-4:] == [f"  layer.{i}: ({i},) torch.float32" for i in range(4)]
+
+
 def test_images_of_one_scene_do_not_vouch_for_one_another(store: FeatureStore) -> None:
     noise = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
     features = normalize(noise, dim=1).repeat(3, 1)  # each image three times

@@ -63,6 +63,27 @@ def test_without_either_everything_is_run_as_the_literature_does() -> None:
     assert (asked.shots, asked.seeds) == ((1, 2, 4, 8, 16), (1, 2, 3))
 
 
+@pytest.mark.parametrize(
+    ("flags", "content"),
+    [
+        ({"known": "published"}, "datasets = ['office31_dslr', 'office31_webcam']"),
+        ({"datasets": ("office31_dslr",)}, "known = 'published'"),
+        ({}, "known = 'published'\ndatasets = 'office31_amazon'"),
+        ({"known": "25"}, "known = 'cat, dog'"),
+    ],
+)
+def test_known_classes_go_by_the_datasets_wherever_these_are_named(
+    flags: dict[str, Any], content: str, tmp_path: Path
+) -> None:
+    asked = configured(flags, written(tmp_path, content))
+    assert (asked.known, asked.protocol) == (25, "open-set")
+
+
+def test_published_known_classes_of_all_datasets_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="name the datasets as well"):
+        configured({"known": "published"}, written(tmp_path, "datasets = 'all'"))
+
+
 BAD_FILES = [
     ("metods = 'all'", "unknown key in .*'metods'; did you mean 'methods'"),
     ("shots = ['a']", "shots: expected whole numbers, got"),

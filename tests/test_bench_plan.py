@@ -220,6 +220,21 @@ def test_results_are_those_that_were_planned(asked: dict[str, Any], root: Path) 
         assert outcome.run == cell.run
 
 
+def test_methods_that_need_images_of_every_class_are_left_out_where_one_has_none(
+    root: Path,
+) -> None:
+    write_store(root, "one", without=2)
+    asked: dict[str, Any] = {"datasets": ("one",), "imbalance": "natural", "seeds": (1,)}
+    made = cells(root, **asked)
+    assert {"gda", "stack"} <= {c.run.method for c in made}
+    assert not {"ridge", "tip-adapter"} & {c.run.method for c in made}
+    [gda] = [c for c in made if c.run.method == "gda"]
+    [outcome], _ = Attempt(Path(), predictions=False)([gda])
+    assert isinstance(outcome, Result), outcome
+    assert (outcome.run, outcome.tune) == (gda.run, "cv")
+    assert f"one has no train image of '{NAMES[2]}'" in refusal(root, methods=("ridge",), **asked)
+
+
 def test_natural_imbalance_is_one_cell_whatever_the_shots(root: Path) -> None:
     asked: dict[str, Any] = {"methods": ("gda",), "datasets": ("one",), "seeds": (1,)}
     made = cells(root, shots=(2, 4), imbalance="natural", **asked)

@@ -103,7 +103,7 @@ def test_a_number_of_known_classes_is_as_many_of_the_first(store: FeatureStore) 
         parse_known("published", "office31_dslr", "dtd")
     with pytest.raises(UserError, match="25 of office31_dslr, 8 of visda_c_train; give datasets"):
         parse_known("published", "office31_dslr", "visda_c_train")
-    with pytest.raises(UserError, match="needs the names of the datasets; give --datasets"):
+    with pytest.raises(UserError, match="goes by the dataset; name the datasets as well"):
         parse_known("published")
 
 

@@ -29,6 +29,7 @@ from fewshot import (
 )
 from fewshot.abilities import SupportsNewClasses
 from fewshot.cross_dataset import transfer
+from fewshot.fitting import fit
 from fewshot.imbalance import draw_imbalanced
 from fewshot.method import LearnsFrom
 from fewshot.new_classes import base_to_new
@@ -389,6 +390,56 @@ def test_an_imbalanced_test_tells_many_medium_and_few_apart(tmp_path: Path) -> N
     assert len(set(expected.values())) == 3
     assert (result.setting, result.imbalance, result.shots) == ("imbalanced", "natural", 150)
     assert result.n_support == sum(sizes)
+
+
+def test_with_all_shots_a_class_without_images_is_known_by_its_text(tmp_path: Path) -> None:
+    opened = store(tmp_path / "toy" / "noise.h5", sizes=(25, 0, 9, 9, 0, 9, 9))
+    seen, unseen = [0, 2, 3, 5, 6], [1, 4]
+    result = evaluate(opened, Echo(), shots="all", tune="none", blend=1.0)
+    support = SupportSet(*tensors(opened, "train", seen), n_classes=5)
+    text = text_of(opened, seen)
+    features, truth = tensors(opened, "test", range(7))
+    logits = torch.empty(len(features), 7)
+    logits[:, seen] = Echo().fit(support, text).logits(features)
+    logits[:, unseen] = (
+        Echo().fit_new_classes(support, text, text_of(opened, unseen)).logits(features)
+    )
+    predicted = logits.argmax(dim=1)
+    assert result.accuracy == pytest.approx(share(predicted, truth))
+    assert {1, 4} & set(predicted.tolist())
+    medium = truth == 0
+    assert result.accuracies == pytest.approx({
+        "medium": share(predicted[medium], truth[medium]),
+        "few": share(predicted[~medium], truth[~medium]),
+    })  # fmt: skip
+    assert (result.n_support, result.shots, result.n_classes) == (61, 25, 7)
+
+
+@pytest.mark.parametrize("name", ["zero-shot", "gda", "stack", "clip-adapter", "prolip", "taskres"])
+def test_with_all_shots_one_class_may_lack_images(tmp_path: Path, name: str) -> None:
+    opened = store(tmp_path / "toy" / "noise.h5", sizes=(9, 9, 0, 9, 9, 9, 9))
+    fixed = {"residual": "image"} if name == "taskres" else {}
+    result = evaluate(opened, name, shots="all", tune="none", fixed=fixed)
+    assert result.accuracy > 0.25, "chance is 0.14"
+
+
+def test_with_all_shots_zero_shot_tests_every_class(tmp_path: Path) -> None:
+    opened = store(tmp_path / "toy" / "noise.h5", sizes=(25, 0, 9, 9, 0, 9, 9))
+    assert (
+        evaluate(opened, "zero-shot", shots="all").accuracy
+        == evaluate(opened, "zero-shot").accuracy
+    )
+
+
+def test_a_class_without_images_is_named_where_it_cannot_be_learned(tmp_path: Path) -> None:
+    opened = store(tmp_path / "toy" / "noise.h5", sizes=(9, 0, 9, 9, 9, 9, 9))
+    none_of = f"toy has no(ne|) (train image )?of '{NAMES[1]}'"
+    with pytest.raises(
+        UserError, match=f"ridge knows no classes but .*{none_of}; use a method that"
+    ):
+        evaluate(opened, "ridge", shots="all")
+    with pytest.raises(UserError, match=f"{none_of}; add some, or leave that class out"):
+        fit(opened, "gda", shots="all")
 
 
 def test_an_imbalanced_fit_learns_the_unequal_sample(opened: FeatureStore) -> None:

@@ -27,7 +27,7 @@ def describe(adapter: Adapter) -> str:
         ("calibration", _calibration(adapter)),
         ("unknown images", _unknown(adapter)),
         ("prediction sets", _sets(adapter)),
-        ("tensors", (f"{n}: {tuple(t.shape)} {t.dtype}" for n, t in adapter.tensors.items())),
+        ("tensors", _tensors(adapter)),
     ):
         found = list(lines)
         if found:
@@ -93,3 +93,9 @@ def _sets(adapter: Adapter) -> Iterator[str]:
         own = sum(len(of_class) >= needed(0.9) for of_class in adapter.held_out)
         yield f"thresholds from {count(n, 'held-out image')}"
         yield f"classes with one of their own at coverage 0.9: {own:,}"
+
+
+def _tensors(adapter: Adapter) -> Iterator[str]:
+    for name in sorted(adapter.tensors):  # a file gives them in another order at each reading
+        tensor = adapter.tensors[name]
+        yield f"{name}: {tuple(tensor.shape)} {tensor.dtype}"

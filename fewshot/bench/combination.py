@@ -17,6 +17,7 @@ from fewshot.endtoend.crops import chosen_by_hand, crops_asked, learns_live
 from fewshot.endtoend.requirements import require_few_shots, require_published
 from fewshot.method import Method, MethodInfo
 from fewshot.multi_label.label_fitting import of_several_labels, require_several
+from fewshot.new_classes import require_named_alone
 from fewshot.open_set import checked_known, known_classes
 from fewshot.protocol import HALVES, Protocol
 from fewshot.run import Run
@@ -75,8 +76,8 @@ class Stores:
                 drawn = protocol.draw(train.labels, names)
             except UserError:  # what is wrong is for the cell to say when it runs
                 return (0, 0) if shots == "all" else (shots, shots)
-            fewest = np.bincount(train.labels[drawn.train], minlength=len(names)).min()
-            self.counted[shots, protocol.seed] = drawn.shots, int(fewest)
+            counts = np.bincount(train.labels[drawn.train])
+            self.counted[shots, protocol.seed] = drawn.shots, int(counts[counts > 0].min())
         return self.counted[shots, protocol.seed]
 
 
@@ -132,6 +133,11 @@ class Combination:
         labeled = self.method.needs_support(1) and self.protocol.shots
         if self.protocol.imbalance is not None and not labeled:
             return f"{name} learns from no labels, which imbalance is about"
+        if self.protocol.shots == "all" and labeled and isinstance(self.method, Method):
+            try:
+                require_named_alone(self.stores.learned, self.method)
+            except UserError as error:
+                return str(error)
         return None
 
     def _stores_cannot(self) -> str | None:

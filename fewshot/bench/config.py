@@ -29,7 +29,7 @@ from cache.files.toml_table import TomlTable, parse_toml
 from cache.location import default_root
 from fewshot.bench.trained import TrainOptions, read_train_options
 from fewshot.model_selection.protocols import Share
-from fewshot.open_set import Known, Score
+from fewshot.open_set import Known, Score, parse_known
 from fewshot.protocol import SETTINGS, TRANSFERS, Protocol, Setting
 
 ALL = ("all",)
@@ -131,7 +131,8 @@ def configured(flags: Mapping[str, Any], config: Path | None = None) -> Bench:
 
     Args:
         flags: By the names of `Bench`'s attributes; None is not given. Settings are overridden
-            one by one, and so are the options of training, by the names of `TrainOptions`.
+            one by one, and so are the options of training, by the names of `TrainOptions`. The
+            known classes may be a text for `parse_known`.
         config: A TOML file.
 
     Raises:
@@ -141,7 +142,11 @@ def configured(flags: Mapping[str, Any], config: Path | None = None) -> Bench:
     given = {name: value for name, value in flags.items() if value is not None}
     settings = {**values.get("settings", {}), **given.get("settings", {})}
     train = TrainOptions(**{**values.get("train", {}), **given.get("train", {})})
-    return Bench(**{**values, **given, "settings": settings, "train": train})
+    merged = {**values, **given, "settings": settings, "train": train}
+    if isinstance(merged.get("known"), str):
+        named = merged.get("datasets", ALL)
+        merged["known"] = parse_known(merged["known"], *(named if named != ALL else ()))
+    return Bench(**merged)
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -188,10 +193,13 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _known(table: TomlTable) -> Known | str | None:
-    """The known classes: a number, or names; empty where there are none."""
-    if isinstance(table.content.get("known"), int):
-        return table.integer("known", at_least=2)
-    return _names(table, "known") or ""
+    """The known classes: a number, names, or a text for `parse_known`; empty where none are."""
+    match table.content.get("known"):
+        case int():
+            return table.integer("known", at_least=2)
+        case str():
+            return table.text("known")
+    return table.texts("known") or ""
 
 
 def _names(table: TomlTable, key: str) -> tuple[str, ...]:

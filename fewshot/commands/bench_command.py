@@ -181,7 +181,6 @@ def bench(
     from fewshot.bench.mean_table import mean_table
     from fewshot.bench.plan import plan
     from fewshot.bench.trained import TrainOptions
-    from fewshot.open_set import parse_known
     from fewshot.results.loggers import RunLogger
     from fewshot.tables import text
 
@@ -207,7 +206,7 @@ def bench(
             "prompts": parse_names(prompts),
             "protocol": protocol,
             "source": source,
-            "known": None if known is None else parse_known(known, *(parse_names(datasets) or ())),
+            "known": known,
             "score": score,
             "synthesize": synthesize,
             "imbalance": imbalance,

@@ -209,7 +209,7 @@ def fit(
         prompt_set=prompts,
         imbalance=imbalance,
         setting=setting,
-        known=None if known is None else parse_known(known, dataset or "the dataset"),
+        known=None if known is None else parse_known(known, *([dataset] if dataset else [])),
         score=score or "mcm",
         threshold=0.5 if threshold is None else threshold,
         blend="auto" if blend is None else parse_share(blend),

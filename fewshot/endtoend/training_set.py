@@ -87,7 +87,7 @@ def _drawn(source: Source, protocol: Protocol, val_first: bool) -> Sample:
     """The few shots; with `val_first` as CLIP-LoRA's code draws them."""
     labels = [item.label for item in source.splits["train"]]
     if protocol.shots == "all":
-        return everything(labels, source.classnames, seed=protocol.seed, every_class=False)
+        return everything(labels, seed=protocol.seed)
     if not val_first or protocol.sample is not None:
         return protocol.draw(labels, source.classnames)
     val_labels = [item.label for item in source.splits.get("val", ())]

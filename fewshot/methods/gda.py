@@ -128,8 +128,13 @@ class GDA(Method):
     def fit_new_classes(
         self, support: SupportSet | None, text: Text | None, new: Text
     ) -> LinearClassifier:
-        """Classify classes without images; the base classes' text is not needed."""
+        """Classify classes without images; the base classes' text is not needed.
+
+        The Gaussian term tells new classes apart, so one alone has none.
+        """
         support = labeled(support, self.name)
+        if len(new.features) == 1:
+            return LinearClassifier(self.logit_scale * new.features)
         samples, labels = support.samples()
         samples = samples.double()
         n, dim = samples.shape
