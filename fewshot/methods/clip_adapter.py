@@ -18,8 +18,7 @@ from torch import Tensor
 from cache.errors import UserError
 from fewshot.checks import fraction, non_negative, one_of, positive, whole
 from fewshot.method import Grid, Method, PracticalSize, sweep_prepared
-from fewshot.parts.feature_adapters import AdapterClassifier, Adapters
-from fewshot.parts.optimizers import SGD
+from fewshot.parts.feature_adapters import AdapterClassifier, Adapters, TrainedAdapters
 from fewshot.parts.softmax_heads import logit_gradient
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet, labeled
@@ -141,23 +140,16 @@ class CLIPAdapter(Method):
         They start from the same weights and see the same batches.
         """
         generator = torch.Generator().manual_seed(self.seed)
-        adapters = {
-            kind: Adapters.random(t, self.reduction, ratios, self.learn_ratio, generator)
+        sides = {
+            kind: TrainedAdapters(
+                Adapters.random(t, self.reduction, ratios, self.learn_ratio, generator),
+                momentum=self.momentum,
+                weight_decay=self.weight_decay,
+            )
             for kind in ("visual", "text")
             if self.adapter in (kind, "both")
         }
-        trained = SGD(
-            *(p for a in adapters.values() for p in a.parameters()),
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-        )
-        size = len(trained.values) // len(adapters)
-        gradients = {}
-        for i, (kind, one) in enumerate(adapters.items()):
-            own = slice(i * size, (i + 1) * size)
-            adapters[kind] = one.with_parameters(trained.values[own])
-            gradients[kind] = trained.gradients[own]
-        visual, textual = adapters.get("visual"), adapters.get("text")
+        visual, textual = sides.get("visual"), sides.get("text")
         epochs = passes(self.epochs, support)
         for f, y, _, _, lr in batches(
             support,
@@ -167,17 +159,14 @@ class CLIPAdapter(Method):
             seed=self.seed,
             drop_last=True,
         ):
-            images = visual(f) if visual else None
-            texts = textual(t) if textual else None
-            x = images.features if images else f
-            w = self.logit_scale * (texts.features if texts else t)
+            x = visual(f) if visual else f
+            w = self.logit_scale * (textual(t) if textual else t)
             g = logit_gradient(x @ w.mT, y)  # (G, B, C)
-            if visual and images:
-                visual.backward(f, images, g @ w, gradients["visual"])
-            if textual and texts:
-                textual.backward(t, texts, self.logit_scale * g.mT @ x, gradients["text"])
-            trained.step(lr)
-        return adapters
+            if visual:
+                visual.step(g @ w, lr)
+            if textual:
+                textual.step(self.logit_scale * g.mT @ x, lr)
+        return {kind: side.now for kind, side in sides.items()}
 
     def _classifier(self, adapters: Mapping[str, Adapters], i: int, t: Tensor) -> AdapterClassifier:
         """Of the i-th adapters and any (C, D) class text t."""

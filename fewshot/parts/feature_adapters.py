@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from fewshot.parts.optimizers import SGD
 from fewshot.parts.softmax_heads import TINY
 
 
@@ -79,11 +80,6 @@ class Adapters:
         """The trained parameters."""
         return [self.down, self.up, *([self.ratio] if self.learned else [])]
 
-    def with_parameters(self, values: Sequence[Tensor]) -> "Adapters":
-        """The same adapters with other tensors as their trained parameters."""
-        down, up, *ratio = values
-        return replace(self, down=down, up=up, ratio=ratio[0] if ratio else self.ratio)
-
     def only(self, i: int) -> "Adapters":
         """The i-th."""
         down = self.down.view(self.down.shape[0], len(self.up), -1)[:, i]
@@ -123,6 +119,34 @@ class Adapters:
         torch.bmm(made.hidden.mT, of_output, out=of_up)
         of_hidden = through_relu(of_output @ self.up.mT, made.hidden)
         torch.mm(f.T, of_hidden.transpose(0, 1).flatten(1), out=of_down)
+
+
+class TrainedAdapters:
+    """Adapters under momentum SGD.
+
+    Args:
+        start: The adapters as they begin; copied.
+        momentum: Share of the last step in the next.
+        weight_decay: Times the parameters, added to their gradients.
+
+    Attributes:
+        now: The adapters as they are; a step moves them in place.
+    """
+
+    def __init__(self, start: Adapters, *, momentum: float, weight_decay: float) -> None:
+        self._optimizer = SGD(*start.parameters(), momentum=momentum, weight_decay=weight_decay)
+        down, up, *ratio = self._optimizer.values
+        self.now = replace(start, down=down, up=up, ratio=ratio[0] if ratio else start.ratio)
+
+    def __call__(self, f: Tensor) -> Tensor:
+        """(G, B, D) adapted features of (B, D) features f, by which the next step goes."""
+        self._given, self._made = f, self.now(f)
+        return self._made.features
+
+    def step(self, of_features: Tensor, lr: float) -> None:
+        """Move against the (G, B, D) gradient with respect to what was adapted last."""
+        self.now.backward(self._given, self._made, of_features, self._optimizer.gradients)
+        self._optimizer.step(lr)
 
 
 @dataclass(frozen=True, eq=False)
