@@ -21,7 +21,12 @@ from fewshot.checks import non_negative, one_of, whole
 from fewshot.method import Grid, LearnsFrom, Method, sweep_prepared
 from fewshot.parts.memory import require_memory
 from fewshot.parts.neighbors import NeighborGraph, build_graph
-from fewshot.parts.spherical_mixture import LabeledSums, estimate, means_of_the_surest
+from fewshot.parts.spherical_mixture import (
+    LabeledSums,
+    estimate,
+    log_density,
+    means_of_the_surest,
+)
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
 from fewshot.text import Text, required
@@ -61,20 +66,20 @@ class JointClassifier:
         """The same on a graph that is made already."""
         method, x = self.method, features.float()
         shots = self._shots(len(x))
-        text_says = self._text_says(x, shots)
-        if self.support is None:
-            means = means_of_the_surest(x, text_says.exp())
-        else:
-            means = normalize(shots.sums, dim=1)
+        log_y = self._log_y(x, shots)
+        z = log_y.exp()
+        few_shot = self.support is not None
+        means = normalize(shots.sums, dim=1) if few_shot else means_of_the_surest(x, z)
         variance = x.new_full((x.shape[1],), 1 / x.shape[1])
-        z = text_says.exp()
-        text_says = method.text_weight(few_shot=self.support is not None) * text_says
+        text_says = method.text_weight(few_shot=few_shot) * log_y
         for _ in range(method.iterations):
-            z = torch.softmax(self._scores(x, z, text_says, means, variance, graph), dim=1)
+            likelihood = log_density(x, means, variance)
+            z = torch.softmax(self._scores(z, text_says, likelihood, graph), dim=1)
             means, variance = estimate(x, z, shots)
-        return torch.log_softmax(self._scores(x, z, text_says, means, variance, graph), dim=1)
+        likelihood = log_density(x, means, variance)
+        return torch.log_softmax(self._scores(z, text_says, likelihood, graph), dim=1)
 
-    def _text_says(self, x: Tensor, shots: LabeledSums) -> Tensor:
+    def _log_y(self, x: Tensor, shots: LabeledSums) -> Tensor:
         """(M, C) log y; where there is no text, of the labeled images' means in its place.
 
         Raises:
@@ -97,24 +102,14 @@ class JointClassifier:
         return LabeledSums.of(self.support, TAU * self.method.gamma / len(self.support.labels))
 
     def _scores(
-        self,
-        x: Tensor,
-        z: Tensor,
-        text_says: Tensor,
-        means: Tensor,
-        variance: Tensor,
-        graph: NeighborGraph,
+        self, z: Tensor, text_says: Tensor, likelihood: Tensor, graph: NeighborGraph
     ) -> Tensor:
         """(M, C) scores whose softmax is z after the steps of one round."""
-        # Of -|x - mu|^2 / 2, what all classes share is left out.
-        likelihood = linear(x, means / variance, -(means**2 / variance).sum(dim=1) / 2)
-        fixed = likelihood.div_(TAU).add_(text_says)
-        scores = fixed
+        scores = fixed = likelihood.div_(TAU).add_(text_says)
         for step in range(self.method.inner_iterations):
             if step:
                 z = torch.softmax(scores, dim=1)
-            votes = torch.sparse.mm(graph.affinities, z).add_(graph.votes)
-            scores = votes.div_(2 * graph.neighbors).add_(fixed)
+            scores = graph.sums(z).div_(2 * graph.neighbors).add_(fixed)
         return scores
 
 

@@ -48,6 +48,11 @@ class NeighborGraph:
     votes: Tensor | float
     neighbors: int
 
+    def sums(self, z: Tensor) -> Tensor:
+        """(M, C) sums over each query's neighbors, the labeled ones too, of the (M, C) shares z."""
+        sums: Tensor = torch.sparse.mm(self.affinities, z)
+        return sums.add_(self.votes)
+
 
 def build_graph(query: Tensor, support: SupportSet | None, neighbors: int) -> NeighborGraph:
     """The graph of (M, D) queries; no query is its own neighbor."""

@@ -5,7 +5,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import linear, normalize
 
 from fewshot.support import SupportSet
 
@@ -47,6 +47,17 @@ def means_of_the_surest(x: Tensor, y: Tensor) -> Tensor:
     """
     shares, rows = y.topk(min(CONFIDENT, len(x)), dim=0)  # (8, C)
     return normalize(torch.einsum("nc,ncd->cd", shares / shares.sum(dim=0), x[rows]), dim=1)
+
+
+def log_density(x: Tensor, means: Tensor, variance: Tensor) -> Tensor:
+    """(M, C) -|x - mu|^2_s / 2 of (M, D) images, less what all classes share.
+
+    Args:
+        x: (M, D).
+        means: (C, D).
+        variance: (D,).
+    """
+    return linear(x, means / variance, -(means**2 / variance).sum(dim=1) / 2)
 
 
 def estimate(x: Tensor, z: Tensor, labeled: LabeledSums) -> tuple[Tensor, Tensor]:
