@@ -1,13 +1,22 @@
 """`fit`: adapt on stored features, and test."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from cache.errors import UserError
 from fewshot.commands.chosen_store import chosen_store
+from fewshot.commands.fit_work import (
+    SETTINGS,
+    at_weight,
+    exported,
+    one_of_settings,
+    refuse_contradictions,
+    results_of,
+    save_adapter,
+)
 from fewshot.commands.method_names import require_method
 from fewshot.commands.options import (
     DATA,
@@ -34,11 +43,6 @@ from fewshot.commands.options import (
 )
 from fewshot.commands.parsing import parse_ints, parse_pairs, parse_share, parse_shots
 from fewshot.commands.terminal import say
-
-if TYPE_CHECKING:
-    from cache.store import FeatureStore
-    from fewshot.protocol import Protocol
-    from fewshot.results.log import Result
 
 
 def fit(
@@ -150,43 +154,33 @@ def fit(
 ) -> None:
     """Fit a method on a few labeled images per class, and test it."""
     from cache.location import require_writable
-    from cache.pair import Pair
-    from fewshot.cross_dataset import transfer
-    from fewshot.domain_adaptation import adapt
-    from fewshot.evaluation import evaluate
     from fewshot.open_set import parse_known
-    from fewshot.protocol import OFFICIAL, Protocol, Setting
-    from fewshot.results.log import append
+    from fewshot.protocol import OFFICIAL, Protocol
+    from fewshot.results.log import Result, append
     from fewshot.results.loggers import RunLogger
     from fewshot.results.summaries import accuracy_table, class_table
     from fewshot.sample_file import read_sample
     from fewshot.settings import configure
     from fewshot.tables import text
 
-    tested = {
-        "--base-to-new": base_to_new,
-        "--generalized": generalized,
-        "--test-on": bool(test_on),
-        "--source": source is not None,
-        "--known": known is not None,
-    }
-    given = [option for option, one in tested.items() if one]
-    if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} exclude one another; give one")
-    if source is not None and (sample or official):
-        raise UserError("--source excludes --sample and --official; give one")
-    if threshold is not None and source is None:
-        raise UserError("--threshold is for domain adaptation; give --source as well")
-    if score is not None and known is None:
-        raise UserError("--score separates known images from unknown ones; give --known as well")
-    if (sample or export_sample) and (given or imbalance or shots == "all"):
-        raise UserError(
-            "--sample and --export-sample are of equal classes, all of them tested: they and "
-            f"{', '.join(tested)}, --imbalance and --shots all exclude one another; give one"
-        )
+    given = one_of_settings(
+        base_to_new=base_to_new,
+        generalized=generalized,
+        test_on=test_on,
+        source=source,
+        known=known,
+    )
+    refuse_contradictions(
+        given,
+        sample=sample,
+        export_sample=export_sample,
+        uneven=bool(imbalance) or shots == "all",
+        official=official,
+        tune=tune,
+        threshold=threshold,
+        score=score,
+    )
     require_method(method, "fit")
-    if official and tune is not None:
-        raise UserError("--official decides itself what is tuned on; leave --tune out")
     texts = parse_pairs("--set", settings)
     chosen = configure(method, texts)  # a mistake in it shows before a store is looked for
     require_writable(
@@ -198,17 +192,12 @@ def fit(
         }
     )
     logger = RunLogger(log_to, results.parent, say)
-    setting: Setting = "cross-dataset" if test_on else "few-shot"
-    if source is not None:
-        setting = "domain-adaptation"
-    if base_to_new or generalized:
-        setting = "base-to-new" if base_to_new else "generalized"
     asked = Protocol(
         tune=OFFICIAL if official else tune,
         fixed={name: getattr(chosen, name) for name in texts},
         prompt_set=prompts,
         imbalance=imbalance,
-        setting=setting,
+        setting=SETTINGS[given] if given else "few-shot",
         known=None if known is None else parse_known(known, *([dataset] if dataset else [])),
         score=score or "mcm",
         threshold=0.5 if threshold is None else threshold,
@@ -220,73 +209,36 @@ def fit(
         for k in parse_shots(shots)
         for s in parse_ints("--seed", seed)
     ]
-    opened = chosen_store(store, dataset, model)
-    if pair_weight is not None:
-        if not isinstance(opened, Pair):
-            raise UserError(
-                "--pair-weight shares out the cosine between two models; give --model FIRST+SECOND"
-            )
-        opened = opened.at(pair_weight)
-    targets = [
-        chosen_store(store, name, opened.model) for name in (test_on.split(",") if test_on else ())
-    ]
-    learned = chosen_store(store, source, opened.model) if source else None
-    if sample is not None and export_sample is not None:
-        raise UserError("--sample and --export-sample exclude each other; copy the file instead")
+    opened = at_weight(chosen_store(store, dataset, model), pair_weight)
     if sample is not None:
         every = [replace(asked, sample=read_sample(sample, opened))]
     if export_sample is not None:
-        every = [_exported(every, opened, export_sample)]
-    done: list[Result] = []
-    summary = ""
-
-    def note(result: "Result") -> None:
+        every = exported(every, opened, export_sample)
+    produced: Iterable[Result]
+    if save is None:
+        others = test_on.split(",") if test_on else ()
+        produced = results_of(
+            chosen,
+            every,
+            opened,
+            source=chosen_store(store, source, opened.model) if source else None,
+            targets=[chosen_store(store, name, opened.model) for name in others],
+            predictions=save_predictions,
+        )
+    else:
+        saved, produced = save_adapter(
+            save, method, every, opened, predictions=save_predictions, temperature=temperature
+        )
+    done = []
+    for result in produced:
         append(results, result)
         logger.result(result)
         done.append(result)
         if as_json:
             print(result.to_json(), flush=True)
-
-    if save is not None:
-        if asked.setting != "few-shot" or len(every) > 1:
-            raise UserError(
-                "--save keeps one adapter of all classes; give one --shots and one --seed, "
-                f"and none of {', '.join(tested)}"
-            )
-        from fewshot.adapters.fitted_adapter import fit_and_save
-
-        saved, result = fit_and_save(
-            opened, method, save, every[0], predictions=save_predictions, temperature=temperature
-        )
-        if result is not None:
-            note(result)
-        summary = f"{save}: {saved.summary()}"
-    else:
-        alike = [one for one in every if not one.support_for(chosen)]  # whatever its shots and seed
-        for one in [one for one in every if one not in alike[1:]]:
-            if learned is not None:
-                note(adapt(learned, opened, method, one, save=save_predictions))
-            elif targets:
-                for result in transfer(opened, targets, method, one, save=save_predictions):
-                    note(result)
-            else:
-                note(evaluate(opened, method, one, save=save_predictions))
     if done and not as_json:
         print(accuracy_table(done))
         if len(done) == 1 and done[0].by_class is not None:
             print(f"\n{text(class_table(done[0], opened.classnames))}")
-    if summary:
-        say(summary)
-
-
-def _exported(every: list["Protocol"], store: "FeatureStore", path: Path) -> "Protocol":
-    """The one protocol there is, with the sample that it draws, which is written to the file."""
-    from fewshot.sample_file import write_sample
-
-    if len(every) > 1:
-        raise UserError("--export-sample writes one sample; give one --shots and one --seed")
-    val = store.labels("val") if "val" in store.splits else None
-    few = every[0].draw(store.labels("train"), store.classnames, val_labels=val)
-    one = replace(every[0], sample=few)
-    write_sample(path, few, store)
-    return one
+    if save is not None:
+        say(f"{save}: {saved.summary()}")
