@@ -1,6 +1,7 @@
 """A folder of labeled photos in; a fitted, calibrated classifier and one page about it out."""
 
 from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 
 from cache.datasets.manifest import all_manifests
@@ -89,17 +90,35 @@ def auto(
     source, _ = report.passed(skip_unreadable=True)
     methods = [methods] if isinstance(methods, str) else methods
     asked = to_try(methods, len(source.splits["train"]), len(source.classnames))
+    repeating = partial(
+        commands,
+        dataset=_as_typed(dataset),
+        adapter=out / "adapter.safetensors",
+        root=None if root == Path("features") else root,
+        seed=seed,
+        encoding={
+            "--device": None if device == "auto" else device,
+            "--precision": None if precision == "auto" else precision,
+            "--max-pixels": None if max_pixels == MAX_PIXELS else max_pixels,
+        },
+        again={
+            "--models": models and ",".join(models),
+            "--out": out,
+            "--unlabeled": unlabeled,
+            "--methods": methods and ",".join(methods),
+            "--thorough": thorough,
+            "--seed": None if seed == 1 else seed,
+        },
+    )
 
     with claimed(out, source.root):
         stopwatch = Stopwatch(say)
         machine = Machine(device, precision, say)
-        encodings: dict[str, Encoding] = {}  # by the model
 
+        @cache
         def encoding(name: str) -> Encoding:
-            if name not in encodings:
-                with stopwatch.timing("loading the model", aloud=True):
-                    encodings[name] = Encoding(machine.load(name), root, workers, rehash, say)
-            return encodings[name]
+            with stopwatch.timing("loading the model", aloud=True):
+                return Encoding(machine.load(name), root, workers, rehash, say)
 
         if models is not None or pair_names(model) is not None:
             stage = "comparing models"
@@ -128,27 +147,10 @@ def auto(
                 diagnostics=examined.diagnostics,
                 tested=examined.tested,
                 unlabeled=examined.unlabeled,
-                commands=commands(
+                commands=repeating(
                     answer.store,
                     examined.fitted.method,
-                    dataset=_as_typed(dataset),
-                    adapter=out / "adapter.safetensors",
                     temperature=examined.adapter.calibration.temperature,
-                    root=None if root == Path("features") else root,
-                    seed=seed,
-                    encoding={
-                        "--device": None if device == "auto" else device,
-                        "--precision": None if precision == "auto" else precision,
-                        "--max-pixels": None if max_pixels == MAX_PIXELS else max_pixels,
-                    },
-                    again={
-                        "--models": models and ",".join(models),
-                        "--out": out,
-                        "--unlabeled": unlabeled,
-                        "--methods": methods and ",".join(methods),
-                        "--thorough": thorough,
-                        "--seed": None if seed == 1 else seed,
-                    },
                     skip=bool(answer.store.skipped),
                 ),
                 seconds=stopwatch.seconds,

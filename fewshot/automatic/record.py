@@ -39,40 +39,9 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "unknown": _unknown(outcome.adapter.open_set),
         "coverage": [asdict(one) for one in outcome.coverages],
         "tested": outcome.tested and asdict(outcome.tested),
-        "per_class": [
-            {
-                "class": name,
-                "judged": one.images,
-                "right": one.right,
-                "predicted": one.predicted,
-                "recall": one.recall,
-                "precision": one.precision,
-                "f1": one.f1,
-            }
-            for name, one in zip(names, outcome.diagnostics.class_metrics, strict=True)
-        ],
-        "confusions": [
-            {
-                "class": names[way.label],
-                "predicted": names[way.predicted],
-                "count": way.count,
-                "examples": [paths[row] for row in way.rows],
-            }
-            for pair in outcome.diagnostics.pairs
-            for way in (pair.more, pair.less)
-            if way.count
-        ],
-        "mislabeled": [
-            {
-                "path": paths[one.row],
-                "label": names[one.label],
-                "suggested": names[one.suggested],
-                "p_label": one.p_label,
-                "p_suggested": one.p_suggested,
-                "near_duplicate": one.duplicate,
-            }
-            for one in outcome.diagnostics.label_issues
-        ],
+        "per_class": _per_class(outcome),
+        "confusions": _confusions(outcome),
+        "mislabeled": _mislabeled(outcome),
         "near_duplicates": [
             [paths[row] for row in rows] for rows in outcome.diagnostics.duplicates
         ],
@@ -85,6 +54,53 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "seconds": dict(outcome.seconds),
     }
     return found
+
+
+def _per_class(outcome: Outcome) -> list[dict[str, Any]]:
+    return [
+        {
+            "class": name,
+            "judged": one.images,
+            "right": one.right,
+            "predicted": one.predicted,
+            "recall": one.recall,
+            "precision": one.precision,
+            "f1": one.f1,
+        }
+        for name, one in zip(
+            outcome.store.classnames, outcome.diagnostics.class_metrics, strict=True
+        )
+    ]
+
+
+def _confusions(outcome: Outcome) -> list[dict[str, Any]]:
+    names = outcome.store.classnames
+    return [
+        {
+            "class": names[way.label],
+            "predicted": names[way.predicted],
+            "count": way.count,
+            "examples": [outcome.paths[row] for row in way.rows],
+        }
+        for pair in outcome.diagnostics.pairs
+        for way in (pair.more, pair.less)
+        if way.count
+    ]
+
+
+def _mislabeled(outcome: Outcome) -> list[dict[str, Any]]:
+    names = outcome.store.classnames
+    return [
+        {
+            "path": outcome.paths[one.row],
+            "label": names[one.label],
+            "suggested": names[one.suggested],
+            "p_label": one.p_label,
+            "p_suggested": one.p_suggested,
+            "near_duplicate": one.duplicate,
+        }
+        for one in outcome.diagnostics.label_issues
+    ]
 
 
 def _curve(curve: LearningCurve | None) -> dict[str, Any] | None:
