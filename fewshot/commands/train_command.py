@@ -1,5 +1,6 @@
 """`train`: adapt with gradients through the model, and test."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,10 +29,15 @@ from fewshot.commands.options import (
     ThresholdOption,
     WorkersOption,
 )
-from fewshot.commands.parsing import parse_k, parse_pairs
+from fewshot.commands.parsing import parse_k
 from fewshot.commands.terminal import say
 from fewshot.commands.train_across import train_across
-from fewshot.commands.train_work import work_of
+from fewshot.commands.train_work import (
+    method_and_settings,
+    refuse_contradictions,
+    start_or_continue,
+    work_of,
+)
 from fewshot.commands.training_options import (
     CompositionOption,
     FlipOption,
@@ -48,8 +54,6 @@ from fewshot.commands.training_options import (
 
 if TYPE_CHECKING:
     from fewshot.endtoend.experiment import Trained
-
-COMPOSITION = "composition"
 
 
 def train(
@@ -89,13 +93,11 @@ def train(
     from cache.extract import default_workers
     from cache.location import require_writable
     from cache.models.loading import load
-    from fewshot.endtoend.checkpoint import steps_done
     from fewshot.endtoend.crops import crops_asked
     from fewshot.endtoend.display import shown
     from fewshot.endtoend.experiment import run, store_of
-    from fewshot.endtoend.finished import checkpoint_path, require_new
+    from fewshot.endtoend.finished import checkpoint_path
     from fewshot.endtoend.methods import configure
-    from fewshot.endtoend.privacy import spent
     from fewshot.endtoend.processor import lacks_bf16
     from fewshot.endtoend.requirements import require_published
     from fewshot.open_set import parse_known
@@ -106,21 +108,9 @@ def train(
 
         require_suffix(save)
     require_writable({"--out": out, "--save": save})
-    fixed = parse_pairs("--set", settings)
-    if composition is not None:
-        from fewshot.endtoend.search.composition_file import read_composition
-
-        if method not in (None, COMPOSITION):
-            raise UserError(f"--composition takes the place of a method; got {method} as well")
-        method, fixed = COMPOSITION, read_composition(composition) | fixed
-    elif method is None:
-        raise UserError(
-            "missing argument METHOD; `fewshot methods` lists them; or give --composition"
-        )
+    method, fixed = method_and_settings(method, composition, settings)
     chosen = configure(require_method(method, "train"), fixed, seed=seed)
-    _refuse_contradictions(
-        known, score, base_to_new, synthesize, labeled, threshold, official, save
-    )
+    refuse_contradictions(known, score, base_to_new, synthesize, labeled, threshold, official, save)
     k = parse_k(shots)
     if official:
         require_published(chosen, changed=[*fixed, *crops_asked(crop_scale, flip)])
@@ -160,12 +150,7 @@ def train(
     asked += [["base-to-new", synthesize]] if base_to_new else []
     few = 0 if chosen.unsupervised() else k
     checkpoint = checkpoint_path(out, chosen, source, model, few, seed, *asked)
-    if not resume:
-        require_new(checkpoint)
-    elif done := steps_done(checkpoint):
-        say(f"continuing after {chosen.step_name} {done} of {checkpoint}")
-    else:
-        say(f"no checkpoint {checkpoint} to continue from; starting over")
+    start_or_continue(checkpoint, chosen, resume=resume)
     encoder = load(model, device=device, precision=precision)
     if precision == "bf16" and encoder.device.type == "cpu" and lacks_bf16():
         say("this processor has no instructions for bf16; --precision fp32 is faster")
@@ -201,13 +186,7 @@ def train(
             advance=advance,
         )
         logger.result(trained.result)
-    if skipped := int(trained.result.measures.get("skipped_steps", 0)):
-        say(
-            f"{skipped} of {work.steps} steps were skipped, since gradients overflowed float16 "
-            "(the first of a run often do)"
-        )
-    if "private_steps" in trained.result.measures:
-        say(spent(trained.result.measures))
+    _say_of_steps(trained.result.measures, work.steps)
     _print(trained, out, checkpoint, as_json)
     if save is not None:
         from fewshot.adapters.trained_adapter import of_trained
@@ -217,31 +196,17 @@ def train(
         say(f"{save}: {adapter.summary()}")
 
 
-def _refuse_contradictions(
-    known: str | None,
-    score: str | None,
-    base_to_new: bool,
-    synthesize: str | None,
-    labeled: str | None,
-    threshold: float | None,
-    official: bool,
-    save: Path | None,
-) -> None:
-    """Raise unless these options can stand together."""
-    if score is not None and known is None:
-        raise UserError("--score separates known images from unknown ones; give --known as well")
-    if known is not None and save is not None:
-        raise UserError("--save keeps one adapter of all classes; leave --known out")
-    if base_to_new and known is not None:
-        raise UserError("--known and --base-to-new are two settings; give one")
-    if base_to_new and save is not None:
-        raise UserError("--save keeps one adapter of all classes; leave --base-to-new out")
-    if synthesize is not None and not base_to_new:
-        raise UserError("--synthesize makes features of new classes; give --base-to-new as well")
-    if threshold is not None and labeled is None:
-        raise UserError("--threshold is for domain adaptation; give --source as well")
-    if labeled is not None and (known is not None or base_to_new or official or save is not None):
-        raise UserError("--source excludes --known, --base-to-new, --official and --save; give one")
+def _say_of_steps(measures: Mapping[str, float], steps: int) -> None:
+    """How many of the steps were skipped, and the privacy that they spent, if any."""
+    from fewshot.endtoend.privacy import spent
+
+    if skipped := int(measures.get("skipped_steps", 0)):
+        say(
+            f"{skipped} of {steps} steps were skipped, since gradients overflowed float16 "
+            "(the first of a run often do)"
+        )
+    if "private_steps" in measures:
+        say(spent(measures))
 
 
 def _print(trained: "Trained", out: Path, checkpoint: Path, as_json: bool) -> None:

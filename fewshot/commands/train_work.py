@@ -1,15 +1,20 @@
-"""The work of a training, known before it starts, for its progress."""
+"""The work of `train`, known before it starts: options that can stand together, steps, progress."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cache.errors import UserError, some
+from fewshot.commands.parsing import parse_pairs
 from fewshot.commands.terminal import say
 
 if TYPE_CHECKING:
     from cache.datasets.source import Source
     from fewshot.endtoend.clip import EndToEnd
     from fewshot.open_set import Known
+
+COMPOSITION = "composition"
 
 
 @dataclass(frozen=True)
@@ -71,3 +76,74 @@ def work_of(
         steps = method.steps(shots, len(base), 0)  # images of new classes are not trained on
         n_classes = n_classes if synthesize else len(base)
     return Work(steps, n_classes if method.reads_prompts else 0)
+
+
+def method_and_settings(
+    method: str | None, composition: Path | None, settings: list[str] | None
+) -> tuple[str, Mapping[str, str]]:
+    """The method's name, and its settings as text, those of a composition's file among them.
+
+    Args:
+        method: As typed, or None.
+        composition: A file that takes the place of a method, or None.
+        settings: Of `--set`, which replace the file's.
+
+    Raises:
+        UserError: There are a method and a composition, or neither.
+    """
+    fixed = parse_pairs("--set", settings)
+    if composition is not None:
+        from fewshot.endtoend.search.composition_file import read_composition
+
+        if method not in (None, COMPOSITION):
+            raise UserError(f"--composition takes the place of a method; got {method} as well")
+        return COMPOSITION, read_composition(composition) | fixed
+    if method is None:
+        raise UserError(
+            "missing argument METHOD; `fewshot methods` lists them; or give --composition"
+        )
+    return method, fixed
+
+
+def refuse_contradictions(
+    known: str | None,
+    score: str | None,
+    base_to_new: bool,
+    synthesize: str | None,
+    labeled: str | None,
+    threshold: float | None,
+    official: bool,
+    save: Path | None,
+) -> None:
+    """Raise unless these options can stand together."""
+    if score is not None and known is None:
+        raise UserError("--score separates known images from unknown ones; give --known as well")
+    if known is not None and save is not None:
+        raise UserError("--save keeps one adapter of all classes; leave --known out")
+    if base_to_new and known is not None:
+        raise UserError("--known and --base-to-new are two settings; give one")
+    if base_to_new and save is not None:
+        raise UserError("--save keeps one adapter of all classes; leave --base-to-new out")
+    if synthesize is not None and not base_to_new:
+        raise UserError("--synthesize makes features of new classes; give --base-to-new as well")
+    if threshold is not None and labeled is None:
+        raise UserError("--threshold is for domain adaptation; give --source as well")
+    if labeled is not None and (known is not None or base_to_new or official or save is not None):
+        raise UserError("--source excludes --known, --base-to-new, --official and --save; give one")
+
+
+def start_or_continue(checkpoint: Path, method: "EndToEnd", *, resume: bool) -> None:
+    """Say where the training starts.
+
+    Raises:
+        UserError: It must not continue, and there is a checkpoint.
+    """
+    from fewshot.endtoend.checkpoint import steps_done
+    from fewshot.endtoend.finished import require_new
+
+    if not resume:
+        require_new(checkpoint)
+    elif done := steps_done(checkpoint):
+        say(f"continuing after {method.step_name} {done} of {checkpoint}")
+    else:
+        say(f"no checkpoint {checkpoint} to continue from; starting over")
