@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from cache.class_text import ClassText
 from cache.errors import UserError
 from cache.identity import fingerprint
-from cache.location import find_store, pair_names
+from cache.location import find_store, find_stores, pair_names
 from cache.split import Split
 from cache.store import FeatureStore
 
@@ -166,7 +166,8 @@ def found(root: Path, dataset: str | None, model: str | None) -> tuple[FeatureSt
 
     Args:
         root: The folder of stores, or one store's file.
-        dataset: As in `location.find_store`.
+        dataset: As in `location.find_store`; without it, a store that learns and is tested comes
+            before one that has only train or only test images, such as those that `auto` makes.
         model: A model, or a pair `FIRST+SECOND`; any model without it.
 
     Returns:
@@ -176,8 +177,13 @@ def found(root: Path, dataset: str | None, model: str | None) -> tuple[FeatureSt
         UserError: What `location.find_store` and `paired` raise.
     """
     names = None if model is None else pair_names(model)
-    path, chosen = find_store(root, dataset, model if names is None else names[1])
+    alone = model if names is None else names[1]
+    path, chosen = find_store(root, dataset, alone)
     second = FeatureStore.open(path)
+    if dataset is None and chosen:
+        of_model = (p for p in find_stores(root) if alone is None or p.name == path.name)
+        every = map(FeatureStore.open, of_model)
+        second = next((one for one in every if {"train", "test"} <= {*one.splits}), second)
     if names is None:
         return second, chosen
     if root.is_file():

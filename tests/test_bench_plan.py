@@ -149,6 +149,15 @@ def test_what_cannot_be_is_left_out_where_all_were_asked_for(root: Path) -> None
     assert any(why.startswith("ridge knows no classes") for why in made.left_out)
 
 
+def test_test_images_alone_without_text_are_no_dataset(root: Path) -> None:
+    write_store(root, "unlabeled", splits=("test",), text=())
+    made = plan(Bench(store=root, methods=("zero-shot",)))
+    assert {c.run.dataset for c in made.cells} == {"one", "two"}
+    assert made.left_out == ["unlabeled has neither train images nor text to learn from"]
+    write_store(root, "one", splits=("test",))
+    assert [c.run.dataset for c in cells(root, methods=("zero-shot",), datasets=("one",))]
+
+
 def test_a_damaged_store_is_left_out_of_all_and_refused_by_name(root: Path) -> None:
     path = root / "two" / "toy.h5"
     path.write_bytes(path.read_bytes()[:-100])

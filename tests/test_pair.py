@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -243,6 +244,22 @@ def test_one_stores_file_is_no_pair(tmp_path: Path) -> None:
     path = opened(tmp_path).path
     with pytest.raises(UserError, match=r"a pair is of two stores, and .*b.h5 is one"):
         found(path, None, "a+b")
+
+
+def test_without_a_dataset_a_store_that_learns_and_is_tested_comes_before_newer_ones(
+    tmp_path: Path,
+) -> None:
+    for age, (dataset, splits) in enumerate(
+        [("old", ("train", "test")), ("whole", ("train", "test")), ("all", ("train",))]
+    ):
+        path = write_store(tmp_path, dataset, splits=splits)
+        os.utime(path, (age, age))
+    store, chosen = found(tmp_path, None, "toy")
+    assert (store.dataset, chosen) == ("whole", True)
+    assert found(tmp_path, "all", None)[0].dataset == "all"
+    (tmp_path / "old" / "toy.h5").unlink()
+    (tmp_path / "whole" / "toy.h5").unlink()
+    assert found(tmp_path, None, None)[0].dataset == "all"
 
 
 def test_a_pairs_adapter_classifies_images_by_both_models(

@@ -169,6 +169,8 @@ class Combination:
         words = self.protocol.synthesize
         if support and words is not None and lacks_text(learned, words):
             return f"{learned.dataset} has no text, which {words} needs"
+        if "train" not in learned.splits and not learned.text_sets:
+            return f"{learned.dataset} has neither train images nor text to learn from"
         wanted = [(tested, "test")]
         if support or (self.method.unsupervised() and setting != "domain-adaptation"):
             wanted.append((learned, "train"))
