@@ -50,7 +50,8 @@ def commands() -> Iterator[str]:
     for name, command in sorted(group.commands.items()):
         context = command.make_context(f"fewshot {name}", [], resilient_parsing=True)
         usage = " ".join(context.get_usage().removeprefix("Usage: ").split())
-        yield f"\n## `{name}`\n\n```text\n{usage}\n```\n\n{inspect.cleandoc(command.help)}\n"
+        help_text = _escaped(inspect.cleandoc(command.help))
+        yield f"\n## `{name}`\n\n```text\n{usage}\n```\n\n{help_text}\n"
         examples = "\n".join(EXAMPLES[name])
         records = [parameter.get_help_record(context) for parameter in command.params]
         yield table(("option", "what it is"), [(f"`{r[0]}`", r[1]) for r in records if r])
@@ -87,16 +88,18 @@ def documented(method: type[Any]) -> dict[str, str]:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """A Markdown table, with a class by which a narrow screen shows its rows one below another."""
     lines = [header, ("---",) * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines) + "\n"
+    cells = [[_escaped(cell).replace("|", r"\|") for cell in line] for line in lines]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    return f"```{{rst-class}} listed\n```\n\n{body}\n"
 
 
-def _escaped(cell: str) -> str:
-    """The cell with options as code, and nothing else that Markdown would take for markup."""
+def _escaped(text: str) -> str:
+    """The text with options as code, and nothing else that Markdown would take for markup."""
 
     def replaced(found: re.Match[str]) -> str:
         text = found[0]
         return text if text[0] == "`" else f"`{text}`" if text[0] == "-" else f"\\{text}"
 
-    return re.sub(r"`[^`]*`|--[a-z][a-z-]*|[*<]", replaced, cell).replace("|", r"\|")
+    return re.sub(r"`[^`]*`|--[a-z][a-z-]*|[*<]", replaced, text)
