@@ -174,7 +174,7 @@ def readme() -> list[tuple[str, str]]:
 
 
 def test_every_command_of_the_readme_parses() -> None:
-    lines = [line for _, body in readme() for line in body.splitlines()]
+    lines = [line.removeprefix("$ ") for _, body in readme() for line in body.splitlines()]
     lines += re.findall(r"`([^`\n]+)`", (ROOT / "README.md").read_text(encoding="utf-8"))
     commands = [line for line in lines if re.match(r"fewshot \S+ ", line)]
     assert len(commands) > 10
