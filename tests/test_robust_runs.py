@@ -28,7 +28,7 @@ KEEP = "cache.extraction.bank:Bank.put"
 PROMPTS = "cache.models.encoder:Encoder.encode_text_pooled"
 DECODE = "cache.images.decode:opened"
 ASSEMBLE = "cache.extraction.store_writer:StoreWriter.write"
-FLUSH = "cache.files.atomic:_flush"
+FLUSH = "cache.files.atomic:flush"
 JUDGE = "fewshot.automatic.judging:cross_validate"
 PAGE = "fewshot.automatic.writing:page"
 EXTRACT = ("extract", "--dataset", "../../photos", "--all-train", "--model", "tiny", "--store", "s")
@@ -69,7 +69,7 @@ STOPS: Mapping[str, Mapping[str, tuple[tuple[str, ...], str, int, str, int]]] = 
     },
     "export": {
         "undisturbed": (EXPORT, "", 1, "", KILL),
-        "killed while it writes": (EXPORT, "cache.files.atomic_folder:_flush", 2, "", KILL),
+        "killed while it writes": (EXPORT, "cache.files.atomic_folder:flush", 2, "", KILL),
         "killed before it renames": (EXPORT, "cache.files.atomic_folder:_move_onto", 1, "", KILL),
     },
 }

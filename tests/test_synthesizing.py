@@ -118,7 +118,7 @@ def test_a_run_that_ends_within_leaves_nothing(
         raise KeyboardInterrupt
 
     before = sorted(store.path.parent.iterdir())
-    monkeypatch.setattr("cache.files.atomic._flush", stop)
+    monkeypatch.setattr("cache.files.atomic.flush", stop)
     with pytest.raises(KeyboardInterrupt):
         synthesize(store, QUICK, shots=2)
     assert sorted(store.path.parent.iterdir()) == before
@@ -131,7 +131,7 @@ def test_a_killed_run_leaves_nothing_and_the_next_one_makes_all(
     folder = store.path.parent
     before = sorted(folder.iterdir())
     with monkeypatch.context() as patch:  # it is killed when all bytes are in the temporary file
-        patch.setattr("cache.files.atomic._flush", lambda *_: time.sleep(60))
+        patch.setattr("cache.files.atomic.flush", lambda *_: time.sleep(60))
         process = start(lambda: synthesize(store, QUICK, shots=2), err=tmp_path / "err")
     stop_once(process, lambda: any(folder.glob("*.tmp")), signal.SIGKILL)
     assert not kept_files.find_kept(folder.parent)

@@ -27,10 +27,10 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary, handle = _create(path)
     try:
         yield temporary
-        _flush(temporary, os.O_RDWR)
+        flush(temporary, os.O_RDWR)
         temporary.replace(path)
         if os.name == "posix":  # a directory cannot be opened for flushing elsewhere
-            _flush(path.parent, os.O_RDONLY)
+            flush(path.parent, os.O_RDONLY)
     finally:
         if handle is not None:
             os.close(handle)
@@ -76,7 +76,8 @@ def _escaped(name: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
-def _flush(path: Path, mode: int) -> None:
+def flush(path: Path, mode: int) -> None:
+    """Wait until a file or a folder is on the disk, opened by a mode of `os.open`."""
     handle = os.open(path, mode)
     try:
         os.fsync(handle)

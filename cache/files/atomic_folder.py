@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from cache.files.atomic import flush
+
 if sys.platform != "win32":
     import fcntl
 
@@ -39,10 +41,10 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
-                _flush(file, os.O_RDWR)
+                flush(file, os.O_RDWR)
         _move_onto(temporary, path)
         if os.name == "posix":
-            _flush(path.parent, os.O_RDONLY)
+            flush(path.parent, os.O_RDONLY)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # by now the old folder, if there was one
         if handle is not None:
@@ -100,11 +102,3 @@ def _exchange(one: Path, other: Path) -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return bool(rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
-
-
-def _flush(path: Path, mode: int) -> None:
-    handle = os.open(path, mode)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -17,8 +17,8 @@ from torch.nn.functional import linear, normalize
 from fewshot.checks import non_negative, positive, whole
 from fewshot.classifier import LinearClassifier
 from fewshot.method import Method, PracticalSize
-from fewshot.methods.zs_lp import learn_prototypes, raw_text
 from fewshot.parts.gaussian import class_means
+from fewshot.parts.prototypes import learn_prototypes, raw_text
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet
 from fewshot.text import Text, required

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from fewshot.classifier import BlockedClassifier
 from fewshot.parts.class_distributions import ClassDistributions
-from fewshot.parts.key_value_cache import KEYS, QUERIES, KeyValueCache
+from fewshot.parts.key_value_cache import KEYS, QUERIES, KeyValueCache, VotingClassifier
 
 
 @dataclass(frozen=True, eq=False)
-class TipXClassifier(BlockedClassifier):
+class TipXClassifier(VotingClassifier):
     """Zero-shot logits, votes by affinity and votes by divergence.
 
     The last need no sum over keys: phi is affine and the divergence linear in log q, so a class's
@@ -46,21 +45,8 @@ class TipXClassifier(BlockedClassifier):
 
     kind: ClassVar[str] = "tip-x"
 
-    @property
-    def block(self) -> int:
-        """Queries at a time."""
-        return QUERIES
-
-    def block_logits(self, features: Tensor) -> Tensor:
-        """(M, C) logits of (M, D) features."""
-        return self._with(features, self.cache.votes(features, self.beta))
-
-    @torch.no_grad()
-    def logits(self, features: Tensor) -> Tensor:
-        """(M, C) logits of (M, D) features, from blocks of keys too."""
-        return self._with(features, self.cache.all_votes(features, (self.beta,))[0, 0])
-
-    def _with(self, features: Tensor, votes: Tensor) -> Tensor:
+    def with_votes(self, features: Tensor, votes: Tensor) -> Tensor:
+        """(M, C) logits of (M, D) features whose (M, C) votes by affinity are known."""
         logits = torch.add(self.zero_shot(features), votes, alpha=self.alpha)
         return torch.add(logits, self.divergence_votes(features), alpha=self.gamma)
 

@@ -9,6 +9,7 @@ times the additions. Affinities lie keys first, (N, M), because rows are what ad
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -107,8 +108,33 @@ class KeyValueCache:
         return result
 
 
+class VotingClassifier(BlockedClassifier):
+    """Logits that add a cache's votes to others, for some queries at a time."""
+
+    cache: KeyValueCache
+    beta: float
+
+    @abstractmethod
+    def with_votes(self, features: Tensor, votes: Tensor) -> Tensor:
+        """(M, C) logits of (M, D) features whose (M, C) votes are known."""
+
+    @property
+    def block(self) -> int:
+        """Queries at a time."""
+        return QUERIES
+
+    def block_logits(self, features: Tensor) -> Tensor:
+        """(M, C) logits of (M, D) features."""
+        return self.with_votes(features, self.cache.votes(features, self.beta))
+
+    @torch.no_grad()
+    def logits(self, features: Tensor) -> Tensor:
+        """(M, C) logits of (M, D) features, from blocks of keys too."""
+        return self.with_votes(features, self.cache.all_votes(features, (self.beta,))[0, 0])
+
+
 @dataclass(frozen=True, eq=False)
-class CacheClassifier(BlockedClassifier):
+class CacheClassifier(VotingClassifier):
     """Zero-shot logits and, alpha times, a cache's votes.
 
     Attributes:
@@ -127,21 +153,8 @@ class CacheClassifier(BlockedClassifier):
 
     kind: ClassVar[str] = "cache"
 
-    @property
-    def block(self) -> int:
-        """Queries at a time."""
-        return QUERIES
-
-    def block_logits(self, features: Tensor) -> Tensor:
-        """(M, C) logits of (M, D) features."""
-        return self._with(features, self.cache.votes(features, self.beta))
-
-    @torch.no_grad()
-    def logits(self, features: Tensor) -> Tensor:
-        """(M, C) logits of (M, D) features, from blocks of keys too."""
-        return self._with(features, self.cache.all_votes(features, (self.beta,))[0, 0])
-
-    def _with(self, features: Tensor, votes: Tensor) -> Tensor:
+    def with_votes(self, features: Tensor, votes: Tensor) -> Tensor:
+        """(M, C) logits of (M, D) features whose (M, C) votes are known."""
         return torch.add(linear(features, self.text), votes, alpha=self.alpha)
 
 
