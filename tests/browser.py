@@ -7,6 +7,7 @@ import base64
 import contextlib
 import itertools
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -142,6 +143,30 @@ class Page:
         """Keep what is on the screen, or the whole page, as a PNG."""
         found = self.send("Page.captureScreenshot", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(found["data"]))
+
+
+def said_by(html: str, probe: str, folder: Path, *options: str) -> list[str]:
+    """Lines that a script says of a page, as `<pre id="said">`; its console must stay silent.
+
+    Args:
+        html: The page.
+        probe: The script and the end of the body, which it takes the place of.
+        folder: Where page and profile are kept.
+        options: Of Chromium.
+    """
+    path = folder / "page.html"
+    path.write_text(html.replace("</body>", probe), encoding="utf-8")
+    command = [
+        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+        "--enable-logging=stderr", "--v=0", "--window-size=500,900",
+        "--disable-background-networking", f"--user-data-dir={folder / 'profile'}",
+        *options, path.as_uri(),
+    ]  # fmt: skip
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "CONSOLE" not in ran.stderr
+    match = re.search(r'<pre id="said">(.*?)</pre>', ran.stdout, re.DOTALL)
+    assert match is not None
+    return match[1].splitlines()
 
 
 @contextlib.contextmanager

@@ -1,8 +1,6 @@
 import itertools
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
@@ -35,9 +33,9 @@ from fewshot.model_selection.calibration import Calibration
 from fewshot.model_selection.learning_curve import CurvePoint, Forecast, LearningCurve
 from fewshot.model_selection.near_duplicates import Conflict
 from tests.auto_photos import digit, draw_digits
+from tests.browser import CHROMIUM, said_by
 from tests.small_stores import write_store
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NASTY = "<b>'&\" co"
 
 
@@ -348,19 +346,7 @@ document.body.append(result);
 def test_in_a_browser_as_narrow_as_a_phone_nothing_sticks_out_or_fails(
     html: str, tmp_path: Path
 ) -> None:
-    path = tmp_path / "page.html"
-    path.write_text(html.replace("</body>", PROBE), encoding="utf-8")
-    command = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
-        "--enable-logging=stderr", "--v=0", "--window-size=500,900",
-        "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}",
-        path.as_uri(),
-    ]  # fmt: skip
-    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    assert "CONSOLE" not in ran.stderr
-    match = re.search(r'<pre id="said">(.*?)</pre>', ran.stdout, re.DOTALL)
-    assert match is not None
-    said = dict(line.split("=", 1) for line in match[1].splitlines())
+    said = dict(line.split("=", 1) for line in said_by(html, PROBE, tmp_path))
     assert said["wide"] == said["wide open"] == "false"
     assert said["hints"] == "true"
     assert "scroll sideways" in said["hint"]

@@ -1,6 +1,4 @@
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,9 +8,9 @@ import pytest
 from fewshot.report.build import make
 from fewshot.report.content import Maps, Report, Scatter, Section
 from fewshot.report.html_page import page
+from tests.browser import CHROMIUM, said_by
 from tests.toy_results import result, zero_shot
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NASTY = "<script>alert('x')</script> & \"co\""
 
 
@@ -144,19 +142,7 @@ document.body.append(result);
 def test_in_a_browser_it_sorts_tells_values_changes_colors_and_complains_of_nothing(
     html: str, tmp_path: Path
 ) -> None:
-    path = tmp_path / "page.html"
-    path.write_text(html.replace("</body>", PROBE), encoding="utf-8")
-    command = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
-        "--enable-logging=stderr", "--v=0", "--window-size=500,900",
-        "--blink-settings=preferredColorScheme=0", f"--user-data-dir={tmp_path / 'profile'}",
-        path.as_uri(),
-    ]  # fmt: skip
-    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    assert "CONSOLE" not in ran.stderr
-    match = re.search(r'<pre id="said">(.*?)</pre>', ran.stdout, re.DOTALL)
-    assert match is not None
-    said = match[1].splitlines()
+    said = said_by(html, PROBE, tmp_path, "--blink-settings=preferredColorScheme=0")
     up, down = (line.split("=")[1].split(",") for line in said if line.startswith(("up=", "down=")))
     assert up == sorted(up, key=float)
     assert down == up[::-1]

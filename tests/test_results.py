@@ -13,37 +13,11 @@ from filelock import FileLock
 
 from cache.errors import UserError
 from fewshot.results.log import SCHEMA, Result, append, read
+from tests.toy_results import result
 
 HYPERPARAMETERS: dict[str, Any] = {"alpha": 8.0, "shrinkage": "published"}
-RESULT = Result(
-    method="gda",
-    dataset="dtd",
-    model="RN50/openai",
-    setting="few-shot",
-    fitted_on="dtd",
-    shots=4,
-    seed=1,
-    tune="cv",
-    imbalance=None,
-    accuracy=0.5625,
-    per_class_accuracy=0.5,
-    accuracies={},
-    hyperparameters=HYPERPARAMETERS,
-    fixed={"shrinkage": "published"},
-    measures={},
-    text_recipe=None,
-    prompt_set=None,
-    n_classes=47,
-    n_support=188,
-    blend="auto",
-    n_views=1,
-    n_validation=0,
-    n_test=1692,
-    fit_seconds=0.25,
-    predict_seconds=0.125,
-    predictions=None,
-    fingerprint="0" * 64,
-    version="0.1.0",
+RESULT = result(
+    model="RN50/openai", hyperparameters=HYPERPARAMETERS, fixed={"shrinkage": "published"}
 )
 
 
@@ -176,8 +150,8 @@ def test_predictions_that_are_nowhere_stay_where_they_were_written(tmp_path: Pat
 def test_results_come_back_in_order(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "results.jsonl"
     results = [replace(RESULT, seed=seed) for seed in range(3)]
-    for result in results:
-        append(path, result)
+    for one in results:
+        append(path, one)
     assert read(path) == results
 
 
