@@ -137,7 +137,9 @@ def main(arguments: list[str] | None = None) -> int:
             refused = memory_refused(error)
             if refused is None:
                 raise
-            return _fail(f"{refused}; use fewer images or a machine with more memory", 2)
+            return _fail(
+                f"{refused}; use fewer images, smaller settings, or a machine with more memory", 2
+            )
         problem = usage().rstrip(".").replace("Value error, ", "")  # pydantic's, within typer
         return _fail(f"{problem}; see {f'fewshot {command}'.rstrip()} --help", 2)
     if code == INTERRUPTED:

@@ -130,6 +130,8 @@ class _Pace:
         self.seconds = time.monotonic() - self.start
         seconds = max(self.seconds, 1e-9)
         rate = (self.done - self.before) / seconds
+        if not rate:
+            return ""
         spent, ahead = self._cost(self.before, self.done), self._cost(self.done, self.total)
         left = seconds * ahead / max(spent, 1e-9)
         return f"{rate:.1f}/s, {clock(left)} left" if self.done < self.total else f"{rate:.1f}/s"

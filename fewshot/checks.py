@@ -11,6 +11,7 @@ from typing import Any
 from cache.errors import UserError, unknown
 
 FINITE = "give a finite number"
+LARGEST = 2**31 - 1  # of a count: torch's sizes overflow where several such are multiplied
 
 
 def positive(settings: object, *names: str, hint: str = FINITE) -> None:
@@ -28,13 +29,21 @@ def non_negative(
 def whole(
     settings: object, *names: str, minimum: int = 1, hint: str = "", words: Sequence[str] = ()
 ) -> None:
-    """Raise UserError unless each setting is a whole number, `minimum` or more."""
+    """Raise UserError unless each setting is a whole number, `minimum` or more, of 31 bits."""
 
     def allowed(x: Any) -> bool:
         return isinstance(x, Integral) and int(x) >= minimum
 
     expected = f"a whole number, {minimum} or more"
     _check(settings, names, allowed, expected, hint or f"the minimum is {minimum}", words)
+    at_most = f"a whole number, at most {LARGEST}"
+    _check(settings, names, lambda x: x <= LARGEST, at_most, "use a smaller one", words)
+
+
+def require_seed(seed: object) -> None:
+    """Raise UserError unless the random seed is a whole number of 64 bits."""
+    if type(seed) is not int or not -(2**63) <= seed < 2**63:
+        raise UserError(f"seed must be a whole number of 64 bits; got {seed!r:.60}")
 
 
 def fraction(

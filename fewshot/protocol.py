@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 from numpy.typing import ArrayLike
 
 from cache.errors import UserError, unknown
+from fewshot.checks import require_seed
 from fewshot.imbalance import draw_imbalanced, parse_profile
 from fewshot.model_selection.protocols import PROTOCOLS, Share, check_share, default_protocol
 from fewshot.open_set import SCORES, Score, checked_known
@@ -105,8 +106,7 @@ class Protocol:
             parse_profile(self.imbalance)
         if self.shots != "all" and (type(self.shots) is not int or self.shots < 0):
             raise UserError(f"shots must be 0 or more; got {self.shots!r:.60}")
-        if type(self.seed) is not int or not -(2**63) <= self.seed < 2**63:
-            raise UserError(f"seed must be a whole number of 64 bits; got {self.seed!r:.60}")
+        require_seed(self.seed)
         check_share(self.blend)
         if self.known is not None:
             object.__setattr__(self, "known", checked_known(self.known))

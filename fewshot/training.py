@@ -123,6 +123,11 @@ def minimize(
             optimizer.step()
 
 
+def step_seed(seed: int, step: int) -> int:
+    """The random seed of one step or epoch, of the 64 bits that torch takes, for any seed."""
+    return (seed * 1_000_003 + step) % 2**64
+
+
 def published_epochs(shots: float) -> int:
     """CoOp's passes over the images, by which later papers train too: 50 at 1 shot, 100, 200."""
     return 50 if shots <= 1 else 100 if shots <= 4 else 200

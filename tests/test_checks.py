@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cache.errors import UserError
-from fewshot.checks import fraction, non_negative, one_of, positive, whole
+from fewshot.checks import fraction, non_negative, one_of, positive, require_seed, whole
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def refused(check: Callable[[Settings], None], value: Any) -> bool:
         (lambda s: positive(s, "x"), [1, 0.1, np.float32(2)], [0, -1]),
         (lambda s: non_negative(s, "x"), [0, 0.1, np.int64(2)], [-1e-9]),
         (lambda s: non_negative(s, "x", words=("published",)), [0, "published"], [-1, "publish"]),
-        (lambda s: whole(s, "x"), [1, 7, np.int64(3)], [0, 1.5, 2.0]),
+        (lambda s: whole(s, "x"), [1, 7, np.int64(3), 2**31 - 1], [0, 1.5, 2.0, 2**31, 10**20]),
         (lambda s: whole(s, "x", minimum=0), [0, 7], [-1, 0.0]),
         (lambda s: whole(s, "x", words=("published",)), [1, "published"], [0, "else"]),
         (lambda s: fraction(s, "x"), [0, 0.5, 1], [-0.1, 1.1]),
@@ -60,3 +60,13 @@ def test_the_error_says_what_was_expected_what_came_and_what_to_do() -> None:
     expected = r"^x must be 0 or more and less than 1, or published; got \[0.5\]; give a fraction$"
     with pytest.raises(UserError, match=expected):
         fraction(Settings([0.5]), "x", below_one=True, words=("published",))
+    with pytest.raises(UserError, match=r"^x must be a whole number, at most 2147483647; got 3000"):
+        whole(Settings(3_000_000_000), "x")
+
+
+def test_a_seed_is_any_whole_number_of_64_bits() -> None:
+    for seed in (0, -(2**63), 2**63 - 1):
+        require_seed(seed)
+    for wrong in (2**63, -(2**63) - 1, 1.0, True, "1"):
+        with pytest.raises(UserError, match="seed must be a whole number of 64 bits; got"):
+            require_seed(wrong)

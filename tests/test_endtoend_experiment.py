@@ -449,6 +449,15 @@ def test_a_dataset_without_a_split_that_is_needed_is_refused(
             trained(COOP, encoder, replace(source, splits=splits))
 
 
+def test_a_model_that_its_last_step_broke_gives_no_result(
+    encoder: Encoder, source: Source, tmp_path: Path
+) -> None:
+    method = CLIPLoRA(iterations_per_shot=1, lr=1e30)
+    with pytest.raises(UserError, match="logits are not finite, so its last steps diverged; use a"):
+        trained(method, encoder, source, shots=1, save=tmp_path / "predictions")
+    assert not (tmp_path / "predictions").exists()
+
+
 def test_more_shots_than_there_are_images_are_refused(encoder: Encoder, source: Source) -> None:
     with pytest.raises(UserError, match="6 train images of every class are needed"):
         run(COOP, encoder, source, shots=6, seed=1)

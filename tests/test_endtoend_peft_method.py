@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from cache.errors import UserError
 from cache.models.encoder import Encoder
 from cache.models.loading import load
 from fewshot.endtoend.clip import Clip
+from fewshot.endtoend.methods import METHODS, configure
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod, class_text
 
 NAMES = ["cat", "long_haired dog", "zebra"]
@@ -128,3 +129,17 @@ def test_steps_grow_with_the_shots_and_adamw_takes_all(encoder: Encoder) -> None
 def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Shift(**settings)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_setting_of_any_method_can_be_no_number_or_endless(name: str) -> None:
+    numbers = [f.name for f in fields(METHODS[name]) if f.type in ("float", float)]
+    for field in numbers:
+        for wrong in ("nan", "inf", "-1e400"):
+            with pytest.raises(UserError, match=f"{field} must be .*; got "):
+                configure(name, {field: wrong}, seed=1)
+
+
+def test_a_seed_that_torch_cannot_take_is_refused() -> None:
+    with pytest.raises(UserError, match="seed must be a whole number of 64 bits; got 1000000"):
+        configure("coop", {"seed": "1" + 20 * "0"}, seed=1)

@@ -71,9 +71,10 @@ def test_a_crop_is_a_function_of_seed_row_and_epoch_alone(
 
 def test_seeds_and_epochs_crop_differently(source: Source) -> None:
     row = torch.tensor([2])
-    first, other = photos(source), photos(source, seed=4)
+    first, other, negative = photos(source), photos(source, seed=4), photos(source, seed=-3)
     assert not torch.equal(first(row, 0), first(row, 1))
     assert not torch.equal(first(row, 0), other(row, 0))
+    assert not torch.equal(first(row, 0), negative(row, 0))
 
 
 def test_images_are_decoded_once_as_far_as_memory_is_meant_for_them(

@@ -167,6 +167,13 @@ def test_seeds_differ_and_the_global_generator_is_left_alone(encoder: Encoder) -
     assert not equal(Run(encoder, seed=2)()[0], first)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63 - 1])
+def test_any_seed_of_64_bits_trains(encoder: Encoder, seed: int) -> None:
+    first, steps = Run(encoder, iterations=1, seed=seed)()
+    assert steps == [1]
+    assert not equal(first, Run(encoder, iterations=1, seed=seed - 1)()[0])
+
+
 def test_it_learns(encoder: Encoder) -> None:
     losses: list[float] = []
     clip = Clip.of(encoder)

@@ -56,6 +56,17 @@ def test_what_was_done_before_counts_not_toward_the_rate(
     assert capsys.readouterr().err == "images 940/1000 2.0/s, 30s left\n"
 
 
+def test_a_clock_that_starts_before_the_first_item_shows_no_rate_yet(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter([0.0, 0.0, 20.0, 20.0, 40.0, 40.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    with progress("images", 10) as advance:
+        advance(0)
+        advance(10)
+    assert capsys.readouterr().err == "images 0/10\nimages 10/10 0.2/s\n"
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_names_neither_move_the_cursor_nor_format_the_bar(
     terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -119,7 +119,8 @@ def read_checkpoint(path: Path, about: str) -> tuple[dict[str, str], dict[str, T
         raise damaged(path, error) from None
     if other:
         raise UserError(
-            f"{path} is the checkpoint of another run; remove it, or give another --out"
+            f"{path} is the checkpoint of another run, of other images, weights or options; remove "
+            "it, or give another --out"
         )
     return note, tensors
 

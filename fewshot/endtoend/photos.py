@@ -51,7 +51,7 @@ class PhotoBatches:
         return torch.stack(list(self._pool.map(lambda row: self._crop(row, epoch), rows.tolist())))
 
     def _crop(self, row: int, epoch: int) -> Tensor:
-        key = (self.seed, row, epoch)
+        key = (self.seed % 2**64, row, epoch)  # numpy takes no negative seed
         try:
             if row in self._decoded:
                 return self._view(self._decoded[row], key)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cache.datasets.source import Source
+from cache.errors import UserError
 from cache.store import FeatureStore
 from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.photos import center_crops
@@ -47,15 +48,24 @@ class Queries:
             clip: The model that it is part of.
             sureness: (B, C) logits to (B,) numbers; without it these are 0.
             rows: Those rows of the test split that are classified; all without it.
+
+        Raises:
+            UserError: The logits are not finite.
         """
         predicted, sure = [], []
         for logits in self._logits(learner, clip, rows):
+            if not torch.isfinite(logits).all():
+                raise UserError(
+                    "the trained model's logits are not finite, so its last steps diverged; use a "
+                    "smaller lr, or --precision bf16 or fp32"
+                )
             predicted.append(logits.argmax(dim=1))
             sure.append(torch.zeros(len(logits)) if sureness is None else sureness(logits))
         return torch.cat(predicted), torch.cat(sure)
 
     def _logits(self, learner: Learner, clip: Clip, rows: Rows | None) -> Iterator[Tensor]:
         """(B, C) logits on the CPU, batch by batch."""
+        self.advance(0)  # so that a bar's clock starts before the first batch
         with clip.autocast():
             fixed = learner.frozen()
         if self.store is not None:

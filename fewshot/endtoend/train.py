@@ -24,6 +24,7 @@ from fewshot.endtoend.loss_scale import LossScale
 from fewshot.endtoend.loss_trend import LossTrend
 from fewshot.endtoend.privacy import private_gradients
 from fewshot.parts.memory import memory_refused
+from fewshot.training import step_seed
 
 Batches = Callable[[Tensor, int], Tensor]  # rows (B,), epoch -> pixels (B, 3, H, W) or (B, D)
 # Step, loss, accuracy on the batch and learning rate. The accuracy is NaN where the images have no
@@ -183,7 +184,7 @@ def _order(n: int, seed: int, epoch: int, balanced_by: Tensor | None = None) -> 
 
     Or, with labels (n,) to balance by, draws with replacement, of every class alike often.
     """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed(step_seed(seed, epoch))
     if balanced_by is not None:
         weights = 1 / torch.bincount(balanced_by)[balanced_by].double()
         return torch.multinomial(weights, n, replacement=True, generator=generator)
@@ -211,7 +212,7 @@ def _random(seed: int, step: int, device: torch.device) -> Iterator[None]:
     """Dropout's random numbers from the seed and the step, the global generators left alone."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed * 1_000_003 + step)
+        torch.manual_seed(step_seed(seed, step))
         yield
 
 

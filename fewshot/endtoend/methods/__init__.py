@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from cache.errors import unknown
+from fewshot.checks import require_seed
 from fewshot.endtoend.clip import EndToEnd
 from fewshot.endtoend.methods.adapterbias import AdapterBias
 from fewshot.endtoend.methods.adaptformer import AdaptFormer
@@ -114,4 +115,6 @@ def configure(name: str, settings: Mapping[str, Any], *, seed: int) -> EndToEnd:
     method = METHODS[name]()
     if "seed" in {field.name for field in fields(method)}:
         method = replace(method, seed=seed)
-    return with_settings(method, settings, name)
+    method = with_settings(method, settings, name)
+    require_seed(getattr(method, "seed", seed))
+    return method

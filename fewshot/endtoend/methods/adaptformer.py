@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from fewshot.checks import fraction, whole
+from fewshot.checks import fraction, positive, whole
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.blocks import Position
 from fewshot.endtoend.parts.branch import (
@@ -45,6 +45,7 @@ class AdaptFormer(PEFTMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole(self, "dim")
+        positive(self, "scale")
         fraction(self, "dropout", below_one=True)
 
     def insert(self, clip: Clip) -> Inserted:

@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 from torch.optim import Optimizer
 
 from cache.errors import UserError
-from fewshot.checks import fraction, whole
+from fewshot.checks import fraction, positive, whole
 from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.parts.blocks import Towers
 from fewshot.endtoend.parts.dropout import ByteDropout
@@ -96,6 +96,7 @@ class CLIPLoRA(OnMatrices):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole(self, "rank")
+        positive(self, "alpha")
         fraction(self, "dropout", below_one=True)
         if self.pro and self.head != "frozen":
             raise UserError(f"pro takes pairs alone; got head={self.head}; use head=frozen")

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fewshot.checks import fraction, whole
+from fewshot.checks import fraction, positive, whole
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.blocks import Position, blocks_path
 from fewshot.endtoend.parts.branch import Branch, Half, insert_branches
@@ -78,6 +78,7 @@ class Convpass(PEFTMethod):
         super().__post_init__()
         image_only(self.name, self.towers)
         whole(self, "dim")
+        positive(self, "scale")
         fraction(self, "dropout", below_one=True)
 
     def insert(self, clip: Clip) -> Inserted:

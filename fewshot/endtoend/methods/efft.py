@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cache.errors import UserError
-from fewshot.checks import fraction, whole
+from fewshot.checks import fraction, positive, whole
 from fewshot.endtoend.parts.blocks import IN_BLOCK
 from fewshot.endtoend.parts.weight_delta import OnMatrices, WeightDelta
 
@@ -81,6 +81,7 @@ class EFFT(OnMatrices):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole(self, "rank")
+        positive(self, "scale")
         fraction(self, "dropout", below_one=True)
 
     def deltas(

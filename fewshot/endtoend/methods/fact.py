@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from fewshot.checks import fraction, whole
+from fewshot.checks import fraction, positive, whole
 from fewshot.endtoend.parts.weight_delta import (
     OnMatrices,
     WeightDelta,
@@ -118,6 +118,7 @@ class FacT(OnMatrices):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole(self, "rank")
+        positive(self, "scale")
         fraction(self, "dropout", below_one=True)
 
     def deltas(

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fewshot.checks import fraction, whole
+from fewshot.checks import fraction, positive, whole
 from fewshot.endtoend.parts.weight_delta import (
     OnMatrices,
     WeightDelta,
@@ -90,6 +90,7 @@ class KAdaptation(OnMatrices):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole(self, "terms", "factor")
+        positive(self, "scale")
         fraction(self, "dropout", below_one=True)
 
     def deltas(

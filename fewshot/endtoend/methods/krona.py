@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from fewshot.checks import whole
+from fewshot.checks import positive, whole
 from fewshot.endtoend.parts.weight_delta import (
     OnMatrices,
     WeightDelta,
@@ -69,6 +69,7 @@ class KronA(OnMatrices):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole(self, "factor")
+        positive(self, "scale")
 
     def deltas(
         self, plain: Mapping[str, nn.Linear], generator: torch.Generator

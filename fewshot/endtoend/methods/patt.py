@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cache.errors import UserError
-from fewshot.checks import whole
+from fewshot.checks import positive, whole
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.prefix import Prefixed
 from fewshot.endtoend.parts.blocks import (
@@ -59,6 +59,7 @@ class PATT(PEFTMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole(self, "dim")
+        positive(self, "scale")
 
     def insert(self, clip: Clip) -> Inserted:
         """W1 drawn, W2 zero; keys and values share W1, and have half of W2 each."""

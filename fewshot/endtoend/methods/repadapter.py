@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from cache.errors import UserError
-from fewshot.checks import fraction, one_of, whole
+from fewshot.checks import fraction, one_of, positive, whole
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.blocks import (
     Position,
@@ -125,6 +125,7 @@ class RepAdapter(PEFTMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole(self, "dim", "groups")
+        positive(self, "scale")
         fraction(self, "dropout", below_one=True)
         one_of(self, "position", get_args(Position))
 

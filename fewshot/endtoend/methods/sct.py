@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cache.errors import UserError
-from fewshot.checks import one_of, whole
+from fewshot.checks import one_of, positive, whole
 from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.parts.blocks import Position
 from fewshot.endtoend.parts.branch import Branch, Half, insert_branches
@@ -45,6 +45,7 @@ class SCT(PEFTMethod):
         super().__post_init__()
         image_only(self.name, self.towers)
         whole(self, "channels")
+        positive(self, "scale")
         one_of(self, "after", ("attn", "mlp"))
 
     def insert(self, clip: Clip) -> Inserted:

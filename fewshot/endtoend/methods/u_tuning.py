@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import nn
 
-from fewshot.checks import one_of, whole
+from fewshot.checks import one_of, positive, whole
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.blocks import Position
 from fewshot.endtoend.parts.branch import Bottleneck, Branch, Half, insert_branches
@@ -43,6 +43,7 @@ class UTuning(PEFTMethod):
         super().__post_init__()
         one_of(self, "operation", get_args(Operation))
         whole(self, "dim")
+        positive(self, "scale")
 
     def insert(self, clip: Clip) -> Inserted:
         """A branch parallel to each operation, of the operation's input."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from cache.errors import UserError
 from fewshot.parts.optimizers import Adam
 from fewshot.parts.refiner import Refiner, consistent_loss
+from fewshot.training import step_seed
 
 
 class Oracle(Protocol):
@@ -148,7 +149,7 @@ class Search:
         done, settings = len(self._losses) - 1, self._settings
         plain = logits[done % len(logits)]
         consistency = settings.consistency if done < settings.plain_after else 0.0
-        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + done)
+        generator = torch.Generator().manual_seed(step_seed(settings.seed, done))
         order = torch.randperm(len(plain), generator=generator).to(plain.device)
         for rows in torch.split(order, settings.batch_size):
             self.refiner.backward(
@@ -169,7 +170,7 @@ def _evolution(settings: SearchSettings) -> Any:
             "prompts of a black box are found by the package cma, which is not installed; run: "
             "pip install 'fewshot-clip[blackbox]'"
         ) from None
-    draw = np.random.default_rng(settings.seed)
+    draw = np.random.default_rng(settings.seed % 2**64)  # which takes no negative one
     bounds = [-settings.bound, settings.bound]
     options: dict[str, Any] = {
         "popsize": settings.population,
