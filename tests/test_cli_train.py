@@ -65,8 +65,15 @@ def test_a_store_serves_where_there_is_one_unless_live_images_are_asked_for(
     assert main(["extract", "--dataset", "drawn", "--model", "tiny"]) == 0
     assert main(["train", "coop", *SHORT]) == 0
     assert "using features/drawn/tiny.h5" in capsys.readouterr().err
-    assert main(["train", "coop", *SHORT, "--live", "--out", "other"]) == 0
+    assert main(["train", "coop", *SHORT, "--live"]) == 0
     assert "using" not in capsys.readouterr().err
+    assert main(["train", "coop", *SHORT, "--precision", "bf16"]) == 0
+    assert "steps 2/2" in capsys.readouterr().err
+    for option in (["--live"], []):
+        assert main(["train", "coop", *SHORT, *option]) == 0
+        assert "this run is finished" in capsys.readouterr().err
+    assert main(["train", "bitfit", *DIGITS, "--crop-scale", "1", "0.5"]) == 2
+    assert "using" not in capsys.readouterr().err  # which learns from images
 
 
 def test_a_finished_run_says_so_and_shows_its_result(capsys: pytest.CaptureFixture[str]) -> None:

@@ -257,10 +257,14 @@ def test_pairs_have_peft_s_names_and_its_scale_is_ours(encoder: Encoder, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("method", "settings"), [("krona", {}), ("clip-lora", {"towers": "image", "head": "trained"})]
+    ("method", "settings"),
+    [("krona", {}), ("adaptformer", {}), ("clip-lora", {"towers": "image", "head": "trained"})],
 )
 def test_peft_takes_pairs_alone(
     encoder: Encoder, tmp_path: Path, method: str, settings: dict[str, str]
 ) -> None:
-    with pytest.raises(UserError, match="files of LoRA pairs hold what clip-lora learns in"):
+    other = "--to onnx" if method == "adaptformer" else "--to open_clip or --to onnx"
+    with pytest.raises(
+        UserError, match=f"LoRA pairs hold what clip-lora learns in .*; use {other}$"
+    ):
         export(trained_adapter(encoder, method, **settings), "peft", tmp_path / "out")

@@ -1,3 +1,4 @@
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -186,3 +187,4 @@ def test_the_command_trains_both_stages_and_refuses_to_start_over_a_half_finishe
     assert main(command) == 2
     assert "from an earlier start of this run; continue it with --resume" in capsys.readouterr().err
     assert main([*command, "--resume"]) == 0
+    assert re.search("continuing after step 1 of .*-source.safetensors", capsys.readouterr().err)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cache.errors import UserError, count
+from fewshot.commands.train_work import said_of_computing, start_or_continue
 
 if TYPE_CHECKING:
     from cache.datasets.source import Source
@@ -62,17 +63,17 @@ def train_across(
     """
     from cache.models.loading import load
     from fewshot.endtoend.display import shown
-    from fewshot.endtoend.finished import checkpoint_path, require_new
+    from fewshot.endtoend.finished import checkpoint_path
     from fewshot.endtoend.methods.live_two_stage import LiveTwoStage
     from fewshot.endtoend.two_domains import run_two_domains, source_checkpoint
 
     if not isinstance(method, LiveTwoStage):
         raise UserError(f"{method.name} adapts to no other dataset; --source is for two-stage")
     checkpoint = checkpoint_path(
-        out, method, target, model, shots, seed, source.dataset, crop_scale, flip, threshold
-    )
-    if not resume:
-        require_new(checkpoint, source_checkpoint(checkpoint))
+        out, method, target, model, shots, seed, source.dataset, crop_scale, flip, threshold,
+        *said_of_computing(device, precision),
+    )  # fmt: skip
+    start_or_continue(checkpoint, method, source_checkpoint(checkpoint), resume=resume)
     n_labeled, n_target = shots * len(source.classnames), len(target.splits.get("train", ()))
     plans = {
         1: (source.dataset, method.plan(shots, n_labeled)),

@@ -35,6 +35,7 @@ from fewshot.commands.train_across import train_across
 from fewshot.commands.train_work import (
     method_and_settings,
     refuse_contradictions,
+    said_of_computing,
     start_or_continue,
     work_of,
 )
@@ -93,7 +94,7 @@ def train(
     from cache.extract import default_workers
     from cache.location import require_writable
     from cache.models.loading import load
-    from fewshot.endtoend.crops import crops_asked
+    from fewshot.endtoend.crops import crops_asked, learns_live
     from fewshot.endtoend.display import shown
     from fewshot.endtoend.experiment import run, store_of
     from fewshot.endtoend.finished import checkpoint_path
@@ -142,12 +143,15 @@ def train(
         _print(trained, out, checkpoint, as_json)
         return
     features = None if live else store_of(source, model, store)
-    if features is not None:
+    if features is not None and not learns_live(
+        on_images=chosen.on_images, n_views=features.split("train").n_views, official=official
+    ):
         say(f"using {features.path}")
     open_set = None if known is None else parse_known(known, source.dataset)
     work = work_of(chosen, source, k, open_set, base_to_new=base_to_new, synthesize=synthesize)
     asked: list[object] = [crop_scale, flip, official] + ([] if known is None else [known])
     asked += [["base-to-new", synthesize]] if base_to_new else []
+    asked += said_of_computing(device, precision) + (["live"] if live else [])
     few = 0 if chosen.unsupervised() else k
     checkpoint = checkpoint_path(out, chosen, source, model, few, seed, *asked)
     start_or_continue(checkpoint, chosen, resume=resume)

@@ -132,8 +132,19 @@ def refuse_contradictions(
         raise UserError("--source excludes --known, --base-to-new, --official and --save; give one")
 
 
-def start_or_continue(checkpoint: Path, method: "EndToEnd", *, resume: bool) -> None:
+def said_of_computing(device: str, precision: str) -> list[object]:
+    """The options of computing that are given, since each has a checkpoint of its own."""
+    return [word for word in (device, precision) if word != "auto"]
+
+
+def start_or_continue(checkpoint: Path, method: "EndToEnd", *earlier: Path, resume: bool) -> None:
     """Say where the training starts.
+
+    Args:
+        checkpoint: The run's.
+        method: The method.
+        *earlier: The checkpoints of its earlier stages, the last one first.
+        resume: Continue from a checkpoint.
 
     Raises:
         UserError: It must not continue, and there is a checkpoint.
@@ -142,8 +153,10 @@ def start_or_continue(checkpoint: Path, method: "EndToEnd", *, resume: bool) -> 
     from fewshot.endtoend.finished import require_new
 
     if not resume:
-        require_new(checkpoint)
-    elif done := steps_done(checkpoint):
-        say(f"continuing after {method.step_name} {done} of {checkpoint}")
-    else:
-        say(f"no checkpoint {checkpoint} to continue from; starting over")
+        require_new(checkpoint, *earlier)
+        return
+    for path in (checkpoint, *earlier):
+        if done := steps_done(path):
+            say(f"continuing after {method.step_name} {done} of {path}")
+            return
+    say(f"no checkpoint {checkpoint} to continue from; starting over")

@@ -7,6 +7,7 @@ from cache.models.encoder import Encoder
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.clip_lora_file import depths_of, write_clip_lora
 from fewshot.adapters.same_model import require_model
+from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 
 FILE = "lora_weights.pt"
@@ -16,9 +17,10 @@ def require_pairs(adapter: Adapter) -> None:
     """Raise UserError unless pairs are all that the adapter learned."""
     if adapter.method != CLIPLoRA.name or "head" in adapter.tensors:
         what = "a trained head" if adapter.method == CLIPLoRA.name else adapter.method
+        unfoldable = adapter.method in TRAINED and TRAINED[adapter.method].unfoldable
         raise UserError(
             f"files of LoRA pairs hold what clip-lora learns in the towers, and not {what}; "
-            "use --to open_clip or --to onnx"
+            f"use {'--to onnx' if unfoldable else '--to open_clip or --to onnx'}"
         )
 
 
