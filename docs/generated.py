@@ -16,6 +16,7 @@ from cli import app as program
 from fewshot.commands.examples import EXAMPLES
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.methods import METHODS
+from fewshot.settings import explanations
 
 EVERY: dict[str, type[Any]] = {**METHODS, **TRAINED}
 
@@ -61,7 +62,7 @@ def commands() -> Iterator[str]:
 def settings(name: str) -> str:
     """Markdown of a method's settings: what each is, its default, and what tuning tries."""
     method = EVERY[name]
-    about = documented(method)
+    about = explanations(method)
     grid = method.grid
     rows = [
         (
@@ -74,17 +75,6 @@ def settings(name: str) -> str:
     ]
     header = ("setting", "what it is", "default", "tuning tries")
     return table(header, rows) if grid else table(header[:3], [row[:3] for row in rows])
-
-
-def documented(method: type[Any]) -> dict[str, str]:
-    """Field -> its text in the `Attributes:` of the class, or of the one it inherits it from."""
-    found: dict[str, str] = {}
-    for owner in reversed(method.__mro__):
-        _, _, section = inspect.cleandoc(owner.__doc__ or "").partition("Attributes:\n")
-        entries = re.findall(r"^    ([\w, ]+): (.+(?:\n {8}.+)*)", section, re.MULTILINE)
-        for names, text in entries:
-            found |= dict.fromkeys(names.split(", "), " ".join(text.split()))
-    return found
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,9 +1,12 @@
 """A method from its name and settings given as text, as on a command line."""
 
 import inspect
+import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import fields, replace
+from functools import partial
+from textwrap import wrap
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -95,7 +98,7 @@ def fixed_of(
 
 
 def describe(name: str, methods: Mapping[str, "type[MethodInfo]"]) -> str:
-    """A method's documentation, and each setting with what it accepts, its default and its grid.
+    """A method's documentation, and each setting with what it accepts, its default, text and grid.
 
     Raises:
         UserError: No such method.
@@ -103,17 +106,31 @@ def describe(name: str, methods: Mapping[str, "type[MethodInfo]"]) -> str:
     if name not in methods:
         raise unknown("method", name, methods)
     method = methods[name]
-    types = get_type_hints(method)
-    about = [inspect.cleandoc(method.__doc__ or ""), method.summary]
+    types, deep = get_type_hints(method), " " * 8
+    indented = partial(wrap, width=96, initial_indent=deep, subsequent_indent=deep)
+    words, _, _ = inspect.cleandoc(method.__doc__ or "").partition("Attributes:\n")
+    about, explained = [words.rstrip(), method.summary], explanations(method)
     lines = ["\n\n".join(filter(None, about)), "", "Settings (--set NAME=VALUE):"]
     for field in fields(method):
         kind = types[field.name]
         kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
         lines.append(f"    {field.name}: {_words(kinds)}; default {field.default}")
+        lines += indented(explained.get(field.name, ""))
         if field.name in method.grid:
             tried = ", ".join(f"{value}" for value in method.grid[field.name])
-            lines.append(f"        tuning tries {tried}")
+            lines.append(f"{deep}tuning tries {tried}")
     return "\n".join(lines)
+
+
+def explanations(method: "type[MethodInfo]") -> dict[str, str]:
+    """Setting -> its text in the `Attributes:` of the class, or of the one it inherits it from."""
+    found: dict[str, str] = {}
+    for owner in reversed(method.__mro__):
+        _, _, section = inspect.cleandoc(owner.__doc__ or "").partition("Attributes:\n")
+        entries = re.findall(r"^    ([\w, ]+): (.+(?:\n {8}.+)*)", section, re.MULTILINE)
+        for names, text in entries:
+            found |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    return found
 
 
 def _parsed(field: str, text: str, kind: Any) -> Any:

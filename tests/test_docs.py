@@ -34,6 +34,7 @@ from fewshot.automatic.candidates import Candidates
 from fewshot.endtoend.methods import METHODS as TRAINED
 from fewshot.methods import METHODS
 from fewshot.report import published
+from fewshot.settings import explanations
 from tests import forked
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,6 +48,8 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 ELSEWHERE = re.compile(r"<(?:link|script|img|iframe)\b[^>]*\b(?:src|href)=.(?:https?:)?//")
+# A setting is explained by a noun or a verb, which can be read without the setting's name.
+NO_NOUN = re.compile(r"(?:Before|Behind|Beside|By|Its?|Of|On|Their|Times|What|Whether|Which)\b")
 ARXIV = re.compile(r"arxiv\.org/abs/(\d{4}\.\d{4,5})")
 
 
@@ -248,9 +251,11 @@ def test_every_setting_of_a_method_is_explained(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.syspath_prepend(DOCS)
     generated = importlib.import_module("generated")
     for name, method in EVERY.items():
-        about = generated.documented(method)
+        about = explanations(method)
         for field in fields(method):
-            assert about.get(field.name), f"{field.name} of {name}"
+            words = about[field.name]
+            assert " " in words, f"{field.name} of {name}: {words}"
+            assert not NO_NOUN.match(words), f"{field.name} of {name}: {words}"
             assert f"| `{field.name}` | " in generated.settings(name)
 
 

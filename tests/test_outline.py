@@ -41,3 +41,16 @@ def test_no_method_of_an_outline_can_fit(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_methods_that_are_imported_anyway_stand_for_themselves() -> None:
     assert declared("fewshot.methods") is METHODS
+
+
+def test_a_method_is_described_by_what_each_setting_is_takes_and_tries() -> None:
+    told = describe("maple", TRAINED)  # inherits its settings
+    assert "depth: a whole number; default 9\n        First blocks with prompts, d;" in told
+    told = describe("gda", METHODS)
+    assert "Attributes:" not in told
+    assert (
+        "    alpha: a number; default 8.0\n"
+        "        Weight of the Gaussian term; 0 is zero-shot CLIP.\n"
+        "        tuning tries 0.5, 1.0, "
+    ) in told
+    assert max(map(len, told.splitlines())) <= 100

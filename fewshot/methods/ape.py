@@ -53,7 +53,7 @@ class APE(Method):
 
     Attributes:
         alpha: Weight of the votes; 0 is zero-shot CLIP.
-        beta: Their sharpness.
+        beta: Sharpness of the votes.
         gamma: How much more an image counts that the text knows less; 0 counts all alike.
         channels: Share of the D channels that are kept, more than 0 up to 1.
         balance: Share of variance in the criterion, 0 to 1; the rest goes to dissimilarity.

@@ -65,16 +65,16 @@ class APET(CacheMethod):
 
     Attributes:
         alpha: Weight of the votes when classifying.
-        beta: Their sharpness when classifying.
+        beta: Sharpness of the votes when classifying.
         train_alpha: Weight of the votes while training.
-        train_beta: Their sharpness while training.
+        train_beta: Sharpness of the votes while training.
         channels: Share of the D channels that have a residual, more than 0 up to 1.
         balance: Share of variance in their criterion, 0 to 1; the rest goes to dissimilarity.
         lr: AdamW's learning rate at the start, from where half a cosine leads to 0.
-        weight_decay: AdamW's, of residuals and of weights.
+        weight_decay: Weight decay of AdamW, of residuals and of weights.
         epochs: Passes over the support set; with none, APE on the text's channels at gamma 0.
         batch_size: Images per step.
-        seed: Of the order of the images.
+        seed: Random seed for the order of the images.
         logit_scale: CLIP's inverse temperature.
     """
 

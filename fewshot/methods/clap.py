@@ -42,7 +42,7 @@ class CLAP(Method):
         epochs: Passes over the images.
         batch_size: Images per step; an epoch's last batch is left out where it is not full.
         logit_scale: CLIP's inverse temperature.
-        seed: Of the batches.
+        seed: Random seed for the batches.
     """
 
     penalty: float = 1.0

@@ -44,15 +44,16 @@ class CLIPAdapter(Method):
         ratio: Share of the adapter, 0 to 1; 0 is zero-shot CLIP. Published: 0.2 for ImageNet, 0.6
             for DTD. Or where it starts, if it is learned.
         learn_ratio: Train the ratio's logit along with the adapter.
-        adapter: The side that is adapted. Both: an adapter each, with one ratio unless learned.
+        adapter: Side that is adapted: `visual`, `text`, or `both`, with an adapter each and one
+            ratio unless learned.
         reduction: How many times narrower than the features the adapter's middle is.
         lr: Learning rate.
-        momentum: Of SGD.
-        weight_decay: Times the weights, added to their gradient.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay: times the weights, it is added to their gradient.
         epochs: Passes over the images. `published` is CoOp's schedule, by which the authors trained
             the others: 50 for one shot, 100 up to four, 200 above.
         batch_size: Images per step.
-        seed: Of the first weights and of the order of the images.
+        seed: Random seed for the first weights and for the order of the images.
         logit_scale: CLIP's inverse temperature.
     """
 

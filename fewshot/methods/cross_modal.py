@@ -42,16 +42,16 @@ class CrossModal(Method):
     head; the authors take one half as their variant of this name, and 1 otherwise.
 
     Attributes:
-        init: What W starts as, the text or at random. The published scripts had `zeroshot`, until
+        init: Start of W: the text, or at random. The published scripts had `zeroshot`, until
             a commit of 2025 called it wrong and made it `random`. Here it is `zeroshot`: it needs
             no validation images to say when to stop.
         blend: Share of the trained weights; 0 is zero-shot CLIP.
         lr: Learning rate at the start; it falls to zero along half a cosine.
-        weight_decay: AdamW's.
+        weight_decay: Weight decay of AdamW.
         epochs: Passes over the images.
         batch_size: Samples per step, half of them images and half of them prompts.
         logit_scale: CLIP's inverse temperature.
-        seed: Of the batches, and of a random W.
+        seed: Random seed for the batches, and for a random W.
     """
 
     init: Init = "zeroshot"

@@ -71,11 +71,11 @@ class GDA(Method):
         alpha: Weight of the Gaussian term; 0 is zero-shot CLIP.
         shrinkage: How far the covariance is shrunk toward the identity, in (0, 1], or the rule
             that says; see `shrinkage_intensity`.
-        priors: All classes alike, or each as frequent as in the support set.
-        alpha_unit: What alpha counts.
-        neighbors: Samples, views counted one by one, that a class without images borrows.
-        new_covariance: Of classes without images: `shared`, the base classes'; or `published`,
-            the mean of the precisions of each class's neighbors about its text.
+        priors: Frequency of the classes: `uniform`, or `empirical`, as in the support set.
+        alpha_unit: Unit of alpha, as above: `lead` or `published`.
+        neighbors: Samples that a class without images borrows, views counted one by one.
+        new_covariance: Covariance of classes without images: `shared`, the base classes'; or
+            `published`, the mean of the precisions of each class's neighbors about its text.
         logit_scale: CLIP's inverse temperature.
     """
 

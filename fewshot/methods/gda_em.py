@@ -45,7 +45,7 @@ class GDAEM(Method):
         shrinkage: How far the covariance is shrunk toward the identity, in (0, 1]; or
             `published`, GDA's rule.
         smoothing: Images that each class has of the average image; 0 is plain EM.
-        priors: All classes alike, or each as frequent as its responsibilities.
+        priors: Frequency of the classes: `uniform`, or `estimated` from the responsibilities.
         logit_scale: CLIP's inverse temperature.
     """
 

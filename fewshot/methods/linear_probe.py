@@ -44,9 +44,9 @@ class LinearProbe(Method):
 
     Attributes:
         C: Weight of the cross-entropy against the penalty.
-        C_unit: What C counts.
-        tol: How exact the optimum is; see `logistic_path`.
-        tuning_tol: How exact it is while C is tuned.
+        C_unit: Unit of C, as above: `feature` or `published`.
+        tol: Tolerance of the optimum; see `logistic_path`.
+        tuning_tol: Tolerance while C is tuned.
         max_iter: Passes over the samples at most, 1000 as published. What is not within the
             tolerance by then is used as it is, and the figure `converged` is 0.
     """

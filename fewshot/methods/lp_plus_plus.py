@@ -45,7 +45,7 @@ class LPPlusPlus(Method):
 
     Attributes:
         epochs: Steps of w and b.
-        momentum: Of those steps; the paper's own have none.
+        momentum: Momentum of these steps; the paper's own have none.
         alpha_gradient: `epoch`: alpha's gradient where it stands; `sum`: the sum of its gradients
             in all epochs so far, as in the authors' code.
     """

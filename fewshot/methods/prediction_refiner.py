@@ -56,7 +56,7 @@ class PredictionRefiner(Method):
         consistency: Weight of the divergence from zero-shot's predictions.
         until: Share of the epochs, from the first, in which the divergence counts.
         hidden: Units of the hidden layer.
-        start: Of g's second layer: at `zero`, where o + g(o) is zero-shot, or `random`.
+        start: Start of g's second layer: `zero`, where o + g(o) is zero-shot, or `random`.
         centered: Take the mean over the classes off the logits that g gets.
         lr: Learning rate.
         epochs: Passes over the images; `published` are 50 at one shot, 100 up to four, 200 above.

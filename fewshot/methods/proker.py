@@ -60,9 +60,9 @@ class ProKeR(Method):
     f0 is zero.
 
     Attributes:
-        beta: How narrow the kernel is.
-        lmbda: lambda.
-        correction: What w is.
+        beta: Sharpness of the kernel: the higher, the narrower.
+        lmbda: Penalty, lambda.
+        correction: Rule for w, as above: `published` or `exact`.
         margin: Logits, in nats, by which the targets put the right class ahead of the others.
         logit_scale: CLIP's inverse temperature.
     """

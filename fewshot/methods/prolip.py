@@ -44,9 +44,9 @@ class ProLIP(Method):
     projection P_0, by Adam on all images at once. Of projected features, P_0 is the identity.
 
     Attributes:
-        space: What a store gives: images before the projection, or the features behind it; `auto`
-            is before it where the store has such images.
-        penalty: Times that sum; K is the mean number of images of a class.
+        space: Images that it learns from: those before the projection (`pre-projection`), or
+            `features`, which are behind it; `auto` takes the former where the store has them.
+        penalty: Weight of that sum; K is the mean number of images of a class.
         lr: Learning rate, down to 0 along a cosine.
         epochs: Steps, each on another view of all images.
         logit_scale: CLIP's inverse temperature.

@@ -76,7 +76,7 @@ class Stack(Method):
     not fitted.
 
     Attributes:
-        zero_shot: Weight, or `prior` for that of the formula; so for all bases.
+        zero_shot: Weight of zero-shot, or `prior` for that of the formula; likewise for all bases.
         gda: Weight of the Gaussian term.
         proker: Weight of ProKeR; 0 beyond 4096 images.
         text_probe: Weight of the text probe.

@@ -47,16 +47,16 @@ class TaskRes(Method):
         alpha: Weight of the residuals, or where it starts if it is learned; 0 is zero-shot CLIP,
             or the enhanced base. Published: 0.5, Flowers102 1.
         learn_alpha: Train alpha along with the residuals.
-        residual: What has a residual: each class's text, the images, or both.
-        base: What the residuals are added to: CLIP's text, or that of a tuned projection.
+        residual: Features that get a residual: each class's text, the images, or both.
+        base: Text that the residuals are added to: CLIP's, or that of a tuned projection.
         base_lr: Learning rate of that projection.
-        base_epochs: Passes over the images to tune it.
+        base_epochs: Passes over the images to tune that projection.
         norm: Norm of images, and of text of unit norm, before a residual is added.
         lr: Learning rate. Published: 2e-3, ImageNet 2e-4.
-        weight_decay: Times the residual, added to its gradient.
+        weight_decay: Weight decay: times the residual, it is added to the gradient.
         epochs: Passes over the images; `published` are 100 up to 4 shots and 200 above.
         batch_size: Images per step.
-        seed: Of the order of the images.
+        seed: Random seed for the order of the images.
         logit_scale: CLIP's inverse temperature.
     """
 

@@ -37,14 +37,14 @@ class TextProbe(Method):
     at zero, A as the identity, W as the text features or at random.
 
     Attributes:
-        init: What W starts as; `random` needs no text.
-        projections: 1 for the head alone, 2 for A before it.
+        init: Start of W: the `text`, or `random`, which needs none.
+        projections: Number of matrices: 1 for the head alone, 2 for A before it.
         lr: Learning rate at the start; it falls to zero along half a cosine.
-        weight_decay: AdamW's.
+        weight_decay: Weight decay of AdamW.
         epochs: Passes over the images.
         batch_size: Images per step.
         logit_scale: CLIP's inverse temperature.
-        seed: Of the batches, and of a random W.
+        seed: Random seed for the batches, and for a random W.
     """
 
     init: Init = "text"

@@ -53,14 +53,14 @@ class TipAdapterF(CacheMethod):
 
     Attributes:
         alpha: Weight of the votes when classifying; 0 is zero-shot CLIP.
-        beta: Their sharpness when classifying.
+        beta: Sharpness of the votes when classifying.
         train_alpha: Weight of the votes while training.
-        train_beta: Their sharpness while training.
+        train_beta: Sharpness of the votes while training.
         lr: AdamW's learning rate at the start, from where half a cosine leads to 0.
-        weight_decay: AdamW's.
+        weight_decay: Weight decay of AdamW.
         epochs: Passes over the support set.
         batch_size: Images per step.
-        seed: Of the order of the images.
+        seed: Random seed for the order of the images.
         logit_scale: CLIP's inverse temperature.
     """
 

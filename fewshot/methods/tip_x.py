@@ -37,9 +37,9 @@ class TipX(Method):
 
     Attributes:
         alpha: Weight of the votes by affinity.
-        beta: Their sharpness.
+        beta: Sharpness of the votes.
         gamma: Weight of the votes by divergence; with alpha 0 too, this is zero-shot CLIP.
-        temperature: Of the class distributions.
+        temperature: Temperature of the class distributions.
         logit_scale: CLIP's inverse temperature.
     """
 

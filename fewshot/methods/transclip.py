@@ -137,10 +137,10 @@ class TransCLIP(Method):
 
     Attributes:
         gamma: Weight of the labeled images; 0 leaves them the first means and the graph.
-        gamma_unit: What gamma counts.
-        lmbda: lambda, weight of log y; `published` is 0.5 with labeled images, 1 without.
-        neighbors: n.
-        iterations: Rounds.
+        gamma_unit: Unit of gamma, as above: `image` or `published`.
+        lmbda: Weight of log y, lambda; `published` is 0.5 with labeled images, 1 without.
+        neighbors: Nearest queries that an image is linked to, n.
+        iterations: Rounds in which means and variance are estimated.
         inner_iterations: Steps of z in each round.
         logit_scale: CLIP's inverse temperature.
     """

@@ -50,7 +50,8 @@ class TwoStage(Method):
         lr: Learning rate, which falls as 1 / (1 + 10 t / T).
         epochs: Passes over the source images.
         adapt_epochs: Passes over the target images; 0 is the source's head alone. As published, 5.
-        pseudo_labels: By the nearest `centroids` of the images, as in SHOT; or `argmax`.
+        pseudo_labels: Source of pseudo-labels: the nearest `centroids` of the images, as in SHOT;
+            or `argmax`.
         push: Weight of unknown images' entropy, where there may be some.
         smoothing: Share of a label that all classes have alike.
         batch_size: Images per step.

@@ -52,9 +52,10 @@ class UEO(Method):
         learn: The residuals of the `text`; or the image tower's last layer `norm`.
         residual: `shared` by all classes, as the learned words before their names are; or one for
             each `class`.
-        weighting: By zero-shot CLIP's certainty; or `none`, all images alike.
-        weight_temperature: Of the weights; `model` is the inverse of the logit scale. 1 is the
-            released code's.
+        weighting: Weights of the images: by zero-shot CLIP's certainty (`zero-shot`), or `none`,
+            all alike.
+        weight_temperature: Temperature of the weights; `model` is the inverse of the logit scale. 1
+            is the released code's.
         marginal: Weight of the average's entropy. Published: 1.
         lr: Learning rate.
         epochs: Passes over the images.

@@ -31,7 +31,7 @@ class ZSLP(Method):
         epochs: Passes over the images.
         batch_size: Images per step; an epoch's last batch is left out where it is not full.
         logit_scale: CLIP's inverse temperature.
-        seed: Of the batches.
+        seed: Random seed for the batches.
     """
 
     lr: float = 0.1

@@ -35,7 +35,8 @@ class AdapterBias(PEFTMethod):
     """Behind each MLP, before the residual, one vector times a number of each token.
 
     Attributes:
-        position: Which blocks, counted from the input.
+        position: Blocks that get one: `all`, or a third or a half of the depth, counted from the
+            input.
     """
 
     position: Position = "all"

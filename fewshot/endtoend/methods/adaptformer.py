@@ -26,11 +26,12 @@ class AdaptFormer(PEFTMethod):
     """A bottleneck beside each MLP.
 
     Attributes:
-        dim: Of the bottleneck; published: 64, and 8 in benchmarks of many methods.
-        scale: s.
-        learned_scale: Train s too.
-        dropout: Behind the ReLU.
-        position: Which blocks, counted from the input.
+        dim: Width of the bottleneck; published: 64, and 8 in benchmarks of many methods.
+        scale: Scale of the addition, s.
+        learned_scale: Train s as well.
+        dropout: Dropout behind the ReLU.
+        position: Blocks that get one: `all`, or a third or a half of the depth, counted from the
+            input.
     """
 
     dim: int = 64

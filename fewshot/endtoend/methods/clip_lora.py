@@ -71,8 +71,8 @@ class CLIPLoRA(OnMatrices):
 
     Attributes:
         template: The prompt, with {} for the class name; empty for the dataset's own first one.
-        rank: r.
-        alpha: s = alpha / sqrt(r).
+        rank: Rank of the update, r.
+        alpha: Numerator of the scale of the update: s = alpha / sqrt(r).
         dropout: Share of the inputs to A that are zeroed in training.
         pro: Let LoRA-Pro choose the steps (https://arxiv.org/abs/2407.18242) instead of AdamW.
     """

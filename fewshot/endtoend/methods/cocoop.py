@@ -28,17 +28,17 @@ class CoCoOp(EndToEnd):
     h is linear (D to D / 16), ReLU, linear (to the tower's width W), of the image's unit feature.
 
     Attributes:
-        n_ctx: M.
+        n_ctx: Context tokens, M.
         ctx_init: Words that the context starts from and which say what M is; empty for normal
             vectors of deviation 0.02.
         reduction: D over the width of the network's hidden layer.
         epochs: Passes over the images.
         lr: Maximum learning rate; SGD with momentum, down along a cosine epoch by epoch.
-        weight_decay: SGD's.
+        weight_decay: Weight decay of SGD.
         batch_size: Images per step.
         text_chunk: Prompts that go through the tower at a time, 0 for all; fewer take less memory
             and a third more work.
-        seed: Of the network, and of the context without words.
+        seed: Random seed for the network, and for a context without words.
     """
 
     n_ctx: int = 4

@@ -60,10 +60,12 @@ class Convpass(PEFTMethod):
     """Beside each attention and each MLP a bottleneck with a convolution over the patches.
 
     Attributes:
-        dim: Of the bottleneck.
-        scale: s; published: the best of .01, .1, 1 and 10 for each dataset.
-        dropout: Before the last layer.
-        position: Which blocks, counted from the input.
+        dim: Width of the bottleneck.
+        scale: Scale of the addition, s; published: the best of 0.01, 0.1, 1 and 10 for each
+            dataset.
+        dropout: Dropout before the last layer.
+        position: Blocks that get one: `all`, or a third or a half of the depth, counted from the
+            input.
     """
 
     dim: int = 8

@@ -24,7 +24,7 @@ class CoOp(EndToEnd):
     """M learned vectors as context tokens; the class's text is [start] context name "." [end].
 
     Attributes:
-        n_ctx: M.
+        n_ctx: Context tokens, M.
         ctx_init: Words that the context starts from, such as "a photo of a", and which say what
             M is; empty for normal vectors of deviation 0.02.
         class_specific: A context for every class, instead of one for all; ignored with words.
@@ -32,11 +32,11 @@ class CoOp(EndToEnd):
         epochs: Passes over the images; 0 for the published 50, 100 and 200 at 1, 2 to 4, and more
             shots (50 on ImageNet at any).
         lr: Maximum learning rate; SGD with momentum, down along a cosine epoch by epoch.
-        weight_decay: SGD's.
+        weight_decay: Weight decay of SGD.
         batch_size: Images per step.
         text_chunk: Prompts that go through the tower at a time, 0 for all; fewer take less memory
             and a third more work.
-        seed: Of the context.
+        seed: Random seed for the context.
     """
 
     n_ctx: int = 16

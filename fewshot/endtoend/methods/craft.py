@@ -42,7 +42,7 @@ class CraFT(EndToEnd):
         latent: Numbers that evolve; random directions, frozen, make a context of them.
         spread: Deviation of the context at step size 1, relative to that of the words' embeddings.
         sigma: First step size.
-        bound: Of each number, either way; 0 for none.
+        bound: Maximum of each number, either way; 0 for none.
         consistency: Weight of both divergences.
         until: Share of the generations, from the first, in which g's divergence counts.
         hidden: Units of g's hidden layer.

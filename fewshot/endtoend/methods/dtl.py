@@ -81,9 +81,9 @@ class DTL(PEFTMethod):
     """A low-rank side network that gathers from every block and writes back behind the later ones.
 
     Attributes:
-        rank: Of the map at each block.
-        beta: Of swish.
-        writes: Behind which blocks the tower gets what was gathered; no gradient goes to earlier
+        rank: Rank of the map at each block.
+        beta: Sharpness of swish.
+        writes: Blocks behind which the tower gets what was gathered; no gradient goes to earlier
             ones.
         kernel: Side of DTL+'s convolution, 3 in its few-shot script; 0 for DTL, which has none.
     """

@@ -64,8 +64,8 @@ class EFFT(OnMatrices):
     dataset.
 
     Attributes:
-        rank: r.
-        scale: s.
+        rank: Rank of the update, r.
+        scale: Scale of the addition, s.
         dropout: Share of each factor's numbers that are zeroed in training.
     """
 

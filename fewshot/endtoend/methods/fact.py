@@ -99,9 +99,9 @@ class FacT(OnMatrices):
     The authors choose rank (16 or 32) and scale (0.01 to 100) for each dataset.
 
     Attributes:
-        rank: r.
-        scale: s.
-        tucker: Take the inner factors, too, from r common ones (FacT-TK instead of FacT-TT).
+        rank: Rank of the update, r.
+        scale: Scale of the addition, s.
+        tucker: Take the inner factors from r common ones as well (FacT-TK instead of FacT-TT).
         dropout: Share of the inner factors' outputs that are zeroed in training.
     """
 

@@ -27,8 +27,9 @@ class Houlsby(PEFTMethod):
     """A bottleneck behind each attention and each MLP.
 
     Attributes:
-        dim: Of the bottleneck.
-        position: Which blocks, counted from the input.
+        dim: Width of the bottleneck.
+        position: Blocks that get one: `all`, or a third or a half of the depth, counted from the
+            input.
     """
 
     dim: int = 64

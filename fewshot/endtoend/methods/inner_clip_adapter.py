@@ -39,7 +39,7 @@ class InnerCLIPAdapter(PEFTMethod):
     """CLIP-Adapter's network behind one block.
 
     Attributes:
-        block: Behind which, counted from 1; 0 for the last.
+        block: Block behind which it is, counted from 1; 0 for the last.
         ratio: Share of the adapter.
         reduction: How many times narrower than the tokens its middle is.
     """

@@ -73,9 +73,9 @@ class KAdaptation(OnMatrices):
     """Sums of Kronecker products of rank-one matrices, one of which all matrices share.
 
     Attributes:
-        terms: n, products in the sum.
-        factor: Rows and columns of the shared ones.
-        scale: s.
+        terms: Products in the sum, n.
+        factor: Rows and columns of the shared matrices.
+        scale: Scale of the addition, s.
         dropout: Share of an update's entries that are zeroed in training.
     """
 

@@ -27,7 +27,7 @@ class KgCoOp(CoOp):
     The fields are CoOp's, with this paper's defaults, and one more.
 
     Attributes:
-        weight: lambda; 0 is CoOp.
+        weight: Weight of the distance from the hand-crafted prompts, lambda; 0 is CoOp.
     """
 
     n_ctx: int = 4

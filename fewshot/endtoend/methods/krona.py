@@ -56,8 +56,8 @@ class KronA(OnMatrices):
     """One Kronecker product per matrix.
 
     Attributes:
-        factor: Rows and columns of its first factor.
-        scale: s.
+        factor: Rows and columns of the product's first factor.
+        scale: Scale of the addition, s.
     """
 
     factor: int = 32

@@ -52,7 +52,7 @@ class LION(PEFTMethod):
     """An implicit layer of the image, added to it, and one of the feature, added to that.
 
     Attributes:
-        dim: d, numbers in a layer's state.
+        dim: Numbers in a layer's state, d.
         crucial: Share of the layers' parameters that a step trains; 1 for all.
     """
 

@@ -43,13 +43,15 @@ class LiveTwoStage(EndToEnd):
     drawn so that all classes come alike often. In stage 2 the head stays, and the rest moves.
 
     Attributes:
-        backbone: Of the image tower, scale and shift of the `norms` learn, or `all`.
+        backbone: Parameters of the image tower that learn: scale and shift of the `norms`, or
+            `all`.
         lr: Learning rate of layer and head, which falls as 1 / (1 + 10 t / T).
-        backbone_share: The tower's learning rate, relative to it.
-        weight_decay: SGD's.
+        backbone_share: Learning rate of the tower, relative to `lr`.
+        weight_decay: Weight decay of SGD.
         epochs: Passes over the source images.
         adapt_epochs: Passes over the target images; 0 is the source's model alone.
-        pseudo_labels: By the nearest `centroids` of the images, as in SHOT; or `argmax`.
+        pseudo_labels: Source of pseudo-labels: the nearest `centroids` of the images, as in SHOT;
+            or `argmax`.
         push: Weight of unknown images' entropy, where there may be some.
         smoothing: Share of a label that all classes have alike.
         batch_size: Images per step.

@@ -42,9 +42,10 @@ class LiveUEO(EndToEnd):
             `both`. Of a prompt alone, stored features are enough.
         towers: The towers of the norms; published is the image tower.
         ctx_init: Words that the context starts from.
-        weighting: By zero-shot CLIP's certainty; or `none`, all images alike.
-        weight_temperature: Of the weights; `model` is the inverse of the logit scale. 1 is the
-            released code's.
+        weighting: Weights of the images: by zero-shot CLIP's certainty (`zero-shot`), or `none`,
+            all alike.
+        weight_temperature: Temperature of the weights; `model` is the inverse of the logit scale. 1
+            is the released code's.
         marginal: Weight of the average's entropy.
         lr: Maximum learning rate; plain SGD, down to 0 along half a cosine.
         epochs: Passes over the images.

@@ -59,9 +59,10 @@ class LoRand(PEFTMethod):
     """A factorized bottleneck behind each attention and each MLP.
 
     Attributes:
-        branches: alpha; published: 2, and 4 in LoRand+ and LoRand++.
-        rank: beta; published: 8, and 16 in LoRand++.
-        position: Which blocks, counted from the input.
+        branches: Products that are summed, alpha; published: 2, and 4 in LoRand+ and LoRand++.
+        rank: Rank of each product, beta; published: 8, and 16 in LoRand++.
+        position: Blocks that get one: `all`, or a third or a half of the depth, counted from the
+            input.
     """
 
     branches: int = 2

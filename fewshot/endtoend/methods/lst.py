@@ -109,7 +109,7 @@ class LST(PEFTMethod):
 
     Attributes:
         reduction: How many times narrower the side network is.
-        seen: It reads all tokens, or the class token alone, at a fraction of the cost.
+        seen: Tokens that it reads: all, or the class token alone, at a fraction of the cost.
         temperature: T of the gates.
     """
 

@@ -44,9 +44,10 @@ class PATT(PEFTMethod):
     """Keys K + s k' and values V + s v' in every attention, with (k', v') = tanh(x W1) W2.
 
     Attributes:
-        dim: Columns of W1; published: 64 to 128.
-        scale: s; published: .2 to .8.
-        position: Which blocks, counted from the input.
+        dim: Hidden units of the network, the columns of W1; published: 64 to 128.
+        scale: Scale of the addition, s; published: 0.2 to 0.8.
+        position: Blocks that get one: `all`, or a third or a half of the depth, counted from the
+            input.
     """
 
     dim: int = 64

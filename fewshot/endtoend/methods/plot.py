@@ -34,15 +34,15 @@ class PLOT(EndToEnd):
         logit_k = logit_scale sum_mn T_mn f_m.t_n.
 
     Attributes:
-        n_prompts: N.
-        n_ctx: l.
+        n_prompts: Contexts, N.
+        n_ctx: Tokens of each context, l.
         epochs: Passes over the images.
         lr: Maximum learning rate; SGD with momentum, down along a cosine epoch by epoch.
-        weight_decay: SGD's.
+        weight_decay: Weight decay of SGD.
         batch_size: Images per step.
         text_chunk: Prompts that go through the tower at a time, 0 for all; fewer take less memory
             and a third more work.
-        seed: Of the contexts.
+        seed: Random seed for the contexts.
     """
 
     n_prompts: int = 4

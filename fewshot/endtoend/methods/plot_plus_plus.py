@@ -39,17 +39,17 @@ class PLOTPlusPlus(EndToEnd):
     the contexts as well, by PLOT's logits.
 
     Attributes:
-        n_sets: M.
+        n_sets: Sets of tokens in the image tower, M.
         n_tokens: Tokens in a set.
         ctx_init: Words that the N contexts start from, with | between one and the next.
         epochs: Passes over the images in either half.
         lr: Maximum learning rate in either half; SGD with momentum, down along a cosine epoch by
             epoch.
-        weight_decay: SGD's.
+        weight_decay: Weight decay of SGD.
         batch_size: Images per step.
         text_chunk: Prompts that go through the tower at a time, 0 for all; fewer take less memory
             and a third more work.
-        seed: Of the tokens.
+        seed: Random seed for the tokens.
     """
 
     n_sets: int = 4

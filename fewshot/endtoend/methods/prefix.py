@@ -89,8 +89,9 @@ class Prefix(PEFTMethod):
     Without the reparametrisation of the language models' prefix, which is lost after training.
 
     Attributes:
-        n_tokens: l.
-        position: Which blocks, counted from the input.
+        n_tokens: Learned keys and values per attention, l.
+        position: Blocks that get one: `all`, or a third or a half of the depth, counted from the
+            input.
     """
 
     # Keys and values of CLIP have a deviation near 1, and AdamW's steps are as long as the rate: at

@@ -35,7 +35,7 @@ class ProGrad(CoOp):
     Attributes:
         ctx_init: The words, last of the M vectors, with zeros before them if they are fewer; empty
             for those of the dataset's first prompt, what follows the name there put first.
-        weight: lambda; 0 is CoOp from these words.
+        weight: Weight of the divergence's gradient, lambda; 0 is CoOp from these words.
         temperature: T of both softmaxes of the divergence.
     """
 

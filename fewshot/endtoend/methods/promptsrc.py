@@ -35,10 +35,10 @@ class PromptSRC(DeepPrompts):
     and classes. The final prompts are a mean over the epochs, whose weights are a Gaussian's.
 
     Attributes:
-        image_weight: a.
-        text_weight: b.
-        gpa_mean: Epoch of the most weight, from 1.
-        gpa_std: Its deviation in epochs.
+        image_weight: Weight of the image features' distance, a.
+        text_weight: Weight of the text features' distance, b.
+        gpa_mean: Epoch of the highest weight, counted from 1.
+        gpa_std: Deviation of the weights, in epochs.
     """
 
     image_weight: float = 10.0

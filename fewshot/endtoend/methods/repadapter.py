@@ -103,12 +103,13 @@ class RepAdapter(PEFTMethod):
     The authors choose the scale (0.1 to 10) for each dataset.
 
     Attributes:
-        dim: h, the adapter's width.
-        groups: g; the second of its matrices writes each share of the channels from its own hidden
-            units.
-        scale: s.
+        dim: Width of the adapter, h.
+        groups: Groups, g: the second of its matrices writes each share of the channels from its own
+            hidden units.
+        scale: Scale of the addition, s.
         dropout: Share of hidden units that are zeroed in training.
-        position: Which blocks, counted from the input.
+        position: Blocks that get one: `all`, or a third or a half of the depth, counted from the
+            input.
     """
 
     weight_decay: float = 1e-4

@@ -27,10 +27,11 @@ class SCT(PEFTMethod):
     """A linear map among the most active channels, added to them behind a half of each block.
 
     Attributes:
-        channels: k; the code's is 32, the paper's 96.
-        after: Behind which half the tokens get it.
-        scale: Of what is added.
-        position: Which blocks, counted from the input.
+        channels: Channels that are mapped, k; 32 in the code, 96 in the paper.
+        after: Half of the block behind which the map is added: `attn` or `mlp`.
+        scale: Scale of the map's output.
+        position: Blocks that get one: `all`, or a third or a half of the depth, counted from the
+            input.
     """
 
     channels: int = 32

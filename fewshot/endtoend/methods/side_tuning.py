@@ -49,8 +49,8 @@ class SideTuning(PEFTMethod):
     """A small convolutional network of the pixels, blended with CLIP's feature; it needs no ViT.
 
     Attributes:
-        channels: Of each convolution.
-        layers: Convolutions.
+        channels: Channels of each convolution.
+        layers: Number of convolutions.
     """
 
     channels: int = 64

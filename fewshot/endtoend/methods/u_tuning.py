@@ -25,10 +25,12 @@ class UTuning(PEFTMethod):
     """A bottleneck in parallel to parts of each block.
 
     Attributes:
-        operation: Beside attention, the MLP, both of them ("both"), or whole blocks ("block").
-        dim: Of the bottleneck.
-        scale: s.
-        position: Which blocks, counted from the input.
+        operation: Place of the bottlenecks: beside attention (`attn`), the MLP (`mlp`), both of
+            them (`both`), or whole blocks (`block`).
+        dim: Width of the bottleneck.
+        scale: Scale of the addition, s.
+        position: Blocks that get one: `all`, or a third or a half of the depth, counted from the
+            input.
     """
 
     operation: Operation = "both"

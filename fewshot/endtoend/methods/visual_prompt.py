@@ -69,7 +69,7 @@ class VisualPrompt(PEFTMethod):
     Attributes:
         pad: Width of the border in pixels; 0 for the published 30 of every 224.
         lr: Maximum learning rate; published: 40.
-        weight_decay: SGD's.
+        weight_decay: Weight decay of SGD.
     """
 
     pad: int = 0

@@ -26,8 +26,8 @@ class VPTShallow(PEFTMethod):
     Rotary positions are not for them.
 
     Attributes:
-        n_tokens: l.
-        dropout: On the tokens.
+        n_tokens: Learned tokens, l.
+        dropout: Dropout of the tokens.
     """
 
     n_tokens: int = 10

@@ -85,8 +85,8 @@ class VQT(PEFTMethod):
     The logits are CLIP's plus h V^T, h being the answers of all blocks, each of unit norm.
 
     Attributes:
-        n_tokens: l, queries per block.
-        dropout: On the queries.
+        n_tokens: Queries per block, l.
+        dropout: Dropout of the queries.
     """
 
     n_tokens: int = 1

@@ -90,18 +90,18 @@ class DeepPrompts(EndToEnd):
     The recipe is SGD with momentum, down along a cosine epoch by epoch, from crops and flips.
 
     Attributes:
-        n_ctx: l.
+        n_ctx: Prompts at each block, l.
         ctx_init: Words that the context starts from: the first l tokens are learned, further ones
             stay between context and name, and fewer are all there is. Empty for normal vectors of
             deviation 0.02.
-        depth: d; a tower of fewer blocks has prompts at each.
+        depth: First blocks with prompts, d; a tower of fewer blocks has prompts at each.
         epochs: Passes over the images.
         lr: Maximum learning rate.
-        weight_decay: SGD's.
+        weight_decay: Weight decay of SGD.
         batch_size: Images per step.
         text_chunk: Prompts that go through the text tower at a time, 0 for all; fewer take less
             memory and a third more work.
-        seed: Of what is drawn before training.
+        seed: Random seed for all that is drawn before training.
     """
 
     n_ctx: int = 4

@@ -33,22 +33,22 @@ class PEFTMethod(EndToEnd):
     """A method that trains a few parameters in the towers, and says which in `insert`.
 
     Attributes:
-        towers: Which of the two it changes; a text tower that is changed runs in every step.
-        head: The text features that images are compared to stay as they are ("frozen") or are
-            themselves trained, beside the rest ("trained"); the second for the image tower only. Of
-            a model without text they start as the classes' mean image features.
+        towers: Tower or towers that it changes; a text tower that is changed runs in every step.
+        head: Text features that images are compared to: `frozen`, or `trained` beside the rest,
+            which is for the image tower only. Of a model without text they start as the classes'
+            mean image features.
         template: The prompt, with {} for the class name; empty for the dataset's own: the mean of
             all of them, or the first where the text tower is changed.
-        iterations_per_shot: Steps, times K.
+        iterations_per_shot: Training steps per shot: times K, they are all steps.
         lr: Maximum learning rate, down to 1e-6 along half a cosine.
-        weight_decay: AdamW's.
+        weight_decay: Weight decay of AdamW.
         batch_size: Images per step.
         text_chunk: Prompts that go through a changed text tower at a time, 0 for all; fewer take
             less memory and a third more work.
         share_prefix: In training with dropout, the words with which all prompts begin go through a
             changed text tower once, and so share what is dropped of them; without it each prompt
             has a draw of its own, as published.
-        seed: Of what is drawn before training.
+        seed: Random seed for all that is drawn before training.
     """
 
     towers: Towers = "image"

@@ -66,8 +66,9 @@ class OnMatrices(PEFTMethod):
     """A technique that puts an update beside each of the chosen matrices.
 
     Attributes:
-        matrices: Of q, k, v, o, fc1 and fc2, those that get one, with commas.
-        position: Which blocks, counted from the input.
+        matrices: Matrices that get an update, with commas: any of q, k, v, o, fc1, fc2.
+        position: Blocks that get one: `all`, or a third or a half of the depth, counted from the
+            input.
     """
 
     matrices: str = "q,v"
