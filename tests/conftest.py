@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,6 +15,9 @@ import torch
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import save_file
+
+if TYPE_CHECKING:
+    from cache.models.encoder import Encoder
 
 # What tests compute is small: a second thread costs more than it brings, above all beside others.
 # Processes that tests start compute with as many, for sums of more threads end in other last bits.
@@ -135,6 +138,14 @@ def _random_clip(directory: Path, vision: dict[str, object]) -> Path:
 def random_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a CLIP with random weights and a ViT image tower, 32 x 32 pixels, D = 16."""
     return _random_clip(tmp_path_factory.mktemp("vit"), VIT)
+
+
+@pytest.fixture(scope="module")
+def encoder(random_vit: Path) -> "Encoder":
+    """That CLIP, loaded again for each file of tests."""
+    from cache.models.loading import load
+
+    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ import fewshot
 from cache.errors import UserError
 from cache.importing.import_store import import_file
 from cache.models.encoder import Encoder, wrap
-from cache.models.loading import load
 from cache.store import FeatureStore
 from cli import main
 from fewshot.adapters.adapter import Adapter, load_adapter
@@ -326,11 +325,6 @@ def test_a_classifier_of_an_unknown_kind_is_not_saved() -> None:
 
     with pytest.raises(TypeError, match="which an adapter file cannot hold"):
         take_apart(Odd(torch.zeros(2, 2)))
-
-
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 def on(encoder: Encoder, store: FeatureStore) -> Adapter:

@@ -15,7 +15,6 @@ from cache.errors import UserError
 from cache.extract import extract
 from cache.identity import Recipe
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from cache.prompts import prompt_sets
 from cache.store import FeatureStore
 from cli import main
@@ -36,11 +35,6 @@ from tests.naive_prompts import text_around
 COOP = CoOp(n_ctx=2, epochs=2, batch_size=4, lr=0.1)
 QUICK = "ship images=3 latent=2 hidden=4 epochs=1"
 NAMES = ("blue", "green", "red", "white")
-
-
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 @pytest.fixture

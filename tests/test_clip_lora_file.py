@@ -225,11 +225,6 @@ def test_what_has_no_place_in_such_a_file_is_refused(tmp_path: Path) -> None:
         write_clip_lora(path, replace(method, alpha=1.5), factors, L14)
 
 
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
-
-
 def test_an_adapter_goes_out_and_comes_in_again_unchanged(
     encoder: Encoder, tmp_path: Path, draw_photos: Callable[..., Path]
 ) -> None:

@@ -10,7 +10,6 @@ from torch.nn.functional import linear
 
 from cache.errors import UserError
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods import configure
 from fewshot.endtoend.methods.composition import Composition, with_towers
@@ -20,11 +19,6 @@ from fewshot.endtoend.search.composition_file import read_composition, write_com
 
 NAMES = ("cat", "dog", "zebra")
 PLACE = ("image_adapter", 0)
-
-
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 def composition(widths: dict[str, str], **more: Any) -> Any:

@@ -24,11 +24,6 @@ from cache.prompts import prompt_sets
 from fewshot.automatic.encoding import Encoding, encode_labeled
 
 
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
-
-
 @pytest.fixture
 def photos(draw_photos: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(new_images, "ROWS", 4)

@@ -56,11 +56,6 @@ METHODS: list[PEFTMethod] = [
 ]
 
 
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
-
-
 Step = Callable[[Any, int, Any, Tensor], Tensor]  # get parameter, number, block, tokens -> tokens
 
 

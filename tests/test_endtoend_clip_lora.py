@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,18 +7,12 @@ from torch.nn.functional import cross_entropy, linear, normalize
 
 from cache.errors import UserError
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.parts.lora_pro import LoRAPro
 
 NAMES = ["cat", "long_haired dog", "zebra"]
 LABELS = torch.tensor([0, 1, 2, 1])
-
-
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 def pixels() -> Tensor:

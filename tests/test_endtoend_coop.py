@@ -1,5 +1,4 @@
 import copy
-from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -10,16 +9,10 @@ from torch.nn.functional import cross_entropy, normalize
 
 from cache.errors import UserError
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.coop import CoOp
 
 NAMES = ["cat", "long_haired dog", "zebra crossing", "b"]
-
-
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 def prompts(method: CoOp, encoder: Encoder) -> Any:

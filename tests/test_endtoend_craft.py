@@ -17,7 +17,6 @@ from torch.nn.functional import normalize
 from cache.datasets.resolving import resolve_folder
 from cache.errors import UserError
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from fewshot.endtoend.checkpoint import steps_done
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.experiment import run
@@ -189,11 +188,6 @@ def test_the_published_queries_make_so_many_generations(shots: int, generations:
 def test_what_cannot_be_searched_with_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         CraFT(**settings)
-
-
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 def test_the_model_is_clip_with_the_context_in_front_of_the_names(encoder: Encoder) -> None:

@@ -42,11 +42,6 @@ COOP = CoOp(n_ctx=2, epochs=3, batch_size=4, lr=0.1)
 LORA = CLIPLoRA(iterations_per_shot=4, batch_size=4, lr=3e-2)
 
 
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
-
-
 @pytest.fixture
 def source(draw_photos: Callable[..., Path]) -> Source:
     """Three classes, 5 train images of each; test labels partly wrong, the classes unequal."""

@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +6,6 @@ from torch.nn.functional import cross_entropy, normalize
 
 from cache.errors import UserError
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.coop import CoOp
 from fewshot.endtoend.methods.kgcoop import KgCoOp
@@ -16,11 +14,6 @@ from tests.naive_prompts import text_around, text_of
 NAMES = ["cat", "long_haired dog", "zebra crossing", "b"]
 TEMPLATES = ["{} texture.", "a photo of one {}."]
 LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
-
-
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 def images() -> torch.Tensor:

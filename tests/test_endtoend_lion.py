@@ -24,11 +24,6 @@ from tests.image_peft import (
 )
 
 
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
-
-
 def implicit(parameters: Parameters, layer: str, x: Tensor) -> Tensor:
     """Of one vector, by a loop that gradients go through."""
     weight = parameters[f"{layer}.state"]

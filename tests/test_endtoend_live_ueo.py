@@ -34,11 +34,6 @@ from tests.naive_prompts import text_around
 FAST = LiveUEO(epochs=2, lr=0.2, batch_size=9)
 
 
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
-
-
 @pytest.fixture
 def source(draw_photos: Callable[..., Path]) -> Source:
     return resolve_folder(draw_photos(6))

@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,16 +5,10 @@ import torch
 from torch.nn.functional import cross_entropy, linear, normalize
 
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.maple import MaPLe, coupling
 from tests.image_peft import LABELS, NAMES, TEMPLATES, pixels
 from tests.naive_deep_prompts import deep_image, deep_text
-
-
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 @pytest.mark.parametrize(

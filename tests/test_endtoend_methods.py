@@ -31,11 +31,6 @@ every_method = pytest.mark.parametrize("name", METHODS)
 
 
 @pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
-
-
-@pytest.fixture(scope="module")
 def resnet(random_resnet: Path) -> Encoder:
     return load(f"local-dir:{random_resnet}", device="cpu")
 

@@ -62,11 +62,6 @@ def with_(method: PEFTMethod, **values: Any) -> Any:
     return type(method)(**{**vars(method), **values})
 
 
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
-
-
 def pixels() -> Tensor:
     return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 

@@ -1,5 +1,4 @@
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -10,7 +9,6 @@ from torch.optim import AdamW
 
 from cache.errors import UserError
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods import METHODS, configure
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod, class_text
@@ -30,11 +28,6 @@ class Shift(PEFTMethod):
         both = paths["image"] + paths["text"]
         chosen = {p: clip.model.get_parameter(p) for p in paths.get(self.towers, both)}
         return {path: p.requires_grad_() for path, p in chosen.items()}, [nn.Dropout().eval()]
-
-
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 def prompted(encoder: Encoder, template: str) -> torch.Tensor:

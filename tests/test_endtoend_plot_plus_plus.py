@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,18 +6,12 @@ from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
 from cache.errors import UserError
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.plot_plus_plus import PLOTPlusPlus
 from tests.image_peft import LABELS, NAMES, TEMPLATES, pixels
 from tests.naive_deep_prompts import deep_image
 from tests.naive_prompts import text_around
 from tests.naive_transport import naive_plans
-
-
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 @pytest.mark.parametrize("first_half", [True, False])

@@ -1,5 +1,4 @@
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,18 +8,12 @@ from torch.nn.functional import cross_entropy, normalize
 
 from cache.errors import UserError
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.prograd import ProGrad, words_before
 from tests.naive_prompts import text_around, text_of
 
 NAMES = ["cat", "long_haired dog", "zebra crossing", "b"]
 TEMPLATES = ["a photo of a {}, a type of pet.", "{} texture."]
-
-
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 def batch(seed: int) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,4 @@
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,18 +8,12 @@ from torch.nn.functional import cross_entropy, normalize
 
 from cache.errors import UserError
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.promptsrc import PromptSRC
 from fewshot.endtoend.parts.diverse_templates import DIVERSE_TEMPLATES
 from tests.image_peft import LABELS, NAMES, TEMPLATES, pixels
 from tests.naive_deep_prompts import deep_image, deep_text
 from tests.naive_prompts import text_of
-
-
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 def attached(encoder: Encoder, method: PromptSRC) -> Any:

@@ -35,11 +35,6 @@ from tests.image_peft import (
 )
 
 
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
-
-
 def layer(parameters: Parameters, path: str, x: Tensor) -> Tensor:
     return linear(x, parameters[f"{path}.weight"], parameters[f"{path}.bias"])
 

@@ -41,11 +41,6 @@ from tests.image_peft import (
 BLOCK = "visual.transformer.resblocks"
 
 
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
-
-
 def vpt_shallow(model: Any, parameters: Parameters, image: Tensor) -> Tensor:
     x = naive_tokens(model, image)
     x = torch.cat([x[:1], parameters["tokens"][0], x[1:]])

@@ -27,11 +27,6 @@ NAMES = ["cat", "dog", "zebra"]
 LABELS = torch.arange(3).repeat(4)
 
 
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
-
-
 def pixels(rows: Tensor, epoch: int) -> Tensor:
     """Crops that depend on row and epoch alone, as photos' do."""
     draws = [

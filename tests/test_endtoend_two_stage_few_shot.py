@@ -11,18 +11,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from cache.errors import UserError
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.two_stage_few_shot import TwoStageFewShot
 from fewshot.endtoend.train import train
 from tests.image_peft import LABELS, NAMES, TEMPLATES, pixels
 
 METHOD = TwoStageFewShot(iterations_per_shot=5, lr=1e-2)  # 3 steps of the norms, 2 of the head
-
-
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 def trained(encoder: Encoder, checkpoint: Path | None = None, stop: int = 0) -> dict[str, Tensor]:

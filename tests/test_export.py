@@ -9,16 +9,10 @@ import pytest
 
 from cache.errors import UserError
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from cli import main
 from fewshot.adapters.export import exporting
 from fewshot.adapters.export.exporting import export
 from tests.toy_adapters import NAMES, fitted_adapter
-
-
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 @pytest.fixture

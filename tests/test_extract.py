@@ -36,11 +36,6 @@ from cache.store_check import verify
 from tests.forked import needs_fork
 
 
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
-
-
 @pytest.fixture
 def photos(draw_photos: Callable[..., Path]) -> Source:
     return resolve_folder(draw_photos(10))

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from cache.errors import UserError
 from cache.models import offline as client
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from cli import main
 from fewshot import load_adapter, predict
 from fewshot.adapters import hub
@@ -23,11 +22,6 @@ from fewshot.adapters.export import hub_folder
 from fewshot.adapters.export.exporting import export
 from fewshot.inspection import verify
 from tests.toy_adapters import fitted_adapter, trained_adapter
-
-
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 @pytest.fixture

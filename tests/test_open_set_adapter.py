@@ -10,7 +10,6 @@ from torch.nn.functional import normalize
 
 from cache.errors import UserError
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from fewshot.adapters import adapter_file
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.answers import Answers, require_asked
@@ -23,11 +22,6 @@ from fewshot.support import SupportSet
 from tests.toy_adapters import fitted_adapter
 
 HELD_OUT = ((0.2, 0.6, 0.9), (0.3, 0.5, 0.7), (0.1, 0.4, 0.8))
-
-
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 def clouds(dim: int, n_classes: int = 6, images: int = 8) -> SupportSet:

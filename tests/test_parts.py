@@ -21,7 +21,6 @@ from cache.extraction import new_images, store_assembly
 from cache.extraction.store_writer import create
 from cache.identity import Recipe
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from cache.prompts import prompt_sets
 from cache.store import FeatureStore
 from cache.store_check import inspect, verify
@@ -32,11 +31,6 @@ from tests.toy_store import CLASSNAMES, DIM, labels, raw_features
 
 SIZES = (7, 1, 5)  # images of the parts of `write_parted`
 N = sum(SIZES)
-
-
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 @pytest.fixture

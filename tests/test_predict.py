@@ -16,7 +16,6 @@ from torch import Tensor
 from cache.errors import UserError
 from cache.images.decode import NO_IMAGE
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from fewshot import GDA, SupportSet, Text, TransCLIP, ZeroShot
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import take_apart
@@ -32,11 +31,6 @@ from fewshot.model_selection.calibration import Calibration
 CLASSES = ("blue", "green", "red")
 TEMPERATURE = 1.7
 ASKED = PredictionForm()
-
-
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 @pytest.fixture

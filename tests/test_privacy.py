@@ -1,7 +1,6 @@
 import math
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,18 +10,12 @@ from torch import Tensor
 
 from cache.errors import UserError
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.methods.dp_bitfit import DPBitFit
 from fewshot.endtoend.methods.fine_tuning import BitFit
 from fewshot.endtoend.privacy import Privacy, private_gradients
 from fewshot.endtoend.train import train
 from tests.image_peft import LABELS, attached, pixels
-
-
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 def gradients(learner: Learner, rows: list[int]) -> tuple[dict[str, Tensor], Tensor]:

@@ -126,11 +126,6 @@ def test_features_are_refused_where_pooled_images_are_asked_for() -> None:
         ProLIP(space="pre-projection").fit(support, text)
 
 
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
-
-
 def extracted(
     photos: Path, encoder: Encoder, path: Path, *, pre_projection: bool = True
 ) -> FeatureStore:

@@ -9,7 +9,6 @@ from torch.nn.functional import normalize
 
 from cache.errors import UserError
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from cache.store import FeatureStore
 from cli import main
 from fewshot import base_to_new
@@ -24,11 +23,6 @@ from tests.toys import vectors
 
 NAMES = ("ant", "honey bee", "cat")
 TOWER = "ship decoder=tower images=2 latent=2 hidden=4 epochs=2"
-
-
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 def test_a_feature_is_that_of_the_prompt_with_every_word_of_the_context_shifted(

@@ -13,7 +13,6 @@ from cache.datasets.resolving import resolve_folder
 from cache.datasets.source import Source
 from cache.errors import UserError
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from cli import main
 from fewshot.commands.parsing import parse_count
 from fewshot.endtoend import train as train_module
@@ -34,11 +33,6 @@ OPTIONS: dict[str, Any] = {
     "shots": 4, "seed": 3, "budget": 400, "choices": (1, 2), "candidates": 6,
     "settings": {"iterations_per_shot": 1, "batch_size": 4}, "workers": 1,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 @pytest.fixture

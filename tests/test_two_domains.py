@@ -14,7 +14,6 @@ from cache.datasets.resolving import resolve_folder
 from cache.datasets.source import Item, Source
 from cache.errors import UserError
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from cli import main
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.experiment import Trained
@@ -25,11 +24,6 @@ from fewshot.parts.pseudo_labels import adaptation_loss, centroid_labels
 from fewshot.results.prediction_files import read_predictions
 
 FAST = LiveTwoStage(epochs=1, adapt_epochs=1, batch_size=8)
-
-
-@pytest.fixture(scope="module")
-def encoder(random_vit: Path) -> Encoder:
-    return load(f"local-dir:{random_vit}", device="cpu")
 
 
 @pytest.fixture
