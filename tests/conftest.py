@@ -43,12 +43,12 @@ def pytest_collection_finish() -> None:
 # they take nine tenths of the time; `make check` leaves them out.
 SLOW = (
     "test_adapter", "test_add_a_method", "test_atomic", "test_auto_", "test_bench", "test_cli",
-    "test_clip_", "test_demo", "test_docs", "test_doctor", "test_encoder", "test_endtoend_",
-    "test_estimator", "test_examples", "test_export", "test_extract", "test_folder", "test_fuzz_",
-    "test_import", "test_learning_curve", "test_loading", "test_lp_", "test_methods",
-    "test_official", "test_predict", "test_preflight", "test_remedies", "test_report",
-    "test_results", "test_robust_", "test_selection", "test_source", "test_taskres", "test_tiny_",
-    "test_tip_", "test_transclip", "test_tuning", "test_words",
+    "test_clip_", "test_demo", "test_digits", "test_docs", "test_doctor", "test_encoder",
+    "test_endtoend_", "test_estimator", "test_examples", "test_export", "test_extract",
+    "test_folder", "test_fuzz_", "test_imagenet", "test_import", "test_learning_curve",
+    "test_loading", "test_lp_", "test_methods", "test_official", "test_predict", "test_preflight",
+    "test_remedies", "test_report", "test_results", "test_robust_", "test_selection", "test_source",
+    "test_taskres", "test_tiny_", "test_tip_", "test_transclip", "test_tuning", "test_words",
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cache.errors import UserError
-from fewshot import METHODS, NearestMean, SupportSet, ZeroShot, configure
+from fewshot import METHODS, SupportSet, configure
 from fewshot.abilities import SupportsNewClasses
 from fewshot.method import Method, variants
 from fewshot.methods.linear_probe import LinearProbe
@@ -356,63 +356,3 @@ def test_the_logit_scale_multiplies_what_the_text_says(method: Method) -> None:
         return
     # Weight of the text is the only place for it: doubled, it moves logits by the same again.
     torch.testing.assert_close(at(100.0) - at(50.0), at(50.0) - at(0.0), rtol=1e-4, atol=1e-3)
-
-
-def test_zero_shot_is_the_scaled_cosine_to_the_text() -> None:
-    given = task(ZeroShot())
-    torch.testing.assert_close(
-        ZeroShot(50.0).fit(None, given.text).logits(given.query),
-        50 * given.query @ given.text.features.T,
-    )
-
-
-def test_zero_shot_says_that_it_needs_text() -> None:
-    with pytest.raises(UserError, match="zero-shot needs text features and there are none"):
-        ZeroShot().fit(None, None)
-
-
-def test_nearest_mean_is_the_cosine_to_the_mean_of_the_images() -> None:
-    given = task(NearestMean())
-    x, y = given.support.features, given.support.labels
-    means = torch.stack([x[y == k].mean(0) for k in range(N_CLASSES)])
-    cosines = given.query @ (means / means.norm(dim=1, keepdim=True)).T
-    torch.testing.assert_close(logits(NearestMean(), given, None), 100 * cosines)
-    torch.testing.assert_close(logits(NearestMean(), given, given.text), 100 * cosines)
-
-
-def test_nearest_mean_averages_all_views_of_a_class() -> None:
-    given = task(NearestMean(), n_views=3)
-    views, y = given.support.views, given.support.labels
-    assert views is not None
-    means = [views[:, y == k].mean(dim=(0, 1)) for k in range(N_CLASSES)]
-    cosines = given.query @ normalize(torch.stack(means)).T
-    torch.testing.assert_close(logits(NearestMean(), given, None), 100 * cosines)
-
-
-def test_nearest_mean_at_full_text_weight_is_zero_shot() -> None:
-    given = task(NearestMean())
-    torch.testing.assert_close(
-        logits(NearestMean(text_weight=1.0), given, given.text),
-        ZeroShot().fit(None, given.text).logits(given.query),
-    )
-
-
-def test_nearest_mean_with_half_the_text_lies_between_the_two() -> None:
-    given = task(NearestMean())
-    x, y = given.support.features, given.support.labels
-    means = torch.stack([x[y == k].mean(0) for k in range(N_CLASSES)])
-    prototypes = normalize(normalize(means) + given.text.features)
-    torch.testing.assert_close(
-        logits(NearestMean(text_weight=0.5), given, given.text), 100 * given.query @ prototypes.T
-    )
-
-
-def test_nearest_mean_needs_text_only_where_it_has_a_weight() -> None:
-    with pytest.raises(UserError, match=r"nearest-mean with text_weight 0.5 needs text"):
-        NearestMean(text_weight=0.5).fit(task(NearestMean()).support, None)
-
-
-@pytest.mark.parametrize("weight", [-0.1, 1.1])
-def test_a_text_weight_outside_its_range_is_refused(weight: float) -> None:
-    with pytest.raises(UserError, match=r"text_weight must be 0 or more and at most 1"):
-        NearestMean(text_weight=weight)

@@ -49,3 +49,12 @@ def zero_shot(**changes: Any) -> Result:
     values = {"method": "zero-shot", "setting": "zero-shot", "shots": 0, "seed": 0, "tune": "none",
               "n_views": 0, "hyperparameters": {}}  # fmt: skip
     return result(**(values | changes))
+
+
+# Two datasets, two numbers of shots, three seeds.
+FEW = [
+    result(dataset=dataset, shots=shots, seed=seed, accuracy=0.3 + shots / 100 + seed / 1000)
+    for dataset in ("dtd", "ucf101")
+    for shots in (2, 4)
+    for seed in (1, 2, 3)
+]
