@@ -1,9 +1,6 @@
-import io
 import re
-import resource
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +11,19 @@ import torch
 from numpy.typing import NDArray
 
 from cache.errors import UserError
-from cache.importing.import_store import BLOCK, import_file
+from cache.importing.import_store import BLOCK
 from cache.store import FeatureStore
-from cache.store_check import verify
-
-DIM, N_CLASSES = 8, 3
-SIZES = {"train": 12, "val": 6, "test": 9}
-
-
-def features(n: int, seed: int = 0) -> NDArray[np.float32]:
-    return np.random.default_rng([n, seed]).normal(size=(n, DIM)).astype(np.float32)
-
-
-def labels(n: int) -> NDArray[np.int64]:
-    return np.arange(n) % N_CLASSES
-
-
-def npz(path: Path, **changes: Any) -> Path:
-    """A file of three splits and text; a change of None leaves an array out."""
-    arrays: dict[str, Any] = {"text_features": features(N_CLASSES), "classnames": ["a", "b_c", "d"]}
-    for split, size in SIZES.items():
-        arrays |= {f"{split}_features": features(size), f"{split}_labels": labels(size)}
-    arrays |= changes
-    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
-    return path
+from tests.feature_files import (
+    N_CLASSES,
+    SIZES,
+    check_content,
+    features,
+    imported,
+    labels,
+    npz,
+    refuse,
+    unit,
+)
 
 
 def tip_adapter(folder: Path) -> Path:
@@ -54,31 +40,6 @@ def tip_adapter(folder: Path) -> Path:
     return folder
 
 
-def unit(vectors: NDArray[Any]) -> NDArray[Any]:
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
-
-
-def imported(file: Path, tmp_path: Path, **options: Any) -> FeatureStore:
-    path = import_file(file, "toy", "ViT-B-16,openai", tmp_path / "stores", **options)
-    assert verify(path) == []
-    return FeatureStore.open(path)
-
-
-def refuse(file: Path, tmp_path: Path, match: str, **options: Any) -> None:
-    with pytest.raises(UserError, match=match) as caught:
-        import_file(file, "toy", "m", tmp_path / "stores", **options)
-    assert "\n" not in str(caught.value)
-    assert not list((tmp_path / "stores").rglob("*"))[1:]
-
-
-def check_content(store: FeatureStore, *, rtol: float = 1e-3) -> None:
-    for split, size in SIZES.items():
-        raw = store.features(split, unit=False)
-        np.testing.assert_allclose(raw, features(size), rtol=rtol, atol=3e-3)
-        np.testing.assert_array_equal(store.labels(split), labels(size))
-    np.testing.assert_allclose(store.text(), unit(features(N_CLASSES)), rtol=1e-5, atol=1e-6)
-
-
 def test_a_npz_becomes_a_store(tmp_path: Path) -> None:
     file = npz(tmp_path / "f.npz", test_paths=[f"t/{i}.jpg" for i in range(SIZES["test"])])
     store = imported(file, tmp_path)
@@ -93,79 +54,6 @@ def test_a_npz_becomes_a_store(tmp_path: Path) -> None:
     assert store.identity["preprocessing"] == "unknown"
     assert store.identity["import"]["arrays"]["train_labels"] == "train_labels"
     assert re.fullmatch("[0-9a-f]{64}", store.identity["import"]["files"]["f.npz"])
-
-
-def sets_of(n: int) -> NDArray[np.bool_]:
-    """(n, 3) labels: the class of `labels`, and of every other image the last one as well."""
-    sets = np.eye(N_CLASSES, dtype=bool)[labels(n)]
-    sets[::2, -1] = True
-    return sets
-
-
-@pytest.mark.parametrize("dtype", [bool, np.float32])
-def test_columns_of_labels_make_a_store_of_several_labels(tmp_path: Path, dtype: type) -> None:
-    several: dict[str, Any] = {f"{s}_labels": sets_of(n).astype(dtype) for s, n in SIZES.items()}
-    path = import_file(npz(tmp_path / "x.npz", **several), "toy", "m", tmp_path)
-    store = FeatureStore.open(path)
-    assert store.multi_label
-    np.testing.assert_array_equal(store.split("test").label_sets, sets_of(SIZES["test"]))
-    assert verify(path) == []
-    whole = npz(
-        tmp_path / "y.npz",
-        features=features(30),
-        labels=sets_of(30),
-        **{f"{split}_{what}": None for split in SIZES for what in ("features", "labels")},
-    )
-    parted = FeatureStore.open(import_file(whole, "whole", "m", tmp_path))
-    rows = [int(path.partition("[")[2][:-1]) for path in parted.paths("train")]
-    np.testing.assert_array_equal(parted.split("train").label_sets, sets_of(30)[rows])
-
-
-def test_columns_of_which_each_row_has_one_are_one_label_each(tmp_path: Path) -> None:
-    one_hot = {f"{split}_labels": np.eye(N_CLASSES)[labels(n)] for split, n in SIZES.items()}
-    store = FeatureStore.open(import_file(npz(tmp_path / "x.npz", **one_hot), "toy", "m", tmp_path))
-    assert not store.multi_label
-    np.testing.assert_array_equal(store.labels("test"), labels(SIZES["test"]))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"train_labels": 2 * np.ones((12, 3))}, r"must be \(N, C\) of 0 and 1; train_labels is"),
-        (
-            {"train_labels": np.eye(12, 3)},
-            "9 of 12 rows of train_labels have none, the first is row 3",
-        ),
-        ({"train_labels": sets_of(12)}, r"must be \(N, 3\) in every split.*those of val are not"),
-        (
-            {f"{s}_labels": np.ones((n, 2 if s == "test" else 3)) for s, n in SIZES.items()},
-            r"must be \(N, 3\) in every split.*those of test are not",
-        ),
-    ],
-)
-def test_columns_of_labels_that_cannot_be_are_refused(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        import_file(npz(tmp_path / "x.npz", **changes), "toy", "m", tmp_path)
-
-
-def test_short_names_and_names_of_ones_own_are_known(tmp_path: Path) -> None:
-    arrays: dict[str, Any] = {"text": features(N_CLASSES), "class_names": ["a", "b", "c"]}
-    for split in ("train4", "val", "test"):
-        size = SIZES[split.removesuffix("4")]
-        arrays |= {f"{split}_x": features(size), f"{split}_y": labels(size)}
-    np.savez(tmp_path / "f.npz", **arrays, train2_x=features(6), train2_y=labels(6))
-    refuse(tmp_path / "f.npz", tmp_path, "unknown purpose: train2_x, train2_y, train4_x, train4_y")
-    own = {"train_features": "train4_x", "train_labels": "train4_y"}
-    store = imported(tmp_path / "f.npz", tmp_path, arrays=own)
-    check_content(store)
-    assert store.classnames == ("a", "b", "c")
-    refuse(
-        tmp_path / "f.npz", tmp_path / "a", "unknown array 'train'", arrays={"train": "train4_x"}
-    )
-    wrong = {"train_features": "train4_z"}
-    refuse(tmp_path / "f.npz", tmp_path / "b", "did you mean .*'train4_x'", arrays=wrong)
 
 
 def test_rows_in_one_piece_are_split_within_each_class(tmp_path: Path) -> None:
@@ -393,97 +281,19 @@ def test_dtd_is_imported_without_text(shared: Path, tmp_path: Path) -> None:
     }
 
 
-def archive(path: Path, **members: bytes | NDArray[Any]) -> Path:
-    """A `.npz` of sound arrays but for the members given: arrays, or the bytes of a member."""
-    arrays: dict[str, Any] = {
-        "train_features": np.eye(6, 4, dtype="f4") + 1,
-        "train_labels": np.arange(6) % 3,
-        **members,
-    }
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, value in arrays.items():
-            content = io.BytesIO(value if isinstance(value, bytes) else b"")
-            if not isinstance(value, bytes):
-                np.lib.format.write_array(content, value)
-            file.writestr(f"{name}.npy", content.getvalue())
-    return path
-
-
-HEADER = b"\x93NUMPY\x01\x00\x46\x00"
-
-
-@pytest.mark.parametrize(
-    ("members", "match"),
-    [
-        (
-            {"train_features": HEADER + b"{'descr': '<f4', 'fortran_order': False, "
-             b"'shape': (1000000000, 8), } \n"},
-            "damaged at array train_features",
-        ),
-        (
-            {"train_features": b"\x93NUMPY\x01\x00" + (3001).to_bytes(2, "little") + b"(" * 3000},
-            "damaged at array train_features",
-        ),
-        ({"train_features": b"none"}, "damaged at array train_features"),
-        ({"train_labels": np.array([0, 0, 0, 0, 0, 3 * 10**7])}, "images go up to 30,000,000; "),
-        ({"train_labels": np.array([0, 0, 0, 0, 0, 2**63], np.uint64)}, "class ids below"),
-        ({"classnames": np.array(3.5)}, "class names must be a list of texts"),
-        ({"classnames": np.array([["a", "b", "c"]])}, "class names must be a list of texts"),
-        ({"text_features": np.array([["a"] * 4] * 3)}, "must be .* and numbers"),
-        ({"text_features": np.empty((3, 0))}, "must be .* and numbers"),
-        ({"train_features": np.zeros((10**8, 1), "f4")}, "unpacks .* bytes to"),
-    ],
-)  # fmt: skip
-def test_an_archive_that_says_more_than_it_holds_is_refused(
-    tmp_path: Path, members: dict[str, Any], match: str
-) -> None:
-    path = archive(tmp_path / "x.npz", **members)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(UserError, match=match):
-        import_file(path, "d", "tiny", tmp_path)
-    if "unpacks" not in match:  # writing that one takes memory
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
-    assert not list(tmp_path.rglob("*.h5"))
-
-
-@pytest.mark.parametrize(("at", "value", "where"), [(8, 1, 6), (10, 97, 8)])
-def test_an_encrypted_archive_or_one_of_an_unknown_kind_is_refused(
-    tmp_path: Path, at: int, value: int, where: int
-) -> None:
-    path = archive(tmp_path / "x.npz")
-    content = bytearray(path.read_bytes())
-    content[content.find(b"PK\x01\x02") + at] = value
-    content[where] = value
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="damaged at array"):
-        import_file(path, "d", "tiny", tmp_path)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        torch.zeros(1).expand(10**9, 4),
-        torch.eye(4).to_sparse(),
-        torch.zeros(6, 4, dtype=torch.complex64),
-        [[1, 2], [3]],
-        {"nested": 1},
-    ],
-    ids=["one number a billion times", "sparse", "complex", "ragged", "nested"],
-)
-def test_a_tensor_that_is_none_of_its_own_numbers_is_refused(tmp_path: Path, value: Any) -> None:
-    torch.save({"train_features": value, "train_labels": torch.arange(6) % 3}, tmp_path / "x.pt")
-    with pytest.raises(
-        UserError, match=r"should be a dense tensor|must be|holds more than tensors"
-    ):
-        import_file(tmp_path / "x.pt", "d", "tiny", tmp_path)
-
-
-def test_a_flipped_bit_of_a_tensor_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.pt"
-    features = torch.linspace(1, 2, 24).reshape(6, 4)
-    torch.save({"train_features": features, "train_labels": torch.arange(6) % 3}, path)
-    content = bytearray(path.read_bytes())
-    content[content.find(features.numpy().tobytes()) + 5] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="damaged or holds more than tensors"):
-        import_file(path, "d", "tiny", tmp_path)
+def test_short_names_and_names_of_ones_own_are_known(tmp_path: Path) -> None:
+    arrays: dict[str, Any] = {"text": features(N_CLASSES), "class_names": ["a", "b", "c"]}
+    for split in ("train4", "val", "test"):
+        size = SIZES[split.removesuffix("4")]
+        arrays |= {f"{split}_x": features(size), f"{split}_y": labels(size)}
+    np.savez(tmp_path / "f.npz", **arrays, train2_x=features(6), train2_y=labels(6))
+    refuse(tmp_path / "f.npz", tmp_path, "unknown purpose: train2_x, train2_y, train4_x, train4_y")
+    own = {"train_features": "train4_x", "train_labels": "train4_y"}
+    store = imported(tmp_path / "f.npz", tmp_path, arrays=own)
+    check_content(store)
+    assert store.classnames == ("a", "b", "c")
+    refuse(
+        tmp_path / "f.npz", tmp_path / "a", "unknown array 'train'", arrays={"train": "train4_x"}
+    )
+    wrong = {"train_features": "train4_z"}
+    refuse(tmp_path / "f.npz", tmp_path / "b", "did you mean .*'train4_x'", arrays=wrong)

@@ -8,23 +8,15 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from cache.errors import UserError
-from cache.extraction.store_writer import create
 from cache.store import FeatureStore
 from cache.store_check import inspect, verify
 from cli import main
 from fewshot import (
     LinearProbe,
-    NearestMean,
-    Ridge,
-    SupportSet,
-    TipAdapter,
     evaluate,
     load_adapter,
     tables,
@@ -46,63 +38,14 @@ from fewshot.multi_label.label_metrics import (
     precision_recall_f1,
 )
 from fewshot.multi_label.positives import draw_positives, positive_folds
-from fewshot.multi_label_support import MultiLabelSupport
 from fewshot.results.log import Result
 from fewshot.run import Run
-from fewshot.text import Text
-
-NAMES = ("ant", "bee", "cat", "dog")
-DIM = 8
-
-
-def sets_of(n: int, seed: int) -> NDArray[np.bool_]:
-    """(n, 4) labels, one at least on each image, the first class the rarest."""
-    sets = np.random.default_rng(seed).random((n, 4)) < (0.2, 0.35, 0.35, 0.5)
-    sets[~sets.any(axis=1), 3] = True
-    return sets
-
-
-def write(
-    path: Path, *, sets: NDArray[np.bool_] | None = None, text: bool = True, views: int = 0
-) -> FeatureStore:
-    """A store of noise about the sum of the centers of each image's classes."""
-    rng = np.random.default_rng(0)
-    centers = rng.normal(size=(4, DIM))
-    what = {
-        "dataset": {"name": "toy", "multi_label": True},
-        "model": {"name": "noise", "logit_scale": 40.0, "dim": DIM},
-    }
-    with create(path, identity=what, classnames=NAMES, versions={}) as writer:
-        for seed, (split, n) in enumerate((("train", 120), ("test", 80))):
-            mine = sets_of(n, seed)
-            own = mine.argmax(axis=1)
-            if split == "test" and sets is not None:
-                mine = sets
-                own = mine.argmax(axis=1)
-            paths = [f"{split}/{row}.jpg" for row in range(n)]
-            here = views if split == "train" else 0
-            writer.split(split, labels=own, label_sets=mine, paths=paths, dim=DIM, n_views=here)
-            writer.write(split, 0, mine @ centers + rng.normal(size=(n, DIM)))
-            if here:
-                writer.write_views(split, 0, mine @ centers + rng.normal(size=(here, n, DIM)))
-        if text:
-            writer.text("templates", centers + rng.normal(size=(4, DIM)), range(4), NAMES)
-    return FeatureStore.open(path)
+from tests.toy_label_sets import NAMES, sets_of, write_label_store
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> FeatureStore:
-    return write(tmp_path / "features" / "toy" / "noise.h5")
-
-
-def support(n: int = 30) -> MultiLabelSupport:
-    draw = torch.Generator().manual_seed(0)
-    sets = torch.from_numpy(sets_of(n, 0))
-    return MultiLabelSupport(normalize(torch.randn(n, DIM, generator=draw), dim=1), sets)
-
-
-def text() -> Text:
-    return Text(normalize(torch.randn(4, DIM, generator=torch.Generator().manual_seed(1)), dim=1))
+    return write_label_store(tmp_path / "features" / "toy" / "noise.h5")
 
 
 def test_a_store_keeps_all_labels_and_says_so(store: FeatureStore) -> None:
@@ -124,7 +67,7 @@ def test_label_sets_without_the_class_in_labels_are_damage(tmp_path: Path) -> No
     sets = sets_of(80, 1)
     sets[5] = False
     with pytest.raises(UserError, match=r"/test/label_sets: not 0 and 1, with 1 for the image's"):
-        write(tmp_path / "x.h5", sets=sets)
+        write_label_store(tmp_path / "x.h5", sets=sets)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -190,110 +133,6 @@ def test_a_class_without_images_is_left_out_of_the_means() -> None:
     assert mean_known([math.nan, 0.5, 1.0]) == 0.75
 
 
-def test_a_probe_is_a_binary_regression_for_each_class() -> None:
-    few = support()
-    got = LinearProbe(C=30.0, C_unit="published", tol=1e-7).fit_multi_label(few, None)
-    assert got.bias is not None
-    for k in range(4):
-        reference = LogisticRegression(C=30.0, tol=1e-10, max_iter=10_000)
-        reference.fit(few.features.double().numpy(), few.label_sets[:, k].numpy())
-        assert np.allclose(got.weight[k], reference.coef_[0], atol=1e-3)
-        assert math.isclose(float(got.bias[k]), reference.intercept_[0], abs_tol=1e-3)
-
-
-def test_a_probe_of_a_class_that_a_fold_lacks_is_finite() -> None:
-    few = support()
-    sets = few.label_sets.clone()
-    sets[:, 0] = False
-    sets[3, 0] = True
-    got = LinearProbe().fit_multi_label(MultiLabelSupport(few.features, sets), None)
-    assert got.weight.isfinite().all()
-
-
-@pytest.mark.parametrize("n", [5, 30])  # fewer images than dimensions, and more
-@pytest.mark.parametrize("given", [None, text()])
-def test_ridge_has_a_target_for_each_label(n: int, given: Text | None) -> None:
-    rows = torch.arange(n)
-    sets = torch.eye(4).bool()[rows % 4] | torch.eye(4).bool()[rows // 2 % 4]
-    few = MultiLabelSupport(support().features[:n], sets)
-    got = Ridge(penalty=0.7, margin=5.0, logit_scale=9.0).fit_multi_label(few, given).weight
-    x = few.features.double()
-    w0 = torch.zeros(4, DIM).double()
-    if given is not None:
-        w0 = 9.0 * (given.features - given.features.mean(dim=0)).double()
-    target = 5.0 * (sets.double() - sets.double().mean(dim=1, keepdim=True)) - x @ w0.T
-    by_hand = w0 + torch.linalg.solve(x.T @ x + 0.7 * torch.eye(DIM).double(), x.T @ target).T
-    torch.testing.assert_close(got.double(), by_hand, atol=1e-4, rtol=1e-4)
-
-
-def test_tip_adapter_votes_for_every_label_of_an_image() -> None:
-    few, query = support(), support(40).features[30:]
-    got = TipAdapter(alpha=2.0, beta=3.0, logit_scale=10.0).fit_multi_label(few, text())
-    affinity = torch.exp(3.0 * (query @ few.features.T - 1))
-    by_hand = 10.0 * query @ text().features.T + 2.0 * affinity @ few.label_sets.float()
-    torch.testing.assert_close(got.logits(query), by_hand)
-
-
-def test_a_class_mean_is_over_all_images_of_the_class() -> None:
-    few = support()
-    got = NearestMean(logit_scale=1.0).fit_multi_label(few, None).weight
-    means = torch.stack([few.features[few.label_sets[:, k]].mean(dim=0) for k in range(4)])
-    torch.testing.assert_close(got, normalize(means, dim=1))
-
-
-@pytest.mark.parametrize("n_views", [0, 3])
-@pytest.mark.parametrize("method", [NearestMean(), Ridge(), TipAdapter()])
-def test_one_label_each_gives_the_classifier_of_one_label(
-    method: NearestMean | Ridge | TipAdapter, n_views: int
-) -> None:
-    features, labels = support(24).features, torch.arange(24) % 4
-    sets = torch.nn.functional.one_hot(labels).bool()
-    noise = torch.randn(n_views, 24, DIM, generator=torch.Generator().manual_seed(5))
-    views = normalize(features + 0.3 * noise, dim=2) if n_views else None
-    one = method.fit(SupportSet(features, labels, 4, views), text())
-    several = method.fit_multi_label(MultiLabelSupport(features, sets, views), text())
-    torch.testing.assert_close(several.logits(features), one.logits(features))
-
-
-@pytest.mark.parametrize("method", [LinearProbe(), Ridge()])
-def test_views_that_are_copies_change_nothing(method: LinearProbe | Ridge) -> None:
-    alone = support()
-    copied = MultiLabelSupport(alone.features, alone.label_sets, alone.features.expand(3, -1, -1))
-    features = alone.features
-    torch.testing.assert_close(
-        method.fit_multi_label(copied, text()).logits(features),
-        method.fit_multi_label(alone, text()).logits(features),
-        rtol=1e-3, atol=1e-3,
-    )  # fmt: skip
-
-
-def test_views_are_learned_from_unless_asked_otherwise(tmp_path: Path) -> None:
-    store = write(tmp_path / "features" / "toy" / "views.h5", views=3)
-    path = tmp_path / "a.safetensors"
-    adapter, result = fit_and_save(store, "linear-probe", path, shots=6)
-    crops = evaluate(store, "linear-probe", shots=6, views=False)
-    assert result is not None
-    assert (result.n_views, crops.n_views, adapter.training["views"]) == (3, 1, 3)
-    assert result.accuracy != crops.accuracy
-    fitted = fit_labels(store, "linear-probe", shots=6)
-    kept = fitted.label_support
-    assert kept is not None
-    rows = torch.arange(len(kept)).flip(0)
-    features, sets = kept.subset(rows).samples()
-    assert torch.equal(sets, kept.label_sets[rows].repeat(3, 1))
-    assert kept.views is not None
-    assert torch.equal(features, kept.views[:, rows].flatten(0, 1))
-
-
-def test_a_class_on_no_image_or_on_every_image_cannot_be_learned() -> None:
-    sets = support().label_sets.clone()
-    sets[:, 1] = True
-    with pytest.raises(UserError, match="1 class has every image, such as class 1"):
-        MultiLabelSupport(support().features, sets)
-    with pytest.raises(UserError, match="1 class has no image, such as class 1"):
-        MultiLabelSupport(support().features, sets & torch.tensor([True, False, True, True]))
-
-
 def loss(slope: float, shift: float, scores: Tensor, truth: Tensor) -> float:
     """Platt's: the log-loss under targets that are not quite 0 and 1."""
     n = int(truth.sum())
@@ -344,7 +183,7 @@ def test_a_result_names_map_and_is_of_a_setting_of_its_own(store: FeatureStore) 
 
 
 def test_the_test_split_has_no_say(tmp_path: Path, store: FeatureStore) -> None:
-    other = write(tmp_path / "other.h5", sets=sets_of(80, 11))
+    other = write_label_store(tmp_path / "other.h5", sets=sets_of(80, 11))
     one, two = (fit_labels(s, "linear-probe", shots=4) for s in (store, other))
     assert one.method == two.method
     assert one.rule == two.rule
