@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -152,6 +153,24 @@ def encoder(random_vit: Path) -> "Encoder":
 def random_resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with CLIP's modified ResNet."""
     return _random_clip(tmp_path_factory.mktemp("resnet"), RESNET)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No network, no hub cache, and an empty folder to work in."""
+    from huggingface_hub import constants
+
+    from fewshot.doctor import machine
+
+    def cut_off(*_: object) -> None:
+        raise socket.gaierror("no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", cut_off)
+    monkeypatch.setattr(machine, "getproxies", dict)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
 
 
 @pytest.fixture
