@@ -156,6 +156,14 @@ def random_resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in an empty folder, with no environment to lean on."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("FEWSHOT_DATA", "FEWSHOT_STORE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No network, no hub cache, and an empty folder to work in."""
     from huggingface_hub import constants
