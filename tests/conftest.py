@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 if TYPE_CHECKING:
+    from cache.datasets.source import Source
     from cache.models.encoder import Encoder
 
 # What tests compute is small: a second thread costs more than it brings, above all beside others.
@@ -43,13 +44,14 @@ def pytest_collection_finish() -> None:
 # Files whose tests start processes, train, encode, build pages or try thousands of inputs. Together
 # they take nine tenths of the time; `make check` leaves them out.
 SLOW = (
-    "test_adapter", "test_add_a_method", "test_atomic", "test_auto_", "test_bench", "test_cli",
-    "test_clip_", "test_demo", "test_digits", "test_docs", "test_doctor", "test_encoder",
-    "test_endtoend_", "test_estimator", "test_examples", "test_export", "test_extract",
-    "test_folder", "test_fuzz_", "test_imagenet", "test_import", "test_learning_curve",
-    "test_loading", "test_lp_", "test_methods", "test_official", "test_predict", "test_preflight",
-    "test_remedies", "test_report", "test_results", "test_robust_", "test_selection", "test_source",
-    "test_taskres", "test_tiny_", "test_tip_", "test_transclip", "test_tuning", "test_words",
+    "test_adapter", "test_add_a_method", "test_atomic", "test_auto_", "test_bench",
+    "test_changed_images", "test_cli", "test_clip_", "test_demo", "test_digits", "test_docs",
+    "test_doctor", "test_encoder", "test_endtoend_", "test_engines", "test_estimator",
+    "test_examples", "test_export", "test_extract", "test_folder", "test_fuzz_", "test_imagenet",
+    "test_import", "test_learning_curve", "test_loading", "test_lp_", "test_methods",
+    "test_official", "test_predict", "test_preflight", "test_remedies", "test_report",
+    "test_results", "test_robust_", "test_selection", "test_source", "test_taskres", "test_tiny_",
+    "test_tip_", "test_transclip", "test_tuning", "test_words",
 )  # fmt: skip
 
 
@@ -197,6 +199,22 @@ def draw_photos(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / "photos"
 
     return draw
+
+
+@pytest.fixture
+def colored(draw_photos: Callable[..., Path]) -> "Source":
+    """The dataset of ten such photos of each class."""
+    from cache.datasets.resolving import resolve_folder
+
+    return resolve_folder(draw_photos(10))
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encode four images at a time."""
+    from cache.extraction import new_images
+
+    monkeypatch.setattr(new_images, "ROWS", 4)
 
 
 @pytest.fixture
