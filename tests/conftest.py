@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 if TYPE_CHECKING:
     from cache.datasets.source import Source
     from cache.models.encoder import Encoder
+    from cache.store import FeatureStore
 
 # What tests compute is small: a second thread costs more than it brings, above all beside others.
 # Processes that tests start compute with as many, for sums of more threads end in other last bits.
@@ -199,6 +200,14 @@ def draw_photos(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / "photos"
 
     return draw
+
+
+@pytest.fixture
+def zoo(tmp_path: Path) -> "FeatureStore":
+    """A store of seven classes."""
+    from tests.zoos import zoo_at
+
+    return zoo_at(tmp_path / "toy" / "noise.h5")
 
 
 @pytest.fixture
