@@ -8,8 +8,10 @@ import errno
 import functools
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -110,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # no name may fail in a terminal's encoding
             stream.reconfigure(errors="backslashreplace")
-    given = sys.argv[1:] if arguments is None else arguments
+    given = [_at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     command = next((word for word in given if word in COMMANDS), "")
     try:
         code = tree(app)(args=given or ["--help"], standalone_mode=False) or 0
@@ -145,6 +147,11 @@ def main(arguments: list[str] | None = None) -> int:
     if code == INTERRUPTED:
         return _fail(f"interrupted; {CONTINUES.get(command, 'the same command starts over')}", code)
     return int(code)
+
+
+def _at_home(word: str) -> str:
+    """A word with the home folder in place of `~`, which shells leave in `--store=~/features`."""
+    return re.sub(r"^(--[\w-]+=)?(~(?=/|$))", lambda m: (m[1] or "") + str(Path.home()), word)
 
 
 # Conditions of the machine, not of the program, that a user can change.

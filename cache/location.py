@@ -15,9 +15,10 @@ from cache.files.names import name_of, safe_name
 
 def default_root() -> Path:
     """The folder of stores: `$FEWSHOT_STORE`, else `./features`."""
-    return Path(os.environ.get("FEWSHOT_STORE") or "features")
+    return Path(os.environ.get("FEWSHOT_STORE") or "features").expanduser()
 
 
+NOTHING: Mapping[str, Path | None] = {}
 IMAGE_ONLY = "timm:"  # begins the names of models without a text tower
 
 
@@ -149,22 +150,28 @@ def require_outside(photos: Path, places: Mapping[str, Path]) -> None:
             )
 
 
-def require_writable(places: Mapping[str, Path | None]) -> None:
+def require_writable(
+    *, files: Mapping[str, Path | None] = NOTHING, folders: Mapping[str, Path | None] = NOTHING
+) -> None:
     """Raise unless files and folders can be made at these places; called before the work.
 
     Args:
-        places: Option -> where it says that something is written, which need not be there yet.
+        files: Option -> the file that it says to write, which need not be there yet.
+        folders: Option -> the folder that it says to write into.
 
     Raises:
-        UserError: A folder of one of these is read-only, or is a file.
+        UserError: A folder of one of these is read-only, a file is in the place of a folder, or a
+            folder in that of a file.
     """
-    for option, path in places.items():
+    for option, path in {**files, **folders}.items():
         if path is None:
             continue
         there = next(one for one in (path, *path.absolute().parents) if one.exists())
         why = ""
-        if there.is_file() and there != path:
+        if there.is_file() and (there != path or option in folders):
             why = f"{there} is a file"
+        elif path.is_dir() and option in files:
+            why = f"{path} is a folder"
         elif not os.access(there.parent if there.is_file() else there, os.W_OK | os.X_OK):
             why = f"{there} is read-only"
         if why:

@@ -86,4 +86,6 @@ def _check(
         elif not isinstance(value, Real) or not math.isfinite(value) or not allowed(value):
             got = value if isinstance(value, Real) else repr(value)
             expected += f", or {' or '.join(words)}" if words else ""
+            if isinstance(value, Real) and not math.isfinite(value):
+                hint = FINITE
             raise UserError(f"{name} must be {expected}; got {got}; {hint}")

@@ -241,6 +241,7 @@ def unseen_classes(fitted: Fitted, store: FeatureStore, classes: Sequence[int]) 
     text = class_text(store, method, fitted.run.prompt_set, classes)
     if text is None:
         raise UserError(
-            f"{store.path} has no text, and classes without images need it; extract it again"
+            f"{store.path} has no text, and classes without images need it; extract or import a "
+            "store with text"
         )
     return method.fit_new_classes(fitted.support, fitted.text, text)

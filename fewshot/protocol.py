@@ -4,9 +4,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
+import numpy as np
 from numpy.typing import ArrayLike
 
-from cache.errors import UserError, unknown
+from cache.errors import UserError, excerpt, unknown
 from fewshot.checks import require_seed
 from fewshot.imbalance import draw_imbalanced, parse_profile
 from fewshot.model_selection.protocols import PROTOCOLS, Share, check_share, default_protocol
@@ -104,8 +105,13 @@ class Protocol:
             raise unknown("setting", self.setting, SETTINGS)
         if self.imbalance is not None:
             parse_profile(self.imbalance)
+        for name in ("shots", "seed"):
+            if isinstance(given := getattr(self, name), np.integer):
+                object.__setattr__(self, name, int(given))
         if self.shots != "all" and (type(self.shots) is not int or self.shots < 0):
-            raise UserError(f"shots must be 0 or more; got {self.shots!r:.60}")
+            raise UserError(
+                f"shots must be a whole number, 0 or more, or all; got {excerpt(self.shots)}"
+            )
         require_seed(self.seed)
         check_share(self.blend)
         if self.known is not None:
@@ -155,6 +161,10 @@ class Protocol:
 
     def _require_one_kind_of_sample(self) -> None:
         """Raise if what is asked excludes one another."""
+        if self.sample is not None and not isinstance(self.sample, Sample):
+            raise UserError(
+                f"expected a sample as `draw` gives it; got {excerpt(self.sample)}; use draw"
+            )
         if self.sample is not None and self.shots not in (0, self.sample.shots):
             raise UserError(
                 f"the sample has its own shots, {self.sample.shots}; got shots {self.shots} as "

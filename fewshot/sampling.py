@@ -64,7 +64,7 @@ def draw(
         UserError: K is less than 1, or a class has too few images.
     """
     if shots < 1:
-        raise UserError(f"shots must be 1 or more; got {shots}; zero-shot alone needs none")
+        raise UserError(f"shots must be 1 or more; got {shots}; zero-shot needs none")
     rng = random.Random(seed)
     val = None
     if val_first and val_labels is None:

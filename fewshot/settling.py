@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from cache.errors import UserError
+from cache.errors import UserError, excerpt
 from cache.store import FeatureStore
 from fewshot.method import Method, MethodInfo
 from fewshot.protocol import Asked, Protocol
@@ -23,10 +23,12 @@ def settled(
         asked: Fields of the protocol that take the place of its own.
 
     Raises:
-        UserError: No such method or hyper-parameter, or what `Protocol` raises.
+        UserError: No such method or hyper-parameter, no method at all, or what `Protocol` raises.
     """
     if isinstance(method, str):
         method = configure(method, logit_scale=store.logit_scale)
+    if not isinstance(method, Method):
+        raise UserError(f"expected a method such as GDA(), or a name; got {excerpt(method)}")
     protocol = asked_of(method, protocol, asked)
     method = replace(method, **protocol.fixed)
     pooled = protocol.synthesize is None  # a generator makes features

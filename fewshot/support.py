@@ -44,10 +44,10 @@ class SupportSet:
 
     def __post_init__(self) -> None:
         for name in ("features", "labels", "views"):
-            if (given := getattr(self, name)) is not None:
-                object.__setattr__(self, name, as_tensor(given))
-        n, shape = len(self.labels), tuple(self.features.shape)
-        if self.features.ndim != 2 or self.labels.ndim != 1 or len(self.features) != n:
+            if name != "views" or self.views is not None:
+                object.__setattr__(self, name, as_tensor(getattr(self, name)))
+        shape = tuple(self.features.shape)
+        if len(shape) != 2 or tuple(self.labels.shape) != shape[:1]:
             raise UserError(
                 f"features must be (N, D) and labels (N,); got {shape} and "
                 f"{tuple(self.labels.shape)}; give one label per row"

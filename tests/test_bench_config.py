@@ -84,6 +84,11 @@ def test_published_known_classes_of_all_datasets_are_refused(tmp_path: Path) -> 
         configured({"known": "published"}, written(tmp_path, "datasets = 'all'"))
 
 
+def test_a_file_may_say_the_home_folder(tmp_path: Path) -> None:
+    asked = configured({}, written(tmp_path, "out = '~/runs'\nstore = '~'"))
+    assert (asked.out, asked.store) == (Path.home() / "runs", Path.home())
+
+
 BAD_FILES = [
     ("metods = 'all'", "unknown key in .*'metods'; did you mean 'methods'"),
     ("shots = ['a']", "shots: expected whole numbers, got"),
@@ -111,7 +116,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"methods": ()}, "methods must name one or more"),
-    ({"shots": (4, -1)}, "shots must be 0 or more; got -1"),
+    ({"shots": (4, -1)}, "shots must be a whole number, 0 or more, or all; got -1"),
     ({"jobs": 0}, "jobs must be 1 or more; got 0"),
     ({"protocol": "one-shot"}, "unknown protocol 'one-shot'; did you mean 'few-shot'"),
     ({"tune": "test"}, "unknown tuning protocol 'test'"),

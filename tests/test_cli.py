@@ -10,11 +10,29 @@ import pytest
 import typer
 
 import cli
+from cache.errors import UserError
+from cache.store import FeatureStore
 from cli import main
 from tests.typed import extracted, refusal
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("empty_folder")
+
+
+@pytest.mark.parametrize("words", [["--store=~/s"], ["--store", "~/s"]])
+def test_a_tilde_is_the_home_folder_where_the_shell_leaves_it(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert f"no such store under {tmp_path}/home/s" in refusal(capsys, "fit", "gda", *words)
+    monkeypatch.setenv("FEWSHOT_STORE", "~/s")
+    assert f"no such store under {tmp_path}/home/s" in refusal(capsys, "fit", "gda")
+    assert f"no store at {tmp_path}/home/s/a.h5" in refusal(capsys, "inspect", "~/s/a.h5")
+    with pytest.raises(UserError, match=f"no store at {tmp_path}/home/s/a.h5"):
+        FeatureStore.open("~/s/a.h5")
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ BAD: list[tuple[list[str], str]] = [
     (["--methods", "gdaa"], "unknown method 'gdaa'; did you mean 'gda'"),
     (["--datasets", "oen"], "unknown dataset 'oen'; did you mean 'one'"),
     (["--shots", "few"], "--shots must be integers such as 1,2,4; got 'few'"),
-    (["--shots", "-1"], "shots must be 0 or more"),
+    (["--shots", "-1"], "shots must be a whole number, 0 or more"),
     (["--seeds", ""], "--seeds must be integers"),
     (["--methods", ","], "methods must name one or more"),
     (["--jobs", "0"], "jobs must be 1 or more; got 0"),
@@ -78,7 +78,7 @@ BAD: list[tuple[list[str], str]] = [
     (["--config", "none.toml"], "cannot read none.toml"),
     (["--store", "nowhere"], "no such store under nowhere"),
     (["--protocol", "transfer"], "Invalid value for '--protocol': 'transfer' is not one of"),
-    (["--out", "features/one/toy.h5"], "cannot make the folder"),
+    (["--out", "features/one/toy.h5"], "is a file; give --out another place"),
 ]
 
 

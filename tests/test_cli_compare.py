@@ -191,6 +191,7 @@ BAD = [
     (["none.npz", "none.npz"], "cannot read predictions from none.npz"),
     (["ridge", "rigde"], "unknown method in runs/results.jsonl 'rigde'; did you mean 'ridge'"),
     (["ridge", "zero-shot", "--results", "none"], "cannot read results from none"),
+    (["ridge", "gda", "--results", "empty.jsonl"], "no results in empty.jsonl; `fewshot fit` and"),
     (["ridge", "gda"], "no runs of ridge and gda in runs/results.jsonl that agree"),
     (["ridge", "zero-shot", "--dataset", "sun"], "no runs of ridge and zero-shot"),
     (["ridge", "zero-shot", "--shots", "four"], "--shots must be integers"),
@@ -202,6 +203,7 @@ BAD = [
 def test_what_cannot_be_compared_is_refused_in_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    Path("empty.jsonl").touch()
     assert main(["compare", *arguments]) == 2
     captured = capsys.readouterr()
     [line] = captured.err.splitlines()

@@ -179,6 +179,19 @@ def test_arrays_that_cannot_be_are_refused(
     refuse(npz(tmp_path / "f.npz", **changes), tmp_path, match)
 
 
+def test_a_file_of_no_arrays_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "f.npz")
+    refuse(tmp_path / "f.npz", tmp_path, "no array for features among none; say which it is")
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.inf, np.nan])
+def test_a_logit_scale_that_makes_all_classes_alike_or_none_is_refused(
+    tmp_path: Path, scale: float
+) -> None:
+    file = npz(tmp_path / "f.npz")
+    refuse(file, tmp_path, "logit scale must be a finite number above 0; got", logit_scale=scale)
+
+
 @pytest.mark.parametrize("value", [np.nan, -np.inf, 0])
 def test_features_that_are_no_direction_are_counted(tmp_path: Path, value: float) -> None:
     bad = features(12)

@@ -76,13 +76,23 @@ def test_a_place_must_be_writable_though_it_is_not_there_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    require_writable({"--a": tmp_path / "new" / "a", "--b": tmp_path / "file", "--c": None})
+    file, new = tmp_path / "file", tmp_path / "new" / "a"
+    require_writable(files={"--a": file, "--c": None, "--d": new}, folders={"--b": tmp_path})
+    require_writable(folders={"--a": new})
     with pytest.raises(UserError, match=r"write .*file/a: .*file is a file; give --a another"):
-        require_writable({"--a": tmp_path / "file" / "a"})
+        require_writable(files={"--a": file / "a"})
+    with pytest.raises(UserError, match=r"write .*file: .*file is a file; give --a another"):
+        require_writable(folders={"--a": file})
+    with pytest.raises(UserError, match=r"write .*: .* is a folder; give --a another place"):
+        require_writable(files={"--a": tmp_path})
     monkeypatch.setattr("os.access", lambda path, _: path != tmp_path)  # root may write anywhere
-    for place in (tmp_path / "new" / "a", tmp_path / "file", tmp_path):
+    for places in (
+        {"files": {"--a": file}},
+        {"files": {"--a": new}},
+        {"folders": {"--a": tmp_path}},
+    ):
         with pytest.raises(UserError, match=r"is read-only; give --a another place"):
-            require_writable({"--a": place})
+            require_writable(**places)
 
 
 @pytest.mark.parametrize(

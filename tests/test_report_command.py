@@ -31,6 +31,11 @@ def test_files_and_folders_are_read_and_bad_lines_told(runs: Path) -> None:
     empty.touch()
     with pytest.raises(UserError, match="no results in these files"):
         read([empty])
+    empty.write_text("{]\n")
+    with pytest.raises(
+        UserError, match=r"no results in these files: .*empty.jsonl, line 1 skipped"
+    ):
+        read([empty])
 
 
 @pytest.mark.parametrize(

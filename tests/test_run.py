@@ -8,7 +8,7 @@ import pytest
 
 from cache.errors import UserError
 from cache.store import FeatureStore
-from fewshot import GDA, ZeroShot, base_to_new, evaluate, fit, transfer
+from fewshot import GDA, NearestMean, ZeroShot, base_to_new, evaluate, fit, transfer
 from fewshot.adapters.fitted_adapter import fit_and_save
 from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result
@@ -34,10 +34,11 @@ EXCLUDED: list[tuple[dict[str, Any], str]] = [
     ({"shots": "all", "imbalance": "step:2"}, "takes every train image"),
     ({"shots": "all", "sample": SAMPLE}, "the sample has its own shots, 2; got shots all as well"),
     ({"shots": 4, "sample": SAMPLE}, "the sample has its own shots, 2; got shots 4 as well"),
-    ({"shots": -1}, "shots must be 0 or more; got -1"),
-    ({"shots": 2.0}, r"shots must be 0 or more; got 2\.0"),
-    ({"shots": True}, "shots must be 0 or more; got True"),
-    ({"shots": "some"}, "shots must be 0 or more; got 'some'"),
+    ({"shots": -1}, "shots must be a whole number, 0 or more, or all; got -1"),
+    ({"shots": 2.0}, r"shots must be a whole number, 0 or more, or all; got 2\.0"),
+    ({"shots": True}, "shots must be a whole number, 0 or more, or all; got True"),
+    ({"shots": "some"}, "shots must be a whole number, 0 or more, or all; got 'some'"),
+    ({"sample": [1, 2]}, r"expected a sample as `draw` gives it; got \[1, 2\]"),
     ({"seed": "1"}, "seed must be a whole number of 64 bits; got '1'"),
     ({"seed": 2**63}, "seed must be a whole number of 64 bits"),
     ({"tune": "test"}, "unknown tuning protocol 'test'"),
@@ -78,6 +79,17 @@ def test_a_protocol_and_keywords_and_a_name_and_a_method_are_the_same(store: Fea
     assert all(r.run == results[0].run for r in results)
     assert results[0].fixed == {"alpha": 3.0}
     assert results[0].hyperparameters["alpha"] == 3.0
+
+
+@pytest.mark.parametrize("method", [NearestMean, None])
+def test_what_is_no_method_is_refused(method: Any, store: FeatureStore) -> None:
+    with pytest.raises(UserError, match=r"expected a method such as GDA\(\), or a name; got "):
+        evaluate(store, method, shots=2)
+
+
+def test_shots_and_seed_may_be_numbers_of_numpy() -> None:
+    shots: Any = np.int64(4)
+    assert Protocol(shots=shots, seed=shots) == Protocol(shots=4, seed=4)
 
 
 @pytest.mark.parametrize("fixed", [["alfa"], {"alfa": 1.0}])

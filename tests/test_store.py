@@ -228,6 +228,9 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     refused(
         tmp_path / "dtd" / "x.h5", "no store at .*x.h5; make it with: fewshot extract --dataset dtd"
     )
+    refused(
+        Path("x.h5"), "no store at x.h5; give the file of a store, such as features/dtd/tiny.h5"
+    )
     refused(tmp_path, "cannot read .*: Is a directory")
     text = tmp_path / "text.h5"
     text.write_text("not a store")

@@ -195,10 +195,11 @@ def stamp(address: str) -> Stamp:
         found = addresses.stamp(address)
         start = addresses.read(address, 0, min(found.size, len(_SIGNATURE)))
     except FileNotFoundError as error:
-        raise UserError(
-            f"no store at {address}; make it with: "
-            f"fewshot extract --dataset {shlex.quote(Path(address).parent.name)}"
-        ) from error
+        dataset = Path(address).parent.name
+        remedy = f"make it with: fewshot extract --dataset {shlex.quote(dataset)}"
+        if not dataset:
+            remedy = "give the file of a store, such as features/dtd/tiny.h5"
+        raise UserError(f"no store at {address}; {remedy}") from error
     except OSError as error:
         raise UserError(
             f"cannot read {address}: {error.strerror or error}; give a store file"

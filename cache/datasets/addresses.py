@@ -30,7 +30,12 @@ def is_remote(address: str) -> bool:
 
 
 def address_of(path: Path | str) -> str:
-    """The address that a path stands for: `Path` takes one of the slashes behind a colon."""
+    """The address that a path stands for: `Path` takes one of the slashes behind a colon.
+
+    The home folder takes the place of `~`.
+    """
+    if str(path).startswith("~"):
+        return str(Path(path).expanduser())
     return re.sub(r"^([a-z][a-z0-9+.-]+:)/(?!/)", r"\1//", str(path))
 
 

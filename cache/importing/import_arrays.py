@@ -144,7 +144,7 @@ def _split(found: Arrays, names: Mapping[str, str], prefix: str) -> ImportedSpli
     for target in (f"{prefix}features", f"{prefix}labels"):
         if target not in names:
             raise UserError(
-                f"no array for {target} among {printable(', '.join(found.names))}; "
+                f"no array for {target} among {printable(', '.join(found.names)) or 'none'}; "
                 f"say which it is with --array {target}=NAME"
             )
     name = names[f"{prefix}features"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def import_file(
         arrays: Names of arrays that go by other ones: {"train_features": "train16_x"}.
         if_exists: "error", "skip" (leave any store alone), "overwrite", or "resume" (leave a
             store of the same arrays alone, refuse another).
-        logit_scale: The model's inverse temperature.
+        logit_scale: The model's inverse temperature, above 0.
         say: Called with which array was taken for what, and which for nothing.
 
     Raises:
@@ -59,6 +60,10 @@ def import_file(
     """
     if if_exists not in IF_EXISTS:
         raise unknown("--if-exists", if_exists, IF_EXISTS)
+    if not 0 < logit_scale < math.inf:
+        raise UserError(
+            f"the logit scale must be a finite number above 0; got {logit_scale}; CLIP's is 100"
+        )
     path = store_path(root, dataset, model)
     if path.exists() and if_exists == "skip":
         return path

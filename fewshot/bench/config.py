@@ -179,7 +179,7 @@ def _read(file: Path) -> dict[str, Any]:
             key: table.text(key)
             for key in ("tune", "protocol", "engine", "source", "imbalance", "score", "synthesize")
         },
-        **{key: Path(table.text(key)) for key in ("out", "store") if table.text(key)},
+        **{key: Path(table.text(key)).expanduser() for key in ("out", "store") if table.text(key)},
         "known": _known(table),
         "blend": table.number_or("auto", "blend"),
         "jobs": table.integer("jobs", at_least=1),

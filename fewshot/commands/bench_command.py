@@ -225,7 +225,7 @@ def bench(
         for task in pending(asked, planned, say):
             print(*(cell.run.label for cell in task), sep="\n")
         return 0
-    require_writable({"--out": asked.out})
+    require_writable(folders={"--out": asked.out})
     outcome = run(asked, planned, say, RunLogger(log_to, asked.out, say).result)
     print(text(mean_table(outcome.runs, per_class=per_class)))
     return 1 if outcome.failures else 0

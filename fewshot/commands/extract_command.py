@@ -269,7 +269,7 @@ def extract(
         return
     from cache.models.loading import load
 
-    require_writable({"--store": paths[models[0]]})
+    require_writable(folders={"--store": paths[models[0]].parent})
     for name, wanted in recipes.items():
         path = paths[name]
         encoder = load(

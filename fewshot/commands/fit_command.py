@@ -179,17 +179,15 @@ def fit(
         tune=tune,
         threshold=threshold,
         score=score,
+        save=save,
+        temperature=temperature,
     )
     require_method(method, "fit")
     texts = parse_pairs("--set", settings)
     chosen = configure(method, texts)  # a mistake in it shows before a store is looked for
     require_writable(
-        {
-            "--results": results,
-            "--save": save,
-            "--save-predictions": save_predictions,
-            "--export-sample": export_sample,
-        }
+        files={"--results": results, "--save": save, "--export-sample": export_sample},
+        folders={"--save-predictions": save_predictions},
     )
     logger = RunLogger(log_to, results.parent, say)
     asked = Protocol(

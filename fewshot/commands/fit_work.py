@@ -45,6 +45,8 @@ def refuse_contradictions(
     tune: str | None,
     threshold: float | None,
     score: str | None,
+    save: Path | None,
+    temperature: float | None,
 ) -> None:
     """Raise unless these options can stand together.
 
@@ -57,6 +59,8 @@ def refuse_contradictions(
         tune: See `fit`.
         threshold: See `fit`.
         score: See `fit`.
+        save: See `fit`.
+        temperature: See `fit`.
 
     Raises:
         UserError: Two of them contradict each other.
@@ -74,6 +78,8 @@ def refuse_contradictions(
         )
     if sample is not None and export_sample is not None:
         raise UserError("--sample and --export-sample exclude each other; copy the file instead")
+    if temperature is not None and save is None:
+        raise UserError("--temperature is of the saved adapter; give --save as well")
     if official and tune is not None:
         raise UserError("--official decides itself what is tuned on; leave --tune out")
 

@@ -78,11 +78,13 @@ def parse_names(text: str | None) -> tuple[str, ...] | None:
 
 
 def parse_pairs(option: str, pairs: list[str] | None) -> dict[str, str]:
-    """NAME=VALUE pairs of a repeatable option."""
-    settings = {}
+    """NAME=VALUE pairs of a repeatable option, each name once."""
+    settings: dict[str, str] = {}
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
         if not (name and equals):
             raise UserError(f"{option} must be NAME=VALUE; got {pair!r}")
+        if name in settings:
+            raise UserError(f"{option} {name} is given twice; give it one value")
         settings[name] = value
     return settings

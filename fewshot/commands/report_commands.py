@@ -86,7 +86,7 @@ def report(
     from cache.location import default_root, require_writable
     from fewshot.report import build as reports
 
-    require_writable({"--out": out, "--html": html})
+    require_writable(files={"--html": html}, folders={"--out": out})
     read = reports.read(runs or [Path("runs")])
     made = reports.make(
         read.results,

@@ -71,7 +71,7 @@ def search(
 
     if out.suffix != ".toml":
         raise UserError(f"--out must end in .toml; got {out}")
-    require_writable({"--out": out})
+    require_writable(files={"--out": out})
     limit, choices = parse_count("--budget", budget), parse_ints("--widths", widths)
     if min(choices) < 0 or max(choices) < 1:
         raise UserError(f"--widths must be 0 or more, one of them above 0; got {widths!r}")

@@ -108,7 +108,7 @@ def train(
         from fewshot.adapters.adapter import require_suffix
 
         require_suffix(save)
-    require_writable({"--out": out, "--save": save})
+    require_writable(files={"--save": save}, folders={"--out": out})
     method, fixed = method_and_settings(method, composition, settings)
     chosen = configure(require_method(method, "train"), fixed, seed=seed)
     refuse_contradictions(known, score, base_to_new, synthesize, labeled, threshold, official, save)

@@ -42,7 +42,7 @@ def draw_positives(
     if shots == "all":
         return Sample(int(counts.max()), seed, np.arange(len(label_sets)))
     if shots < 1:
-        raise UserError(f"shots must be 1 or more; got {shots}; zero-shot alone needs none")
+        raise UserError(f"shots must be 1 or more; got {shots}; zero-shot needs none")
     few = np.flatnonzero(counts < shots)
     if len(few):
         k = few[0]

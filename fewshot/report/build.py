@@ -42,7 +42,8 @@ def read(paths: Iterable[Path]) -> Read:
     for file in _files(paths):
         found += log.read(file, notes.append)
     if not found:
-        raise UserError("no results in these files; `fewshot fit` writes some")
+        why = f": {notes[0]}" if notes else ""
+        raise UserError(f"no results in these files{why}; `fewshot fit` writes some")
     return Read(found, notes)
 
 

@@ -109,6 +109,8 @@ def compare_runs(
     """
     file = results / "results.jsonl" if results.is_dir() else results
     there = read(file, say)
+    if not there:
+        raise UserError(f"no results in {file}; `fewshot fit` and `fewshot bench` write some")
     for name in (a, b):
         if name not in {r.method for r in there}:
             raise unknown(f"method in {file}", name, {r.method for r in there})

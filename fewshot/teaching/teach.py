@@ -71,7 +71,7 @@ def teach(
     out = Path("runs") / "teach" / name if out is None else out
     places = {"--out": out, "--store": root, "--labels": labels}
     require_outside(folder, places)
-    require_writable(places)
+    require_writable(files={"--labels": labels}, folders={"--out": out, "--store": root})
     classes = [class_name(one) for one in classes]
     with WebServer(HOST, port) as server, LabelLog.opened(labels, source.root) as log:
         encoder = load(model, device=device, precision=precision)

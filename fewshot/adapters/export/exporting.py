@@ -63,7 +63,7 @@ def export(
     if out is None:
         raise UserError("an adapter in memory has no name to export under; give out, a folder")
     out = Path(out)
-    require_writable({"--out": out})
+    require_writable(folders={"--out": out})
     if isinstance(adapter, Path):
         adapter = load_adapter(adapter)
     _require_replaceable(out)
