@@ -1,8 +1,8 @@
 """A method fitted to a store's few shots: drawn, tuned and fitted, the test split never read."""
 
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Unpack
@@ -10,6 +10,7 @@ from typing import Unpack
 import numpy as np
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stubs lack it
 
 from cache.errors import UserError, some
 from cache.pair import EVEN, Pair
@@ -88,7 +89,8 @@ def fit(
         named = range(store.n_classes)
     text = class_text(store, method, protocol.prompt_set, named)
     if not protocol.support_for(method):
-        return fit_unlabeled(store, method, protocol, text, classes, images)
+        with solvable(method):
+            return fit_unlabeled(store, method, protocol, text, classes, images)
     train = store.split("train")
     val = store.split("val") if tune in ("val", "full-val") else None
     drawn_val = val.labels if val is not None and tune == "val" else None
@@ -111,10 +113,10 @@ def fit(
         if not support.unit_norm:  # a generator learns of the same features whatever the method
             seen = unit_support(train, sample, classes, views=views)
         ready = with_synthesized(ready, seen, store, method, protocol, run)
-    if recipe is None:
-        method, classifier = _tuned(ready, store, method, protocol, run)
-    else:
-        with few_threads(ready.support):
+    with solvable(method), few_threads(ready.support):
+        if recipe is None:
+            method, classifier = _tuned(ready, store, method, protocol, run)
+        else:
             if validation is not None:
                 method = method.search_published(
                     recipe.grid, ready.support, ready.text, *validation
@@ -134,6 +136,22 @@ def fit(
         seconds=time.perf_counter() - start,
         measures=ready.measures,
     )
+
+
+@contextmanager
+def solvable(method: Method) -> Iterator[None]:
+    """Say in a line that equations of the method have no solution, as at a shrinkage of 1e-30.
+
+    Raises:
+        UserError: They have none.
+    """
+    try:
+        yield
+    except LinAlgError as error:
+        raise UserError(
+            f"{method.name} finds no solution on these features with these settings; move the "
+            "settings toward the defaults, or look for features that are all alike"
+        ) from error
 
 
 def _tuned(

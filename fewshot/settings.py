@@ -1,6 +1,7 @@
 """A method from its name and settings given as text, as on a command line."""
 
 import inspect
+import math
 import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -11,6 +12,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cache.errors import UserError, unknown
+from fewshot.checks import positive
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -40,7 +42,10 @@ def configure(
     method = METHODS[name]()
     if logit_scale is not None and "logit_scale" in {field.name for field in fields(method)}:
         method = replace(method, logit_scale=logit_scale)
-    return with_settings(method, settings or {}, name)
+    method = with_settings(method, settings or {}, name)
+    if hasattr(method, "logit_scale"):
+        positive(method, "logit_scale", hint="CLIP's is 100")
+    return method
 
 
 def with_settings(method: AnyMethod, settings: Mapping[str, Any], name: str) -> AnyMethod:
@@ -145,7 +150,9 @@ def _parsed(field: str, text: str, kind: Any) -> Any:
                 return text.lower() == "true"
         else:
             with suppress(ValueError):
-                return one(text)
+                value = one(text)
+                if one is not float or math.isfinite(value):
+                    return value
     raise UserError(f"{field} must be {_words(kinds)}; got {text!r}")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from cache.errors import UserError
 from cache.store import FeatureStore
-from fewshot import GDA, NearestMean, ZeroShot, base_to_new, evaluate, fit, transfer
+from fewshot import GDA, NearestMean, ZeroShot, base_to_new, configure, evaluate, fit, transfer
 from fewshot.adapters.fitted_adapter import fit_and_save
 from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result
@@ -85,6 +85,24 @@ def test_a_protocol_and_keywords_and_a_name_and_a_method_are_the_same(store: Fea
 def test_what_is_no_method_is_refused(method: Any, store: FeatureStore) -> None:
     with pytest.raises(UserError, match=r"expected a method such as GDA\(\), or a name; got "):
         evaluate(store, method, shots=2)
+
+
+def test_settings_that_leave_no_solution_are_refused_in_a_line(store: FeatureStore) -> None:
+    with pytest.raises(UserError, match=r"gda finds no solution .*; move the settings toward"):
+        evaluate(store, "gda", shots=2, fixed={"shrinkage": 1e-300}, tune="none")
+
+
+@pytest.mark.parametrize("scale", ["nan", "inf", "-1", "0", 0.0])
+def test_a_logit_scale_is_a_number_above_zero(scale: Any) -> None:
+    with pytest.raises(UserError, match="logit_scale must be "):
+        configure("taskres", {"logit_scale": scale})
+
+
+def test_a_probe_without_any_penalty_still_ends(store: FeatureStore) -> None:
+    fitted = fit(store, "linear-probe", shots=2, fixed={"C": 1e30}, tune="none")
+    assert fitted.support is not None
+    predicted = fitted.classifier.logits(fitted.support.features).argmax(dim=1)
+    assert predicted.equal(fitted.support.labels)
 
 
 def test_shots_and_seed_may_be_numbers_of_numpy() -> None:

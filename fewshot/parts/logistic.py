@@ -238,7 +238,10 @@ class _Problem:
         while size > goal and took < max_iter:
             took += 1
             curved = self.curvature(direction, probabilities) + thin * direction
-            length = size / float((direction * curved).sum())
+            bend = float((direction * curved).sum())
+            if bend <= 0:  # separated without a penalty: flat in single precision
+                break
+            length = size / bend
             step.add_(direction, alpha=length)
             residual.sub_(curved, alpha=length)
             scaled = blocks.solve(residual)
