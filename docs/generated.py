@@ -26,7 +26,8 @@ def fill(app: object, page: str, source: list[str]) -> None:
     for placeholder, lines in (("<!-- commands -->", commands), ("<!-- names -->", names)):
         if placeholder in source[0]:
             source[0] = source[0].replace(placeholder, "\n".join(lines()))
-    source[0] = re.sub(r"<!-- settings (\S+) -->", lambda found: settings(found[1]), source[0])
+    line = re.compile(r"^<!-- settings (\S+) -->$", re.MULTILINE)
+    source[0] = line.sub(lambda found: settings(found[1]), source[0])
 
 
 def of_scikit_learn(

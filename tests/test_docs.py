@@ -14,9 +14,11 @@ digits as a folder of pictures, and a store of the digits. The tiny model is the
 import contextlib
 import importlib
 import io
+import pkgutil
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import types
 import warnings
@@ -50,6 +52,11 @@ FENCE = re.compile(
 ELSEWHERE = re.compile(r"<(?:link|script|img|iframe)\b[^>]*\b(?:src|href)=.(?:https?:)?//")
 # A setting is explained by a noun or a verb, which can be read without the setting's name.
 NO_NOUN = re.compile(r"(?:Before|Behind|Beside|By|Its?|Of|On|Their|Times|What|Whether|Which)\b")
+TO_BE_WRITTEN = {  # by who adds a method
+    "docs/methods/trusted-mean.md",
+    "fewshot/methods/trusted_mean.py",
+    "tests/test_trusted_mean.py",
+}
 ARXIV = re.compile(r"arxiv\.org/abs/(\d{4}\.\d{4,5})")
 
 
@@ -149,9 +156,28 @@ def test_what_a_page_tells_to_type_works(page: str, elsewhere: Path) -> None:
     sys.modules["page"] = module
     try:
         for block in blocks(page):
+            if block.caption.endswith(".py"):  # other blocks may import from the file
+                sys.modules[block.caption.removesuffix(".py").replace("/", ".")] = module
             run(page, block, vars(module))
     finally:
-        del sys.modules["page"]
+        for name in [name for name, one in sys.modules.items() if one is module]:
+            del sys.modules[name]
+
+
+FILES = [(page, one) for page in PAGES for one in blocks(page) if one.caption.endswith(".py")]
+
+
+@pytest.mark.parametrize(("page", "block"), FILES)
+@pytest.mark.parametrize("check", [["check"], ["format", "--check"]])
+def test_a_file_of_python_that_a_page_shows_keeps_the_rules_of_style(
+    page: str, block: Block, check: list[str]
+) -> None:
+    ruff = shutil.which("ruff", path=Path(sys.executable).parent)
+    if ruff is None:
+        pytest.skip("needs ruff")
+    command = [ruff, *check, "--no-cache", f"--stdin-filename={block.caption}", "-"]
+    done = subprocess.run(command, cwd=ROOT, input=block.body, capture_output=True, text=True)
+    assert done.returncode == 0, f"{page}: {done.stdout}{done.stderr}"
 
 
 def run(page: str, block: Block, namespace: dict[str, Any]) -> None:
@@ -169,6 +195,30 @@ def run(page: str, block: Block, namespace: dict[str, Any]) -> None:
             if block.kind != "parse":
                 said = execute(words)
                 compare(shlex.join(words), shown, said)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p}" for p in PAGES)])
+def test_options_files_and_names_that_a_page_speaks_of_are_there(page: str) -> None:
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.M | re.S)
+    group: Any = cli.tree(cli.app)
+    commands: dict[str, Any] = group.commands
+    options = {name: {o for p in one.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
+               for name, one in commands.items()}  # fmt: skip
+    every = set().union(*options.values())
+    for code in re.findall(r"`([^`\n]+)`", text):
+        first, _, rest = code.partition(" ")
+        command = rest.partition(" ")[0] if first == "fewshot" else first
+        if first == "fewshot" and command.isalpha() and command.islower():
+            assert command in commands or code == "fewshot feature store part", f"`{code}`"
+        if first in ("fewshot", *commands) or code.startswith("--"):
+            asked = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", code))
+            assert asked <= options.get(command, every), f"`{code}`"
+        for path in re.findall(r"(?:^| )((?:benchmarks|cache|docs|fewshot|tests)/[\w./+-]*)", code):
+            assert (ROOT / path).exists() or path in TO_BE_WRITTEN, f"`{code}`"
+        for module in re.findall(r"python -m (benchmarks[.\w]*)", code):
+            assert ROOT.joinpath(*module.split(".")).with_suffix(".py").exists(), f"`{code}`"
+        if re.fullmatch(r"(?:cache|fewshot)(?:\.\w+)+", code) and not code.endswith(".py"):
+            assert pkgutil.resolve_name(code), f"`{code}`"
 
 
 def readme() -> list[tuple[str, str]]:
