@@ -22,9 +22,8 @@ from fewshot import (
 from fewshot.text import Text, required
 
 DIM = 12
-
-
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
+BASE, NEW = (0, 1, 2, 3), (4, 5, 6)
 
 
 def noise(seed: int, *shape: int) -> NDArray[np.float32]:
@@ -127,6 +126,3 @@ class Echo(Method):
     ) -> LinearClassifier:
         shift = required(text, self.name).mean(dim=0) - support.features.mean(dim=0)
         return LinearClassifier(new.features - self.weight * shift)
-
-
-BASE, NEW = (0, 1, 2, 3), (4, 5, 6)
