@@ -35,6 +35,17 @@ WAIT = """new Promise((go, fail) => {
   };
   look();
 })"""
+# A script at the end of a page, and what it says as an element of the page.
+PROBE = """<script>
+{
+const say = [];
+%s
+const result = document.createElement("pre");
+result.id = "said";
+result.textContent = say.join("\\n");
+document.body.append(result);
+}
+</script></body>"""
 KEYS = {"Enter": "\r", "Tab": "\t"}
 
 
@@ -146,16 +157,16 @@ class Page:
 
 
 def said_by(html: str, probe: str, folder: Path, *options: str) -> list[str]:
-    """Lines that a script says of a page, as `<pre id="said">`; its console must stay silent.
+    """Lines that a script puts into `say` about a page; the page's console must stay silent.
 
     Args:
         html: The page.
-        probe: The script and the end of the body, which it takes the place of.
+        probe: The script.
         folder: Where page and profile are kept.
         options: Of Chromium.
     """
     path = folder / "page.html"
-    path.write_text(html.replace("</body>", probe), encoding="utf-8")
+    path.write_text(html.replace("</body>", PROBE % probe), encoding="utf-8")
     command = [
         str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
         "--enable-logging=stderr", "--v=0", "--window-size=500,900",

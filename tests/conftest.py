@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cache.datasets.source import Source
     from cache.models.encoder import Encoder
     from cache.store import FeatureStore
+    from tests.nasty_photos import User
 
 # What tests compute is small: a second thread costs more than it brings, above all beside others.
 # Processes that tests start compute with as many, for sums of more threads end in other last bits.
@@ -159,6 +160,17 @@ def random_resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def user(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> "User":
+    """Somebody who types commands in an empty folder."""
+    from tests.nasty_photos import User
+
+    monkeypatch.chdir(tmp_path)
+    return User(tmp_path, capsys)
+
+
+@pytest.fixture
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in an empty folder, with no environment to lean on."""
     monkeypatch.chdir(tmp_path)
@@ -182,6 +194,14 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.fixture(scope="module")
+def resnet(random_resnet: Path) -> "Encoder":
+    """That ResNet, loaded again for each file of tests."""
+    from cache.models.loading import load
+
+    return load(f"local-dir:{random_resnet}", device="cpu")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from cache.errors import UserError
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from fewshot.adapters.opened_adapter import attached as reloaded
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods import METHODS, configure
@@ -28,11 +26,6 @@ RESNET_TOO = {  # the others need a ViT
     "evp", "lion", "side-tuning",
 }  # fmt: skip
 every_method = pytest.mark.parametrize("name", METHODS)
-
-
-@pytest.fixture(scope="module")
-def resnet(random_resnet: Path) -> Encoder:
-    return load(f"local-dir:{random_resnet}", device="cpu")
 
 
 def pixels() -> Tensor:

@@ -12,7 +12,6 @@ from torch.nn.functional import cross_entropy, normalize
 
 from cache.errors import UserError
 from cache.models.encoder import Encoder
-from cache.models.loading import load
 from fewshot.endtoend.attention import fuse, unfuse
 from fewshot.endtoend.checkpoint import load_checkpoint
 from fewshot.endtoend.clip import Clip
@@ -407,11 +406,6 @@ def test_a_position_leaves_the_other_blocks_alone(encoder: Encoder, method: PEFT
     )
     own = {name for name in parameters if not name.startswith("image.")}
     assert all(name.startswith("visual.transformer.resblocks.1.") for name in own)
-
-
-@pytest.fixture(scope="module")
-def resnet(random_resnet: Path) -> Encoder:
-    return load(f"local-dir:{random_resnet}", device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,6 @@ def vit(random_vit: Path) -> Encoder:
     return load(f"local-dir:{random_vit}", device="cpu")
 
 
-@pytest.fixture(scope="module")
-def resnet(random_resnet: Path) -> Encoder:
-    return load(f"local-dir:{random_resnet}", device="cpu")
-
-
 def test_each_image_has_the_plans_of_the_loop_for_it_alone() -> None:
     cosines = torch.einsum("bmd,ncd->bcmn", vectors(0, 3, 5, 4), vectors(1, 2, 6, 4))
     cosines[1] *= 0.2  # which stops at another step

@@ -43,11 +43,6 @@ def vit(random_vit: Path) -> Encoder:
     return load(f"local-dir:{random_vit}", device="cpu")
 
 
-@pytest.fixture(scope="module")
-def resnet(random_resnet: Path) -> Encoder:
-    return load(f"local-dir:{random_resnet}", device="cpu")
-
-
 def pixels(n: int = 4) -> Tensor:
     return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 

@@ -32,14 +32,6 @@ from tests.nasty_photos import (
 )
 
 
-@pytest.fixture
-def user(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> User:
-    monkeypatch.chdir(tmp_path)
-    return User(tmp_path, capsys)
-
-
 @functools.cache
 def encoder() -> Encoder:
     return load("tiny", device="cpu")

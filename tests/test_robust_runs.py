@@ -77,14 +77,6 @@ STOPS: Mapping[str, Mapping[str, tuple[tuple[str, ...], str, int, str, int]]] = 
 TELL_OF_THIS_RUN = ("report.html", "report.json", "commands.sh", "results.jsonl", ".bank.sqlite")
 
 
-@pytest.fixture
-def user(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> User:
-    monkeypatch.chdir(tmp_path)
-    return User(tmp_path, capsys)
-
-
 def files(folder: Path) -> dict[str, bytes]:
     """Path -> bytes of what a run is to leave behind; locks stay and are empty."""
     found = (path for path in folder.rglob("*") if path.is_file())

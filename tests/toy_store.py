@@ -43,32 +43,9 @@ def labels(split: str) -> NDArray[np.int64]:
     return np.arange(SIZES[split]) * 7 % len(CLASSNAMES)
 
 
-def write_toy(
-    path: Path,
-    *,
-    batch: int = 20,
-    backwards: bool = False,
-    rows: ArrayLike | None = None,
-    view_rows: ArrayLike | None = None,
-    text: Mapping[str, int] | None = None,
-    identity: Mapping[str, Any] | None = None,
-    tower: bool = False,
-) -> FeatureStore:
-    """The toy store; features and views of row i are those of `raw_features` in row i.
-
-    With `tower`, it also has the text from before the projection. Without `identity`, it has the
-    one that says what is in it.
-    """
-    write_toy_file(
-        path,
-        batch=batch,
-        backwards=backwards,
-        rows=rows,
-        view_rows=view_rows,
-        text=text,
-        identity=identity,
-        tower=tower,
-    )
+def write_toy(path: Path, **options: Any) -> FeatureStore:
+    """The toy store; the options are those of `write_toy_file`."""
+    write_toy_file(path, **options)
     return FeatureStore.open(path)
 
 
@@ -83,7 +60,11 @@ def write_toy_file(
     identity: Mapping[str, Any] | None = None,
     tower: bool = False,
 ) -> None:
-    """The file of the toy store, which may be one that is refused."""
+    """The file of the toy store, which may be one that is refused.
+
+    Features and views of row i are those of `raw_features` in row i. With `tower`, it also has the
+    text from before the projection. Without `identity`, it has the one that says what is in it.
+    """
     if identity is None:
         sets = IDENTITY["text"] if text is None else dict.fromkeys(text, "a" * 64)
         only = None if rows is None else {"shots": 1}
