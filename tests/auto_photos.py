@@ -4,10 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from cache.datasets.layouts import digits
 from cache.datasets.manifest import load_manifest
+from cache.images.decode import read_rgb
+from fewshot.adapters.adapter import load_adapter
+from fewshot.adapters.opened_adapter import open_adapter
 from fewshot.automatic.outcome import Outcome
 from fewshot.automatic.pipeline import auto
 
@@ -39,3 +43,10 @@ def quickly(photos: Path, **options: Any) -> Outcome:
     home = photos.parent
     usual = {"model": "tiny", "methods": QUICK, "out": home / "out", "store": home / "features"}
     return auto(photos, **{**usual, **options})
+
+
+def by_predictor(outcome: Outcome, paths: list[Path]) -> torch.Tensor:
+    """(M, C) probabilities of files, by the saved adapter and the model."""
+    predictor = open_adapter(load_adapter(outcome.adapter_path))
+    pixels = [predictor.preprocess.center(read_rgb(path, exif=True)) for path in paths]
+    return predictor.probabilities(predictor.features(torch.stack(pixels)))
