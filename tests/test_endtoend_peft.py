@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, normalize
 from cache.errors import UserError
 from cache.models.encoder import Encoder
 from fewshot.endtoend.attention import fuse, unfuse
-from fewshot.endtoend.checkpoint import load_checkpoint
+from fewshot.endtoend.checkpoint import State
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.loss_trend import LossTrend
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
@@ -142,7 +142,7 @@ def test_training_moves_what_is_saved_and_nothing_else(
         assert torch.equal(parameter, before[name]) == (id(parameter) not in tuned), name
     fresh, again, _, anew = built()
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    load_checkpoint(path, "", again, anew, scaler, {}, LossTrend(plan.iterations))
+    State(again, anew, scaler, LossTrend(plan.iterations)).load(path, "")
     with torch.no_grad():
         assert torch.equal(again.images(pixels()), learner.images(pixels()))
         assert torch.equal(again.text(), learner.text())

@@ -28,7 +28,7 @@ from cache.models.loading import load
 from cache.prompts import prompt_sets
 from cache.store import FeatureStore
 from fewshot import METHODS
-from fewshot.endtoend.checkpoint import load_checkpoint, save_checkpoint
+from fewshot.endtoend.checkpoint import State
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
 from fewshot.endtoend.loss_scale import LossScale
 from fewshot.endtoend.loss_trend import LossTrend
@@ -274,10 +274,9 @@ def test_a_checkpoint_holds_all_that_a_run_has(device: str, precision: str, tmp_
     Run(TRAINED["coop"], tiny(device, precision), 4)(path, stop=3)
     other = Run(TRAINED["coop"], tiny(device, precision), 4)
     scaler = LossScale(device, enabled=precision == "fp16")
-    trend = LossTrend(4)
-    done = load_checkpoint(path, "", other.learner, other.optimizer, scaler, {}, trend)
-    assert done == 2
-    save_checkpoint(copy, "", done, other.learner, other.optimizer, scaler, {}, trend)
+    state = State(other.learner, other.optimizer, scaler, LossTrend(4))
+    assert state.load(path, "") == 2
+    state.save(copy, "", 2)
     assert copy.read_bytes() == path.read_bytes()
     assert all(p.device.type == device for p in other.learner.parameters.values())
     resumed = Run(TRAINED["coop"], tiny(device, precision), 4)(path)

@@ -8,7 +8,7 @@ from cache.models.encoder import Encoder
 from cache.store import FeatureStore
 from fewshot.endtoend.clip import Learner, TrainingPlan
 from fewshot.endtoend.photos import PhotoBatches, center_crops
-from fewshot.endtoend.train import Batches
+from fewshot.endtoend.steps import Batches
 from fewshot.sampling import Rows
 
 

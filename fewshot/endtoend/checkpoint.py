@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +19,72 @@ from fewshot.endtoend.clip import Learner
 from fewshot.endtoend.loss_trend import LossTrend
 
 
-def save_checkpoint(
-    path: Path,
-    about: str,
-    step: int,
-    learner: Learner,
-    optimizer: Optimizer,
-    scaler: "torch.amp.GradScaler",
-    averages: Mapping[str, Tensor],
-    trend: LossTrend,
-) -> None:
-    """Write all that the next step depends on, whole or not at all; safetensors, no pickle.
+@dataclass(eq=False)
+class State:
+    """All that the next step of a training depends on.
 
-    Args:
-        path: Of the file.
-        about: What is trained, as text.
-        step: Steps that are done.
-        learner: Its parameters and its memory are written.
-        optimizer: And what it remembers of each.
+    Attributes:
+        learner: Its parameters and its memory.
+        optimizer: And what it remembers of each parameter.
         scaler: And the scale of the loss.
-        averages: And the average over epochs so far of each, where one is taken.
         trend: And what is known of the losses.
+        averages: And the average over epochs so far of each parameter, where one is taken.
     """
-    tensors = {f"parameter/{k}": v.detach() for k, v in learner.parameters.items()}
-    tensors |= {f"average/{k}": v for k, v in averages.items()}
-    tensors |= {f"memory/{k}": v.detach() for k, v in learner.memory.items()}
-    for i, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            if value is not None:
-                tensors[f"optimizer/{i}/{name}"] = torch.as_tensor(value).detach()
-    scaling = json.dumps(scaler.state_dict())
-    write_checkpoint(path, about, step, tensors, scaler=scaling, trend=trend.state())
+
+    learner: Learner
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    trend: LossTrend
+    averages: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def save(self, path: Path, about: str, step: int) -> None:
+        """Write it, whole or not at all; safetensors, no pickle.
+
+        Args:
+            path: Of the file.
+            about: What is trained, as text.
+            step: Steps that are done.
+        """
+        tensors = {f"parameter/{k}": v.detach() for k, v in self.learner.parameters.items()}
+        tensors |= {f"average/{k}": v for k, v in self.averages.items()}
+        tensors |= {f"memory/{k}": v.detach() for k, v in self.learner.memory.items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                if value is not None:
+                    tensors[f"optimizer/{i}/{name}"] = torch.as_tensor(value).detach()
+        scaling = json.dumps(self.scaler.state_dict())
+        write_checkpoint(path, about, step, tensors, scaler=scaling, trend=self.trend.state())
+
+    def load(self, path: Path, about: str) -> int:
+        """Put all that was saved back where it was; the steps done by then.
+
+        Raises:
+            UserError: Another run's, or damaged.
+        """
+        note, tensors = read_checkpoint(path, about)
+        here: dict[str, Tensor] = {}
+        here |= {f"parameter/{k}": v for k, v in self.learner.parameters.items()}
+        here |= {f"average/{k}": v for k, v in self.averages.items()}
+        here |= {f"memory/{k}": v for k, v in self.learner.memory.items()}
+        state: dict[int, dict[str, Any]] = {}
+        try:
+            with torch.no_grad():
+                for name, tensor in here.items():
+                    tensor.copy_(tensors[name])
+            for key, value in tensors.items():
+                if key.startswith("optimizer/"):
+                    _, i, name = key.split("/", 2)
+                    state.setdefault(int(i), {})[name] = value
+            scaling = json.loads(note["scaler"])
+            if "trend" in note:  # a checkpoint of before says nothing of its losses
+                self.trend.load_state(note["trend"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise damaged(path, error) from None
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        if scaling:
+            self.scaler.load_state_dict(scaling)
+        return int(note["step"])
 
 
 def write_checkpoint(
@@ -61,48 +97,6 @@ def write_checkpoint(
     contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         temporary.write_bytes(serialized(contiguous, note))
-
-
-def load_checkpoint(
-    path: Path,
-    about: str,
-    learner: Learner,
-    optimizer: Optimizer,
-    scaler: "torch.amp.GradScaler",
-    averages: Mapping[str, Tensor],
-    trend: LossTrend,
-) -> int:
-    """Put all that `save_checkpoint` wrote back where it was; the steps done by then.
-
-    Raises:
-        UserError: Another run's, or damaged.
-    """
-    note, tensors = read_checkpoint(path, about)
-    try:
-        state: dict[int, dict[str, Any]] = {}
-        with torch.no_grad():
-            for name, parameter in learner.parameters.items():
-                parameter.copy_(tensors[f"parameter/{name}"])
-            for name, average in averages.items():
-                average.copy_(tensors[f"average/{name}"])
-            for name, remembered in learner.memory.items():
-                remembered.copy_(tensors[f"memory/{name}"])
-        for key, value in tensors.items():
-            kind, _, rest = key.partition("/")
-            if kind == "optimizer":
-                i, _, name = rest.partition("/")
-                state.setdefault(int(i), {})[name] = value
-        scaling = json.loads(note["scaler"])
-        if "trend" in note:  # a checkpoint of before says nothing of its losses
-            trend.load_state(note["trend"])
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise damaged(path, error) from None
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
-    if scaling:
-        scaler.load_state_dict(scaling)
-    return int(note["step"])
 
 
 def read_checkpoint(path: Path, about: str) -> tuple[dict[str, str], dict[str, Tensor]]:

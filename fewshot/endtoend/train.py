@@ -5,7 +5,6 @@ dropout. So a run that was killed and resumed reaches the same parameters as one
 """
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,16 +16,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cache.errors import UserError
-from fewshot.endtoend.checkpoint import load_checkpoint, save_checkpoint
+from fewshot.endtoend.checkpoint import State
 from fewshot.endtoend.clip import Clip, Learner, TrainingPlan
 from fewshot.endtoend.interruption import interrupted_later
 from fewshot.endtoend.loss_scale import LossScale
 from fewshot.endtoend.loss_trend import LossTrend
-from fewshot.endtoend.privacy import private_gradients
+from fewshot.endtoend.steps import Batches, Steps
 from fewshot.parts.memory import memory_refused
 from fewshot.training import step_seed
 
-Batches = Callable[[Tensor, int], Tensor]  # rows (B,), epoch -> pixels (B, 3, H, W) or (B, D)
 # Step, loss, accuracy on the batch and learning rate. The accuracy is NaN where the images have no
 # labels, and the rate where no gradient is followed.
 Watch = Callable[[int, float, float, float], None]
@@ -79,79 +77,30 @@ def train(
         UserError: The checkpoint is another run's or damaged, or the loss is no longer finite.
         KeyboardInterrupt: Ctrl-C was pressed; the checkpoint is of the step before.
     """
-    n = len(labels)
-    size = min(plan.batch_size, n)
-    steps = n // size if plan.drop_last else math.ceil(n / size)
-    scaler = LossScale(clip.device.type, enabled=clip.precision == "fp16")
     averages = {}
     if plan.epoch_shares:
         averages = {k: torch.zeros_like(v.detach()) for k, v in learner.parameters.items()}
-    trend = LossTrend(plan.iterations)
+    scaler = LossScale(clip.device.type, enabled=clip.precision == "fp16")
+    state = State(learner, optimizer, scaler, LossTrend(plan.iterations), averages)
     first = 0
     if checkpoint is not None and checkpoint.exists():
-        first = load_checkpoint(checkpoint, about, learner, optimizer, scaler, averages, trend)
+        first = state.load(checkpoint, about)
+    steps = Steps(learner, clip, plan, batches, labels, seed)
     saved = time.monotonic()
-
-    def order(epoch: int) -> Tensor:
-        return _order(n, seed, epoch, labels if plan.balanced else None)
-
-    def batch(step: int) -> tuple[Tensor, Tensor]:
-        epoch, at = divmod(step, steps)
-        if plan.privacy is None:
-            rows = order(epoch)[at * size : (at + 1) * size]
-        else:
-            rows = plan.privacy.rows(seed, step)
-        given = batches(rows, epoch) if len(rows) else torch.empty(0)
-        # A GPU copies from pinned memory while it computes.
-        return given.pin_memory() if clip.device.type == "cuda" else given, labels[rows]
-
-    def loss_of(given: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-        return learner.loss(given if learner.images is None else learner.images(given), truth)
-
     with interrupted_later() as stop:
-        for step, (given, truth) in _one_ahead(batch, range(first, plan.iterations)):
-            if learner.stage is not None:
-                learner.stage(step, plan.iterations)
-            rate = plan.schedule(step // steps, step / plan.iterations)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group.get("lr_share", 1.0)
-            given = given.to(clip.device, non_blocking=True)
-            truth = truth.to(clip.device)
+        for step, (given, truth) in _one_ahead(steps.batch, range(first, plan.iterations)):
+            rate = steps.set_rate(step, optimizer)
             optimizer.zero_grad()
+            # Gradients within, too: a checkpointed tower runs again there, and must drop the same.
             with _enough_memory(step), _random(seed, step, clip.device), _training(learner):
-                with clip.autocast():
-                    if plan.privacy is None:
-                        loss, logits = loss_of(given, truth)
-                    else:
-                        loss, logits = private_gradients(
-                            clip.model, loss_of, learner.parameters, given, truth,
-                            clip=plan.privacy.clip, noise=plan.privacy.noise, expected=size,
-                            draw=plan.privacy.draw(seed, step, 1),
-                        )  # fmt: skip
-                if plan.privacy is None:
-                    # Within, for a checkpointed tower runs here again, and must drop the same.
-                    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                # After that, since a GPU is waited for to look at the loss.
-                if not torch.isfinite(loss):
-                    raise UserError(
-                        f"the loss is {float(loss.detach())} in step {step + 1} of "
-                        f"{plan.iterations}; use a smaller lr, or --precision bf16 or fp32"
-                    )
+                loss, right = steps.gradients(step, given, truth, scaler)
             scaler.step(optimizer)
             scaler.update()
-            if (step + 1) % steps == 0:
-                for name, average in averages.items():
-                    parameter = learner.parameters[name].detach()
-                    average.add_(parameter, alpha=plan.epoch_shares[step // steps])
-            right = math.nan
-            if learner.survey is None:
-                right = float((logits.argmax(dim=1) == truth).float().mean())
-            trend.add(step + 1, float(loss.detach()))
-            watch(step + 1, float(loss.detach()), right, rate)
+            steps.average(step, averages)
+            state.trend.add(step + 1, loss)
+            watch(step + 1, loss, right, rate)
             if checkpoint is not None and (stop() or time.monotonic() - saved > every):
-                save_checkpoint(
-                    checkpoint, about, step + 1, learner, optimizer, scaler, averages, trend
-                )
+                state.save(checkpoint, about, step + 1)
                 saved = time.monotonic()
             if stop():
                 raise KeyboardInterrupt
@@ -159,10 +108,8 @@ def train(
         for name, average in averages.items():
             learner.parameters[name].copy_(average)
     if checkpoint is not None:
-        save_checkpoint(
-            checkpoint, about, plan.iterations, learner, optimizer, scaler, averages, trend
-        )
-    return Ended(scaler.skipped, trend)
+        state.save(checkpoint, about, plan.iterations)
+    return Ended(scaler.skipped, state.trend)
 
 
 def _one_ahead(
@@ -177,18 +124,6 @@ def _one_ahead(
             if step + 1 in steps:
                 coming = pool.submit(batch, step + 1)
             yield step, here
-
-
-def _order(n: int, seed: int, epoch: int, balanced_by: Tensor | None = None) -> Tensor:
-    """(n,) a permutation that depends on seed and epoch alone.
-
-    Or, with labels (n,) to balance by, draws with replacement, of every class alike often.
-    """
-    generator = torch.Generator().manual_seed(step_seed(seed, epoch))
-    if balanced_by is not None:
-        weights = 1 / torch.bincount(balanced_by)[balanced_by].double()
-        return torch.multinomial(weights, n, replacement=True, generator=generator)
-    return torch.randperm(n, generator=generator)
 
 
 @contextlib.contextmanager
