@@ -139,6 +139,12 @@ def test_an_unfinished_run_is_not_overwritten_by_chance(
     assert "continuing after step 2 of runs/checkpoints/coop-drawn-1-1" in captured.err
     assert "this run was done; its result is in runs/results.jsonl already" in captured.err
     assert "coop: steps" not in captured.err
+    [checkpoint] = Path("runs/checkpoints").glob("*.safetensors")
+    checkpoint.write_bytes(b"cut short")
+    assert main(["train", "coop", *SHORT, "--resume"]) == 2
+    err = capsys.readouterr().err
+    assert "is no checkpoint (" in err
+    assert "starting over" not in err
 
 
 def test_resuming_what_was_never_started_says_that_it_starts(

@@ -333,6 +333,27 @@ def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(
     assert equal(again, undisturbed)
 
 
+def test_a_finished_run_notices_that_images_have_other_bytes_now(
+    encoder: Encoder, source: Source, tmp_path: Path
+) -> None:
+    def copy_over(item: Item, other: Item) -> None:
+        shutil.copy(source.images.place(other.path), source.images.place(item.path))
+
+    checkpoint = tmp_path / "c.safetensors"
+    method = replace(LORA, iterations_per_shot=1)
+    first, _ = trained(method, encoder, source, checkpoint=checkpoint)
+    train, test = source.splits["train"], source.splits["test"]
+    copy_over(test[0], test[-1])
+    tested, steps = trained(method, encoder, source, checkpoint=checkpoint)
+    assert (steps, tested.again, equal(tested, first)) == ([], False, True)
+    assert tested.result.image_digest != first.result.image_digest
+    assert trained(method, encoder, source, checkpoint=checkpoint)[0].again
+    for item in train:
+        copy_over(item, test[-1])
+    with pytest.raises(UserError, match="is the checkpoint of another run, of other images"):
+        trained(method, encoder, source, checkpoint=checkpoint)
+
+
 def test_the_checkpoint_of_another_run_is_refused(
     random_vit: Path, encoder: Encoder, source: Source, tmp_path: Path
 ) -> None:
@@ -442,6 +463,13 @@ def test_a_dataset_without_a_split_that_is_needed_is_refused(
     for splits in (left, {**source.splits, split: ()}):
         with pytest.raises(UserError, match=f"photos has no {split} split; add one"):
             trained(COOP, encoder, replace(source, splits=splits))
+
+
+def test_one_class_is_nothing_to_tell_apart(encoder: Encoder, source: Source) -> None:
+    one = tuple(item for item in source.splits["train"] if item.label == 0)
+    alone = replace(source, classnames=("blue",), splits={"train": one, "test": one})
+    with pytest.raises(UserError, match="a classifier needs two classes; photos has 1; add"):
+        trained(COOP, encoder, alone)
 
 
 def test_a_model_that_its_last_step_broke_gives_no_result(

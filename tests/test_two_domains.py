@@ -139,6 +139,13 @@ def test_labels_of_the_target_have_no_say_and_its_images_do(
     assert (one.result.run.setting, one.result.run.fitted_on) == ("domain-adaptation", "photos")
 
 
+def test_a_first_stage_whose_loss_stays_is_complained_about(
+    encoder: Encoder, domains: tuple[Source, Source]
+) -> None:
+    stands_still = replace(FAST, epochs=20, adapt_epochs=0, lr=1e-9)
+    assert "the loss did not fall" in trained(encoder, domains, method=stands_still).complaint
+
+
 def test_other_classes_of_the_target_are_unknown_below_the_threshold(
     encoder: Encoder, domains: tuple[Source, Source]
 ) -> None:

@@ -158,5 +158,6 @@ def start_or_continue(checkpoint: Path, method: "EndToEnd", *earlier: Path, resu
     for path in (checkpoint, *earlier):
         if done := steps_done(path):
             say(f"continuing after {method.step_name} {done} of {path}")
+        if path.exists():  # a damaged one is refused when it is read
             return
     say(f"no checkpoint {checkpoint} to continue from; starting over")

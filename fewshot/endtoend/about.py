@@ -8,6 +8,7 @@ from dataclasses import asdict
 from torch import Tensor
 
 from cache.datasets.source import Source
+from cache.extraction.digests import digest_of
 from cache.models.encoder import Encoder
 from cache.store import FeatureStore
 from fewshot.endtoend.clip import EndToEnd, TrainingPlan
@@ -26,6 +27,7 @@ def about_training(
     store: FeatureStore | None = None,
     views: bool = True,
     synthesized: str | None = None,
+    contents: bool = True,
 ) -> str:
     """All that a training's outcome depends on.
 
@@ -41,13 +43,16 @@ def about_training(
         store: Features that take the place of images.
         views: Learn from the store's views.
         synthesized: Fingerprint of what features of new classes are made of, if some are.
+        contents: False to go by the images' paths alone, since they may be gone by now.
     """
-    data = [
+    data: list[object] = [
         list(map(list, zip(paths, labels.tolist(), strict=True))),
         names,
         source.templates,
         encoder.preprocess.identity(),
     ]
+    if store is None and contents:
+        data.append([_content(source, path) for path in paths])
     what = {
         "method": method.name,
         "settings": asdict(method),
@@ -65,3 +70,11 @@ def about_training(
     if synthesized is not None:
         what["synthesized"] = synthesized
     return json.dumps(what, sort_keys=True)
+
+
+def _content(source: Source, path: str) -> str:
+    """A digest of an image's bytes; empty where it cannot be read, which training will say."""
+    try:
+        return digest_of(source.images.content(path)).hex()
+    except OSError:
+        return ""

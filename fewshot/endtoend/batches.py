@@ -1,5 +1,8 @@
 """Batches of a training: crops of images, live, or features from a store."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -8,8 +11,48 @@ from cache.models.encoder import Encoder
 from cache.store import FeatureStore
 from fewshot.endtoend.clip import Learner, TrainingPlan
 from fewshot.endtoend.photos import PhotoBatches, center_crops
-from fewshot.endtoend.steps import Batches
+from fewshot.endtoend.training_steps import Batches
 from fewshot.sampling import Rows
+
+
+@dataclass(frozen=True, eq=False)
+class TrainImages:
+    """N train images of a dataset to learn from, and how to read them.
+
+    Attributes:
+        source: The dataset.
+        paths: N paths, relative to its root.
+        encoder: The untrained model.
+        workers: Threads that decode.
+        batch_size: TrainImages per forward pass without gradients.
+    """
+
+    source: Source
+    paths: list[str]
+    encoder: Encoder
+    workers: int
+    batch_size: int
+
+    def live(self, learner: Learner, plan: TrainingPlan, seed: int) -> Batches:
+        """Pixels, or, where the image tower is left alone, the features it has of them."""
+        photos = PhotoBatches(
+            self.source, self.paths, self.encoder.preprocess,
+            crop_scale=plan.crop_scale, flip=plan.flip, seed=seed, workers=self.workers,
+        )  # fmt: skip
+        if learner.images is not None:
+            return photos
+        return lambda rows, epoch: self.encoder.encode_images(photos(rows, epoch))
+
+    def centers(self) -> Iterator[Tensor]:
+        """Pixels (B, 3, H, W) of the center crops, in order."""
+        return center_crops(
+            self.source, self.paths, self.encoder.preprocess,
+            batch_size=self.batch_size, workers=self.workers,
+        )  # fmt: skip
+
+    def center_features(self) -> Tensor:
+        """(N, D) features that the untrained model has of the center crops."""
+        return torch.cat([self.encoder.encode_images(batch) for batch in self.centers()]).clone()
 
 
 def stored_batches(store: FeatureStore, rows: Rows, with_views: bool) -> Batches:
@@ -20,37 +63,3 @@ def stored_batches(store: FeatureStore, rows: Rows, with_views: bool) -> Batches
     else:
         views = torch.from_numpy(store.features("train", rows))[None]
     return lambda chosen, epoch: views[epoch % len(views)][chosen]
-
-
-def center_features(
-    encoder: Encoder,
-    source: Source,
-    paths: list[str],
-    store: FeatureStore | None,
-    batch_size: int,
-    workers: int,
-) -> Tensor:
-    """(U, D) features that the untrained model has of the train images' center crops."""
-    if store is not None:
-        return torch.from_numpy(store.features("train"))
-    pixels = center_crops(source, paths, encoder.preprocess, batch_size=batch_size, workers=workers)
-    return torch.cat([encoder.encode_images(batch) for batch in pixels]).clone()
-
-
-def live_batches(
-    learner: Learner,
-    encoder: Encoder,
-    source: Source,
-    paths: list[str],
-    plan: TrainingPlan,
-    seed: int,
-    workers: int,
-) -> Batches:
-    """Pixels, or, where the image tower is left alone, the features it has of them."""
-    photos = PhotoBatches(
-        source, paths, encoder.preprocess,
-        crop_scale=plan.crop_scale, flip=plan.flip, seed=seed, workers=workers,
-    )  # fmt: skip
-    if learner.images is not None:
-        return photos
-    return lambda rows, epoch: encoder.encode_images(photos(rows, epoch))

@@ -138,6 +138,11 @@ class Learner:
     chosen: Mapping[str, Tensor] = field(default_factory=dict)
     memory: Mapping[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def size(self) -> dict[str, float]:
+        """How many numbers are trained, as a measure of a result."""
+        return {"trained_parameters": float(sum(p.numel() for p in self.parameters.values()))}
+
     def state(self) -> dict[str, Tensor]:
         """The difference of this learner from one just attached, by name; shares its memory."""
         return {name: parameter.detach() for name, parameter in self.parameters.items()} | {

@@ -14,8 +14,8 @@ from fewshot.endtoend.checkpoint import damaged, read_checkpoint, write_checkpoi
 from fewshot.endtoend.clip import Learner, TrainingPlan
 from fewshot.endtoend.interruption import interrupted_later
 from fewshot.endtoend.parts.black_box import Search
-from fewshot.endtoend.steps import Batches
 from fewshot.endtoend.train import Watch
+from fewshot.endtoend.training_steps import Batches
 
 BLOCK = 64  # images whose crops are encoded at a time
 

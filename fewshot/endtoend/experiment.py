@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -12,37 +12,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache.datasets.source import Source
-from cache.extraction.digests import of_images
 from cache.location import default_root, store_path
 from cache.models.encoder import Encoder
 from cache.store import FeatureStore
-from fewshot.endtoend.about import about_training
-from fewshot.endtoend.batches import center_features, live_batches, stored_batches
+from fewshot.endtoend.batches import TrainImages, stored_batches
 from fewshot.endtoend.class_halves import ClassHalves, beside
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
-from fewshot.endtoend.crops import augmented, chosen_by_hand, crops_asked, learns_live
 from fewshot.endtoend.evolve import evolve
 from fewshot.endtoend.finished import finish, finished
-from fewshot.endtoend.photos import center_crops, require_images
-from fewshot.endtoend.requirements import (
-    require_few_shots,
-    require_images_of_classes,
-    require_published,
-    require_same_images,
-    require_same_weights,
-    require_splits,
-)
+from fewshot.endtoend.photos import require_images
 from fewshot.endtoend.testing import Queries
 from fewshot.endtoend.train import Ended, Watch, train
-from fewshot.endtoend.training_set import TrainingSet
+from fewshot.endtoend.training_setup import TrainingSetup
 from fewshot.metrics import accuracy, harmonic_mean
 from fewshot.open_set import known_among, knownness, separated
 from fewshot.protocol import Asked, Protocol
 from fewshot.results.log import Result
 from fewshot.results.prediction_files import digest_of_images
-from fewshot.run import Run
 from fewshot.settling import asked_of
-from fewshot.tested import image_digest, result_of
+from fewshot.tested import result_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +101,7 @@ def run(
             trained or tested again.
         save: A folder to write the predictions into.
         workers: Threads that decode and augment.
-        batch_size: Images per forward pass in testing.
+        batch_size: TrainImages per forward pass in testing.
         watch: Called after each training step, as `train.Watch` says.
         advance: Called with the number of test images just classified.
         **asked: Fields of a `Protocol`, such as shots and seed, which take the place of the
@@ -125,94 +113,41 @@ def run(
             images, or what the method and the loop object to.
     """
     protocol = asked_of(method, protocol, asked)
-    if official:
-        every = ["shots all"] if protocol.shots == "all" else []
-        require_published(method, changed=[*protocol.fixed, *crops_asked(crop_scale, flip), *every])
-    method = replace(method, **protocol.fixed)
-    require_few_shots(method, protocol)
-    source.require_one_label(method.name)
-    require_splits(source)
-    if store is not None:
-        require_same_weights(store, encoder)
-        require_same_images(store, source)
-    has_val = bool(source.splits.get("val"))
-    drawn = TrainingSet.of(method, source, protocol, official and method.val_first)
-    paths, labels = drawn.paths, drawn.labels
-    names = [source.classnames[k] for k in drawn.classes]
-    clip = Clip.of(encoder)
-    learner = method.attach(clip, names, source.templates)
-    if save_memory:
-        clip.save_memory()
-    require_images_of_classes(learner, [source.classnames[k] for k in drawn.without_images])
-    plan = augmented(method.plan(drawn.mean_shots, len(paths)), crop_scale, flip)
-    halves = ClassHalves.of(method, encoder, source, learner, protocol, store)
-    n_views = store.split("train").n_views * protocol.views if store else 0
-    live = learns_live(on_images=learner.images is not None, n_views=n_views, official=official)
-    stored = None if live else store
-    values: dict[str, Any] = asdict(method)
-    if stored is None:
-        values |= {"crop_scale": list(plan.crop_scale), "flip": plan.flip}
-    chosen = chosen_by_hand(
-        method, live=stored is None, has_val=has_val,
-        crop_scale=crop_scale, flip=flip, official=official,
+    setup = TrainingSetup.of(
+        method, protocol, encoder, source, store, crop_scale=crop_scale, flip=flip,
+        official=official, save_memory=save_memory,
     )  # fmt: skip
-    planned = Run.planned(
-        method,
-        replace(protocol, fixed={**protocol.fixed, **chosen}),
-        dataset=source.dataset,
-        model=str(encoder.identity["name"]),
-        fingerprint=store.fingerprint if store else str(encoder.identity["weights"]),
-        shots=drawn.shots,
-        fewest=drawn.shots,
-        n_views=0 if stored is None else max(1, n_views),
-    )
-    about = about_training(
-        method, plan, encoder, source, names, paths, labels,
-        seed=protocol.seed, store=stored, views=protocol.views,
-        synthesized=None if halves is None else halves.fingerprint,
-    )  # fmt: skip
-    before = finished(checkpoint, about, planned)
+    drawn, clip, plan, stored = setup.drawn, setup.clip, setup.plan, setup.stored
+    queries = Queries(source, stored, batch_size, workers, advance)
+    before = finished(checkpoint, setup.about, setup.run, queries)
+    if before is None and stored is None:
+        require_images(source, drawn.paths + queries.paths, workers=workers)
+    start = time.perf_counter()
+    images = TrainImages(source, drawn.paths, encoder, workers, batch_size)
+    learner, measures = _shown(setup, images, again=before is not None)
+    batches = images.live(learner, plan, protocol.seed)
     if stored is not None:
         batches = stored_batches(stored, drawn.rows, protocol.views)
-    else:
-        if before is None:
-            queried = [item.path for item in source.splits["test"]]
-            require_images(source, paths + queried, workers=workers)
-        batches = live_batches(learner, encoder, source, paths, plan, protocol.seed, workers)
-    start = time.perf_counter()
-    if learner.calibrate is not None:
-        pixels = center_crops(
-            source, paths, encoder.preprocess, batch_size=batch_size, workers=workers
-        )
-        learner.calibrate(pixels, labels)
-    if learner.survey is not None and before is None:
-        learner.survey(center_features(encoder, source, paths, stored, batch_size, workers))
-    measures: dict[str, float] = {}
     complaint = ""
-    if halves is not None and before is None:
-        made = halves.synthesized(encoder, source)
-        if made is not None:
-            learner = beside(learner, made, min(plan.batch_size, len(paths)))
-            measures = made.measures
     if learner.search is not None:
         measures = evolve(
-            learner, plan, batches, labels, checkpoint=checkpoint, about=about, watch=watch
-        )
+            learner, plan, batches, drawn.labels,
+            checkpoint=checkpoint, about=setup.about, watch=watch,
+        )  # fmt: skip
     else:
         ended = train(
-            learner, clip, plan, method.optimizer(learner), batches, labels,
-            seed=protocol.seed, checkpoint=checkpoint, about=about, watch=watch,
+            learner, clip, plan, setup.method.optimizer(learner), batches, drawn.labels,
+            seed=protocol.seed, checkpoint=checkpoint, about=setup.about, watch=watch,
         )  # fmt: skip
-        measures = {**measures, **_measured(ended, clip, plan, trained=before is None)}
+        measures |= measured(ended, clip, plan, trained=before is None)
         complaint = ended.trend.complaint()
     if before is not None:
         return Trained(learner, clip, before, complaint, again=True)
     trained = time.perf_counter()
     truth = torch.tensor([item.label for item in source.splits["test"]])
-    queries = Queries(source, stored, batch_size, workers, advance)
-    tested = _test(learner, clip, queries, halves, protocol, drawn.classes, truth)
+    tested = _test(learner, clip, queries, setup.halves, protocol, drawn.classes, truth)
     result = result_of(
-        planned,
+        setup.run,
         tested.predicted,
         truth[tested.rows],
         source.classnames,
@@ -220,22 +155,43 @@ def run(
         accuracies=tested.accuracies,
         overall=tested.overall,
         save=save,
-        hyperparameters={**values, **chosen},
-        measures=measures
-        | {"trained_parameters": float(sum(p.numel() for p in learner.parameters.values()))},
+        hyperparameters=setup.settings,
+        measures=measures | learner.size,
         text_recipe="live",
-        n_support=len(paths),
+        n_support=len(drawn.paths),
         n_validation=0,
         fit_seconds=trained - start,
         predict_seconds=time.perf_counter() - trained,
-        image_digest=image_digest(stored) if stored else of_images(source, "test")[:16],
+        image_digest=queries.image_digest,
     )
     if checkpoint is not None:
-        finish(checkpoint, about, result)
+        finish(checkpoint, setup.about, result)
     return Trained(learner, clip, result, complaint)
 
 
-def _measured(ended: Ended, clip: Clip, plan: TrainingPlan, *, trained: bool) -> dict[str, float]:
+def _shown(
+    setup: TrainingSetup, images: TrainImages, *, again: bool
+) -> tuple[Learner, dict[str, float]]:
+    """The learner after what it is shown before training, and figures of what was synthesized.
+
+    Of a run that is finished, only what is no part of its checkpoint is shown again.
+    """
+    learner, halves, stored = setup.learner, setup.halves, setup.stored
+    if learner.calibrate is not None:
+        learner.calibrate(images.centers(), setup.drawn.labels)
+    if again:
+        return learner, {}
+    if learner.survey is not None:
+        known = None if stored is None else torch.from_numpy(stored.features("train"))
+        learner.survey(images.center_features() if known is None else known)
+    made = None if halves is None else halves.synthesized(images.encoder, images.source)
+    if made is None:
+        return learner, {}
+    size = min(setup.plan.batch_size, len(images.paths))
+    return beside(learner, made, size), dict(made.measures)
+
+
+def measured(ended: Ended, clip: Clip, plan: TrainingPlan, *, trained: bool) -> dict[str, float]:
     """Steps that were skipped in half precision, and the account of private training."""
     measures = {"skipped_steps": float(ended.skipped)} if clip.precision == "fp16" else {}
     return measures | plan.privacy.account() if plan.privacy is not None and trained else measures

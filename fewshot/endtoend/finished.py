@@ -15,6 +15,7 @@ from cache.errors import UserError
 from cache.files.atomic import replacing
 from cache.files.names import safe_name
 from fewshot.endtoend.clip import EndToEnd
+from fewshot.endtoend.testing import Queries
 from fewshot.results.log import Result
 from fewshot.run import Run
 
@@ -75,13 +76,14 @@ def finish(checkpoint: Path, about: str, result: Result) -> None:
         temporary.write_text(json.dumps({"about": about, "result": result.to_json()}))
 
 
-def finished(checkpoint: Path | None, about: str, run: Run) -> Result | None:
-    """The result of the run, if it is finished.
+def finished(checkpoint: Path | None, about: str, run: Run, queries: Queries) -> Result | None:
+    """The result of the run, if it is finished and the test images are still the same.
 
     Args:
         checkpoint: The run's checkpoint, if it has one.
         about: All that the run's outcome depends on now.
         run: The run that is asked for.
+        queries: The images that it is tested on.
     """
     if checkpoint is None or not checkpoint.exists():
         return None
@@ -90,7 +92,9 @@ def finished(checkpoint: Path | None, about: str, run: Run) -> Result | None:
         result = Result.from_json(content["result"])
     except (OSError, ValueError, KeyError, TypeError):  # not finished, or damaged: tested again
         return None
-    return result if content["about"] == about and result.run == run else None
+    same = content["about"] == about and result.run == run
+    here = queries.image_digest if same else None  # None of images that are gone
+    return result if same and here in (None, result.image_digest) else None
 
 
 def _note(checkpoint: Path) -> Path:

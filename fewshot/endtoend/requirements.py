@@ -68,11 +68,16 @@ def require_images_of_classes(learner: Learner, classes: Sequence[str]) -> None:
 
 
 def require_splits(source: Source) -> None:
-    """Raise unless there are images to train on and images to test.
+    """Raise unless there are classes to tell apart, images to train on and images to test.
 
     Raises:
-        UserError: A split is missing.
+        UserError: There is one class, or a split is missing.
     """
+    if len(source.classnames) < 2:
+        raise UserError(
+            f"a classifier needs two classes; {source.dataset} has {len(source.classnames)}; add "
+            "another"
+        )
     for split in ("train", "test"):
         if not source.splits.get(split):
             raise UserError(

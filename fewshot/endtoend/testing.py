@@ -1,5 +1,6 @@
 """A trained model on the test split: what it takes each image for, and how sure it is."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -8,10 +9,12 @@ from torch import Tensor
 
 from cache.datasets.source import Source
 from cache.errors import UserError
+from cache.extraction.digests import of_images
 from cache.store import FeatureStore
 from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.photos import center_crops
 from fewshot.sampling import Rows
+from fewshot.tested import image_digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +34,20 @@ class Queries:
     batch_size: int
     workers: int
     advance: Callable[[int], None]
+
+    @property
+    def paths(self) -> list[str]:
+        """M paths, relative to the dataset's root."""
+        return [item.path for item in self.source.splits["test"]]
+
+    @property
+    def image_digest(self) -> str | None:
+        """16 hex digits that stand for the images' bytes; None where they are unknown."""
+        if self.store is not None:
+            return image_digest(self.store)
+        with contextlib.suppress(OSError):
+            return of_images(self.source, "test")[:16]
+        return None
 
     @torch.no_grad()
     def classify(

@@ -21,7 +21,7 @@ from fewshot.endtoend.clip import Clip, Learner, TrainingPlan
 from fewshot.endtoend.interruption import interrupted_later
 from fewshot.endtoend.loss_scale import LossScale
 from fewshot.endtoend.loss_trend import LossTrend
-from fewshot.endtoend.steps import Batches, Steps
+from fewshot.endtoend.training_steps import Batches, TrainingSteps
 from fewshot.parts.memory import memory_refused
 from fewshot.training import step_seed
 
@@ -85,7 +85,7 @@ def train(
     first = 0
     if checkpoint is not None and checkpoint.exists():
         first = state.load(checkpoint, about)
-    steps = Steps(learner, clip, plan, batches, labels, seed)
+    steps = TrainingSteps(learner, clip, plan, batches, labels, seed)
     saved = time.monotonic()
     with interrupted_later() as stop:
         for step, (given, truth) in _one_ahead(steps.batch, range(first, plan.iterations)):

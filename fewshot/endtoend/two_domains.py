@@ -6,7 +6,7 @@ source is within its reach.
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -18,18 +18,19 @@ from cache.datasets.source import Source
 from cache.models.encoder import Encoder
 from fewshot.domain_adaptation import judge, relation
 from fewshot.endtoend.about import about_training
-from fewshot.endtoend.batches import live_batches
+from fewshot.endtoend.batches import TrainImages
 from fewshot.endtoend.checkpoint import steps_done
 from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.crops import augmented, chosen_by_hand
-from fewshot.endtoend.experiment import Trained
+from fewshot.endtoend.experiment import Trained, measured
 from fewshot.endtoend.finished import finish, finished
 from fewshot.endtoend.methods.live_two_stage import LiveTwoStage
-from fewshot.endtoend.photos import center_crops, require_images
+from fewshot.endtoend.photos import require_images
 from fewshot.endtoend.requirements import require_splits
 from fewshot.endtoend.testing import Queries
-from fewshot.endtoend.train import Watch, train
+from fewshot.endtoend.train import Ended, Watch, train
 from fewshot.endtoend.training_set import TrainingSet
+from fewshot.endtoend.training_setup import settings_of
 from fewshot.open_set import certainty
 from fewshot.protocol import Asked, Protocol
 from fewshot.results.prediction_files import digest_of_images
@@ -82,7 +83,7 @@ def run_two_domains(
             finished.
         save: A folder to write the predictions into.
         workers: Threads that decode and augment.
-        batch_size: Images per forward pass without gradients.
+        batch_size: TrainImages per forward pass without gradients.
         watch: Makes of a stage's number what is called after each of its steps.
         advance: Called with the number of test images just classified.
         **asked: Fields of a `Protocol`, which take the place of the protocol's own.
@@ -117,47 +118,39 @@ def run_two_domains(
         fewest=drawn.shots,
         n_views=0,
     )
-    names, numbers = list(source.classnames), torch.arange(len(paths))
+    numbers = torch.arange(len(paths))
     first = about_training(
-        method, plan, encoder, source, names, drawn.paths, drawn.labels, seed=given.seed
-    )
+        method, plan, encoder, source, list(source.classnames), drawn.paths, drawn.labels,
+        seed=given.seed, contents=False,
+    )  # fmt: skip
     about = first + about_training(
         method, plan, encoder, target, list(target.classnames), paths, numbers, seed=given.seed
     )
-    before = finished(checkpoint, about, planned)
+    queries = Queries(target, None, batch_size, workers, advance)
+    before = finished(checkpoint, about, planned, queries)
     start = time.perf_counter()
     of_source = None if checkpoint is None else source_checkpoint(checkpoint)
     if before is None:
-        tested = [item.path for item in target.splits["test"]]
-        require_images(target, paths + tested, workers=workers)
+        require_images(target, paths + queries.paths, workers=workers)
         if of_source is None or steps_done(of_source) < plan.iterations:
             require_images(source, drawn.paths, workers=workers)
     unlabeled(numbers, method.name)
-    train(
+    labeled = TrainImages(source, drawn.paths, encoder, workers, batch_size)
+    stage_1 = train(
         learner, clip, plan, method.optimizer(learner),
-        live_batches(learner, encoder, source, drawn.paths, plan, given.seed, workers),
-        drawn.labels,
+        labeled.live(learner, plan, given.seed), drawn.labels,
         seed=given.seed, checkpoint=of_source, about=first, watch=watch(1),
     )  # fmt: skip
-
-    def look(now: Learner) -> Tensor:
-        assert now.images is not None
-        pixels = center_crops(
-            target, paths, encoder.preprocess, batch_size=batch_size, workers=workers
-        )
-        with torch.no_grad(), clip.autocast():
-            return torch.cat([now.images(part.to(clip.device)).float().cpu() for part in pixels])
-
-    moving = adapt_images(
-        method, clip, learner, target, paths, look, kind in ("open", "universal"),
-        crops=(plan.crop_scale, plan.flip), encoder=encoder, seed=given.seed, workers=workers,
+    moving, stage_2 = adapt_images(
+        method, clip, learner, TrainImages(target, paths, encoder, workers, batch_size),
+        kind in ("open", "universal"), crops=(plan.crop_scale, plan.flip), seed=given.seed,
         checkpoint=checkpoint, about=about, watch=watch(2),
     )  # fmt: skip
     final = replace(moving, parameters=learner.parameters)
+    complaint = stage_1.trend.complaint()
     if before is not None:
-        return Trained(final, clip, before, again=True)
+        return Trained(final, clip, before, complaint, again=True)
     trained = time.perf_counter()
-    queries = Queries(target, None, batch_size, workers, advance)
     predicted, certain = queries.classify(
         moving, clip, sureness=lambda logits: certainty(logits.double())
     )
@@ -166,6 +159,7 @@ def run_two_domains(
         predicted, certain, given.threshold,
         source.classnames, target.classnames, labels, target.dataset,
     )  # fmt: skip
+    skipped = Ended(stage_1.skipped + stage_2.skipped, stage_2.trend)
     result = result_of(
         planned,
         judged.predicted,
@@ -175,65 +169,62 @@ def run_two_domains(
         accuracies=judged.accuracies,
         overall=judged.overall,
         save=save,
-        hyperparameters={
-            **asdict(method), "crop_scale": list(plan.crop_scale), "flip": plan.flip, **chosen
-        },
-        measures={
-            "trained_parameters": float(sum(p.numel() for p in learner.parameters.values()))
-        },
+        hyperparameters=settings_of(method, plan, chosen),
+        measures=measured(skipped, clip, plan, trained=True) | learner.size,
         text_recipe="live",
         n_support=len(drawn.paths) + len(paths),
         n_validation=0,
         fit_seconds=trained - start,
         predict_seconds=time.perf_counter() - trained,
+        image_digest=queries.image_digest,
     )  # fmt: skip
     if checkpoint is not None:
         finish(checkpoint, about, result)
-    return Trained(final, clip, result)
+    return Trained(final, clip, result, complaint)
 
 
 def adapt_images(
     method: LiveTwoStage,
     clip: Clip,
     learned: Learner,
-    target: Source,
-    paths: list[str],
-    look: Callable[[Learner], Tensor],
+    images: TrainImages,
     unknown: bool,
     *,
     crops: tuple[tuple[float, float], bool],
-    encoder: Encoder,
     seed: int,
-    workers: int,
     checkpoint: Path | None,
     about: str,
     watch: Watch,
-) -> Learner:
+) -> tuple[Learner, Ended]:
     """Stage 2: move what was learned to the target's images, of which it has paths and no label.
 
     Args:
         method: What to train.
         clip: The model that stage 1 trained; moved.
         learned: Its learner.
-        target: The dataset of the images.
-        paths: U of them.
-        look: Returns (U, D) features that a learner has of these images' center crops.
+        images: U of the target.
         unknown: True where some may be of classes that were not learned.
         crops: Scale and mirroring of the crops.
-        encoder: Whose preprocessing makes them.
         seed: Random seed for order and crops.
-        workers: Threads that decode.
         checkpoint: A file to resume from.
         about: What is trained, as text.
         watch: Called after each step.
     """
-    moving = method.adapted(clip, learned, len(paths), lambda: look(moving), unknown)
+    n = len(images.paths)
+
+    @torch.no_grad()
+    def look() -> Tensor:
+        """(U, D) features that the learner has of the center crops, as it is."""
+        assert moving.images is not None
+        with clip.autocast():
+            pixels = (moving.images(part.to(clip.device)) for part in images.centers())
+            return torch.cat([features.float().cpu() for features in pixels])
+
+    moving = method.adapted(clip, learned, n, look, unknown)
     scale, flip = crops
-    plan = replace(method.adapting_plan(len(paths)), crop_scale=scale, flip=flip)
-    train(
-        moving, clip, plan, method.optimizer(moving),
-        live_batches(moving, encoder, target, paths, plan, seed, workers),
-        torch.arange(len(paths)),
-        seed=seed, checkpoint=checkpoint, about=about, watch=watch,
+    plan = replace(method.adapting_plan(n), crop_scale=scale, flip=flip)
+    ended = train(
+        moving, clip, plan, method.optimizer(moving), images.live(moving, plan, seed),
+        torch.arange(n), seed=seed, checkpoint=checkpoint, about=about, watch=watch,
     )  # fmt: skip
-    return moving
+    return moving, ended

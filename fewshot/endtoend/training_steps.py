@@ -18,7 +18,7 @@ Batches = Callable[[Tensor, int], Tensor]  # rows (B,), epoch -> pixels (B, 3, H
 
 
 @dataclass(frozen=True, eq=False)
-class Steps:
+class TrainingSteps:
     """A training's steps: the images of each, its learning rate and its gradients.
 
     Attributes:
