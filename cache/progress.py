@@ -101,12 +101,14 @@ def _bar(what: str, pace: "_Pace", patience: float) -> Iterator[Advance]:
 
 def _lines(what: str, pace: "_Pace", patience: float) -> Advance:
     last = time.monotonic()
+    said = False  # that it is finished: who has nothing left to do may still report
 
     def advance(n: int, note: str = "", /) -> None:
-        nonlocal last
+        nonlocal last, said
         text = pace.after(n)
         now = time.monotonic()
-        finished = pace.done == pace.total and pace.seconds >= patience
+        finished = pace.done == pace.total and pace.seconds >= patience and not said
+        said = said or finished
         if now - last >= SECONDS_BETWEEN_LINES or finished:
             last = now
             line = f"{what} {pace.done}/{pace.total} {text} {printable(note)}".rstrip()

@@ -113,15 +113,11 @@ def fit(
         if not support.unit_norm:  # a generator learns of the same features whatever the method
             seen = unit_support(train, sample, classes, views=views)
         ready = with_synthesized(ready, seen, store, method, protocol, run)
-    with solvable(method), few_threads(ready.support):
+    with solvable(method):
         if recipe is None:
             method, classifier = _tuned(ready, store, method, protocol, run)
         else:
-            if validation is not None:
-                method = method.search_published(
-                    recipe.grid, ready.support, ready.text, *validation
-                )
-            classifier = method.fit(ready.support, ready.text)
+            method, classifier = _published(ready, method, recipe)
     if ready.decoding is not None:
         classifier = ready.decoding.classifier(classifier, unit=method.unit_norm)
     return Fitted(
@@ -165,6 +161,18 @@ def _tuned(
             protocol=run.tune, logit_scale=store.logit_scale, share=ready.share,
             validation=ready.validation, grid=grid, fold=ready.fold,
         )  # fmt: skip
+
+
+def _published(
+    ready: FitInputs, method: Method, recipe: PublishedRecipe
+) -> tuple[Method, Classifier]:
+    """The method as its paper searches it, and the classifier."""
+    with few_threads(ready.support):
+        if ready.validation is not None:
+            method = method.search_published(
+                recipe.grid, ready.support, ready.text, *ready.validation
+            )
+        return method, method.fit(ready.support, ready.text)
 
 
 def _weighed(

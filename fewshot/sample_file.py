@@ -143,5 +143,6 @@ def _find(path: Path, split: str, wanted: list[str], shots: int, store: FeatureS
         )
     rows = np.array([row_of[image] for image in wanted], np.int64)
     labels = store.labels(split)[rows]
-    require_shots(f"{split} ({path})", labels, store.classnames, shots, exactly=True)
+    counts = np.bincount(labels, minlength=store.n_classes)
+    require_shots(f"{split} ({path})", counts, store.classnames, shots, exactly=True)
     return rows

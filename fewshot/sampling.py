@@ -129,7 +129,8 @@ def _draw_split(
 ) -> Rows:
     """(C * shots,) rows, the classes in order of first appearance."""
     ids = np.asarray(labels, np.int64)
-    require_shots(split, ids, classnames, shots, exactly=False)
+    sizes = np.bincount(ids, minlength=len(classnames))
+    require_shots(split, sizes, classnames, shots, exactly=False)
     _, first, counts = np.unique(ids, return_index=True, return_counts=True)
     groups = np.split(np.argsort(ids, kind="stable"), np.cumsum(counts)[:-1])
     drawn = [groups[k][rng.sample(range(counts[k]), shots)] for k in np.argsort(first)]
@@ -177,13 +178,13 @@ def support_rows(
 
 
 def require_shots(
-    split: str, labels: Rows, classnames: Sequence[str], shots: int, *, exactly: bool
+    split: str, counts: Rows, classnames: Sequence[str], shots: int, *, exactly: bool
 ) -> None:
-    """Raise unless every class has as many of the labels as the shots ask, or more.
+    """Raise unless every class has as many images as the shots ask, or more.
 
     Args:
-        split: What the labels are of, for the message.
-        labels: (N,) class ids.
+        split: What the images are of, for the message.
+        counts: (C,) images of each class.
         classnames: C names by class id.
         shots: How many of each class there must be.
         exactly: Refuse more, too.
@@ -191,7 +192,6 @@ def require_shots(
     Raises:
         UserError: A class has too few, or too many; names the classes and their counts.
     """
-    counts = np.bincount(labels, minlength=len(classnames))
     wrong = np.flatnonzero(counts != shots if exactly else counts < shots)
     if not len(wrong):
         return

@@ -22,6 +22,7 @@ from fewshot import (
     tables,
 )
 from fewshot.adapters.adapter_file import write_adapter
+from fewshot.adapters.description import describe
 from fewshot.adapters.fitted_adapter import fit_and_save
 from fewshot.adapters.stored_images import StoredImages
 from fewshot.bench.attempt import Attempt
@@ -87,7 +88,7 @@ def test_every_class_gets_its_shots_and_none_is_drawn_for_nothing(seed: int) -> 
 
 def test_too_few_images_of_a_class_are_named() -> None:
     sets = sets_of(20, 0)
-    with pytest.raises(UserError, match=r"20 train images .* 'ant' \(class 0\) has \d; use at mo"):
+    with pytest.raises(UserError, match=r"20 train images .* 'ant' \(class 0\) has \d.*; use at"):
         draw_positives(sets, NAMES, shots=20, seed=1)
     with pytest.raises(UserError, match="shots must be 1 or more"):
         draw_positives(sets, NAMES, shots=0, seed=1)
@@ -219,7 +220,7 @@ def test_without_held_out_images_there_is_map_alone(tmp_path: Path, store: Featu
         ("ridge", {"imbalance": "step:2"}, "imbalance step:2 is for one label each"),
         ("ridge", {"setting": "base-to-new"}, "the setting base-to-new is for one label each"),
         ("ridge", {"blend": 0.5}, "blend 0.5 is for one label each"),
-        ("ridge", {"shots": 90}, "90 train images of every class needed"),
+        ("ridge", {"shots": 90}, "90 train images of every class are needed"),
     ],
 )
 def test_what_is_of_one_label_each_is_refused(
@@ -235,6 +236,11 @@ def test_an_adapter_gives_the_labels_that_were_tested(tmp_path: Path, store: Fea
     assert "several labels per image, mAP" in saved.summary()
     adapter = load_adapter(path)
     assert (adapter.format, adapter.label_rule) == (4, saved.label_rule)
+    rule, described = saved.label_rule, describe(adapter)
+    assert rule is not None
+    assert f"  mAP: {100 * rule.mean_average_precision:.1f} %" in described
+    assert f"  a label from: {NAMES[0]} {100 * rule.thresholds[0]:.1f} %, {NAMES[1]} " in described
+    assert "none: there were no labeled images" not in described
     found = list(StoredImages(adapter, store, "test").predictions())
     truth = store.split("test").label_sets
     predicted = np.array([[name in (one.labels or ()) for name in NAMES] for one in found])

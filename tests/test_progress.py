@@ -26,6 +26,10 @@ def test_lines_are_kept_apart_in_time_but_the_last_always_comes(
         for _ in range(100):
             advance(1)
     assert len(capsys.readouterr().err.splitlines()) == 1
+    with progress("images", 100, done=100) as advance:
+        for _ in range(3):
+            advance(0)
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_terminal_gets_a_bar(

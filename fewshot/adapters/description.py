@@ -66,7 +66,13 @@ def _prompts(adapter: Adapter) -> Iterator[str]:
 
 
 def _calibration(adapter: Adapter) -> Iterator[str]:
-    known = adapter.calibration
+    known, rule = adapter.calibration, adapter.label_rule
+    if rule is not None:
+        yield f"{count(rule.images, 'image')}: folds of the images learned from"
+        yield f"mAP: {100 * rule.mean_average_precision:.1f} %"
+        thresholds = zip(adapter.classnames[:_NAMED], rule.thresholds, strict=False)
+        yield f"a label from: {', '.join(f'{name} {100 * p:.1f} %' for name, p in thresholds)}"
+        return
     if known.accuracy is None or known.interval is None or known.error is None:
         yield "none: there were no labeled images to judge by; probabilities are the model's own"
         return

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache.errors import UserError, count
+from cache.errors import UserError
 from fewshot.model_selection.folds import ALWAYS_TRAINS
-from fewshot.sampling import Sample
+from fewshot.sampling import Sample, require_shots
 
 FOLDS = 5
 
@@ -43,13 +43,7 @@ def draw_positives(
         return Sample(int(counts.max()), seed, np.arange(len(label_sets)))
     if shots < 1:
         raise UserError(f"shots must be 1 or more; got {shots}; zero-shot needs none")
-    few = np.flatnonzero(counts < shots)
-    if len(few):
-        k = few[0]
-        raise UserError(
-            f"{count(shots, 'train image')} of every class needed; {classnames[k]!r} (class {k}) "
-            f"has {counts[k]}; use at most {counts.min()}, or leave such classes out"
-        )
+    require_shots("train", counts, classnames, shots, exactly=False)
     rng = random.Random(seed)
     drawn = np.zeros(len(label_sets), bool)
     rows: list[int] = []
