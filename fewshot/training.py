@@ -80,6 +80,27 @@ def batches(
             yield Batch(features, labels[part], rows, view, lr)
 
 
+def dassl_batches(
+    support: SupportSet, *, lr: float, epochs: int, batch_size: int, seed: int
+) -> Iterator[Batch]:
+    """Yield `batches` as Dassl does, by which CoOp and those after it train.
+
+    The learning rate is that of `cosine_by_epoch`, and an epoch's last batch is left out where it
+    is not full.
+
+    Args:
+        support: The images.
+        lr: The maximum learning rate.
+        epochs: As in `batches`, like the rest.
+        batch_size: Images per step.
+        seed: Of the permutations.
+    """
+    schedule = cosine_by_epoch(lr, epochs)
+    return batches(
+        support, schedule, epochs=epochs, batch_size=batch_size, seed=seed, drop_last=True
+    )
+
+
 def views_of(support: SupportSet) -> Tensor:
     """(V, N, D) the views that are trained on: the center crop where there are no others."""
     return support.features[None] if support.views is None else support.views

@@ -24,7 +24,7 @@ from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet, labeled
 from fewshot.text import Text, required
 from fewshot.threads import closed_form
-from fewshot.training import batches, cosine_by_epoch, passes
+from fewshot.training import dassl_batches, passes
 
 Adapted = Literal["visual", "text", "both"]
 Published = Literal["published"]
@@ -151,14 +151,12 @@ class CLIPAdapter(Method):
             if self.adapter in (kind, "both")
         }
         visual, textual = sides.get("visual"), sides.get("text")
-        epochs = passes(self.epochs, support)
-        for f, y, _, _, lr in batches(
+        for f, y, _, _, lr in dassl_batches(
             support,
-            cosine_by_epoch(self.lr, epochs),
-            epochs=epochs,
+            lr=self.lr,
+            epochs=passes(self.epochs, support),
             batch_size=self.batch_size,
             seed=self.seed,
-            drop_last=True,
         ):
             x = visual(f) if visual else f
             w = self.logit_scale * (textual(t) if textual else t)

@@ -16,7 +16,7 @@ from fewshot.parts.softmax_heads import across, cosine_gradient
 from fewshot.support import SupportSet
 from fewshot.text import Text
 from fewshot.threads import closed_form
-from fewshot.training import batches, cosine_by_epoch
+from fewshot.training import dassl_batches
 
 
 def tower_end(text: Text | None, method: str) -> tuple[Tensor, Tensor]:
@@ -65,13 +65,8 @@ def tune_projection(
     """
     trained = Adam(projection, weight_decay=weight_decay, decoupled=False)
     (tuned,), (gradient,) = trained.values, trained.gradients
-    for f, labels, _, _, rate in batches(
-        support,
-        cosine_by_epoch(lr, epochs),
-        epochs=epochs,
-        batch_size=batch_size,
-        seed=seed,
-        drop_last=True,
+    for f, labels, _, _, rate in dassl_batches(
+        support, lr=lr, epochs=epochs, batch_size=batch_size, seed=seed
     ):
         t = pooled @ tuned
         of_text = across(cosine_gradient(f, t, labels, logit_scale).T @ f, t)

@@ -9,7 +9,7 @@ from fewshot.parts.optimizers import SGD
 from fewshot.parts.softmax_heads import across, cosine_gradient
 from fewshot.support import SupportSet
 from fewshot.threads import closed_form
-from fewshot.training import batches, cosine_by_epoch
+from fewshot.training import dassl_batches
 
 TYPICAL_NORM = 10.0  # of what CLIP's text tower puts out, about 7 to 11
 
@@ -48,13 +48,8 @@ def learn_prototypes(
     trained = SGD(start, momentum=0.9)
     (w,), (gradient,) = trained.values, trained.gradients
     pull = 2 / len(start) * weights[:, None] if weights.any() else None
-    for f, labels, _, _, rate in batches(
-        support,
-        cosine_by_epoch(lr, epochs),
-        epochs=epochs,
-        batch_size=batch_size,
-        seed=seed,
-        drop_last=True,
+    for f, labels, _, _, rate in dassl_batches(
+        support, lr=lr, epochs=epochs, batch_size=batch_size, seed=seed
     ):
         torch.mm(cosine_gradient(f, w, labels, logit_scale).T, f, out=gradient)
         across(gradient, w)

@@ -12,7 +12,7 @@ from fewshot.parts.optimizers import Adam
 from fewshot.parts.softmax_heads import TINY, across, cosine_gradient
 from fewshot.support import SupportSet
 from fewshot.threads import closed_form
-from fewshot.training import batches, cosine_by_epoch
+from fewshot.training import dassl_batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,13 +86,8 @@ def learn_residuals(
     gradients = dict(zip(names, trained.gradients, strict=True))
     values = starts | dict(zip(names, trained.values, strict=True))
     x, x_image, alpha = values["text"], values["image"], values["alpha"]
-    for f, y, _, _, rate in batches(
-        support,
-        cosine_by_epoch(lr, epochs),
-        epochs=epochs,
-        batch_size=batch_size,
-        seed=seed,
-        drop_last=True,
+    for f, y, _, _, rate in dassl_batches(
+        support, lr=lr, epochs=epochs, batch_size=batch_size, seed=seed
     ):
         if "image" in kinds:
             f = torch.addcmul(f, alpha / norm, x_image)  # (A, B, D)
