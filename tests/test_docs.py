@@ -20,6 +20,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 import types
 import warnings
 from collections.abc import Iterator
@@ -233,6 +234,17 @@ def test_every_command_of_the_readme_parses() -> None:
     assert len(commands) > 10
     for line in commands:
         parse(shlex.split(line, comments=True))
+
+
+def test_each_command_has_its_call_in_python_and_each_extra_its_purpose() -> None:
+    group: Any = cli.tree(cli.app)
+    table = (DOCS / "guide" / "python.md").read_text(encoding="utf-8").split("## ")[0]
+    named = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE))))
+    assert named == set(group.commands)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    install = (DOCS / "guide" / "install.md").read_text(encoding="utf-8")
+    for extra in project["optional-dependencies"]:
+        assert f"'.[{extra}]'" in install, extra
 
 
 def test_the_python_of_the_readme_runs(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:

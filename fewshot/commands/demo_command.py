@@ -46,4 +46,5 @@ def demo(
     print(accuracy_table(results))
     print("Accuracy on the test split in %, mean over three seeds ± 95 % interval.\n")
     main_job.plot(results, plot)
-    print(f"Accuracy against shots is drawn in {plot}. Now your own: fewshot extract --help")
+    print(f"Accuracy against shots is drawn in {plot}.")
+    print("Now your own: fewshot auto PHOTOS, or fewshot extract --help")
