@@ -96,7 +96,7 @@ def test_all_methods_are_the_cached_ones(capsys: pytest.CaptureFixture[str]) -> 
     ("more", "why"),
     [
         (["--protocol", "base-to-new"], "bench trains coop on all classes; use fewshot train"),
-        (["--imbalance", "step:2"], "coop is trained end to end, from few shots"),
+        (["--imbalance", "step:2"], "with prompts of its own alone; leave imbalance out"),
     ],
 )
 def test_other_protocols_are_refused(

@@ -123,6 +123,7 @@ def test_an_elastic_part_at_full_width_is_its_definition() -> None:
     ("settings", "refused"),
     [
         ({"image_lora": "2,-1"}, "image_lora must be whole numbers, 0 or more.*'2,-1'"),
+        ({"image_lora": "1" + 20 * "0"}, "image_lora must be whole numbers, .*of up to 9 digits"),
         ({"text_lora": "2"}, "towers must be both, where there are widths above 0; got image"),
         (dict.fromkeys(("image_adapter", "image_lora", "image_vpt"), "0"), "all widths are 0"),
     ],

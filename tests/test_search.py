@@ -231,6 +231,12 @@ def test_what_cannot_be_searched_is_refused_before_the_work(
     assert not (tmp_path / "none").exists()
 
 
+def test_one_class_is_not_searched(encoder: Encoder, source: Source, tmp_path: Path) -> None:
+    alone = replace(source, classnames=source.classnames[:1])
+    with pytest.raises(UserError, match=r"a classifier needs two classes; .* has 1; add another"):
+        outcome(encoder, alone, tmp_path / "none")
+
+
 @pytest.mark.parametrize(
     ("text", "number"), [("300k", 300_000), ("1.5M", 1_500_000), ("20000", 20_000)]
 )

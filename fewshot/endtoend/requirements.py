@@ -44,8 +44,13 @@ def require_few_shots(method: EndToEnd, protocol: Protocol) -> None:
     unequal = protocol.imbalance is not None and (unlabeled or protocol.shots != "all")
     if protocol.setting not in settings or unequal or protocol.prompt_set:
         source = "all train images without labels" if unlabeled else "few shots"
+        got: list[str] = [protocol.setting] if protocol.setting not in settings else []
+        got += ["imbalance"] if unequal else []
+        got += ["the prompt set"] if protocol.prompt_set else []
+        other = ", or use live-ueo" if got == ["open-set"] else ""
         raise UserError(
-            f"{method.name} is trained end to end, from {source} and with prompts of its own alone"
+            f"{method.name} is trained end to end, from {source} and with prompts of its own "
+            f"alone; leave {' and '.join(got)} out{other}"
         )
 
 
@@ -67,17 +72,26 @@ def require_images_of_classes(learner: Learner, classes: Sequence[str]) -> None:
         )
 
 
-def require_splits(source: Source) -> None:
-    """Raise unless there are classes to tell apart, images to train on and images to test.
+def require_classes(source: Source, name: str) -> None:
+    """Raise unless there are classes that a method can tell apart, one for each image.
 
     Raises:
-        UserError: There is one class, or a split is missing.
+        UserError: There is one class, or an image may be of several.
     """
+    source.require_one_label(name)
     if len(source.classnames) < 2:
         raise UserError(
             f"a classifier needs two classes; {source.dataset} has {len(source.classnames)}; add "
             "another"
         )
+
+
+def require_splits(source: Source) -> None:
+    """Raise unless there are images to train on and images to test.
+
+    Raises:
+        UserError: A split is missing.
+    """
     for split in ("train", "test"):
         if not source.splits.get(split):
             raise UserError(

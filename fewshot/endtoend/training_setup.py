@@ -12,6 +12,7 @@ from fewshot.endtoend.class_halves import ClassHalves
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
 from fewshot.endtoend.crops import augmented, chosen_by_hand, crops_asked, learns_live
 from fewshot.endtoend.requirements import (
+    require_classes,
     require_few_shots,
     require_images_of_classes,
     require_published,
@@ -77,7 +78,7 @@ class TrainingSetup:
             require_published(method, changed=asked)
         method = replace(method, **protocol.fixed)
         require_few_shots(method, protocol)
-        source.require_one_label(method.name)
+        require_classes(source, method.name)
         require_splits(source)
         if store is not None:
             require_same_weights(store, encoder)

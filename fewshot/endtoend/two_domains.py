@@ -26,7 +26,7 @@ from fewshot.endtoend.experiment import Trained, measured
 from fewshot.endtoend.finished import finish, finished
 from fewshot.endtoend.methods.live_two_stage import LiveTwoStage
 from fewshot.endtoend.photos import require_images
-from fewshot.endtoend.requirements import require_splits
+from fewshot.endtoend.requirements import require_classes, require_splits
 from fewshot.endtoend.testing import Queries
 from fewshot.endtoend.train import Ended, Watch, train
 from fewshot.endtoend.training_set import TrainingSet
@@ -95,7 +95,7 @@ def run_two_domains(
     method = replace(method, **given.fixed)
     kind = relation(source, target)
     for one in (source, target):
-        one.require_one_label(method.name)
+        require_classes(one, method.name)
         require_splits(one)
     drawn = TrainingSet.of(method, source, given, val_first=False)
     paths = [item.path for item in target.splits["train"]]

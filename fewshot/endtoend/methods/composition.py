@@ -158,9 +158,9 @@ def with_towers(widths: Mapping[str, str]) -> dict[str, str]:
 
 def _widths(primitive: str, text: str) -> tuple[int, ...]:
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isascii() and word.isdigit() for word in words):
+    if not all(word.isascii() and word.isdigit() and len(word) < 10 for word in words):
         raise UserError(
-            f"{primitive} must be whole numbers, 0 or more, with commas between, such as 8 or "
-            f"8,8,0,4; got {text!r:.80}"
+            f"{primitive} must be whole numbers, 0 or more, of up to 9 digits, with commas "
+            f"between, such as 8 or 8,8,0,4; got {text!r:.80}"
         )
     return tuple(map(int, words))

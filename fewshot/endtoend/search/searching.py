@@ -19,6 +19,7 @@ from fewshot.endtoend.methods import configure
 from fewshot.endtoend.methods.composition import PRIMITIVES, Composition, primitives, with_towers
 from fewshot.endtoend.parts.blocks import Towers, towers_of
 from fewshot.endtoend.photos import require_images
+from fewshot.endtoend.requirements import require_classes
 from fewshot.endtoend.search.judged_file import JudgedFile
 from fewshot.endtoend.search.space import Candidate, Space
 from fewshot.endtoend.search.strategies import Fitness, evolution, random_search
@@ -107,6 +108,7 @@ def search(
         UserError: Too few images, a model without a place for a part, a setting that is the
             search's own, a budget that nothing fits into, or a folder of another search.
     """
+    require_classes(source, Composition.name)
     widths = tuple(sorted({0, *choices}))
     names = [f"{tower}_{kind}" for tower in towers_of(towers) for kind in PRIMITIVES[tower]]
     widest = _composition(dict.fromkeys(names, str(widths[-1])), settings or {}, seed)
