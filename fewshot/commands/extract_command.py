@@ -1,16 +1,35 @@
 """Encode the images and prompts of a dataset into a store."""
 
 from pathlib import Path
-from typing import Annotated, Literal
 
-import typer
-
+from fewshot.commands.extract_options import (
+    AllTrainOption,
+    BatchSizeOption,
+    CropScaleOption,
+    DownloadOption,
+    DryRunOption,
+    EngineOption,
+    FastImagesOption,
+    InPartsOption,
+    MultiLabelOption,
+    PreProjectionOption,
+    ProcessesOption,
+    PromptFilesOption,
+    ResizeOption,
+    SeedsOption,
+    ShardOption,
+    ShareOption,
+    SkipUnreadableOption,
+    SupportOnlyOption,
+    TemplateOption,
+    TemplateSetOption,
+    UnlabeledOption,
+    ViewSeedOption,
+    ViewsOption,
+)
 from fewshot.commands.options import (
-    COMPUTING,
-    DATA,
     DEFAULT_MODEL,
     MAX_PIXELS,
-    SEED,
     DataRootOption,
     DatasetOption,
     DeviceOption,
@@ -36,10 +55,6 @@ from fewshot.commands.typed_recipe import (
     typed_prompts,
 )
 
-PROMPTS = "Prompts"
-VIEWS = "Augmented views"
-IMAGES = "Which images"
-
 
 def extract(
     dataset: DatasetOption = None,
@@ -49,174 +64,33 @@ def extract(
     store: StoreOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
-    resize: Annotated[
-        Literal["shorter", "squash"] | None,
-        typer.Option(
-            help="Scale the shorter side and crop the center, or squash to a square. "
-            "[default: as the model was trained]",
-            rich_help_panel=COMPUTING,
-        ),
-    ] = None,
-    fast_images: Annotated[
-        bool,
-        typer.Option(
-            "--fast-images",
-            help="Decode and scale photos 2 to 3 times faster; pixels may differ by 1 of 255.",
-            rich_help_panel=COMPUTING,
-        ),
-    ] = False,
-    template: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Prompt with {} for the class name, instead of the dataset's own; repeatable.",
-            rich_help_panel=PROMPTS,
-        ),
-    ] = None,
-    template_set: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Encode another set of the dataset's templates as well; repeatable.",
-            rich_help_panel=PROMPTS,
-        ),
-    ] = None,
-    prompts: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Encode a JSON file of class -> sentences (as CuPL's) as well; repeatable.",
-            rich_help_panel=PROMPTS,
-        ),
-    ] = None,
-    views: Annotated[
-        int,
-        typer.Option(min=0, help="Augmented views per training image.", rich_help_panel=VIEWS),
-    ] = 0,
-    crop_scale: Annotated[
-        tuple[float, float],
-        typer.Option(
-            help="Minimum and maximum share of the image's area in a view.", rich_help_panel=VIEWS
-        ),
-    ] = (0.5, 1.0),
-    view_seed: Annotated[
-        int, typer.Option(min=0, help="Random seed for the views.", rich_help_panel=VIEWS)
-    ] = 0,
-    pre_projection: Annotated[
-        bool,
-        typer.Option(
-            "--pre-projection",
-            help="Store what the image tower's last layer norm and projection make features of, "
-            "too.",
-            rich_help_panel=IMAGES,
-        ),
-    ] = False,
-    support_only: Annotated[
-        str | None,
-        typer.Option(
-            metavar="K[,K…]",
-            help="Encode only the training images that few-shot sets of K shots contain.",
-            rich_help_panel=IMAGES,
-        ),
-    ] = None,
-    seeds: Annotated[
-        str,
-        typer.Option(
-            *SEED,
-            metavar="S[,S…]",
-            help="Random seeds of the few-shot sets of --support-only.",
-            rich_help_panel=IMAGES,
-        ),
-    ] = "1,2,3",
-    multi_label: Annotated[
-        bool,
-        typer.Option(
-            "--multi-label",
-            help="Take several rows of one image in a table for several labels. [default: only "
-            "where cells have semicolons between labels]",
-            rich_help_panel=IMAGES,
-        ),
-    ] = False,
-    all_train: Annotated[
-        bool,
-        typer.Option(
-            "--all-train",
-            help="Use all images for training, but those in a test folder of their own.",
-            rich_help_panel=IMAGES,
-        ),
-    ] = False,
-    unlabeled: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="NAMES",
-            help="Images have no labels: encode all in the folder or shards as a train split, and "
-            "prompts of the class names in this file, one per line.",
-            rich_help_panel=IMAGES,
-        ),
-    ] = None,
+    resize: ResizeOption = None,
+    fast_images: FastImagesOption = False,
+    template: TemplateOption = None,
+    template_set: TemplateSetOption = None,
+    prompts: PromptFilesOption = None,
+    views: ViewsOption = 0,
+    crop_scale: CropScaleOption = (0.5, 1.0),
+    view_seed: ViewSeedOption = 0,
+    pre_projection: PreProjectionOption = False,
+    support_only: SupportOnlyOption = None,
+    seeds: SeedsOption = "1,2,3",
+    multi_label: MultiLabelOption = False,
+    all_train: AllTrainOption = False,
+    unlabeled: UnlabeledOption = None,
     if_exists: IfExistsOption = "resume",
-    skip_unreadable: Annotated[
-        bool,
-        typer.Option(
-            "--skip-unreadable", help="Leave out unreadable images.", rich_help_panel=IMAGES
-        ),
-    ] = False,
-    download: Annotated[
-        bool,
-        typer.Option(
-            "--download",
-            help="Download the dataset through torchvision, where it offers that.",
-            rich_help_panel=DATA,
-        ),
-    ] = False,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Crops per forward pass. [default: 8 on a CPU, else 64]",
-            rich_help_panel=COMPUTING,
-        ),
-    ] = None,
+    skip_unreadable: SkipUnreadableOption = False,
+    download: DownloadOption = False,
+    batch_size: BatchSizeOption = None,
     workers: WorkersOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
     rehash: RehashOption = False,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Encode only part I of N; the command without --shard assembles the store.",
-            rich_help_panel=COMPUTING,
-        ),
-    ] = None,
-    engine: Annotated[
-        Literal["serial", "process", "ray"],
-        typer.Option(
-            help="Encode in this process, in worker processes, or on a Ray cluster.",
-            rich_help_panel=COMPUTING,
-        ),
-    ] = "serial",
-    processes: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Workers of the engines process and ray.", rich_help_panel=COMPUTING
-        ),
-    ] = 2,
-    share: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER|URL",
-            help="Put the features of each 512 images there as well, and take what other machines "
-            "have put there: for machines without a common disk.",
-            rich_help_panel=COMPUTING,
-        ),
-    ] = None,
-    in_parts: Annotated[
-        bool | None,
-        typer.Option(
-            "--parts/--one-file",
-            help="Write the features into files of 64 MiB beside the store, or all into one file. "
-            "[default: parts above 1 GiB]",
-            rich_help_panel=COMPUTING,
-        ),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check and report.")] = False,
+    shard: ShardOption = None,
+    engine: EngineOption = "serial",
+    processes: ProcessesOption = 2,
+    share: ShareOption = None,
+    in_parts: InPartsOption = None,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Encode the images and prompts of a dataset into a store."""
     from cache.datasets.resolving import find
