@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cache.store import FeatureStore
 from cli import main
 from fewshot.automatic.outcome import Outcome
 from fewshot.automatic.pipeline import auto
@@ -165,3 +166,7 @@ class User:
         ran = self.types("predict", adapter, *images, "--format", "jsonl", "--top", "99")
         assert ran.code == 0, ran.said
         return [json.loads(line) for line in ran.out.splitlines()]
+
+
+def extracted(user: User, dataset: str = "photos-all") -> FeatureStore:
+    return FeatureStore.open(user.home / "extracted" / dataset / "tiny.h5")
