@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from fewshot.checks import non_negative, positive, whole
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan, scaled_cosines
-from fewshot.endtoend.parts.dassl import epochs_plan, momentum_sgd
+from fewshot.endtoend.parts.dassl import epochs_plan, momentum_sgd, require_context
 from fewshot.endtoend.parts.learned_prompts import LearnedPrompts
 
 
@@ -100,7 +100,12 @@ class CoCoOp(EndToEnd):
         )  # fmt: skip
 
     def plan(self, shots: int, n_images: int) -> TrainingPlan:
-        """Ten epochs at any shots, each without its last batch if that is not full."""
+        """Ten epochs at any shots, each without its last batch if that is not full.
+
+        Raises:
+            UserError: Another number of context tokens than of words that they start from.
+        """
+        require_context(self.n_ctx, type(self).n_ctx, self.ctx_init)
         return epochs_plan(self.epochs, n_images, self.batch_size, self.lr)
 
     def optimizer(self, learner: Learner) -> Optimizer:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from fewshot.checks import non_negative, one_of, positive, whole
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
-from fewshot.endtoend.parts.dassl import epochs_plan, momentum_sgd
+from fewshot.endtoend.parts.dassl import epochs_plan, momentum_sgd, require_context
 from fewshot.endtoend.parts.learned_prompts import ClassPosition, LearnedPrompts
 from fewshot.training import published_epochs
 
@@ -54,6 +54,7 @@ class CoOp(EndToEnd):
     summary: ClassVar[str] = "Learns the words around your class names."
     unfoldable: ClassVar[str] = ""
     published: ClassVar[bool] = True
+    pads_words: ClassVar[bool] = False  # with zeros, to n_ctx tokens
 
     def __post_init__(self) -> None:
         whole(self, "n_ctx", "batch_size")
@@ -85,7 +86,13 @@ class CoOp(EndToEnd):
         )  # fmt: skip
 
     def plan(self, shots: int, n_images: int) -> TrainingPlan:
-        """The published number of epochs, each without its last batch if that is not full."""
+        """The published number of epochs, each without its last batch if that is not full.
+
+        Raises:
+            UserError: Another number of context tokens than of words that they start from.
+        """
+        if not self.pads_words:
+            require_context(self.n_ctx, type(self).n_ctx, self.ctx_init)
         epochs = self.epochs or published_epochs(shots)
         if not self.epochs and n_images >= 1000 * shots:
             epochs = 50

@@ -45,6 +45,7 @@ class ProGrad(CoOp):
     name: ClassVar[str] = "prograd"
     summary: ClassVar[str] = "As coop, without steps against what the model knows already."
     published: ClassVar[bool] = True
+    pads_words: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

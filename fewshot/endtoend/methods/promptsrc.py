@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, l1_loss, normalize
 
+from cache.errors import UserError, count
 from fewshot.checks import non_negative, positive
 from fewshot.endtoend.clip import Clip, Learner, TrainingPlan, scaled_cosines
 from fewshot.endtoend.parts.deep_prompts import DeepPrompts, image_width, prompt_images
@@ -101,10 +102,19 @@ class PromptSRC(DeepPrompts):
         )
 
     def plan(self, shots: int, n_images: int) -> TrainingPlan:
-        """DeepPrompts' steps, and the epochs' Gaussian weights, of sum 1."""
+        """DeepPrompts' steps, and the epochs' Gaussian weights, of sum 1.
+
+        Raises:
+            UserError: All weights vanish, or what DeepPrompts objects to.
+        """
         weights = [
             math.exp(-0.5 * ((epoch - self.gpa_mean) / self.gpa_std) ** 2)
             for epoch in range(1, self.epochs + 1)
         ]
+        if not sum(weights):
+            raise UserError(
+                f"gpa_std must let one of {count(self.epochs, 'epoch')} count, the highest at "
+                f"gpa_mean, {self.gpa_mean:g}; got {self.gpa_std:g}; use a larger one"
+            )
         shares = [weight / sum(weights) for weight in weights]
         return replace(super().plan(shots, n_images), epoch_shares=shares)

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from fewshot.checks import non_negative, positive, whole
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
-from fewshot.endtoend.parts.dassl import epochs_plan, momentum_sgd
+from fewshot.endtoend.parts.dassl import epochs_plan, momentum_sgd, require_context
 from fewshot.endtoend.parts.image_tokens import ImageTokens, run
 from fewshot.endtoend.parts.learned_prompts import LearnedPrompts
 from fewshot.endtoend.text_tower import require_open_clips
@@ -165,7 +165,12 @@ class DeepPrompts(EndToEnd):
         return tokens.to(clip.device)
 
     def plan(self, shots: int, n_images: int) -> TrainingPlan:
-        """So many epochs at any shots, each without its last batch if that is not full."""
+        """So many epochs at any shots, each without its last batch if that is not full.
+
+        Raises:
+            UserError: More context tokens than words that they start from.
+        """
+        require_context(self.n_ctx, type(self).n_ctx, self.ctx_init, fewer=True)
         return epochs_plan(self.epochs, n_images, self.batch_size, self.lr)
 
     def optimizer(self, learner: Learner) -> Optimizer:
