@@ -225,7 +225,7 @@ def _labels(split: Split) -> NDArray[Any]:
 
 
 def _upright(store: FeatureStore) -> bool:
-    return bool((store.identity.get("preprocessing") or {}).get("exif", True))
+    return bool(store.preprocessing.get("exif", True))
 
 
 def _views(store: FeatureStore) -> tuple[Any, ...]:

@@ -149,6 +149,12 @@ class FeatureStore:
         return float(self.identity["model"]["logit_scale"])
 
     @property
+    def preprocessing(self) -> Mapping[str, Any]:
+        """From an image to the model's input; empty where nobody knows, as of imported features."""
+        known = self.identity.get("preprocessing")
+        return known if isinstance(known, Mapping) else {}
+
+    @property
     def n_classes(self) -> int:
         """C."""
         return len(self.classnames)

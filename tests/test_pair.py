@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from cache.errors import UserError
 from cache.extraction.store_writer import create
+from cache.importing.import_store import import_file
 from cache.location import pair_names, store_path
 from cache.models.loading import load
 from cache.pair import EVEN, Pair, found, paired
@@ -20,6 +21,7 @@ from cli import main
 from fewshot.adapters.adapter import load_adapter
 from fewshot.adapters.classifiers import put_together
 from fewshot.adapters.export.exporting import export
+from fewshot.adapters.fitted_adapter import fit_and_save
 from fewshot.adapters.opened_adapter import open_adapter
 from fewshot.adapters.predict import predict
 from fewshot.adapters.stored_images import StoredImages
@@ -149,6 +151,24 @@ def test_stores_of_the_same_names_with_other_contents_are_no_pair(tmp_path: Path
     )
     with pytest.raises(UserError, match="they differ in the contents of their images"):
         paired(a, b)
+
+
+def test_two_imported_stores_are_a_pair_that_is_saved_and_predicts(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays: dict[str, Any] = {"text_features": rng.normal(size=(3, 8))}
+    for split in ("train", "test"):
+        arrays[f"{split}_features"] = rng.normal(size=(12, 8))
+        arrays[f"{split}_labels"] = np.arange(12) % 3
+    np.savez(tmp_path / "f.npz", **arrays)
+    a, b = (import_file(tmp_path / "f.npz", "toys", model, tmp_path) for model in "ab")
+    pair = paired(FeatureStore.open(a), FeatureStore.open(b))
+    adapter, result = fit_and_save(pair, "gda", tmp_path / "a.safetensors", shots=2, tune="none")
+    assert adapter.beside is not None
+    assert adapter.preprocessing == adapter.beside.preprocessing == {}
+    found = [one.label for one in StoredImages(adapter, pair.at(EVEN), "test").predictions()]
+    right = [name == f"class {k}" for name, k in zip(found, arrays["test_labels"], strict=True)]
+    assert result is not None
+    assert result.accuracy == np.mean(right)
 
 
 def test_stores_of_different_images_are_no_pair(tmp_path: Path) -> None:

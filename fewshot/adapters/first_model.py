@@ -25,8 +25,7 @@ class FirstModel:
     def of(cls, pair: Pair) -> "FirstModel":
         """That of a pair at the weight in use."""
         first = pair.beside
-        known = {} if first.imported else first.identity.get("preprocessing") or {}
-        return cls(first.identity["model"], known, pair.share)
+        return cls(first.identity["model"], first.preprocessing, pair.share)
 
     def card(self) -> dict[str, Any]:
         """All of it as plain values."""

@@ -70,7 +70,7 @@ def of_fitted(
         method=method.name,
         settings=asdict(method),
         model=own.identity["model"],
-        preprocessing={} if own.imported else own.identity.get("preprocessing") or {},
+        preprocessing=own.preprocessing,
         precision=str(own.identity.get("precision") or "fp32"),
         classnames=store.classnames,
         prompts=_prompts(fitted),

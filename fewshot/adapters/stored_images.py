@@ -205,7 +205,7 @@ def _require_model_and_crops(
             f"this adapter was made with {recorded['name']}, and {store.path} is of "
             f"{store.model}; name a store of the same model"
         )
-    have = store.identity.get("preprocessing") or {}
+    have = store.preprocessing
     differ = [key for key in prepared if key in have and have[key] != prepared[key]]
     if differ:
         said = ", ".join(
