@@ -51,9 +51,9 @@ SLOW = (
     "test_doctor", "test_encoder", "test_endtoend_", "test_engines", "test_estimator",
     "test_examples", "test_export", "test_extract", "test_folder", "test_fuzz_", "test_imagenet",
     "test_import", "test_learning_curve", "test_loading", "test_lp_", "test_methods",
-    "test_official", "test_predict", "test_preflight", "test_remedies", "test_report",
-    "test_results", "test_robust_", "test_selection", "test_source", "test_taskres", "test_tiny_",
-    "test_tip_", "test_transclip", "test_tuning", "test_words",
+    "test_official", "test_opened_adapter", "test_predict", "test_preflight", "test_remedies",
+    "test_report", "test_results", "test_robust_", "test_selection", "test_source", "test_taskres",
+    "test_tiny_", "test_tip_", "test_transclip", "test_tuning", "test_words",
 )  # fmt: skip
 
 
@@ -220,6 +220,15 @@ def draw_photos(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / "photos"
 
     return draw
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> "FeatureStore":
+    """A small store with all splits."""
+    from cache.store import FeatureStore
+    from tests.small_stores import write_store
+
+    return FeatureStore.open(write_store(tmp_path / "features", "pets"))
 
 
 @pytest.fixture

@@ -14,18 +14,13 @@ from torch.nn.functional import normalize
 import fewshot
 from cache.errors import UserError
 from cache.importing.import_store import import_file
-from cache.models.encoder import Encoder, wrap
 from cache.store import FeatureStore
 from cli import main
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.classifiers import kinds, put_together, take_apart
-from fewshot.adapters.description import describe
 from fewshot.adapters.fitted_adapter import fit_and_save, of_fitted
 from fewshot.adapters.header import is_adapter
-from fewshot.adapters.opened_adapter import with_encoder
-from fewshot.adapters.same_model import preprocessing, require_model
 from fewshot.classifier import LinearClassifier
-from fewshot.fitted import Fitted
 from fewshot.methods import METHODS
 from fewshot.model_selection.calibration import Calibration, calibrate, out_of_fold
 from fewshot.model_selection.folds import folds
@@ -33,34 +28,19 @@ from fewshot.model_selection.near_duplicates import scenes
 from fewshot.store_features import query
 from fewshot.support import SupportSet
 from tests.small_stores import NAMES, write_store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> FeatureStore:
-    return FeatureStore.open(write_store(tmp_path / "features", "pets"))
-
-
-def fitted(store: FeatureStore, name: str, **settings: Any) -> Fitted:
-    method = METHODS[name]()
-    if "epochs" in method.__dataclass_fields__:
-        settings = {"epochs": 2, **settings}
-    return fewshot.fit(store, replace(method, **settings), shots=4, tune="none")
-
-
-def made(store: FeatureStore, name: str = "gda") -> Adapter:
-    return of_fitted(fitted(store, name), calibration=Calibration())
+from tests.toy_adapters import fitted_on, made_of
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_saved_classifier_of_every_method_gives_the_same_logits(
-    store: FeatureStore, tmp_path: Path, name: str
+    pets: FeatureStore, tmp_path: Path, name: str
 ) -> None:
-    fit = fitted(store, name)
+    fit = fitted_on(pets, name)
     path = tmp_path / "a.safetensors"
     of_fitted(fit, calibration=Calibration()).save(path)
     again = load_adapter(path)
     assert again.classifier is not None
-    images = query(store.split("test"), fit.method)
+    images = query(pets.split("test"), fit.method)
     torch.testing.assert_close(
         put_together(again.classifier, again.tensors).logits(images),
         fit.classifier.logits(images),
@@ -70,33 +50,33 @@ def test_a_saved_classifier_of_every_method_gives_the_same_logits(
 
 
 @pytest.mark.parametrize("settings", [{"residual": "image"}, {"residual": "both"}])
-def test_a_residual_on_features_is_saved(store: FeatureStore, settings: dict[str, str]) -> None:
-    fit = fitted(store, "taskres", **settings)
-    images = query(store.split("test"), fit.method)
+def test_a_residual_on_features_is_saved(pets: FeatureStore, settings: dict[str, str]) -> None:
+    fit = fitted_on(pets, "taskres", **settings)
+    images = query(pets.split("test"), fit.method)
     plain, tensors = take_apart(fit.classifier)
     through = json.loads(json.dumps(plain))
     assert torch.equal(put_together(through, tensors).logits(images), fit.classifier.logits(images))
 
 
-def test_an_adapter_tells_what_made_it(store: FeatureStore, tmp_path: Path) -> None:
+def test_an_adapter_tells_what_made_it(pets: FeatureStore, tmp_path: Path) -> None:
     adapter, result = fit_and_save(
-        store, fewshot.GDA(alpha=2.0), tmp_path / "a.safetensors", shots=4, seed=3, fixed=("alpha",)
+        pets, fewshot.GDA(alpha=2.0), tmp_path / "a.safetensors", shots=4, seed=3, fixed=("alpha",)
     )
     again = load_adapter(tmp_path / "a.safetensors")
     assert result is not None
     assert again.card() == adapter.card()
     assert (again.method, again.settings["alpha"], again.classnames) == ("gda", 2.0, NAMES)
     assert again.prompts == tuple((name,) for name in NAMES)
-    assert again.model_name == store.model
+    assert again.model_name == pets.model
     training = again.training
     assert (training["dataset"], training["shots"], training["seed"]) == ("pets", 4, 3)
     assert training["images per class"] == [4] * 4
     assert training["test accuracy"] == result.accuracy
-    assert training["fingerprint"] == store.fingerprint
+    assert training["fingerprint"] == pets.fingerprint
 
 
-def test_what_cross_validation_says_is_that_of_a_loop_over_folds(store: FeatureStore) -> None:
-    fit = fitted(store, "ridge")
+def test_what_cross_validation_says_is_that_of_a_loop_over_folds(pets: FeatureStore) -> None:
+    fit = fitted_on(pets, "ridge")
     assert fit.support is not None
     support, right = fit.support, 0
     fold = folds(support.labels, groups=scenes(support.features, support.labels), seed=1)
@@ -113,10 +93,10 @@ def test_what_cross_validation_says_is_that_of_a_loop_over_folds(store: FeatureS
     assert known.interval[0] < right / 16 < known.interval[1]
 
 
-def test_nothing_is_known_of_how_sure_zero_shot_or_one_shot_is(store: FeatureStore) -> None:
-    none = fitted(store, "zero-shot")
+def test_nothing_is_known_of_how_sure_zero_shot_or_one_shot_is(pets: FeatureStore) -> None:
+    none = fitted_on(pets, "zero-shot")
     assert out_of_fold(none.method, none.support, none.text) is None
-    one = fewshot.fit(store, fewshot.GDA(), shots=1)
+    one = fewshot.fit(pets, fewshot.GDA(), shots=1)
     assert out_of_fold(one.method, one.support, one.text) is None
     assert "not calibrated" in of_fitted(one, calibration=Calibration()).summary()
 
@@ -143,16 +123,16 @@ def test_a_store_without_a_test_split_gives_an_adapter_and_no_result(tmp_path: P
 
 @pytest.mark.parametrize("name", ["a.pt", "a", "folder.safetensors"])
 def test_a_name_that_is_no_adapters_is_refused(
-    store: FeatureStore, tmp_path: Path, name: str
+    pets: FeatureStore, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(UserError, match=r"a file that ends in \.safetensors; got .*" + name):
-        made(store).save(tmp_path / name)
+        made_of(pets).save(tmp_path / name)
 
 
-def test_a_flipped_bit_is_noticed(store: FeatureStore, tmp_path: Path) -> None:
+def test_a_flipped_bit_is_noticed(pets: FeatureStore, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    made(store).save(path)
+    made_of(pets).save(path)
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
@@ -160,9 +140,9 @@ def test_a_flipped_bit_is_noticed(store: FeatureStore, tmp_path: Path) -> None:
         load_adapter(path)
 
 
-def test_a_file_cut_short_is_noticed(store: FeatureStore, tmp_path: Path) -> None:
+def test_a_file_cut_short_is_noticed(pets: FeatureStore, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    made(store).save(path)
+    made_of(pets).save(path)
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match="is damaged"):
         load_adapter(path)
@@ -186,20 +166,20 @@ def test_somebody_elses_safetensors_is_no_adapter(tmp_path: Path) -> None:
 
 
 def test_a_later_format_is_refused(
-    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pets: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fewshot.adapters.adapter_file.FORMAT", 5)
-    made(store).save(tmp_path / "a.safetensors")
+    made_of(pets).save(tmp_path / "a.safetensors")
     monkeypatch.undo()
     with pytest.raises(UserError, match="is of adapter format 5, and this version reads 1 to 4"):
         load_adapter(tmp_path / "a.safetensors")
 
 
 def test_an_adapter_is_known_by_its_header_whatever_it_is_called(
-    store: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    pets: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    made(store).save(tmp_path / "a.safetensors")
+    made_of(pets).save(tmp_path / "a.safetensors")
     renamed = (tmp_path / "a.safetensors").rename(tmp_path / "a.bin")
     assert main(["verify", str(renamed)]) == 0
     assert capsys.readouterr().out == f"{renamed}: whole and unchanged\n"
@@ -207,7 +187,7 @@ def test_an_adapter_is_known_by_its_header_whatever_it_is_called(
     assert is_adapter(renamed)
     assert not is_adapter(tmp_path)
     assert not is_adapter(tmp_path / "none")
-    assert not is_adapter(store.path)
+    assert not is_adapter(pets.path)
 
 
 def as_format_1(adapter: Adapter, path: Path, **changes: Any) -> Path:
@@ -222,9 +202,9 @@ def as_format_1(adapter: Adapter, path: Path, **changes: Any) -> Path:
 
 
 def test_a_file_of_format_1_is_read_and_its_uncovered_header_is_told(
-    store: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pets: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    adapter = made(store)
+    adapter = made_of(pets)
     path = as_format_1(adapter, tmp_path / "a.safetensors")
     again = load_adapter(path)
     assert again.card() == adapter.card()
@@ -237,12 +217,12 @@ def test_a_file_of_format_1_is_read_and_its_uncovered_header_is_told(
     assert "format 1" not in capsys.readouterr().out
 
 
-def test_a_class_taken_out_of_the_card_is_refused(store: FeatureStore, tmp_path: Path) -> None:
+def test_a_class_taken_out_of_the_card_is_refused(pets: FeatureStore, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    as_format_1(made(store), path, classnames=NAMES[1:], prompts=[])
+    as_format_1(made_of(pets), path, classnames=NAMES[1:], prompts=[])
     with pytest.raises(UserError, match=r"images per class: expected 3 entries, .* got 4"):
         load_adapter(path)
-    as_format_1(made(store), path, classnames=NAMES[1:], prompts=[], training={})
+    as_format_1(made_of(pets), path, classnames=NAMES[1:], prompts=[], training={})
     with pytest.raises(UserError, match="classifier: expected finite logits of 3 classes, got"):
         load_adapter(path)
 
@@ -267,9 +247,9 @@ def test_a_class_taken_out_of_the_card_is_refused(store: FeatureStore, tmp_path:
     ],
 )
 def test_a_card_of_another_form_is_refused_by_place_and_value(
-    store: FeatureStore, tmp_path: Path, place: str, value: Any, expected: str
+    pets: FeatureStore, tmp_path: Path, place: str, value: Any, expected: str
 ) -> None:
-    adapter = made(store)
+    adapter = made_of(pets)
     card = adapter.card()
     *parents, last = place.split(".")
     inner = card
@@ -282,8 +262,8 @@ def test_a_card_of_another_form_is_refused_by_place_and_value(
     assert str(error.value).startswith(f"{path}: ")
 
 
-def test_tensors_that_are_not_finite_are_refused(store: FeatureStore, tmp_path: Path) -> None:
-    adapter = made(store)
+def test_tensors_that_are_not_finite_are_refused(pets: FeatureStore, tmp_path: Path) -> None:
+    adapter = made_of(pets)
     weight = adapter.tensors["weight"].clone()
     weight[1, 2] = torch.nan
     broken = replace(adapter, tensors={**adapter.tensors, "weight": weight})
@@ -302,7 +282,7 @@ def test_an_adapter_of_imported_features_is_shown_and_loaded(
         train_labels=np.arange(12) % 3,
     )
     path = import_file(tmp_path / "f.npz", "mine", "some/model", tmp_path)
-    adapter = made(FeatureStore.open(path), "nearest-mean")
+    adapter = made_of(FeatureStore.open(path), "nearest-mean")
     adapter.save(tmp_path / "a.safetensors")
     assert load_adapter(tmp_path / "a.safetensors").preprocessing == {}
     as_format_1(adapter, tmp_path / "a.safetensors", preprocessing="unknown")
@@ -327,112 +307,11 @@ def test_a_classifier_of_an_unknown_kind_is_not_saved() -> None:
         take_apart(Odd(torch.zeros(2, 2)))
 
 
-def on(encoder: Encoder, store: FeatureStore) -> Adapter:
-    adapter = made(store)
-    preprocess = {**encoder.preprocess.identity(), "exif": True}
-    return replace(adapter, model=dict(encoder.identity), preprocessing=preprocess)
-
-
-def test_another_backbone_is_refused_and_both_are_named(
-    store: FeatureStore, encoder: Encoder
-) -> None:
-    adapter = on(encoder, store)
-    other = {**encoder.identity, "weights": "f" * 64, "name": "other/one", "dim": 512}
-    here = str(encoder.identity["weights"])[:12]
-    expected = (
-        rf"made with local-dir:.* \(weights {here}, D = 16\), and this is other/one \(weights f"
-    )
-    with pytest.raises(UserError, match=expected):
-        require_model(adapter.model, other)
-    require_model(adapter.model, {**encoder.identity, "name": "local-dir:elsewhere"})
-
-
-def test_a_model_of_unknown_weights_is_told_by_its_width(
-    store: FeatureStore, encoder: Encoder
-) -> None:
-    adapter = replace(on(encoder, store), model={"name": "x", "logit_scale": 1.0, "dim": 8})
-    with pytest.raises(UserError, match="weights unknown, D = 8"):
-        require_model(adapter.model, encoder.identity)
-
-
-def test_images_go_to_the_model_as_those_that_were_learned_from(
-    store: FeatureStore, encoder: Encoder
-) -> None:
-    adapter = on(encoder, store)
-    squashed = replace(adapter, preprocessing={**adapter.preprocessing, "resize_mode": "squash"})
-    through = json.loads(json.dumps(squashed.preprocessing))
-    found = preprocessing(through, encoder)
-    assert found == replace(encoder.preprocess, resize_mode="squash")
-    assert preprocessing({}, encoder) == encoder.preprocess
-    larger = {**adapter.preprocessing, "size": 64}
-    with pytest.raises(UserError, match="makes images of 64 pixels, and the model takes 32"):
-        preprocessing(larger, encoder)
-
-
-def test_probabilities_are_tempered(store: FeatureStore, encoder: Encoder) -> None:
-    plain = replace(
-        on(encoder, store), tensors={"weight": torch.eye(4, 16), "bias": torch.zeros(4)}
-    )
-    head = {
-        "kind": "linear",
-        "fields": {"weight": {"tensor": "weight"}, "bias": None, "measures": {"values": {}}},
-    }
-    adapter = replace(plain, classifier=head, calibration=Calibration(temperature=0.5))
-    predictor = with_encoder(adapter, encoder)
-    features = predictor.features(torch.randn(3, 3, 32, 32))
-    torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
-    expected = torch.softmax(2 * features[:, :4].double(), dim=1)
-    torch.testing.assert_close(predictor.probabilities(features), expected)
-
-
-def test_a_wrapped_model_of_the_same_weights_will_do(store: FeatureStore, encoder: Encoder) -> None:
-    again = wrap(encoder.model, encoder.tokenizer, torch.device("cpu"), name="mine", arch="mine")
-    require_model(on(encoder, store).model, again.identity)
-
-
-def test_inspect_tells_all_of_an_adapter_and_verify_reads_it(
-    store: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "a.safetensors"
-    adapter, _ = fit_and_save(store, fewshot.GDA(alpha=2.0), path, shots=4, fixed=("alpha",))
-    assert main(["inspect", str(path)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == adapter.summary()
-    for line in (
-        "     0  ant  (4 images)",
-        "  4, of ant: ant",
-        "  alpha: 2.0",
-        "  dataset: pets",
-        "  16 images: folds of the images learned from",
-        "  weight: (4, 8) torch.float32",
-    ):
-        assert line in lines
-    assert main(["verify", str(path)]) == 0
-    assert capsys.readouterr().out == f"{path}: whole and unchanged\n"
-    path.write_bytes(path.read_bytes()[:-1])
-    assert main(["verify", str(path)]) == 2
-    assert "is damaged" in capsys.readouterr().err
-
-
-def test_inspect_names_the_first_of_many_classes(store: FeatureStore, tmp_path: Path) -> None:
-    adapter = replace(made(store, "zero-shot"), classnames=tuple(f"c{i}" for i in range(30)))
-    text = describe(adapter)
-    assert "  19  c19" in text
-    assert "  and 10 more" in text
-    assert "none: there were no labeled images to judge by" in text
-
-
-def test_inspect_lists_tensors_by_name_in_whatever_order_they_come(store: FeatureStore) -> None:
-    tensors = {f"layer.{i}": torch.zeros(i) for i in (2, 0, 3, 1)}
-    lines = describe(replace(made(store, "zero-shot"), tensors=tensors)).splitlines()
-    assert lines[-4:] == [f"  layer.{i}: ({i},) torch.float32" for i in range(4)]
-
-
-def test_images_of_one_scene_do_not_vouch_for_one_another(store: FeatureStore) -> None:
+def test_images_of_one_scene_do_not_vouch_for_one_another(pets: FeatureStore) -> None:
     noise = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
     features = normalize(noise, dim=1).repeat(3, 1)  # each image three times
     support = SupportSet(features, (torch.arange(32) % 4).repeat(3), 4)
-    fit = replace(fitted(store, "nearest-mean"), support=support, text=None)
+    fit = replace(fitted_on(pets, "nearest-mean"), support=support, text=None)
     held = out_of_fold(fit.method, fit.support, fit.text)
     assert held is not None
     known = calibrate(*held, "cv")

@@ -6,11 +6,16 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
+import fewshot
 from cache.models.encoder import Encoder
+from cache.store import FeatureStore
 from fewshot.adapters.adapter import Adapter
 from fewshot.adapters.classifiers import take_apart
+from fewshot.adapters.fitted_adapter import of_fitted
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods import configure
+from fewshot.fitted import Fitted
+from fewshot.method import Method
 from fewshot.methods import METHODS
 from fewshot.model_selection.calibration import Calibration
 from fewshot.support import SupportSet
@@ -38,12 +43,27 @@ def adapter_of(encoder: Encoder, method: str, settings: Any, **more: Any) -> Ada
     return Adapter(**{**plain, **more})
 
 
-def fitted_classifier(name: str, dim: int, **settings: Any) -> Any:
-    """Of four images of each class, fitted for two epochs where there are any."""
+def brisk(name: str, **settings: Any) -> Method:
+    """The method with two epochs, where it has any."""
     method = METHODS[name]()
     if "epochs" in method.__dataclass_fields__:
         settings = {"epochs": 2, **settings}
-    method = replace(method, **settings)
+    return replace(method, **settings)
+
+
+def fitted_on(store: FeatureStore, name: str, **settings: Any) -> Fitted:
+    """Fitted to four images of each class of a store."""
+    return fewshot.fit(store, brisk(name, **settings), shots=4, tune="none")
+
+
+def made_of(store: FeatureStore, name: str = "gda") -> Adapter:
+    """The adapter of that, not calibrated."""
+    return of_fitted(fitted_on(store, name), calibration=Calibration())
+
+
+def fitted_classifier(name: str, dim: int, **settings: Any) -> Any:
+    """Of four images of each class, fitted for two epochs where there are any."""
+    method = brisk(name, **settings)
     generator = torch.Generator().manual_seed(3)
     features = torch.randn(12, dim, generator=generator)
     if method.unit_norm:
