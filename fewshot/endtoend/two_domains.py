@@ -107,24 +107,15 @@ def run_two_domains(
     chosen = chosen_by_hand(
         method, live=True, has_val=False, crop_scale=crop_scale, flip=flip, official=False
     )
-    planned = Run.planned(
-        method,
-        replace(given, fixed={**given.fixed, **chosen}),
-        dataset=target.dataset,
-        model=str(encoder.identity["name"]),
-        fingerprint=str(encoder.identity["weights"]),
-        fitted_on=source.dataset,
-        shots=drawn.shots,
-        fewest=drawn.shots,
-        n_views=0,
-    )
+    with_crops = replace(given, fixed={**given.fixed, **chosen})
+    planned = _run_of(method, with_crops, encoder, source, target, drawn.shots)
     numbers = torch.arange(len(paths))
     first = about_training(
-        method, plan, encoder, source, list(source.classnames), drawn.paths, drawn.labels,
+        method, plan, encoder, source, source.classnames, drawn.paths, drawn.labels,
         seed=given.seed, contents=False,
     )  # fmt: skip
     about = first + about_training(
-        method, plan, encoder, target, list(target.classnames), paths, numbers, seed=given.seed
+        method, plan, encoder, target, target.classnames, paths, numbers, seed=given.seed
     )
     queries = Queries(target, None, batch_size, workers, advance)
     before = finished(checkpoint, about, planned, queries)
@@ -181,6 +172,28 @@ def run_two_domains(
     if checkpoint is not None:
         finish(checkpoint, about, result)
     return Trained(final, clip, result, complaint)
+
+
+def _run_of(
+    method: LiveTwoStage,
+    protocol: Protocol,
+    encoder: Encoder,
+    source: Source,
+    target: Source,
+    shots: int,
+) -> Run:
+    """The run that the result will be of."""
+    return Run.planned(
+        method,
+        protocol,
+        dataset=target.dataset,
+        model=str(encoder.identity["name"]),
+        fingerprint=str(encoder.identity["weights"]),
+        fitted_on=source.dataset,
+        shots=shots,
+        fewest=shots,
+        n_views=0,
+    )
 
 
 def adapt_images(
