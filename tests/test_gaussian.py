@@ -6,6 +6,7 @@ import torch
 from sklearn.covariance import OAS, LedoitWolf
 from torch import Tensor
 
+from cache.errors import UserError
 from fewshot.parts.gaussian import (
     Shrinkage,
     class_means,
@@ -112,3 +113,9 @@ def test_samples_in_blocks_and_single_precision_give_the_same_in_double(
     torch.testing.assert_close(blocked, means, rtol=1e-14, atol=1e-14)
     found = shared_covariance(x, LABELS, blocked, shrinkage)
     torch.testing.assert_close(found, covariance, rtol=1e-12, atol=1e-14)
+
+
+def test_samples_that_are_all_alike_are_refused() -> None:
+    x = features(4)[:1].repeat(8, 1)
+    with pytest.raises(UserError, match="8 labeled samples are all one and the same"):
+        shared_covariance(x, LABELS, class_means(x, LABELS, 3), 0.5)

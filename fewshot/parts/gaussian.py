@@ -39,6 +39,9 @@ def shared_covariance(
         labels: (N,).
         means: (C, D) the classes' means.
         shrinkage: s itself, or how to choose it; see `shrinkage_intensity`.
+
+    Raises:
+        UserError: All samples are alike.
     """
     n, dim = features.shape
     scatter = torch.zeros(dim, dim, dtype=means.dtype, device=means.device)
@@ -49,7 +52,13 @@ def shared_covariance(
     identity = torch.eye(dim, dtype=means.dtype, device=means.device)
     variance = scatter.trace() / dim
     if variance * dim < 1e-9:  # rounding, where unit vectors really differ by nothing
-        return features.to(means).var(dim=0).mean() * identity
+        spread = features.to(means).var(dim=0).mean()
+        if spread * dim < 1e-9:
+            raise UserError(
+                f"{n} labeled samples are all one and the same, and tell no classes apart; "
+                "look for one image under all labels"
+            )
+        return spread * identity
     if shrinkage in ("ledoit-wolf", "oas"):  # these two want all residuals at once
         intensity = shrinkage_intensity(features.to(means) - means[labels], shrinkage)
     else:
