@@ -34,15 +34,16 @@ from fewshot.text import Text
 Weight = Literal["prior"] | float
 
 # The prior where names say all, and where they say nothing; between, in proportion to the doubt.
+# GDA's is 0: it says what the whitened kernel says, so held-out images have to ask for it.
 CLEAR = {
     "zero_shot": 0.1,
-    "gda": 0.15,
+    "gda": 0.0,
     "proker": 0.1,
     "text_probe": 0.4,
     "whitened_probe": 0.5,
-    "whitened_kernel": 0.2,
+    "whitened_kernel": 0.5,
 }
-OBSCURE = {"gda": 0.2, "proker": 0.15, "whitened_probe": 0.1, "whitened_kernel": 0.2}
+OBSCURE = {"proker": 0.15, "whitened_probe": 0.1, "whitened_kernel": 0.4}
 FULL_DOUBT = 0.18  # at this doubt one shot is trusted in full
 # Toward the prior: a weight 0.25 off costs as much as ten images one nat off where bases learned
 # from one shot, and so without a covariance within classes; with K shots a K-th of that.
@@ -72,8 +73,8 @@ class Stack(Method):
 
         prior = s ((1 - d) CLEAR + d OBSCURE) + (1 - s) zero-shot,   s = min(1, sqrt(K) (d/0.18)^2).
 
-    Without text d is 1. At one shot the prior leaves the whitened kernel out. A base of weight 0 is
-    not fitted.
+    Without text d is 1. A base of weight 0 is not fitted; one that is set to 0 has no part in
+    tuning either.
 
     Attributes:
         zero_shot: Weight of zero-shot, or `prior` for that of the formula; likewise for all bases.
@@ -118,7 +119,7 @@ class Stack(Method):
     def fit(self, support: SupportSet, text: Text | None) -> Base:
         """Fit the bases and add them up."""
         weights = self._weights(support, text)
-        bases = self._bases(support, text, weights)
+        bases = self._bases(support, text, [name for name, w in weights.items() if w > 0])
         return _sum([(weights[name], base) for name, base in bases.items()], weights)
 
     def tuned(
@@ -133,15 +134,15 @@ class Stack(Method):
             held: See `TunesItself`.
         """
         start = self._weights(support, text)
+        names = self._names(support, text)
         logits, labels, shots = [], [], support.shots
         for train, features, truth in held:
-            bases = self._bases(train, text, start)
-            logits.append(torch.stack([base.logits(features) for base in bases.values()]))
+            bases = self._bases(train, text, names).values()
+            logits.append(torch.stack([base.logits(features) for base in bases]))
             labels.append(truth)
             shots = min(shots, train.shots)
             if sum(map(len, labels)) >= ENOUGH:
                 break
-        names = list(bases)
         prior = torch.tensor([start[name] for name in names], dtype=torch.float64)
         moves = torch.tensor([name in free for name in names])
         found = pool_weights(logits, labels, prior, moves, pull=PULL / shots)
@@ -153,6 +154,15 @@ class Stack(Method):
         """Classify classes without images by zero-shot: the other bases know nothing of them."""
         return ZeroShot(self.logit_scale).fit(None, new)
 
+    def _names(self, support: SupportSet, text: Text | None) -> list[str]:
+        """The bases that may have a weight."""
+        out = {name for name in CLEAR if getattr(self, name) == 0}
+        if text is None:
+            out.update(NEED_TEXT)
+        if len(support.labels) > MAX_KERNEL:
+            out.update(KERNELS)
+        return [name for name in CLEAR if name not in out]
+
     def _weights(self, support: SupportSet, text: Text | None) -> dict[str, float]:
         """Base -> its weight."""
         texts = self._texts(text)
@@ -163,14 +173,10 @@ class Stack(Method):
             for name, clear in CLEAR.items()
         }
         prior["zero_shot"] += 1 - s
-        if support.shots == 1:  # no spread within classes to whiten by; with it up to 0.6 % worse
-            prior["whitened_kernel"] = 0.0
-        given = {name: getattr(self, name) for name in CLEAR}
-        weights = {name: prior[name] if w == "prior" else float(w) for name, w in given.items()}
-        if text is None:
-            weights |= dict.fromkeys(NEED_TEXT, 0.0)
-        if len(support.labels) > MAX_KERNEL:
-            weights |= dict.fromkeys(KERNELS, 0.0)
+        weights = dict.fromkeys(CLEAR, 0.0)
+        for name in self._names(support, text):
+            given = getattr(self, name)
+            weights[name] = prior[name] if given == "prior" else float(given)
         if not any(weights.values()):
             left = ", ".join(name for name in CLEAR if name not in NEED_TEXT)
             without = "" if text else f"; without text only {left} are left"
@@ -178,9 +184,9 @@ class Stack(Method):
         return weights
 
     def _bases(
-        self, support: SupportSet, text: Text | None, weights: Mapping[str, float]
+        self, support: SupportSet, text: Text | None, names: Iterable[str]
     ) -> dict[str, Base]:
-        """The bases that have a weight, fitted."""
+        """Base -> its classifier."""
         scale, texts = self.logit_scale, self._texts(text)
         fits: dict[str, Callable[[], Base]] = {
             "zero_shot": lambda: ZeroShot(scale).fit(support, text),
@@ -192,7 +198,7 @@ class Stack(Method):
             ),
             "whitened_kernel": lambda: _whitened_kernel(support),
         }
-        return {name: fit() for name, fit in fits.items() if weights[name] > 0}
+        return {name: fits[name]() for name in names}
 
     def _texts(self, text: Text | None) -> Tensor | None:
         """(C, D) class texts at unit norm times the logit scale."""
