@@ -101,7 +101,7 @@ def run(
             trained or tested again.
         save: A folder to write the predictions into.
         workers: Threads that decode and augment.
-        batch_size: TrainImages per forward pass in testing.
+        batch_size: Images per forward pass in testing.
         watch: Called after each training step, as `train.Watch` says.
         advance: Called with the number of test images just classified.
         **asked: Fields of a `Protocol`, such as shots and seed, which take the place of the
