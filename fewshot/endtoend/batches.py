@@ -24,7 +24,7 @@ class TrainImages:
         paths: N paths, relative to its root.
         encoder: The untrained model.
         workers: Threads that decode.
-        batch_size: TrainImages per forward pass without gradients.
+        batch_size: Images per forward pass without gradients.
     """
 
     source: Source

@@ -83,7 +83,7 @@ def run_two_domains(
             finished.
         save: A folder to write the predictions into.
         workers: Threads that decode and augment.
-        batch_size: TrainImages per forward pass without gradients.
+        batch_size: Images per forward pass without gradients.
         watch: Makes of a stage's number what is called after each of its steps.
         advance: Called with the number of test images just classified.
         **asked: Fields of a `Protocol`, which take the place of the protocol's own.
