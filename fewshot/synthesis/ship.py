@@ -156,7 +156,7 @@ class Ship:
         latent: Z, length of a latent vector.
         hidden: Units of the hidden layers. The paper has 512, 2048 and 4096, for prompts. Here
             fewer are as good or better on four datasets, for less noise is left in a collapsed
-            G(z); docs/guide/label-only.md has the table.
+            G(z); docs/guide/ship.md has the table.
         epochs: Passes over the images.
         lr: AdamW's learning rate.
         batch_size: Images per step.
