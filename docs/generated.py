@@ -70,12 +70,17 @@ def settings(name: str) -> str:
             f"`{field.name}`",
             about.get(field.name, "").removesuffix("."),
             f"`{field.default}`" if field.default != "" else "empty",
-            ", ".join(f"{value}" for value in grid.get(field.name, ())),
+            _tried(grid.get(field.name, ())),
         )
         for field in fields(method)
     ]
     header = ("setting", "what it is", "default", "tuning tries")
     return table(header, rows) if grid else table(header[:3], [row[:3] for row in rows])
+
+
+def _tried(values: Sequence[object]) -> str:
+    """The values of a grid; a method that tunes itself has one alone, the rule it goes on from."""
+    return "any value" if len(values) == 1 else ", ".join(map(str, values))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

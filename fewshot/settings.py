@@ -122,8 +122,10 @@ def describe(name: str, methods: Mapping[str, "type[MethodInfo]"]) -> str:
         lines.append(f"    {field.name}: {_words(kinds)}; default {field.default}")
         lines += indented(explained.get(field.name, ""))
         if field.name in method.grid:
-            tried = ", ".join(f"{value}" for value in method.grid[field.name])
-            lines.append(f"{deep}tuning tries {tried}")
+            values = method.grid[field.name]
+            tried = ", ".join(f"{value}" for value in values)
+            # One value is the name of a rule, from which a method that tunes itself goes on.
+            lines.append(f"{deep}tuning {f'tries {tried}' if len(values) > 1 else 'finds it'}")
     return "\n".join(lines)
 
 

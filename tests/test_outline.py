@@ -54,3 +54,5 @@ def test_a_method_is_described_by_what_each_setting_is_takes_and_tries() -> None
         "        tuning tries 0.5, 1.0, "
     ) in told
     assert max(map(len, told.splitlines())) <= 100
+    told = describe("stack", METHODS)
+    assert "        Weight of the text probe.\n        tuning finds it\n" in told
