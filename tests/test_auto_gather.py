@@ -93,9 +93,17 @@ def test_a_known_dataset_will_do() -> None:
     assert set(source.splits) == {"train", "test"}
 
 
+@pytest.mark.parametrize("name", ["nowhere", "./nowhere", "a/nowhere/"])
+def test_a_mistyped_folder_is_one_short_line(name: str) -> None:
+    with pytest.raises(UserError) as raised:
+        gather(name)
+    assert str(raised.value) == (
+        f"no folder or table of images at {name}; check its name; fewshot datasets lists the "
+        "datasets that go by name"
+    )
+
+
 def test_what_is_not_there_is_said(draw_photos: Draw, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="neither a folder nor a table of images: unk"):
-        gather("nowhere")
     photos = draw_photos(n=2)
     with pytest.raises(UserError, match=r"absent is not a folder; give a folder of images"):
         gather(photos, tmp_path / "absent")

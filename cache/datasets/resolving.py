@@ -42,6 +42,10 @@ _READERS: dict[str, Callable[[Manifest, Path], Listing]] = {
 }
 
 
+class NoDatasetError(UserError):
+    """Nothing goes by the name: no folder, no table, no declared dataset."""
+
+
 def data_root(option: Path | None) -> Path:
     """The folder that datasets lie in: the option, else $FEWSHOT_DATA, else ./data."""
     return (option or Path(os.environ.get("FEWSHOT_DATA") or "data")).expanduser()
@@ -68,8 +72,9 @@ def find(
         multi_label: Take several rows of one image in a table for several labels.
 
     Raises:
-        UserError: Nothing was named, or it is unknown, or not to be found; or it is no table and
-            is to have several labels.
+        NoDatasetError: Nothing goes by the name.
+        UserError: Nothing was named, or what was is not on disk; or it is no table and is to have
+            several labels.
     """
     source = _found(dataset, manifest, root, download, multi_label)
     if multi_label and not source.multi_label:
@@ -112,8 +117,10 @@ def _found(
                 if table_of_it.is_file():
                     return resolve_table(table_of_it, multi_label=multi_label)
         if path.name != dataset:
-            raise UserError(f"no folder or table at {dataset}; give one that there is") from None
-        raise UserError(
+            raise NoDatasetError(
+                f"no folder or table at {dataset}; give one that there is"
+            ) from None
+        raise NoDatasetError(
             f"{error}; nor is it a folder or table here or in {data_root(root)} (--data-root)"
         ) from None
     return resolve(declared, data_root(root), download=download)

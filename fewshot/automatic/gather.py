@@ -8,7 +8,7 @@ from cache.datasets.image_search import find_images
 from cache.datasets.layouts.folder import unlabeled_folder
 from cache.datasets.layouts.table_file import ENDINGS as TABLES
 from cache.datasets.listing import Item
-from cache.datasets.resolving import find, resolve_folder, resolve_table
+from cache.datasets.resolving import NoDatasetError, find, resolve_folder, resolve_table
 from cache.datasets.source import Source, pooled
 from cache.errors import UserError
 from cache.images.decoding_memory import MAX_PIXELS
@@ -51,9 +51,10 @@ def gather(
     else:
         try:
             found = find(str(dataset))
-        except UserError as error:
+        except NoDatasetError:
             raise UserError(
-                f"{dataset} is neither a folder nor a table of images: {error}"
+                f"no folder or table of images at {dataset}; check its name; "
+                "fewshot datasets lists the datasets that go by name"
             ) from None
     found.require_one_label("auto")
     found = replace(found, max_pixels=max_pixels)
