@@ -179,7 +179,7 @@ def _encode_images(
             f"{known:,} of {count(total, 'image')} encoded before, by size and time of "
             "modification (--rehash reads them)"
         )
-    with progress(f"{source.dataset}: images", total, known) as advance:
+    with progress(f"{source.title}: images", total, known) as advance:
         shards = images.shards(mine, workers, advance)
         engines.run(
             cropping, shards, encoder, images.keep, advance, workers, engine, processes, shared
@@ -212,7 +212,7 @@ def _assemble_store(
 ) -> None:
     """Encode the prompts, and make the store of them and of the images in the bank."""
     prompts = list(dict.fromkeys(p for s in recipe.prompts.values() for p in s.prompts))
-    text = text_features(prompts, encoder, bank, number, f"{source.dataset}: prompts")
+    text = text_features(prompts, encoder, bank, number, f"{source.title}: prompts")
     made_by = {**versions(), **encoding["machine"], "manifest": source.manifest_digest[:12]}
     made_by["images"] = images.digests.total()
     made_by |= split_digests(images.digests, say)

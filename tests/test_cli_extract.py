@@ -179,5 +179,5 @@ def test_all_images_may_be_kept_for_training(
 ) -> None:
     assert main(["extract", "--dataset", str(draw_photos()), "--all-train", "--dry-run"]) == 0
     report = capsys.readouterr().err
-    assert "photos-all: 3 classes, 18 images (folders, all for training)" in report
+    assert "photos: 3 classes, 18 images (folders, all for training)" in report
     assert "test" not in report

@@ -68,7 +68,7 @@ def check_files(source: Source, train_rows: Sequence[int] | None = None) -> Pref
     }
     if train_rows is not None:
         rows["train"] = train_rows
-    with progress(f"{source.dataset}: files", sum(map(len, rows.values()))) as advance:
+    with progress(f"{source.title}: files", sum(map(len, rows.values()))) as advance:
         return check(source, rows=rows, advance=advance)
 
 

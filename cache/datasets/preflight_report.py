@@ -40,12 +40,12 @@ class Preflight:
         n = len(source.classnames)
         if source.unlabeled:
             images = count(len(source.splits["train"]), "unlabeled image")
-            first = f"{source.dataset}: {count(n, 'class', 'classes')}, {images} ({source.origin})"
+            first = f"{source.title}: {count(n, 'class', 'classes')}, {images} ({source.origin})"
             return "\n".join([first, *self._findings()])
         total = sum(map(len, source.splits.values()))
         size = f"{count(n, 'class', 'classes')}, {count(total, 'image')}"
         lines = [
-            f"{source.dataset}: {size} ({source.origin})",
+            f"{source.title}: {size} ({source.origin})",
             "  split    images  per class min / median / max",
         ]
         for split, counts in self.counts.items():
@@ -68,7 +68,7 @@ class Preflight:
         """
         if self.problems:
             problems = "; ".join(self.problems)
-            raise UserError(f"{self.source.dataset} cannot be encoded: {problems}")
+            raise UserError(f"{self.source.title} cannot be encoded: {problems}")
         if self.unreadable and not skip_unreadable:
             raise cannot_read(self.unreadable)
         return self.source.without(path for _, path, _ in self.unreadable), self.unreadable

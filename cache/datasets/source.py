@@ -45,6 +45,7 @@ class Source:
         unlabeled: True if every label is -1, for nobody has labeled the images.
         place: What `resolving.find` finds it by from any directory: a folder, a table or shards of
             the user's own; empty where that is a name, or not all there is to it.
+        pooled_from: The name before its splits were pooled; empty where they were not.
     """
 
     dataset: str
@@ -66,6 +67,12 @@ class Source:
     multi_label: bool = False
     unlabeled: bool = False
     place: str = ""
+    pooled_from: str = ""
+
+    @property
+    def title(self) -> str:
+        """The name for people, who know their folder and not the store of its pooled images."""
+        return self.pooled_from or self.dataset
 
     @property
     def images(self) -> Reader:
@@ -116,7 +123,7 @@ class Source:
         """
         if self.multi_label:
             raise UserError(
-                f"{what} needs one label of each image, and images of {self.dataset} may have "
+                f"{what} needs one label of each image, and images of {self.title} may have "
                 "several; for these there are extract, fit, bench and predict"
             )
 
@@ -161,6 +168,7 @@ def pooled(source: Source) -> Source:
         content={},
         drawn=False,
         place="",
+        pooled_from=source.dataset,
     )
 
 

@@ -56,7 +56,7 @@ def split_digests(digests: Digests, say: Callable[[str], None]) -> dict[str, str
         got = found.get(f"{split} images", declared)
         if got != declared:
             say(
-                f"the {split} images of {source.dataset} are not, byte for byte, those that its "
+                f"the {split} images of {source.title} are not, byte for byte, those that its "
                 f"manifest declares: {got[:12]}, not {declared[:12]}; results on them do not "
                 "compare with others"
             )

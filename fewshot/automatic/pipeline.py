@@ -80,7 +80,7 @@ def auto(
     model = model_name(model)
     models = [models] if isinstance(models, str) else models
     found = gather(dataset, Path(unlabeled) if unlabeled else None, max_pixels=max_pixels)
-    out = Path(out) if out else Path("runs") / "auto" / found.labeled.dataset.removesuffix("-all")
+    out = Path(out) if out else Path("runs") / "auto" / found.labeled.title
     root = Path(store) if store else default_root()
     require_outside(Path(dataset), {"--out": out, "--store": root})
     if out.exists() and not out.is_dir():

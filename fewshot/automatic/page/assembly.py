@@ -59,7 +59,7 @@ def page(outcome: Outcome) -> str:
         to_label=len(outcome.unlabeled.next) if outcome.unlabeled else 0,
         more_labels=outcome.more_labels,
     )
-    title = f"Your photos in {PurePath(outcome.dataset).name or outcome.store.dataset}"
+    title = f"Your photos in {PurePath(outcome.dataset).name or outcome.source.title}"
     return html.page(title, list(_parts(outcome)), top)
 
 
