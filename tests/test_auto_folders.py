@@ -135,8 +135,28 @@ def test_mistakes_show_before_a_model_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give --store another place"):
         quickly(photos, **{**absent, "store": photos / "features"})
     lone = draw_digits(tmp_path / "lone", {"zero": 2})
-    with pytest.raises(UserError, match="a classifier needs two classes at least, got 1"):
+    with pytest.raises(UserError, match=r"^lone cannot be encoded: a classifier needs two classes"):
         quickly(lone, **absent)
+
+
+def test_one_photo_under_all_labels_is_refused_in_the_users_terms(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    for name, n in {"zero": 2, "one": 1}.items():
+        (photos / name).mkdir(parents=True)
+        for i in range(n):
+            digit("three", 0).save(photos / name / f"{i}.png")
+    said: list[str] = []
+    with pytest.raises(UserError) as raised:
+        quickly(photos, methods=["gda"], say=said.append)
+    assert str(raised.value) == (
+        "all 3 photos look the same to tiny, so nothing tells the classes apart; look for one "
+        "photo under all labels"
+    )
+    shown = "\n".join([*said, capsys.readouterr().err])
+    assert "photos: images" in shown
+    assert "photos-all" not in shown
 
 
 def test_a_class_of_which_nothing_decodes_is_named(tmp_path: Path) -> None:

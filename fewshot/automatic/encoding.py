@@ -4,10 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from cache.datasets.preflight import check_files
 from cache.datasets.preflight_report import Preflight
 from cache.datasets.source import Source
-from cache.errors import UserError, none_can
+from cache.errors import UserError, count, none_can
 from cache.extract import default_workers, extract
 from cache.identity import Recipe, identity_of
 from cache.location import bank_path, store_path
@@ -15,6 +17,7 @@ from cache.models.encoder import Encoder
 from cache.pair import paired
 from cache.prompts import prompt_sets
 from cache.store import FeatureStore
+from fewshot.parts.gaussian import alike
 
 Say = Callable[[str], None]
 
@@ -48,7 +51,7 @@ def encode_labeled(report: Preflight, how: Encoding) -> FeatureStore:
         how: By what and to where.
 
     Raises:
-        UserError: The report has problems, or too few images of a class can be read.
+        UserError: The report has problems, no image of a class can be read, or all are alike.
     """
     source, left_out = report.passed(skip_unreadable=True)
     recipe = Recipe(prompt_sets(source.classnames, source.templates), left_out=left_out)
@@ -59,6 +62,12 @@ def encode_labeled(report: Preflight, how: Encoding) -> FeatureStore:
         raise UserError(
             f"no image of {', '.join(empty[:5])} can be read; the store {store.path} says why; "
             "fix the images, or remove the class"
+        )
+    train = store.split("train")
+    if alike(torch.from_numpy(train.features())):
+        raise UserError(
+            f"all {count(len(train), 'photo')} look the same to {store.model}, so nothing "
+            "tells the classes apart; look for one photo under all labels"
         )
     return store
 

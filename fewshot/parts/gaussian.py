@@ -12,6 +12,13 @@ Shrinkage = ShrinkageRule | float
 SHRINKAGES = get_args(ShrinkageRule)
 BLOCK = 2**16  # samples at a time, 256 MiB of them in double precision at 512 dimensions
 
+ROUNDING = 1e-9  # the variance of unit vectors that are one and the same
+
+
+def alike(samples: Tensor) -> bool:
+    """True if (N, D) samples of unit norm, two or more, differ by rounding alone."""
+    return bool(samples.double().var(dim=0).sum() < ROUNDING)
+
 
 def class_means(
     features: Tensor, labels: Tensor, n_classes: int, dtype: torch.dtype | None = None
@@ -51,14 +58,13 @@ def shared_covariance(
     scatter /= n - 1
     identity = torch.eye(dim, dtype=means.dtype, device=means.device)
     variance = scatter.trace() / dim
-    if variance * dim < 1e-9:  # rounding, where unit vectors really differ by nothing
-        spread = features.to(means).var(dim=0).mean()
-        if spread * dim < 1e-9:
+    if variance * dim < ROUNDING:
+        if alike(features):
             raise UserError(
                 f"{n} labeled samples are all one and the same, and tell no classes apart; "
                 "look for one image under all labels"
             )
-        return spread * identity
+        return features.to(means).var(dim=0).mean() * identity
     if shrinkage in ("ledoit-wolf", "oas"):  # these two want all residuals at once
         intensity = shrinkage_intensity(features.to(means) - means[labels], shrinkage)
     else:
