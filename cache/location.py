@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shlex
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -160,19 +161,25 @@ def require_writable(
         folders: Option -> the folder that it says to write into.
 
     Raises:
-        UserError: A folder of one of these is read-only, a file is in the place of a folder, or a
-            folder in that of a file.
+        UserError: A folder of one of these is read-only or takes no files, a file is in the place
+            of a folder, or a folder in that of a file.
     """
     for option, path in {**files, **folders}.items():
         if path is None:
             continue
         there = next(one for one in (path, *path.absolute().parents) if one.exists())
+        folder = there.parent if there.is_file() else there
         why = ""
         if there.is_file() and (there != path or option in folders):
             why = f"{there} is a file"
         elif path.is_dir() and option in files:
             why = f"{path} is a folder"
-        elif not os.access(there.parent if there.is_file() else there, os.W_OK | os.X_OK):
+        elif not os.access(folder, os.W_OK | os.X_OK):
             why = f"{there} is read-only"
+        else:
+            try:  # root may write into /proc, by its mode, and cannot
+                tempfile.TemporaryFile(dir=folder).close()
+            except OSError as error:
+                why = f"{folder} takes no files ({error.strerror})"
         if why:
             raise UserError(f"cannot write {path}: {why}; give {option} another place")

@@ -95,6 +95,16 @@ def test_a_place_must_be_writable_though_it_is_not_there_yet(
             require_writable(**places)
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that takes no files")
+def test_a_folder_that_takes_no_files_though_its_mode_says_so_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, _: True)
+    for places in ({"folders": {"--a": Path("/proc/x")}}, {"files": {"--a": Path("/proc/x/y")}}):
+        with pytest.raises(UserError, match=r"/proc takes no files \(.+\); give --a another place"):
+            require_writable(**places)
+
+
 @pytest.mark.parametrize(
     ("arguments", "option"),
     [
@@ -102,6 +112,8 @@ def test_a_place_must_be_writable_though_it_is_not_there_yet(
         (["fit", "gda", "--save", "o/a.safetensors", "--results", "r.jsonl"], "--save"),
         (["train", "coop", "--dataset", "digits", "--out", "o"], "--out"),
         (["bench", "--out", "o"], "--out"),
+        (["search", "--dataset", "digits", "--out", "o/c.toml"], "--out"),
+        (["auto", "digits", "--out", "o"], "--out"),
         (["report", "--out", "o"], "--out"),
         (["extract", "--dataset", "digits", "--model", "none/such", "--store", "o"], "--store"),
         (["export", "none.safetensors", "--to", "onnx", "--out", "o"], "--out"),

@@ -266,7 +266,7 @@ def test_extract_writes_nothing_among_the_photos_though_they_are_where_one_works
 def test_a_file_where_a_folder_should_be_is_one_line(user: User, tmp_path: Path) -> None:
     photos = two_classes(tmp_path / "photos")
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(UserError, match="out is no folder; give --out a place for one"):
+    with pytest.raises(UserError, match="out is a file; give --out another place"):
         user.learns(photos)
     assert not (tmp_path / "features").exists()  # it is told before anything is encoded
     assert user.extracts(photos).code == 0

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from cache.datasets.manifest import all_manifests
 from cache.datasets.preflight import check_files
-from cache.errors import UserError
 from cache.images.decoding_memory import MAX_PIXELS
-from cache.location import default_root, model_name, pair_names, require_outside
+from cache.location import default_root, model_name, pair_names, require_outside, require_writable
 from fewshot.automatic.backbones import Compared, Machine, compare
 from fewshot.automatic.commands import commands
 from fewshot.automatic.encoding import Encoding, Say, encode_labeled
@@ -83,8 +82,7 @@ def auto(
     out = Path(out) if out else Path("runs") / "auto" / found.labeled.title
     root = Path(store) if store else default_root()
     require_outside(Path(dataset), {"--out": out, "--store": root})
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is no folder; give --out a place for one")
+    require_writable(folders={"--out": out})
     report = check_files(found.labeled)
     say(report.report())
     source, _ = report.passed(skip_unreadable=True)
