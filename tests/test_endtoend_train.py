@@ -256,12 +256,23 @@ def test_a_damaged_checkpoint_is_refused(
         Run(encoder)(path)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(encoder: Encoder) -> None:
+@pytest.mark.parametrize(
+    ("precision", "remedy"),
+    [
+        ("fp16", "use a smaller lr, or --precision bf16 or fp32"),
+        ("bf16", "use a smaller lr"),
+        ("fp32", "use a smaller lr"),
+    ],
+)
+def test_a_loss_that_is_no_number_stops_the_run(
+    encoder: Encoder, precision: str, remedy: str
+) -> None:
     parameter = torch.nn.Parameter(torch.ones(3, 16))
     learner = Learner({"p": parameter}, float("inf"), lambda: parameter)
-    with pytest.raises(UserError, match=r"the loss is nan in step 1 of 3; use a smaller lr"):
+    clip = replace(Clip.of(encoder), precision=precision)
+    with pytest.raises(UserError, match=f"the loss is nan in step 1 of 3; {remedy}$"):
         train(
-            learner, Clip.of(encoder), TrainingPlan(3, 6, lambda epoch, done: 0.1),
+            learner, clip, TrainingPlan(3, 6, lambda epoch, done: 0.1),
             torch.optim.SGD([parameter]), lambda rows, epoch: torch.ones(len(rows), 16), LABELS,
             seed=1,
         )  # fmt: skip

@@ -80,6 +80,15 @@ class Clip:
         of_both = getattr(self.model, "set_grad_checkpointing", None)
         (of_both or self.model.visual.set_grad_checkpointing)(True)
 
+    @property
+    def steadier(self) -> str:
+        """The remedies where a number is not finite, for the end of an error.
+
+        bf16 has the range of fp32, so that another precision helps float16 alone.
+        """
+        other = ", or --precision bf16 or fp32" if self.precision == "fp16" else ""
+        return f"use a smaller lr{other}"
+
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
         """Run in the model's precision; float32 weights stay float32."""

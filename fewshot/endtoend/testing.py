@@ -73,8 +73,8 @@ class Queries:
         for logits in self._logits(learner, clip, rows):
             if not torch.isfinite(logits).all():
                 raise UserError(
-                    "the trained model's logits are not finite, so its last steps diverged; use a "
-                    "smaller lr, or --precision bf16 or fp32"
+                    "the trained model's logits are not finite, so its last steps diverged; "
+                    f"{clip.steadier}"
                 )
             predicted.append(logits.argmax(dim=1))
             sure.append(torch.zeros(len(logits)) if sureness is None else sureness(logits))

@@ -96,7 +96,7 @@ class TrainingSteps:
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss is {float(loss.detach())} in step {step + 1} of "
-                f"{self.plan.iterations}; use a smaller lr, or --precision bf16 or fp32"
+                f"{self.plan.iterations}; {self.clip.steadier}"
             )
         right = math.nan
         if self.learner.survey is None:
