@@ -395,7 +395,9 @@ def test_a_store_of_other_weights_or_images_is_refused(
         name=encoder.identity["name"], arch=encoder.identity["arch"],
     )  # fmt: skip
     store = stored(source, other, tmp_path / "s.h5")
-    with pytest.raises(UserError, match=r"s\.h5 was made with other weights than .*; extract it"):
+    with pytest.raises(
+        UserError, match=r"s\.h5 was made with other weights than .*; extract it again, or .*--live"
+    ):
         trained(COOP, encoder, source, store=store)
     store = stored(source, encoder, tmp_path / "t.h5")
     for split in ("train", "test"):

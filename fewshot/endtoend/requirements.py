@@ -9,6 +9,8 @@ from cache.store import FeatureStore
 from fewshot.endtoend.clip import EndToEnd, Learner
 from fewshot.protocol import Protocol
 
+WITHOUT_STORE = "extract it again, or run `fewshot train --live`, which needs no store"
+
 
 def require_published(method: EndToEnd, *, changed: Collection[str]) -> None:
     """Raise unless the method can be trained with its published recipe exactly.
@@ -99,8 +101,15 @@ def require_splits(source: Source) -> None:
             )
 
 
-def require_same_weights(store: FeatureStore, encoder: Encoder) -> None:
+def require_same_weights(
+    store: FeatureStore, encoder: Encoder, remedy: str = "extract it again"
+) -> None:
     """Raise unless the store's features are of the weights that are to be trained.
+
+    Args:
+        store: The store.
+        encoder: The model.
+        remedy: The end of the error: what to do.
 
     Raises:
         UserError: They are of others.
@@ -109,7 +118,7 @@ def require_same_weights(store: FeatureStore, encoder: Encoder) -> None:
     if stored is not None and stored != encoder.identity["weights"]:
         raise UserError(
             f"{store.path} was made with other weights than {encoder.identity['name']} has now; "
-            "extract it again"
+            f"{remedy}"
         )
 
 
@@ -127,5 +136,5 @@ def require_same_images(store: FeatureStore, source: Source) -> None:
         if not same:
             raise UserError(
                 f"{store.path} has other {split} images or labels than {source.dataset} has now; "
-                "extract it again"
+                f"{WITHOUT_STORE}"
             )

@@ -12,6 +12,7 @@ from fewshot.endtoend.class_halves import ClassHalves
 from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
 from fewshot.endtoend.crops import augmented, chosen_by_hand, crops_asked, learns_live
 from fewshot.endtoend.requirements import (
+    WITHOUT_STORE,
     require_classes,
     require_few_shots,
     require_images_of_classes,
@@ -81,7 +82,7 @@ class TrainingSetup:
         require_classes(source, method.name)
         require_splits(source)
         if store is not None:
-            require_same_weights(store, encoder)
+            require_same_weights(store, encoder, WITHOUT_STORE)
             require_same_images(store, source)
         drawn = TrainingSet.of(method, source, protocol, official and method.val_first)
         names = [source.classnames[k] for k in drawn.classes]
