@@ -262,6 +262,7 @@ def test_a_resnet_is_refused_by_name(random_resnet: Path, build: Callable[..., P
         (lambda: VQT(towers="both"), "vqt changes the image tower only"),
         (lambda: DTL(rank=0), "rank must be a whole number, 1 or more"),
         (lambda: DTL(kernel=-1), "kernel must be a whole number, 0 or more"),
+        (lambda: DTL(kernel=2), "kernel must be odd, .*; got 2"),
         (lambda: DTL(towers="text"), "dtl changes the image tower only"),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from cache.errors import UserError
 from fewshot.checks import positive, whole
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.parts.blocks import Position, blocks_of
@@ -85,7 +86,8 @@ class DTL(PEFTMethod):
         beta: Sharpness of swish.
         writes: Blocks behind which the tower gets what was gathered; no gradient goes to earlier
             ones.
-        kernel: Side of DTL+'s convolution, 3 in its few-shot script; 0 for DTL, which has none.
+        kernel: Side of DTL+'s convolution, an odd number, 3 in its few-shot script; 0 for DTL,
+            which has none.
     """
 
     rank: int = 2
@@ -103,6 +105,11 @@ class DTL(PEFTMethod):
         image_only(self.name, self.towers)
         whole(self, "rank")
         whole(self, "kernel", minimum=0)
+        if self.kernel and self.kernel % 2 == 0:
+            raise UserError(
+                "kernel must be odd, so that it has a middle, or 0 for no convolution; "
+                f"got {self.kernel}"
+            )
         positive(self, "beta")
 
     def insert(self, clip: Clip) -> Inserted:
