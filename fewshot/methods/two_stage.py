@@ -20,11 +20,10 @@ from fewshot.classifier import Classifier
 from fewshot.method import Method, PracticalSize
 from fewshot.open_set import certainty
 from fewshot.parts.pseudo_labels import (
-    MIDDLE,
-    SPREAD,
     PseudoLabels,
     adaptation_loss,
     centroid_labels,
+    known_and_unknown,
 )
 from fewshot.parts.residual_layer import BottleneckClassifier, ResidualLayer, averaged
 from fewshot.support import SupportSet
@@ -136,12 +135,10 @@ class TwoStage(Method):
             pseudo, certain = self._pseudo(now, images), certainty(now.logits(images))
             order = torch.randperm(len(images), generator=generator)
             for rows in torch.split(order, self.batch_size):
-                margin = SPREAD * step / steps
                 loss = adaptation_loss(
                     layer.logits(images[rows]),
                     pseudo[rows],
-                    certain[rows] > MIDDLE + margin,
-                    certain[rows] < MIDDLE - margin,
+                    *known_and_unknown(certain[rows], step, steps),
                     self.push if unknown else 0.0,
                 )
                 layer.step(loss, self.lr / (1 + 10 * step / steps))

@@ -22,14 +22,13 @@ from fewshot.classifier import LinearClassifier
 from fewshot.method import LearnsFrom, Method
 from fewshot.parts.projected import PooledClassifier
 from fewshot.parts.trained_ends import NormEnd, TextEnd
-from fewshot.parts.universal_entropy import objective
+from fewshot.parts.universal_entropy import Weighting, image_weights, objective
 from fewshot.support import SupportSet, unlabeled
 from fewshot.text import Text, required
 from fewshot.training import cosine_by_step
 
 Learn = Literal["text", "norm"]
 Residual = Literal["shared", "class"]
-Weighting = Literal["zero-shot", "none"]
 
 
 @dataclass(frozen=True)
@@ -179,9 +178,7 @@ class UEO(Method):
                 step += 1
 
     def _weights(self, images: Tensor, text: Tensor) -> Tensor:
-        """(U,) how sure zero-shot CLIP is of each image, above 0."""
-        if self.weighting == "none":
-            return images.new_ones(len(images))
-        temperature = self.weight_temperature
-        scale = self.logit_scale if temperature == "model" else 1 / temperature
-        return torch.softmax(scale * images @ text.T, dim=1).amax(dim=1)
+        """(U,) of images and text of unit norm."""
+        return image_weights(
+            images, text, self.weighting, self.weight_temperature, self.logit_scale
+        )

@@ -10,6 +10,18 @@ PseudoLabels = Literal["centroids", "argmax"]
 MIDDLE, SPREAD = 0.5, 0.2  # the certainty that divides known from unknown, and its margin at last
 
 
+def known_and_unknown(certain: Tensor, step: int, steps: int) -> tuple[Tensor, Tensor]:
+    """(B,) masks of images more certain than most, and of those less certain, by a growing margin.
+
+    Args:
+        certain: (B,) certainties, from 0 to 1.
+        step: The step, from 0.
+        steps: The number of steps.
+    """
+    margin = SPREAD * step / steps
+    return certain > MIDDLE + margin, certain < MIDDLE - margin
+
+
 def adaptation_loss(
     logits: Tensor, pseudo: Tensor, known: Tensor, unknown: Tensor, push: float
 ) -> Tensor:

@@ -25,11 +25,10 @@ from fewshot.endtoend.parts.peft import class_text
 from fewshot.endtoend.parts.select import select
 from fewshot.open_set import certainty
 from fewshot.parts.pseudo_labels import (
-    MIDDLE,
-    SPREAD,
     PseudoLabels,
     adaptation_loss,
     centroid_labels,
+    known_and_unknown,
 )
 
 TOWER = "visual."  # begins the names of the image tower's parameters
@@ -152,11 +151,11 @@ class LiveTwoStage(EndToEnd):
         moving = {name: p for name, p in learned.parameters.items() if name != "head"}
         pseudo = torch.zeros(n_images, dtype=torch.int64)
         certain = torch.zeros(n_images)
-        margin = 0.0
+        now, last = 0, 1
 
         def stage(step: int, steps: int) -> None:
-            nonlocal margin
-            margin = SPREAD * step / steps
+            nonlocal now, last
+            now, last = step, steps
             if step % (steps // self.adapt_epochs) == 0:
                 features = normalize(look().float()).cpu()
                 logits = scaled_cosines(clip.logit_scale, features, head.detach().cpu())
@@ -167,8 +166,8 @@ class LiveTwoStage(EndToEnd):
 
         def loss(features: Tensor, rows: Tensor, logits: Tensor) -> Tensor:
             sure, label = certain.to(logits.device)[rows], pseudo.to(logits.device)[rows]
-            known, others = sure > MIDDLE + margin, sure < MIDDLE - margin
-            return adaptation_loss(logits, label, known, others, self.push if unknown else 0.0)
+            masks = known_and_unknown(sure, now, last)
+            return adaptation_loss(logits, label, *masks, self.push if unknown else 0.0)
 
         return replace(
             learned,

@@ -13,17 +13,17 @@ from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from torch.optim import SGD, Optimizer
 
 from cache.errors import UserError
 from fewshot.checks import non_negative, one_of, positive, whole
-from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan, scaled_cosines
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
 from fewshot.endtoend.methods.coop import CoOp
 from fewshot.endtoend.parts.blocks import Towers
 from fewshot.endtoend.parts.select import select
 from fewshot.method import LearnsFrom
-from fewshot.methods.ueo import Weighting
-from fewshot.parts.universal_entropy import objective
+from fewshot.parts.universal_entropy import Weighting, image_weights, objective
 from fewshot.support import unlabeled
 from fewshot.training import cosine_by_step
 
@@ -111,13 +111,13 @@ class LiveUEO(EndToEnd):
 
         def survey(features: Tensor) -> None:
             nonlocal weights
-            if self.weighting == "none":
-                weights = torch.ones(len(unlabeled(features, self.name)))
-                return
-            temperature = self.weight_temperature
-            scale = clip.logit_scale if temperature == "model" else 1 / temperature
-            logits = scaled_cosines(scale, unlabeled(features, self.name), zero_shot.cpu())
-            weights = torch.softmax(logits, dim=1).amax(dim=1)
+            weights = image_weights(
+                normalize(unlabeled(features, self.name).float(), dim=-1),
+                normalize(zero_shot.cpu(), dim=-1),
+                self.weighting,
+                self.weight_temperature,
+                clip.logit_scale,
+            )
 
         def loss(features: Tensor, rows: Tensor, logits: Tensor) -> Tensor:
             return objective(logits, weights.to(logits.device)[rows], self.marginal).loss
