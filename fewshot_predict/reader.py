@@ -8,8 +8,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,6 +16,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+
+from fewshot_predict.answer_lines import Answer, lines, printable
 
 MODEL = "model.onnx"
 SLIVER = 64  # times as long as wide: of a longer image the middle is enough
@@ -62,7 +63,7 @@ class Reader:
         _, probabilities = self._session.run(None, {"pixels": pixels(image, self._how)[None]})
         return np.asarray(probabilities[0], np.float32)
 
-    def classify(self, path: Path) -> "Answer":
+    def classify(self, path: Path) -> Answer:
         """The classes of an image's file.
 
         Raises:
@@ -76,33 +77,6 @@ class Reader:
             return Answer(ranked, None)
         reached = p >= np.array(self.thresholds)
         return Answer(ranked, [one for one, k in zip(ranked, order, strict=True) if reached[k]])
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The classes of one image, each with its calibrated probability, most probable first.
-
-    Attributes:
-        ranked: All classes.
-        labels: Those that are its labels, possibly none, where it may have several; None where it
-            has one, which is the first.
-    """
-
-    ranked: list[tuple[str, float]]
-    labels: list[tuple[str, float]] | None
-
-    def line(self, path: Path, top: int, form: str) -> str:
-        """The answer as one printable line: `table` or `jsonl`, of the most probable classes."""
-        best = self.ranked[:top]
-        if form == "table":
-            listed = _listed(best if self.labels is None else self.labels) or "none"
-            return printable(f"{path}  {listed}")
-        labels = best[:1] if self.labels is None else self.labels
-        said: dict[str, object] = {"path": str(path), "label": ";".join(x for x, _ in labels)}
-        if self.labels is not None:
-            said["label_probabilities"] = [p for _, p in self.labels]
-        names, p = zip(*best, strict=True)
-        return json.dumps({**said, "classes": names, "probabilities": p})
 
 
 def pixels(image: Image.Image, how: Mapping[str, Any]) -> NDArray[np.float32]:
@@ -149,11 +123,6 @@ def _middle(image: Image.Image) -> Image.Image:
     return image.crop((left, top, image.width - left, image.height - top)) if cut else image
 
 
-def printable(text: str) -> str:
-    """The text on one line: newlines, escapes and what else moves a cursor are written out."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 def files(names: Sequence[str]) -> Iterator[Path]:
     """The files that are meant; of a folder the images below it, sorted."""
     for name in names:
@@ -180,7 +149,7 @@ def classify_files(
         images: Files, or folders of them.
         top: Number of classes to print.
         form: `table` or `jsonl`.
-        out: Gets one line for each image.
+        out: Gets one line for each image; a table also a header.
         say: Called with a sentence for each image that cannot be read.
 
     Raises:
@@ -190,17 +159,25 @@ def classify_files(
         raise ReaderError(f"--top must be at least 1; got {top}")
     reader = Reader(folder)
     done = 0
-    for path in files(images):
+    for line in lines(_answers(reader, files(images), say), top, form):
+        done += 1
+        print(line, file=out, flush=True)
+    if not done:
+        raise ReaderError("none of the images can be read; give others")
+
+
+def _answers(
+    reader: Reader, paths: Iterable[Path], say: Callable[[str], None]
+) -> Iterator[tuple[str, Answer]]:
+    """Yield the path and the answer of each image that can be read; the others are said."""
+    for path in paths:
         try:
             answer = reader.classify(path)
         except Exception as error:  # decoders raise more than OSError
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             say(printable(f"cannot read {path}: {reason}"))
             continue
-        done += 1
-        print(answer.line(path, top, form), file=out, flush=True)
-    if not done:
-        raise ReaderError("none of the images can be read; give others")
+        yield str(path), answer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -227,7 +204,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(printable(f"fewshot-predict: {error}"), file=sys.stderr)
         return 2
     return 0
-
-
-def _listed(classes: Sequence[tuple[str, float]]) -> str:
-    return ", ".join(f"{name} {100 * p:.1f}" for name, p in classes)

@@ -13,10 +13,13 @@ from PIL import Image
 
 from cache.images.preprocessing import Preprocess
 from cli import main
+from fewshot.adapters import output
+from fewshot.adapters.image_results import Prediction
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 reader: Any = pytest.importorskip("fewshot_predict.reader")
+answer_lines: Any = pytest.importorskip("fewshot_predict.answer_lines")
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 NAMES = ["ant", "bee", "cat"]
@@ -92,12 +95,40 @@ def test_an_image_may_have_several_labels_or_none(
         found = json.loads(capsys.readouterr().out)
         names = [name for name in found["label"].split(";") if name]
         assert (set(names), len(found["classes"])) == (labels, 1)
-        assert found["label_probabilities"] == pytest.approx([p[name] for name in names])
+        expected = pytest.approx([p[name] for name in names], rel=1e-5)  # six digits are printed
+        assert found["label_probabilities"] == expected
         assert found["label_probabilities"] == sorted(found["label_probabilities"], reverse=True)
         assert reader.main(command) == 0
         shown = capsys.readouterr().out
-        assert all(name in shown for name in labels or {"none"})
+        assert all(name in shown for name in labels)
         assert "bee" not in shown
+
+
+@pytest.mark.parametrize("form", ["table", "jsonl"])
+@pytest.mark.parametrize("top", [1, 2, 9])
+@pytest.mark.parametrize("several", [False, True])
+def test_lines_are_those_of_predictions_by_an_adapter(form: str, top: int, several: bool) -> None:
+    names = ("cat", "\u72ac\u3068cafe\u0301", "cow\x1b[2J")
+    answers, predictions = [], []
+    for i in range(answer_lines.BLOCK + 3):
+        p = (1 - i / 99 - 0.1 / 3, i / 99, 0.1 / 3)
+        order = sorted(range(3), key=lambda k: -p[k])
+        ranked = [(names[k], p[k]) for k in order]
+        labels = [one for one in ranked if one[1] > 0.1 * i] if several else None
+        answers.append((f"{'x' * (i % 9)}{i}.png", answer_lines.Answer(ranked, labels)))
+        best, chosen = ranked[:top], labels or []
+        predictions.append(
+            Prediction(
+                answers[-1][0],
+                classes=tuple(name for name, _ in best),
+                probabilities=tuple(p for _, p in best),
+                labels=tuple(name for name, _ in chosen) if several else None,
+                label_probabilities=tuple(p for _, p in chosen) if several else None,
+            )
+        )
+    assert not several or any(one.labels == () for one in predictions)
+    found = [f"{line}\n" for line in answer_lines.lines(answers, top, form)]
+    assert found == list(output.lines(predictions, form))
 
 
 def test_fewshot_predict_says_the_same_of_an_exported_folder(
@@ -194,10 +225,10 @@ def test_no_name_moves_the_cursor(
     (tmp_path / "photos" / "c\udcff.png").write_bytes(b"no image")
     assert reader.main([str(folder), str(tmp_path / "photos"), "--format", form]) == 0
     shown = capsys.readouterr()
-    assert len(shown.out.splitlines()) == 1
+    assert len(shown.out.splitlines()) == 1 + (form == "table")  # its header
     assert len(shown.err.splitlines()) == 2
     assert r"b\r\u202e.png" in shown.err
-    assert all(c.isprintable() for c in shown.out.strip() + shown.err.replace("\n", ""))
+    assert all(c.isprintable() for c in (shown.out + shown.err).replace("\n", ""))
     if form == "jsonl":
         assert json.loads(shown.out)["path"].endswith("a\x1b[2J\n.png")
     assert reader.main([str(tmp_path / "no\x1b[2Jmodel"), "x.png"]) == 2
