@@ -26,14 +26,29 @@ def pixels(n: int = 4) -> Tensor:
     return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
+def ids(value: object) -> str | None:
+    if not isinstance(value, PEFTMethod):
+        return None
+    return value.name + ("-tk" if getattr(value, "tucker", False) else "")
+
+
+def with_(method: PEFTMethod, **values: Any) -> Any:
+    return type(method)(**{**vars(method), **values})
+
+
+def move(parameters: Mapping[str, Tensor], by: float = 0.1) -> None:
+    """All that is trained off its start, so that it does something."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.add_(by * torch.randn(parameter.shape, generator=generator))
+
+
 def attached(encoder: Encoder, method: PEFTMethod, *, moved: float = 0.0) -> tuple[Clip, Learner]:
     """The learner, with every parameter moved by normal noise of that deviation."""
     clip = Clip.of(encoder)
     learner = method.attach(clip, NAMES, TEMPLATES)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in learner.parameters.values():
-            parameter.add_(moved * torch.randn(parameter.shape, generator=generator))
+    move(learner.parameters, moved)
     return clip, learner
 
 

@@ -1,4 +1,3 @@
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -6,8 +5,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 from cache.errors import UserError
@@ -19,7 +17,7 @@ from fewshot.endtoend.loss_trend import LossTrend
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.methods.difffit import DiffFit
 from fewshot.endtoend.methods.efft import EFFT
-from fewshot.endtoend.methods.fact import FacT, FacTLinear
+from fewshot.endtoend.methods.fact import FacT
 from fewshot.endtoend.methods.fine_tuning import BitFit, FullFineTuning, LNTune
 from fewshot.endtoend.methods.full_delta import FullDelta
 from fewshot.endtoend.methods.kadaptation import KAdaptation
@@ -30,10 +28,8 @@ from fewshot.endtoend.methods.ssf import SSF
 from fewshot.endtoend.parts.peft import PEFTMethod
 from fewshot.endtoend.parts.weight_delta import fold
 from fewshot.endtoend.train import train
+from tests.image_peft import LABELS, NAMES, TEMPLATES, ids, move, pixels, with_
 
-NAMES = ["cat", "long_haired dog", "zebra"]
-TEMPLATES = ["{} texture.", "other {}"]
-LABELS = torch.tensor([0, 1, 2, 1])
 SMALL: list[PEFTMethod] = [  # text 8 and image 64 wide, as the random models are
     LNTune(),
     BitFit(),
@@ -49,28 +45,6 @@ SMALL: list[PEFTMethod] = [  # text 8 and image 64 wide, as the random models ar
     RepAdapter(dim=4, dropout=0.0),
     CLIPLoRA(template="", matrices="q,v,o,fc1,fc2", dropout=0.0),
 ]
-
-
-def ids(value: object) -> str | None:
-    if not isinstance(value, PEFTMethod):
-        return None
-    return value.name + ("-tk" if getattr(value, "tucker", False) else "")
-
-
-def with_(method: PEFTMethod, **values: Any) -> Any:
-    return type(method)(**{**vars(method), **values})
-
-
-def pixels() -> Tensor:
-    return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-
-
-def move(parameters: Mapping[str, nn.Parameter]) -> None:
-    """All that is trained off its start, so that it does something."""
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in parameters.values():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
 @pytest.mark.parametrize("method", SMALL, ids=ids)
@@ -169,129 +143,6 @@ def test_folded_it_is_a_stock_model_of_the_same_function(
     assert keys - {n for n in keys if n.endswith("conv1.bias")} == set(stock.state_dict())
 
 
-def materialized(
-    model: nn.Module, method: PEFTMethod, parts: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Every weight and bias that the technique changes, written out from the parts."""
-    weights: dict[str, Tensor] = {}
-
-    def of(path: str, letter: str) -> Tensor:
-        return parts[f"{path}.{letter}"]
-
-    for path, module in model.named_modules():
-        if not path.startswith("visual."):
-            continue
-        in_block, linear = "resblocks" in path, isinstance(module, nn.Linear)
-        leaf = path.rpartition(".")[2]
-        weight: Any = getattr(module, "weight", None)
-        bias: Any = getattr(module, "bias", None)
-        if isinstance(method, KronA) and leaf in ("q_proj", "v_proj"):
-            update = torch.kron(of(path, "A"), of(path, "B"))
-            weights[f"{path}.weight"] = weight + method.scale * update
-        elif isinstance(method, KAdaptation) and leaf in ("q_proj", "v_proj"):
-            update = torch.zeros_like(weight)
-            for p, q, u, v in zip(
-                parts["image.P"], parts["image.Q"], of(path, "U"), of(path, "V"), strict=True
-            ):
-                update = update + torch.kron(torch.outer(p, q), torch.outer(u, v))
-            weights[f"{path}.weight"] = weight + method.scale * update
-            weights[f"{path}.bias"] = bias + of(path, "b")
-        elif isinstance(method, FacT) and linear and in_block:
-            rows, columns = (n // 64 for n in weight.shape)
-            core = of(path, "S").view(rows, 2, columns, 2)
-            weights[f"{path}.weight"] = weight + method.scale * torch.cat(
-                [
-                    torch.cat(
-                        [
-                            parts["image.V"] @ core[m, :, n] @ parts["image.U"]
-                            for n in range(columns)
-                        ],
-                        dim=1,
-                    )
-                    for m in range(rows)
-                ]
-            )
-        elif isinstance(method, EFFT) and linear and in_block:
-            attention = ("q_proj", "k_proj", "v_proj", "out_proj")
-            group, kinds = ("attn", attention) if leaf in attention else ("mlp", ("c_fc", "c_proj"))
-            U, C, V = (parts[f"image.{group}_{name}"] for name in "UCV")
-            product = U @ C[kinds.index(leaf)] @ V
-            update = product if leaf == "c_proj" else product.T
-            weights[f"{path}.weight"] = weight + method.scale * update
-        elif isinstance(method, SSF) and weight is not None and leaf != "":
-            gamma, beta = of(path, "gamma"), of(path, "beta")
-            weights[f"{path}.weight"] = (gamma * weight.movedim(0, -1)).movedim(-1, 0)
-            if bias is not None:
-                weights[f"{path}.bias"] = gamma * bias + beta
-        elif (
-            isinstance(method, RepAdapter)
-            and linear
-            and leaf in ("q_proj", "k_proj", "v_proj", "c_fc")
-        ):
-            norm = path.rpartition(".")[0].rpartition(".")[0] + (
-                ".ln_2" if leaf == "c_fc" else ".ln_1"
-            )
-            up = torch.block_diag(*of(norm, "B"))  # type: ignore[no-untyped-call]
-            matrix = torch.eye(64) + method.scale * up @ of(norm, "A")
-            shift = method.scale * (up @ of(norm, "a") + of(norm, "b"))
-            weights[f"{path}.weight"] = weight @ matrix
-            weights[f"{path}.bias"] = bias + weight @ shift
-    return weights
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        KronA(factor=4, scale=2.0),
-        KAdaptation(terms=3, factor=4, scale=50.0, dropout=0.0),
-        FacT(rank=2, scale=3.0, dropout=0.0),
-        EFFT(rank=2, scale=3.0, dropout=0.0),
-        SSF(),
-        RepAdapter(dim=4, scale=2.0, dropout=0.0),
-    ],
-    ids=ids,
-)
-def test_loss_and_gradients_are_those_of_the_updated_weights_written_out(
-    encoder: Encoder, method: PEFTMethod
-) -> None:
-    learner: Any = method.attach(Clip.of(encoder), NAMES, TEMPLATES)
-    move(learner.parameters)
-    if isinstance(method, SSF):  # the stock convolution has no bias to write its offset to
-        with torch.no_grad():
-            learner.parameters["visual.conv1.beta"].zero_()
-    theirs = {k: p.detach().clone().requires_grad_() for k, p in learner.parameters.items()}
-    loss, logits = learner.loss(learner.images(pixels()), LABELS)
-    loss.backward()
-    visual: Any = Clip.of(encoder).model
-    changed = {
-        name.removeprefix("visual."): weight
-        for name, weight in materialized(visual, method, theirs).items()
-    }
-    features = functional_call(visual.visual, changed, (pixels(),))
-    text = normalize(learner.text(), dim=-1)
-    expected = learner.logit_scale * normalize(features, dim=-1) @ text.T
-    naive = cross_entropy(expected, LABELS)
-    naive.backward()  # type: ignore[no-untyped-call]
-    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(loss, naive, rtol=1e-5, atol=1e-5)
-    for name, parameter in learner.parameters.items():
-        if name != "visual.conv1.beta":
-            torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-3, atol=1e-4)
-
-
-def test_fact_tk_mixes_every_inner_factor_from_a_column_of_its_own(encoder: Encoder) -> None:
-    clip = Clip.of(encoder)
-    learner = FacT(rank=2, tucker=True).attach(clip, NAMES, TEMPLATES)
-    slots = [
-        list(range(module.slots.start, module.slots.stop))
-        for module in clip.model.modules()
-        if isinstance(module, FacTLinear)
-    ]
-    assert [len(columns) for columns in slots] == [1, 1, 1, 1, 4, 4] * 2
-    every = sorted(column for columns in slots for column in columns)
-    assert every == list(range(learner.parameters["image.P"].shape[1]))
-
-
 @pytest.mark.parametrize("method", SMALL, ids=ids)
 def test_in_half_precision_it_computes_about_the_same(encoder: Encoder, method: PEFTMethod) -> None:
     learner: Any = with_(method, towers="both").attach(Clip.of(encoder), NAMES, TEMPLATES)
@@ -306,6 +157,8 @@ def test_in_half_precision_it_computes_about_the_same(encoder: Encoder, method: 
 
 
 VIT_B_16 = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16}
+
+
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 1}
 
 
@@ -389,75 +242,6 @@ def test_the_seed_draws_the_factors(encoder: Encoder, method: PEFTMethod) -> Non
 
 
 @pytest.mark.parametrize(
-    "method",
-    [
-        KronA(factor=4),
-        FacT(rank=2),
-        RepAdapter(dim=4),
-        FullDelta(),
-        KAdaptation(factor=4),
-        CLIPLoRA(towers="image"),
-    ],
-    ids=ids,
-)
-def test_a_position_leaves_the_other_blocks_alone(encoder: Encoder, method: PEFTMethod) -> None:
-    parameters = (
-        with_(method, position="half-up").attach(Clip.of(encoder), NAMES, TEMPLATES).parameters
-    )
-    own = {name for name in parameters if not name.startswith("image.")}
-    assert all(name.startswith("visual.transformer.resblocks.1.") for name in own)
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        LNTune(),
-        BitFit(),
-        FullFineTuning(last=1),
-        FullDelta(matrices="q,k,v,o"),
-        KronA(factor=4),
-        KAdaptation(factor=4, dropout=0.0),
-        FacT(matrices="q,k,v,o", rank=2, dropout=0.0),
-        SSF(),
-        CLIPLoRA(towers="image", dropout=0.0),
-    ],
-    ids=ids,
-)
-def test_on_a_resnet_what_has_a_place_works(resnet: Encoder, method: PEFTMethod) -> None:
-    clip = Clip.of(resnet)
-    learner: Any = method.attach(clip, NAMES, TEMPLATES)
-    stock: Any = resnet.model
-    image = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        torch.testing.assert_close(
-            learner.images(image), stock.encode_image(image), rtol=1e-4, atol=1e-4
-        )
-    move(learner.parameters)
-    learner.loss(learner.images(image), LABELS)[0].backward()
-    assert all(p.grad is not None for p in learner.parameters.values())
-    with torch.no_grad():
-        images = learner.images(image)
-        fold(clip.model)
-        torch.testing.assert_close(clip.model.encode_image(image), images, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("method", "message"),
-    [
-        (RepAdapter(), "repadapter goes between a block's norms and matrices"),
-        (DiffFit(), "a ResNet's image tower has no matrix fc2"),
-        (FacT(), "a ResNet's image tower has no matrix fc1, fc2"),
-    ],
-    ids=ids,
-)
-def test_on_a_resnet_what_has_no_place_is_refused(
-    resnet: Encoder, method: PEFTMethod, message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        method.attach(Clip.of(resnet), NAMES, TEMPLATES)
-
-
-@pytest.mark.parametrize(
     ("technique", "settings", "message"),
     [
         (LiveLinearProbe, {"head": "frozen"}, "head must be trained"),
@@ -479,10 +263,3 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         technique(**settings)
-
-
-def test_a_second_update_on_the_same_model_is_refused(encoder: Encoder) -> None:
-    clip = Clip.of(encoder)
-    KronA(factor=4).attach(clip, NAMES, TEMPLATES)
-    with pytest.raises(UserError, match=r"update goes beside a plain nn.Linear; .* is a KronA"):
-        FacT(rank=2).attach(clip, NAMES, TEMPLATES)
