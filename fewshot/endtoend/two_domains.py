@@ -12,31 +12,27 @@ from typing import Unpack
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cache.datasets.source import Source
 from cache.models.encoder import Encoder
-from fewshot.domain_adaptation import judge, relation
-from fewshot.endtoend.about import about_training
+from fewshot.domain_adaptation import Judgment, judge
 from fewshot.endtoend.batches import TrainImages
 from fewshot.endtoend.checkpoint import steps_done
 from fewshot.endtoend.clip import Clip, Learner
-from fewshot.endtoend.crops import augmented, chosen_by_hand
 from fewshot.endtoend.experiment import Trained, measured
 from fewshot.endtoend.finished import finish, finished
 from fewshot.endtoend.methods.live_two_stage import LiveTwoStage
 from fewshot.endtoend.photos import require_images
-from fewshot.endtoend.requirements import require_classes, require_splits
 from fewshot.endtoend.testing import Queries
 from fewshot.endtoend.train import Ended, Watch, train
-from fewshot.endtoend.training_set import TrainingSet
 from fewshot.endtoend.training_setup import settings_of
+from fewshot.endtoend.two_domain_setup import TwoDomainSetup
 from fewshot.open_set import certainty
 from fewshot.protocol import Asked, Protocol
 from fewshot.results.prediction_files import digest_of_images
-from fewshot.run import Run
 from fewshot.settling import asked_of
-from fewshot.support import unlabeled
 from fewshot.tested import result_of
 
 WatchStage = Callable[[int], Watch]  # 1 or 2 -> what is called after each of its steps
@@ -92,108 +88,85 @@ def run_two_domains(
         UserError: No class in common, a split or images are missing, or what the loop objects to.
     """
     given = asked_of(method, protocol, {**asked, "setting": "domain-adaptation"})
-    method = replace(method, **given.fixed)
-    kind = relation(source, target)
-    for one in (source, target):
-        require_classes(one, method.name)
-        require_splits(one)
-    drawn = TrainingSet.of(method, source, given, val_first=False)
-    paths = [item.path for item in target.splits["train"]]
-    clip = Clip.of(encoder)
-    learner = method.attach(clip, source.classnames, source.templates)
-    if save_memory:
-        clip.save_memory()
-    plan = augmented(method.plan(drawn.shots, len(drawn.paths)), crop_scale, flip)
-    chosen = chosen_by_hand(
-        method, live=True, has_val=False, crop_scale=crop_scale, flip=flip, official=False
-    )
-    with_crops = replace(given, fixed={**given.fixed, **chosen})
-    planned = _run_of(method, with_crops, encoder, source, target, drawn.shots)
-    numbers = torch.arange(len(paths))
-    first = about_training(
-        method, plan, encoder, source, source.classnames, drawn.paths, drawn.labels,
-        seed=given.seed, contents=False,
+    setup = TwoDomainSetup.of(
+        method, given, encoder, source, target,
+        crop_scale=crop_scale, flip=flip, save_memory=save_memory,
     )  # fmt: skip
-    about = first + about_training(
-        method, plan, encoder, target, target.classnames, paths, numbers, seed=given.seed
-    )
+    method, drawn, clip, plan = setup.method, setup.drawn, setup.clip, setup.plan
     queries = Queries(target, None, batch_size, workers, advance)
-    before = finished(checkpoint, about, planned, queries)
+    before = finished(checkpoint, setup.about, setup.run, queries)
     start = time.perf_counter()
     of_source = None if checkpoint is None else source_checkpoint(checkpoint)
     if before is None:
-        require_images(target, paths + queries.paths, workers=workers)
+        require_images(target, setup.paths + queries.paths, workers=workers)
         if of_source is None or steps_done(of_source) < plan.iterations:
             require_images(source, drawn.paths, workers=workers)
-    unlabeled(numbers, method.name)
     labeled = TrainImages(source, drawn.paths, encoder, workers, batch_size)
     stage_1 = train(
-        learner, clip, plan, method.optimizer(learner),
-        labeled.live(learner, plan, given.seed), drawn.labels,
-        seed=given.seed, checkpoint=of_source, about=first, watch=watch(1),
+        setup.learner, clip, plan, method.optimizer(setup.learner),
+        labeled.live(setup.learner, plan, given.seed), drawn.labels,
+        seed=given.seed, checkpoint=of_source, about=setup.about_source, watch=watch(1),
     )  # fmt: skip
     moving, stage_2 = adapt_images(
-        method, clip, learner, TrainImages(target, paths, encoder, workers, batch_size),
-        kind in ("open", "universal"), crops=(plan.crop_scale, plan.flip), seed=given.seed,
-        checkpoint=checkpoint, about=about, watch=watch(2),
+        method, clip, setup.learner, TrainImages(target, setup.paths, encoder, workers, batch_size),
+        setup.unknown, crops=(plan.crop_scale, plan.flip), seed=given.seed,
+        checkpoint=checkpoint, about=setup.about, watch=watch(2),
     )  # fmt: skip
-    final = replace(moving, parameters=learner.parameters)
+    final = replace(moving, parameters=setup.learner.parameters)
     complaint = stage_1.trend.complaint()
     if before is not None:
         return Trained(final, clip, before, complaint, again=True)
     trained = time.perf_counter()
-    predicted, certain = queries.classify(
-        moving, clip, sureness=lambda logits: certainty(logits.double())
-    )
-    labels = np.array([item.label for item in target.splits["test"]])
-    judged = judge(
-        predicted, certain, given.threshold,
-        source.classnames, target.classnames, labels, target.dataset,
-    )  # fmt: skip
+    judged = _test(moving, clip, queries, given.threshold, source)
     skipped = Ended(stage_1.skipped + stage_2.skipped, stage_2.trend)
     result = result_of(
-        planned,
+        setup.run,
         judged.predicted,
         judged.labels,
         judged.classnames,
-        digest_of_images(target.dataset, labels, np.arange(len(labels))),
+        digest_of_images(target.dataset, _labels(target), np.arange(len(queries.paths))),
         accuracies=judged.accuracies,
         overall=judged.overall,
         save=save,
-        hyperparameters=settings_of(method, plan, chosen),
-        measures=measured(skipped, clip, plan, trained=True) | learner.size,
+        hyperparameters=settings_of(method, plan, setup.chosen),
+        measures=measured(skipped, clip, plan, trained=True) | setup.learner.size,
         text_recipe="live",
-        n_support=len(drawn.paths) + len(paths),
+        n_support=len(drawn.paths) + len(setup.paths),
         n_validation=0,
         fit_seconds=trained - start,
         predict_seconds=time.perf_counter() - trained,
         image_digest=queries.image_digest,
-    )  # fmt: skip
+    )
     if checkpoint is not None:
-        finish(checkpoint, about, result)
+        finish(checkpoint, setup.about, result)
     return Trained(final, clip, result, complaint)
 
 
-def _run_of(
-    method: LiveTwoStage,
-    protocol: Protocol,
-    encoder: Encoder,
-    source: Source,
-    target: Source,
-    shots: int,
-) -> Run:
-    """The run that the result will be of."""
-    return Run.planned(
-        method,
-        protocol,
-        dataset=target.dataset,
-        model=str(encoder.identity["name"]),
-        fingerprint=str(encoder.identity["weights"]),
-        fitted_on=source.dataset,
-        shots=shots,
-        fewest=shots,
-        n_views=0,
+def _test(
+    learner: Learner, clip: Clip, queries: Queries, threshold: float, learned: Source
+) -> Judgment:
+    """The target's test images, of which those of low certainty are taken for unknown.
+
+    Args:
+        learner: What was trained.
+        clip: The model that it is part of.
+        queries: The target's test images.
+        threshold: The certainty below which an image is unknown.
+        learned: The source.
+    """
+    predicted, certain = queries.classify(
+        learner, clip, sureness=lambda logits: certainty(logits.double())
     )
+    target = queries.source
+    return judge(
+        predicted, certain, threshold,
+        learned.classnames, target.classnames, _labels(target), target.dataset,
+    )  # fmt: skip
+
+
+def _labels(target: Source) -> NDArray[np.int64]:
+    """(M,) labels of the test split."""
+    return np.array([item.label for item in target.splits["test"]])
 
 
 def adapt_images(
