@@ -18,9 +18,11 @@ from cli import main
 from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.experiment import Trained
 from fewshot.endtoend.methods.live_two_stage import LiveTwoStage
+from fewshot.endtoend.two_domain_setup import TwoDomainSetup
 from fewshot.endtoend.two_domains import run_two_domains, source_checkpoint
 from fewshot.open_set import certainty
 from fewshot.parts.pseudo_labels import adaptation_loss, centroid_labels
+from fewshot.protocol import Protocol
 from fewshot.results.prediction_files import read_predictions
 
 FAST = LiveTwoStage(epochs=1, adapt_epochs=1, batch_size=8)
@@ -103,6 +105,22 @@ def test_stage_2_keeps_the_head_and_learns_labels_that_it_guessed(encoder: Encod
     high, low = sure[rows] > 0.6, sure[rows] < 0.4
     expected = adaptation_loss(logits[rows], guessed[rows], high, low, 0.5)
     torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_images_may_be_unknown_where_the_target_has_classes_of_its_own(
+    encoder: Encoder, domains: tuple[Source, Source]
+) -> None:
+    source, target = domains
+    more = replace(target, classnames=(*target.classnames[:-1], "pink"))
+    asked = Protocol(shots=2, seed=3, setting="domain-adaptation")
+    closed, open_ = (
+        TwoDomainSetup.of(
+            FAST, asked, encoder, source, here, crop_scale=None, flip=False, save_memory=False
+        )
+        for here in (target, more)
+    )
+    assert (closed.unknown, open_.unknown) == (False, True)
+    assert closed.run.fixed == {"flip": False}  # so that results with other crops stay apart
 
 
 def test_stage_2_never_looks_at_the_source_and_resumes(
