@@ -108,11 +108,9 @@ def _require_text_tower(adapter: Adapter) -> None:
 
 
 def _require_replaceable(out: Path) -> None:
-    """Refuse a path that holds anything but an export as it was written."""
+    """Refuse a folder that holds anything but an export as it was written."""
     if not out.exists():
         return
-    if not out.is_dir():
-        raise UserError(f"an export is a folder, and {out} is a file; give --out another name")
     there = _digests(out)
     written = _receipt(out)
     if strange := sorted(there.keys() - written.keys() - {RECEIPT}):
