@@ -162,6 +162,10 @@ def test_a_store_without_text_or_val_is_made(tmp_path: Path) -> None:
         ({"text_features": features(3).T}, r"for 3 class names; text_features is \(8, 3\)"),
         ({"text_features": features(3)[0]}, r"text_features is \(8,\)"),
         ({"text_features": features(4)}, r"for 3 class names; text_features is \(4, 8\)"),
+        (
+            {"text_features": features(2), "classnames": None},
+            r"a row for each class, and labels go up to 2; text_features is \(2, 8\); give 3 rows",
+        ),
         ({"text_features": features(3) * [[1], [0], [1]]}, "text features .* 1 of 3 are not"),
         ({"train_labels": labels(12) + 1}, r"train: labels must be in 0..2, .*got 1..3"),
         ({"train_labels": labels(12) - 1}, r"class ids from 0 on.*; train_labels .* from -1 on"),

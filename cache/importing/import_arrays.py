@@ -63,6 +63,8 @@ def recognize(found: Arrays, arrays: Mapping[str, str]) -> Imported:
     else:
         n_classes = _n_classes(splits) if text is None else text.shape[-2]
         classnames = tuple(f"class {label}" for label in range(n_classes))
+        if text is not None:
+            _require_row_each(names["text_features"], text, splits)
     if len(classnames) < 2:
         raise UserError("there is only one class, and nothing to tell apart; give two or more")
     _require_as_wide(splits, len(classnames))
@@ -188,6 +190,19 @@ def _n_classes(splits: Mapping[str, ImportedSplit]) -> int:
     return n_labels
 
 
+def _require_row_each(name: str, text: NDArray[Any], splits: Mapping[str, ImportedSplit]) -> None:
+    """Refuse text of fewer classes than the labels have, where it alone says how many there are."""
+    highest = max(
+        int(one.labels.max()) if one.label_sets is None else one.label_sets.shape[1] - 1
+        for one in splits.values()
+    )
+    if highest >= text.shape[-2]:
+        raise UserError(
+            f"text_features must have a row for each class, and labels go up to {highest}; {name} "
+            f"is {text.shape}; give {highest + 1} rows"
+        )
+
+
 def _features(name: str, features: NDArray[Any]) -> NDArray[Any]:
     if features.ndim != 2 or features.dtype.kind not in "fiu" or 0 in features.shape:
         raise UserError(
@@ -220,9 +235,9 @@ def _require_attributes(name: str, attributes: NDArray[Any], n_classes: int) -> 
     numbers = attributes.dtype.kind in "fiu" and attributes.ndim == 2
     if not numbers or len(attributes) != n_classes or not np.isfinite(attributes).all():
         raise UserError(
-            f"attributes must be (C, A) finite numbers, for {count(n_classes, 'class name')}; "
-            f"{name} is {attributes.dtype} {attributes.shape}; leave them out, or give one row per "
-            "class"
+            "attributes must be (C, A) finite numbers, for "
+            f"{count(n_classes, 'class', 'classes')}; {name} is {attributes.dtype} "
+            f"{attributes.shape}; leave them out, or give one row per class"
         )
 
 
