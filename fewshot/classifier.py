@@ -10,7 +10,17 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional
 
+from cache.errors import UserError
 from fewshot.arrays import as_tensor
+
+
+def require_width(features: Tensor, width: int) -> None:
+    """Raise UserError unless the features to classify are as wide as those learned from."""
+    if features.shape[-1:] != (width,):
+        raise UserError(
+            f"features to classify must be (M, {width}); got {tuple(features.shape)}; give those "
+            "of the model that the classifier learned from"
+        )
 
 
 class Classifier(Protocol):
@@ -70,10 +80,15 @@ class LinearClassifier:
 
     def logits(self, features: Tensor) -> Tensor:
         """(M, C) logits of (M, D) features."""
+        require_width(features, self.weight.shape[1])
         return functional.linear(features, self.weight, self.bias)
 
 
 def classify(classifier: Classifier, features: ArrayLike | Tensor, block: int = 4096) -> Tensor:
-    """(M,) int64 predicted classes of (M, D) features; never holds more than a block's logits."""
+    """(M,) int64 predicted classes of (M, D) features; never holds more than a block's logits.
+
+    Raises:
+        UserError: The features are not as wide as those that the classifier learned from.
+    """
     parts = torch.split(as_tensor(features), block)
     return torch.cat([classifier.logits(part).argmax(dim=1) for part in parts])

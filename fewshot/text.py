@@ -72,10 +72,23 @@ def required(text: Text | None, method: str) -> Tensor:
 
     Raises:
         NoTextError: There are none.
+        UserError: It is an array and not a `Text`.
     """
     if text is None:
         raise NoTextError(
             f"{method} needs text features and there are none; extract or import a store with "
             "text, or use a method that learns from images alone, such as nearest-mean"
         )
+    return features_of(text)
+
+
+def features_of(text: object) -> Tensor:
+    """(C, D) features of a class text that may have been given as an array.
+
+    Raises:
+        UserError: It was.
+    """
+    if not isinstance(text, Text):
+        got = f"{type(text).__name__} {tuple(getattr(text, 'shape', ()))}"
+        raise UserError(f"text must be a Text of (C, D) features; got {got}; give Text(features)")
     return text.features

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cache.errors import UserError
-from fewshot import METHODS, SupportSet, configure
+from fewshot import METHODS, SupportSet, classify, configure
 from fewshot.abilities import SupportsNewClasses
 from fewshot.method import Method, variants
 from fewshot.methods.linear_probe import LinearProbe
 from fewshot.text import Text
+from tests.toy_adapters import fitted_classifier
 from tests.toys import vectors
 
 N_CLASSES = 5
@@ -356,3 +357,21 @@ def test_the_logit_scale_multiplies_what_the_text_says(method: Method) -> None:
         return
     # Weight of the text is the only place for it: doubled, it moves logits by the same again.
     torch.testing.assert_close(at(100.0) - at(50.0), at(50.0) - at(0.0), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_features_of_another_width_are_refused_with_both_shapes(name: str) -> None:
+    classifier, narrow = fitted_classifier(name, 16), torch.ones(5, 15)
+    with pytest.raises(UserError, match=r"must be \(M, 16\); got \(5, 15\); give those"):
+        classifier.logits(narrow)
+    with pytest.raises(UserError, match=r"must be \(M, 16\); got \(5, 15\); give those"):
+        classify(classifier, narrow.numpy())
+
+
+@pytest.mark.parametrize(
+    "name", ["zero-shot", "gda", "ridge", "stack", "two-stage", "proker", "transclip"]
+)
+def test_an_array_in_place_of_a_text_is_refused(name: str) -> None:
+    support = SupportSet(torch.eye(4), torch.arange(4), 4)
+    with pytest.raises(UserError, match=r"must be a Text .*; got ndarray \(4, 4\); give Text\("):
+        METHODS[name]().fit(support, np.eye(4, dtype=np.float32))  # type: ignore[arg-type]

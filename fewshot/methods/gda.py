@@ -33,7 +33,7 @@ from fewshot.parts.gaussian import (
 from fewshot.parts.gda_new_classes import mean_precision, stats_from_neighbors
 from fewshot.published_recipe import PublishedRecipe
 from fewshot.support import SupportSet, labeled
-from fewshot.text import Text
+from fewshot.text import Text, features_of
 
 Priors = Literal["uniform", "empirical"]
 AlphaUnit = Literal["lead", "published"]
@@ -122,7 +122,7 @@ class GDA(Method):
         weight, bias = self._discriminant(support)
         weight, bias = self.alpha * weight, self.alpha * bias
         if text is not None:
-            weight = weight + self.logit_scale * text.features
+            weight = weight + self.logit_scale * features_of(text)
         return LinearClassifier(weight.to(support.features), bias.to(support.features))
 
     def fit_new_classes(
@@ -164,7 +164,7 @@ class GDA(Method):
             gaussian = linear(query, weight.to(query), bias.to(query))
             zero_shot = query.new_zeros(())
             if text is not None:
-                zero_shot = linear(query, fitted.logit_scale * text.features)
+                zero_shot = linear(query, fitted.logit_scale * features_of(text))
             return lambda v: torch.add(zero_shot, gaussian, alpha=v.alpha)
 
         return sweep_prepared(self, grid, ("alpha",), prepare)

@@ -23,7 +23,7 @@ from fewshot.parts.kernels import KernelClassifier, kernel_of
 from fewshot.parts.memory import require_memory
 from fewshot.published_recipe import PublishedRecipe, of_dataset
 from fewshot.support import SupportSet
-from fewshot.text import Text
+from fewshot.text import Text, features_of
 
 Correction = Literal["published", "exact"]
 MAX_SAMPLES = 4096  # views are samples up to so many, and beyond are averaged: the cost is cubic
@@ -110,7 +110,7 @@ class ProKeR(Method):
         kernel = kernel_of(samples @ samples.T, self.beta)
         residuals = self._residuals(samples, labels, support.n_classes, text)
         coefficients = self._coefficients(kernel, residuals, n_views)
-        anchor = None if text is None else self.logit_scale * text.features.to(samples)
+        anchor = None if text is None else self.logit_scale * features_of(text).to(samples)
         return KernelClassifier(samples, coefficients, self.beta, anchor)
 
     def sweep(
@@ -124,7 +124,7 @@ class ProKeR(Method):
         _require_memory(samples, 4 * len(samples) + 2 * len(query))
         x = query.to(samples)
         among, across = samples @ samples.T, x @ samples.T
-        zero_shot = x.new_zeros(()) if text is None else linear(x, text.features.to(x))
+        zero_shot = x.new_zeros(()) if text is None else linear(x, features_of(text).to(x))
 
         def prepare(fitted: Self) -> Callable[[Self], Tensor]:
             kernel, reach = (kernel_of(cosines.clone(), fitted.beta) for cosines in (among, across))
@@ -144,7 +144,7 @@ class ProKeR(Method):
         """(N, C) margin Y - f0(S), less the mean over the classes."""
         residuals = self.margin * one_hot(labels, n_classes).to(samples)
         if text is not None:
-            residuals -= linear(samples, self.logit_scale * text.features.to(samples))
+            residuals -= linear(samples, self.logit_scale * features_of(text).to(samples))
         return residuals - residuals.mean(dim=1, keepdim=True)
 
     def _coefficients(self, kernel: Tensor, residuals: Tensor, n_views: int) -> Tensor:

@@ -21,7 +21,7 @@ from fewshot.classifier import LinearClassifier
 from fewshot.method import Grid, Method, sweep_prepared
 from fewshot.multi_label_support import MultiLabelSupport
 from fewshot.support import SupportSet
-from fewshot.text import Text
+from fewshot.text import Text, features_of
 
 BLOCK = 2**16  # samples at a time, 256 MiB of them in double precision at 512 dimensions
 
@@ -113,7 +113,8 @@ class Ridge(Method):
         if text is None:
             dim = support.features.shape[1]
             return torch.zeros(support.n_classes, dim, dtype=torch.float64)
-        return self.logit_scale * (text.features - text.features.mean(dim=0)).double()
+        features = features_of(text)
+        return self.logit_scale * (features - features.mean(dim=0)).double()
 
     def _factor(
         self, support: SupportSet | MultiLabelSupport, anchor: Tensor

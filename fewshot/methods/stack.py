@@ -29,7 +29,7 @@ from fewshot.parts.pooling import pool_weights
 from fewshot.parts.whitened_probe import whitened_probe
 from fewshot.parts.whitening import Whitening
 from fewshot.support import SupportSet
-from fewshot.text import Text
+from fewshot.text import Text, features_of
 
 Weight = Literal["prior"] | float
 
@@ -202,7 +202,7 @@ class Stack(Method):
 
     def _texts(self, text: Text | None) -> Tensor | None:
         """(C, D) class texts at unit norm times the logit scale."""
-        return None if text is None else self.logit_scale * normalize(text.features, dim=1)
+        return None if text is None else self.logit_scale * normalize(features_of(text), dim=1)
 
 
 def _whitened_kernel(support: SupportSet) -> WhitenedKernel:

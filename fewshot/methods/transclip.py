@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from fewshot.checks import non_negative, one_of, whole
+from fewshot.classifier import require_width
 from fewshot.method import Grid, LearnsFrom, Method, sweep_prepared
 from fewshot.parts.memory import require_memory
 from fewshot.parts.neighbors import NeighborGraph, build_graph
@@ -60,6 +61,9 @@ class JointClassifier:
 
     def logits(self, features: Tensor) -> Tensor:
         """(M, C) log z of (M, D) queries, which must be all there are."""
+        for known in (self.support, self.text):
+            if known is not None:
+                require_width(features, known.features.shape[1])
         return self.on_graph(features, build_graph(features, self.support, self.method.neighbors))
 
     def on_graph(self, features: Tensor, graph: NeighborGraph) -> Tensor:
@@ -188,7 +192,7 @@ class TransCLIP(Method):
         Raises:
             UserError: There is no text, and no support set either.
         """
-        if support is None:
+        if support is None or text is not None:
             required(text, self.name)
         return JointClassifier(self, support, text)
 

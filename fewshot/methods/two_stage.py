@@ -27,7 +27,7 @@ from fewshot.parts.pseudo_labels import (
 )
 from fewshot.parts.residual_layer import BottleneckClassifier, ResidualLayer, averaged
 from fewshot.support import SupportSet
-from fewshot.text import Text
+from fewshot.text import Text, features_of
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class TwoStage(Method):
         """Learn the head on labels: stage 1, and all there is without a target."""
         features, labels = support.samples()
         means = torch.zeros(support.n_classes, features.shape[1]).index_add_(0, labels, features)
-        start = normalize(means) if text is None else normalize(text.features)
+        start = normalize(means) if text is None else normalize(features_of(text))
         layer = ResidualLayer(start, self.logit_scale, trains_head=True)
         generator = torch.Generator().manual_seed(self.seed)
         balance = (len(support.labels) / (support.n_classes * support.counts))[labels]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from fewshot.classifier import require_width
 from fewshot.parts.optimizers import SGD
 from fewshot.parts.softmax_heads import TINY
 
@@ -167,6 +168,7 @@ class AdapterClassifier:
 
     def logits(self, features: Tensor) -> Tensor:
         """(M, C) logits of (M, D) features."""
+        require_width(features, self.weight.shape[1])
         if self.visual is not None:
             features = self.visual(features).features[0]
         return linear(features, self.weight)

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import linear
 
-from fewshot.classifier import BlockedClassifier, LinearClassifier
+from fewshot.classifier import BlockedClassifier, LinearClassifier, require_width
 from fewshot.parts.whitening import Whitening
 
 BLOCK = 2**24  # kernel values of queries at a time, 64 MiB of them, or 128 in double precision
@@ -47,6 +47,7 @@ class KernelClassifier(BlockedClassifier):
 
     def block_logits(self, features: Tensor) -> Tensor:
         """(M, C) logits of (M, D) features."""
+        require_width(features, self.samples.shape[1])
         x = features.to(self.samples)
         logits = kernel_of(x @ self.samples.T, self.beta) @ self.coefficients
         if self.anchor is not None:
@@ -79,6 +80,7 @@ class WhitenedKernel(BlockedClassifier):
 
     def block_logits(self, features: Tensor) -> Tensor:
         """(M, C) logits of (M, D) features."""
+        require_width(features, self.whitening.matrix.shape[1])
         logits = self.kernel.block_logits(self.whitening(features))
         if isinstance(self.other, KernelClassifier):
             return logits + self.other.block_logits(features)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
-from fewshot.classifier import BlockedClassifier
+from fewshot.classifier import BlockedClassifier, require_width
 from fewshot.multi_label_support import MultiLabelSupport
 from fewshot.parts.channels import on_channels
 from fewshot.support import SupportSet
@@ -111,6 +111,7 @@ class KeyValueCache:
 class VotingClassifier(BlockedClassifier):
     """Logits that add a cache's votes to others, for some queries at a time."""
 
+    text: Tensor
     cache: KeyValueCache
     beta: float
 
@@ -130,6 +131,7 @@ class VotingClassifier(BlockedClassifier):
     @torch.no_grad()
     def logits(self, features: Tensor) -> Tensor:
         """(M, C) logits of (M, D) features, from blocks of keys too."""
+        require_width(features, self.text.shape[1])
         return self.with_votes(features, self.cache.all_votes(features, (self.beta,))[0, 0])
 
 

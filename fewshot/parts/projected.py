@@ -7,6 +7,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
+from fewshot.classifier import require_width
+
 
 @dataclass(frozen=True, eq=False)
 class PooledClassifier:
@@ -59,4 +61,5 @@ class ProjectedClassifier:
 
     def logits(self, features: Tensor) -> Tensor:
         """(M, C) logits of (M, D) features."""
+        require_width(features, self.weight.shape[1])
         return linear(normalize(self.features(features), dim=1), self.weight)

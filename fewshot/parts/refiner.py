@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, log_softmax
 
+from fewshot.classifier import require_width
 from fewshot.parts.feature_adapters import through_relu
 
 Start = Literal["zero", "random"]
@@ -129,6 +130,7 @@ class RefinedClassifier:
 
     def logits(self, features: Tensor) -> Tensor:
         """(M, C) logits of (M, D) features."""
+        require_width(features, self.weight.shape[1])
         return self.refiner(linear(features, self.weight))
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
+from fewshot.classifier import require_width
 from fewshot.parts.optimizers import SGD
 
 
@@ -35,6 +36,7 @@ class BottleneckClassifier:
 
     def logits(self, features: Tensor) -> Tensor:
         """(M, C) logits of (M, D) features."""
+        require_width(features, self.weight.shape[1])
         return linear(self.moved(features), self.weight)
 
 

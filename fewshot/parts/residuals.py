@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
+from fewshot.classifier import require_width
 from fewshot.parts.optimizers import Adam
 from fewshot.parts.softmax_heads import TINY, across, cosine_gradient
 from fewshot.support import SupportSet
@@ -33,6 +34,7 @@ class ShiftedClassifier:
 
     def logits(self, features: Tensor) -> Tensor:
         """(M, C) logits of (M, D) features."""
+        require_width(features, self.weight.shape[1])
         return linear(normalize(features + self.shift), self.weight)
 
 
