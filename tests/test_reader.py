@@ -111,7 +111,7 @@ def test_lines_are_those_of_predictions_by_an_adapter(form: str, top: int, sever
     names = ("cat", "\u72ac\u3068cafe\u0301", "cow\x1b[2J")
     answers, predictions = [], []
     for i in range(answer_lines.BLOCK + 3):
-        p = (1 - i / 99 - 0.1 / 3, i / 99, 0.1 / 3)
+        p = (0.9 - i / 40, i / 40, 0.1 / 3)
         order = sorted(range(3), key=lambda k: -p[k])
         ranked = [(names[k], p[k]) for k in order]
         labels = [one for one in ranked if one[1] > 0.1 * i] if several else None

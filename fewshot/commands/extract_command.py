@@ -107,6 +107,7 @@ def extract(
         require_writable,
         store_path,
     )
+    from cache.models.architectures import require_architecture
 
     part = parse_shard(shard)
     root = store or default_root()
@@ -139,6 +140,7 @@ def extract(
     paths = {name: store_path(root, source.dataset, name) for name in models}
     if dry_run:
         for name, wanted in recipes.items():
+            require_architecture(name)
             say(f"would encode {contents(wanted, source)} with {name} into {paths[name]}")
         return
     from cache.models.loading import load
