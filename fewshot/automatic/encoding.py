@@ -64,7 +64,7 @@ def encode_labeled(report: Preflight, how: Encoding) -> FeatureStore:
             "fix the images, or remove the class"
         )
     train = store.split("train")
-    if alike(torch.from_numpy(train.features())):
+    if alike(torch.from_numpy(train.features(unit=True))):
         raise UserError(
             f"all {count(len(train), 'photo')} look the same to {store.model}, so nothing "
             "tells the classes apart; look for one photo under all labels"

@@ -1,8 +1,6 @@
 """An outcome as files: the adapter, the page, the figures, the commands, the predictions."""
 
-import errno
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,8 +36,6 @@ def claimed(out: Path, photos: Path) -> Iterator[None]:
     lock = FileLock(home.with_name(f".{home.name}.lock"), blocking=False)
     try:
         home.parent.mkdir(parents=True, exist_ok=True)
-        if home.exists() and not os.access(home, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, "Permission denied")
         lock.acquire()
     except Timeout:
         raise UserError(
