@@ -16,9 +16,9 @@ from cli import main
 from fewshot.bench import attempt
 from fewshot.bench.config import configured
 from fewshot.bench.status import Display, Pace
-from fewshot.endtoend.clip import TrainingPlan
 from fewshot.endtoend.methods.coop import CoOp
 from fewshot.endtoend.train import train
+from fewshot.endtoend.training_plan import TrainingPlan
 from fewshot.results.log import read
 
 BENCH = ["bench", "--datasets", "digits", "--models", "tiny", "--shots", "1", "--seeds", "1,2"]

@@ -13,10 +13,11 @@ from cli import main
 from fewshot.adapters.adapter import Adapter, load_adapter
 from fewshot.adapters.opened_adapter import open_adapter
 from fewshot.endtoend import processor
-from fewshot.endtoend.clip import Clip, Learner, TrainingPlan
+from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.methods import METHODS
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.methods.coop import CoOp
+from fewshot.endtoend.training_plan import TrainingPlan
 from fewshot.results.log import read
 
 DIGITS = ["--dataset", "drawn", "--model", "tiny", "--shots", "1"]

@@ -12,11 +12,12 @@ from torch.nn.functional import normalize
 from cache.datasets.source import Item, Source
 from cache.errors import UserError
 from cache.models.encoder import Encoder
-from fewshot.endtoend.clip import Clip, EndToEnd, TrainingPlan
+from fewshot.endtoend.clip import Clip, EndToEnd
 from fewshot.endtoend.experiment import run
 from fewshot.endtoend.methods.cocoop import CoCoOp
 from fewshot.endtoend.methods.coop import CoOp
 from fewshot.endtoend.methods.ett import ETT
+from fewshot.endtoend.training_plan import TrainingPlan
 from fewshot.endtoend.training_set import TrainingSet
 from fewshot.protocol import Protocol
 from fewshot.sampling import draw

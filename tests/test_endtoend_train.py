@@ -16,10 +16,11 @@ from cache.errors import UserError
 from cache.models.encoder import Encoder
 from cache.models.loading import load
 from fewshot.endtoend.checkpoint import steps_done
-from fewshot.endtoend.clip import Clip, Learner, TrainingPlan
+from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.interruption import interrupted_later
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.train import train
+from fewshot.endtoend.training_plan import TrainingPlan
 from fewshot.training import cosine_by_step
 from tests.forked import needs_fork, start, stop_once
 

@@ -29,13 +29,14 @@ from cache.prompts import prompt_sets
 from cache.store import FeatureStore
 from fewshot import METHODS
 from fewshot.endtoend.checkpoint import State
-from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner
 from fewshot.endtoend.loss_scale import LossScale
 from fewshot.endtoend.loss_trend import LossTrend
 from fewshot.endtoend.methods.adaptformer import AdaptFormer
 from fewshot.endtoend.methods.clip_lora import CLIPLoRA
 from fewshot.endtoend.methods.coop import CoOp
 from fewshot.endtoend.train import train
+from fewshot.endtoend.training_plan import TrainingPlan
 from fewshot.training import cosine_by_step
 from tests.toys import task
 

@@ -11,7 +11,8 @@ from cache.datasets.source import Source
 from cache.extraction.digests import digest_of
 from cache.models.encoder import Encoder
 from cache.store import FeatureStore
-from fewshot.endtoend.clip import EndToEnd, TrainingPlan
+from fewshot.endtoend.clip import EndToEnd
+from fewshot.endtoend.training_plan import TrainingPlan
 
 
 def about_training(

@@ -9,8 +9,9 @@ from torch import Tensor
 from cache.datasets.source import Source
 from cache.models.encoder import Encoder
 from cache.store import FeatureStore
-from fewshot.endtoend.clip import Learner, TrainingPlan
+from fewshot.endtoend.clip import Learner
 from fewshot.endtoend.photos import PhotoBatches, center_crops
+from fewshot.endtoend.training_plan import TrainingPlan
 from fewshot.endtoend.training_steps import Batches
 from fewshot.sampling import Rows
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from cache.errors import UserError
-from fewshot.endtoend.clip import EndToEnd, TrainingPlan
+from fewshot.endtoend.clip import EndToEnd
+from fewshot.endtoend.training_plan import TrainingPlan
 
 
 def crops_asked(crop_scale: tuple[float, float] | None, flip: bool | None) -> list[str]:

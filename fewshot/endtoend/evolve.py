@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from fewshot.endtoend.checkpoint import damaged, read_checkpoint, write_checkpoint
-from fewshot.endtoend.clip import Learner, TrainingPlan
+from fewshot.endtoend.clip import Learner
 from fewshot.endtoend.interruption import interrupted_later
 from fewshot.endtoend.parts.black_box import Search
 from fewshot.endtoend.train import Watch
+from fewshot.endtoend.training_plan import TrainingPlan
 from fewshot.endtoend.training_steps import Batches
 
 BLOCK = 64  # images whose crops are encoded at a time

@@ -17,12 +17,13 @@ from cache.models.encoder import Encoder
 from cache.store import FeatureStore
 from fewshot.endtoend.batches import TrainImages, stored_batches
 from fewshot.endtoend.class_halves import ClassHalves, beside
-from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner
 from fewshot.endtoend.evolve import evolve
 from fewshot.endtoend.finished import finish, finished
 from fewshot.endtoend.photos import require_images
 from fewshot.endtoend.testing import Queries
 from fewshot.endtoend.train import Ended, Watch, train
+from fewshot.endtoend.training_plan import TrainingPlan
 from fewshot.endtoend.training_setup import TrainingSetup
 from fewshot.metrics import accuracy, harmonic_mean
 from fewshot.open_set import known_among, knownness, separated

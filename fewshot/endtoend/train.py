@@ -17,10 +17,11 @@ from torch.optim import Optimizer
 
 from cache.errors import UserError
 from fewshot.endtoend.checkpoint import State
-from fewshot.endtoend.clip import Clip, Learner, TrainingPlan
+from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.interruption import interrupted_later
 from fewshot.endtoend.loss_scale import LossScale
 from fewshot.endtoend.loss_trend import LossTrend
+from fewshot.endtoend.training_plan import TrainingPlan
 from fewshot.endtoend.training_steps import Batches, TrainingSteps
 from fewshot.parts.memory import memory_refused
 from fewshot.training import step_seed

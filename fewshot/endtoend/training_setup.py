@@ -9,7 +9,7 @@ from cache.models.encoder import Encoder
 from cache.store import FeatureStore
 from fewshot.endtoend.about import about_training
 from fewshot.endtoend.class_halves import ClassHalves
-from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner
 from fewshot.endtoend.crops import augmented, chosen_by_hand, crops_asked, learns_live
 from fewshot.endtoend.requirements import (
     WITHOUT_STORE,
@@ -21,6 +21,7 @@ from fewshot.endtoend.requirements import (
     require_same_weights,
     require_splits,
 )
+from fewshot.endtoend.training_plan import TrainingPlan
 from fewshot.endtoend.training_set import TrainingSet
 from fewshot.protocol import Protocol
 from fewshot.run import Run

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cache.errors import UserError
-from fewshot.endtoend.clip import Clip, Learner, TrainingPlan
+from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.loss_scale import LossScale
 from fewshot.endtoend.privacy import private_gradients
+from fewshot.endtoend.training_plan import TrainingPlan
 from fewshot.training import step_seed
 
 Batches = Callable[[Tensor, int], Tensor]  # rows (B,), epoch -> pixels (B, 3, H, W) or (B, D)

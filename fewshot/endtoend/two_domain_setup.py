@@ -10,10 +10,11 @@ from cache.datasets.source import Source
 from cache.models.encoder import Encoder
 from fewshot.domain_adaptation import relation
 from fewshot.endtoend.about import about_training
-from fewshot.endtoend.clip import Clip, Learner, TrainingPlan
+from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.crops import augmented, chosen_by_hand
 from fewshot.endtoend.methods.live_two_stage import LiveTwoStage
 from fewshot.endtoend.requirements import require_classes, require_splits
+from fewshot.endtoend.training_plan import TrainingPlan
 from fewshot.endtoend.training_set import TrainingSet
 from fewshot.protocol import Protocol
 from fewshot.run import Run

@@ -16,9 +16,10 @@ from torch.nn.functional import linear, normalize
 from torch.optim import Optimizer
 
 from fewshot.checks import non_negative, positive, whole
-from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan, scaled_cosines
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner, scaled_cosines
 from fewshot.endtoend.parts.dassl import epochs_plan, momentum_sgd, require_context
 from fewshot.endtoend.parts.learned_prompts import LearnedPrompts
+from fewshot.endtoend.training_plan import TrainingPlan
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from typing import ClassVar, get_args
 from torch.optim import Optimizer
 
 from fewshot.checks import non_negative, one_of, positive, whole
-from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner
 from fewshot.endtoend.parts.dassl import epochs_plan, momentum_sgd, require_context
 from fewshot.endtoend.parts.learned_prompts import ClassPosition, LearnedPrompts
+from fewshot.endtoend.training_plan import TrainingPlan
 from fewshot.training import published_epochs
 
 

@@ -18,10 +18,11 @@ from torch.optim import Adam, Optimizer
 
 from cache.errors import UserError
 from fewshot.checks import fraction, non_negative, positive, whole
-from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan, scaled_cosines
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner, scaled_cosines
 from fewshot.endtoend.methods.coop import CoOp
 from fewshot.endtoend.parts.black_box import Search, SearchSettings, named
 from fewshot.endtoend.parts.learned_prompts import LearnedPrompts
+from fewshot.endtoend.training_plan import TrainingPlan
 from fewshot.parts.refiner import Refiner
 from fewshot.training import published_epochs
 

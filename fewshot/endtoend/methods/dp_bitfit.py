@@ -10,11 +10,12 @@ from typing import ClassVar
 
 from cache.errors import UserError
 from fewshot.checks import fraction, positive
-from fewshot.endtoend.clip import Clip, TrainingPlan
+from fewshot.endtoend.clip import Clip
 from fewshot.endtoend.methods.fine_tuning import BitFit
 from fewshot.endtoend.parts.peft import Inserted
 from fewshot.endtoend.parts.vit import image_only
 from fewshot.endtoend.privacy import Privacy
+from fewshot.endtoend.training_plan import TrainingPlan
 
 
 @dataclass(frozen=True)

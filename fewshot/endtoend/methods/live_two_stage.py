@@ -20,9 +20,10 @@ from torch.optim import SGD, Optimizer
 
 from cache.errors import UserError
 from fewshot.checks import fraction, non_negative, one_of, positive, whole
-from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan, scaled_cosines
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner, scaled_cosines
 from fewshot.endtoend.parts.peft import class_text
 from fewshot.endtoend.parts.select import select
+from fewshot.endtoend.training_plan import TrainingPlan
 from fewshot.open_set import certainty
 from fewshot.parts.pseudo_labels import (
     PseudoLabels,

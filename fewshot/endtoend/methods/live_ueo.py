@@ -18,10 +18,11 @@ from torch.optim import SGD, Optimizer
 
 from cache.errors import UserError
 from fewshot.checks import non_negative, one_of, positive, whole
-from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner
 from fewshot.endtoend.methods.coop import CoOp
 from fewshot.endtoend.parts.blocks import Towers
 from fewshot.endtoend.parts.select import select
+from fewshot.endtoend.training_plan import TrainingPlan
 from fewshot.method import LearnsFrom
 from fewshot.parts.universal_entropy import Weighting, image_weights, objective
 from fewshot.support import unlabeled

@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fewshot.checks import non_negative, positive, whole
-from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner
 from fewshot.endtoend.parts.dassl import epochs_plan, momentum_sgd
 from fewshot.endtoend.parts.learned_prompts import LearnedPrompts
 from fewshot.endtoend.parts.regions import regions_of
 from fewshot.endtoend.parts.transport import drawn, similarity
+from fewshot.endtoend.training_plan import TrainingPlan
 
 
 @dataclass(frozen=True)

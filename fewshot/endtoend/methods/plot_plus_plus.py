@@ -19,12 +19,13 @@ from torch.optim import Optimizer
 
 from cache.errors import UserError
 from fewshot.checks import non_negative, positive, whole
-from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan, scaled_cosines
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner, scaled_cosines
 from fewshot.endtoend.parts.dassl import epochs_plan, momentum_sgd
 from fewshot.endtoend.parts.deep_prompts import DEVIATION, image_width, prompt_images
 from fewshot.endtoend.parts.image_tokens import ImageTokens
 from fewshot.endtoend.parts.learned_prompts import LearnedPrompts
 from fewshot.endtoend.parts.transport import SeveralPrompts, similarity
+from fewshot.endtoend.training_plan import TrainingPlan
 
 WORDS = "a photo of a|this is a photo|this is picture of|one picture of a"
 

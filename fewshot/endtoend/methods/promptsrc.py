@@ -21,10 +21,11 @@ from torch.nn.functional import cross_entropy, kl_div, l1_loss, normalize
 
 from cache.errors import UserError, count
 from fewshot.checks import non_negative, positive
-from fewshot.endtoend.clip import Clip, Learner, TrainingPlan, scaled_cosines
+from fewshot.endtoend.clip import Clip, Learner, scaled_cosines
 from fewshot.endtoend.parts.deep_prompts import DeepPrompts, image_width, prompt_images
 from fewshot.endtoend.parts.diverse_templates import DIVERSE_TEMPLATES
 from fewshot.endtoend.parts.peft import class_text
+from fewshot.endtoend.training_plan import TrainingPlan
 
 
 @dataclass(frozen=True)

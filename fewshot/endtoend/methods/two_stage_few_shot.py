@@ -16,10 +16,11 @@ from torch.nn.functional import normalize
 
 from cache.errors import UserError
 from fewshot.checks import fraction
-from fewshot.endtoend.clip import Clip, Learner, TrainingPlan
+from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.parts.blocks import Towers
 from fewshot.endtoend.parts.peft import Inserted, PEFTMethod
 from fewshot.endtoend.parts.select import select
+from fewshot.endtoend.training_plan import TrainingPlan
 from fewshot.training import cosine_by_step
 
 

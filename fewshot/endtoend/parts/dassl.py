@@ -3,7 +3,8 @@
 from torch.optim import SGD
 
 from cache.errors import UserError
-from fewshot.endtoend.clip import Learner, TrainingPlan
+from fewshot.endtoend.clip import Learner
+from fewshot.endtoend.training_plan import TrainingPlan
 from fewshot.training import cosine_by_epoch
 
 

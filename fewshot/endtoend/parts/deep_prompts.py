@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fewshot.checks import non_negative, positive, whole
-from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner
 from fewshot.endtoend.parts.dassl import epochs_plan, momentum_sgd, require_context
 from fewshot.endtoend.parts.image_tokens import ImageTokens, run
 from fewshot.endtoend.parts.learned_prompts import LearnedPrompts
 from fewshot.endtoend.text_tower import require_open_clips
+from fewshot.endtoend.training_plan import TrainingPlan
 
 TECHNIQUE = "prompts in the image tower"  # for errors
 DEVIATION = 0.02  # of the normal distribution that prompts are drawn from

@@ -19,8 +19,9 @@ from cache.errors import UserError
 from cache.prompts import filled
 from fewshot.checks import non_negative, one_of, positive, whole
 from fewshot.endtoend import text_tower
-from fewshot.endtoend.clip import Clip, EndToEnd, Learner, TrainingPlan
+from fewshot.endtoend.clip import Clip, EndToEnd, Learner
 from fewshot.endtoend.parts.blocks import Towers
+from fewshot.endtoend.training_plan import TrainingPlan
 from fewshot.training import cosine_by_step
 
 Head = Literal["frozen", "trained"]

@@ -15,11 +15,12 @@ from torch.nn.functional import cross_entropy
 from cache.datasets.source import Item, Source
 from cache.models.encoder import Encoder
 from fewshot.endtoend.about import about_training
-from fewshot.endtoend.clip import Clip, Learner, TrainingPlan
+from fewshot.endtoend.clip import Clip, Learner
 from fewshot.endtoend.methods.composition import Composition
 from fewshot.endtoend.parts.elastic import Place, elastic, narrow
 from fewshot.endtoend.photos import PhotoBatches, center_crops
 from fewshot.endtoend.train import Watch, train
+from fewshot.endtoend.training_plan import TrainingPlan
 
 AT_ONCE = 64  # images per forward pass where nothing learns
 
